@@ -1,0 +1,32 @@
+"""Inference engines: what each is (one file an engine), and `launch` to run one."""
+
+from utils.engines.errors import (
+    EngineError,
+    EngineStartError,
+    ModelMissing,
+    NotRunHere,
+    PortTaken,
+    UnknownEngine,
+    UnsupportedOption,
+)
+from utils.engines.launch import RunningEngine, launch, stop_all
+from utils.engines.registry import ENGINES, get_spec
+from utils.engines.spec import EngineSpec, MetricNames, ServeOptions
+
+__all__ = [
+    "ENGINES",
+    "EngineError",
+    "EngineSpec",
+    "EngineStartError",
+    "MetricNames",
+    "ModelMissing",
+    "NotRunHere",
+    "PortTaken",
+    "RunningEngine",
+    "ServeOptions",
+    "UnknownEngine",
+    "UnsupportedOption",
+    "get_spec",
+    "launch",
+    "stop_all",
+]

@@ -1,0 +1,113 @@
+"""Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
+
+`python -m utils.engines.guard process PARENT -- COMMAND...` runs the command in a process group of its own
+and passes on its exit code. `... container PARENT ID` watches a container. Both end what they watch when
+the process PARENT is no longer their parent (it died, even by SIGKILL) or when they get SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import psutil
+
+POLL_S = 0.25
+GRACE_S = 10.0
+
+_stop_asked = False
+
+
+def _ask_stop(number: int, frame: FrameType | None) -> None:
+    global _stop_asked
+    _stop_asked = True
+
+
+def _orphaned(parent: int) -> bool:
+    return os.getppid() != parent
+
+
+def end_group(leader: int, grace_s: float = GRACE_S) -> None:
+    """Ends a process, its group and its descendants: SIGTERM, then SIGKILL after `grace_s` seconds."""
+    family: list[psutil.Process] = []
+    try:
+        head = psutil.Process(leader)
+        family = [head, *head.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        pass
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, number)
+        for process in family:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        _, family = psutil.wait_procs(family, timeout=grace_s)
+        if not family and not _group_alive(leader):
+            return
+
+
+def _group_alive(leader: int) -> bool:
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return any(_in_group(p, leader) for p in psutil.process_iter())
+
+
+def _in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def guard_process(parent: int, command: Sequence[str]) -> int:
+    """Runs `command` until it ends or the parent does; returns its exit code (128 + signal number)."""
+    engine = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    while engine.poll() is None and not _stop_asked and not _orphaned(parent):
+        time.sleep(POLL_S)
+    ended_by_itself = engine.poll()
+    end_group(engine.pid)
+    code = engine.wait()
+    if ended_by_itself is None:
+        return 0
+    return code if code >= 0 else 128 - code
+
+
+def guard_container(parent: int, container_id: str) -> int:
+    """Waits until the parent is gone, then removes the container."""
+    import docker
+
+    while not _stop_asked:
+        if _orphaned(parent):
+            client = docker.from_env()
+            with contextlib.suppress(docker.errors.NotFound):
+                client.containers.get(container_id).remove(force=True)
+            return 0
+        time.sleep(POLL_S)
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Command line; see the module's docstring."""
+    signal.signal(signal.SIGTERM, _ask_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kind, parent, *rest = arguments
+    if kind == "container":
+        return guard_container(int(parent), rest[0])
+    assert kind == "process" and rest[0] == "--", f"unknown arguments {arguments}"
+    return guard_process(int(parent), rest[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

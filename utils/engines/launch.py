@@ -1,0 +1,360 @@
+"""`launch("vllm", profile)`: one call for every engine, in whichever runtime the profile names.
+
+with launch("vllm", profile) as engine:
+    print(engine.base_url)
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from utils.engines.container import (
+    MODEL_FOLDER,
+    ContainerHandle,
+    connect,
+    ensure_image,
+    run_arguments,
+)
+from utils.engines.diagnose import hint_for
+from utils.engines.errors import EngineStartError, ModelMissing, NotRunHere, UnsupportedOption
+from utils.engines.process import ProcessHandle
+from utils.engines.registry import get_spec
+from utils.engines.runtime import Handle, check_port, free_port, new_log, tail
+from utils.engines.spec import EngineSpec, ServeOptions
+from utils.profiles import Profile, load_profile
+
+POLL_S = 0.25
+_CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager")
+_PROFILE_FIELDS = (
+    "context_length",
+    "max_sequences",
+    "kv_cache_gib",
+    "gpu_memory_utilization",
+    "dtype",
+)
+_alive: weakref.WeakSet[RunningEngine] = weakref.WeakSet()
+
+
+class RunningEngine:
+    """An engine that answers requests.
+
+    Attributes:
+        name: Engine name, `vllm`.
+        spec: Its specification.
+        base_url: `http://127.0.0.1:PORT`; the OpenAI-compatible API is under `/v1`.
+        model: Model name to send with requests.
+        model_path: Folder, file or hub id that was loaded.
+        version: What the engine says its version is.
+        command: The command that runs it.
+        options: The options it was started with.
+        quantisation: Weight format, `BF16` or for instance `Q8_0`.
+        log_path: Its log.
+        start_seconds: Time from start to healthy, seconds.
+    """
+
+    def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.options = options
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.model = options.served_name
+        self.model_path = options.model
+        self.version = ""
+        self.command = list(handle.command)
+        self.quantisation = quantisation_of(options.model, options.dtype)
+        self.log_path = handle.log_path
+        self.start_seconds = 0.0
+        self._handle = handle
+        self._stopped = False
+        _alive.add(self)
+
+    @property
+    def identity(self) -> str:
+        """Process id or container id."""
+        return self._handle.identity
+
+    def running(self) -> bool:
+        """Whether it is still there; False once it was stopped, or died."""
+        return not self._stopped and self._handle.exit_code() is None
+
+    def exit_code(self) -> int | None:
+        """Exit code of an engine that ended; None while it runs."""
+        return self._handle.exit_code()
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines of its log."""
+        return tail(self.log_path, lines)
+
+    def stop(self) -> None:
+        """Stops it and everything it started. Twice does no harm."""
+        if not self._stopped:
+            self._handle.stop()
+            self._stopped = True
+
+    def __enter__(self) -> RunningEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self.running() else "stopped"
+        return f"<{self.spec.title} {self.version} at {self.base_url}, {state}>"
+
+
+def quantisation_of(model: str, dtype: str) -> str:
+    """Weight format as the model's name gives it (`tiny-Q8_0.gguf`, `owner/name:Q8_0`), else the dtype."""
+    name = Path(model).name
+    if model.endswith(".gguf"):
+        return name.removesuffix(".gguf").rpartition("-")[2].upper()
+    if ":" in name:
+        return name.rpartition(":")[2].upper()
+    return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}.get(dtype, dtype)
+
+
+def stop_all() -> None:
+    """Stops every engine that this process started; also runs when the process ends."""
+    for engine in list(_alive):
+        with contextlib.suppress(Exception):
+            engine.stop()
+
+
+atexit.register(stop_all)
+
+
+def launch(
+    name: str,
+    profile: Profile | None = None,
+    *,
+    model: str | None = None,
+    port: int | None = None,
+    extra_arguments: tuple[str, ...] = (),
+    quiet: bool = False,
+    **choices: Any,
+) -> RunningEngine:
+    """Starts an engine and waits until it is healthy.
+
+    Args:
+        name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`.
+        profile: Where and how; None for this machine's.
+        model: Folder, file or hub id; None for the profile's model of this engine.
+        port: Port of 127.0.0.1; None takes a free one.
+        extra_arguments: Appended to the engine's command.
+        quiet: Without the progress line.
+        **choices: `kv_cache_dtype`, `kv_blocks`, `prefix_caching`, `eager`; and, over the profile's,
+            `context_length`, `max_sequences`, `kv_cache_gib`, `gpu_memory_utilization`, `dtype`.
+
+    Returns:
+        The running engine, itself a context manager that stops it.
+
+    Raises:
+        UnknownEngine: No engine of that name.
+        NotRunHere: This machine cannot run it; says why.
+        UnsupportedOption: The engine has no such option.
+        ModelMissing: The local model is not there or not whole.
+        PortTaken: `port` is in use.
+        EngineStartError: It did not become healthy; holds the end of its log and what to try.
+    """
+    spec = get_spec(name)
+    profile = profile or load_profile()
+    in_container = profile.runtime == "docker" and spec.container is not None
+    check_choices(spec, choices)
+    if not in_container:
+        require_local(spec, profile)
+    model = model or profile.models.get(name)
+    if model is None:
+        raise NotRunHere(
+            spec.title, spec.not_local or f"profile {profile.name} has no model for it"
+        )
+    check_model(model)
+    if port is not None:
+        check_port(port)
+    host_port = port or free_port()
+    fields = {field: getattr(profile, field) for field in _PROFILE_FIELDS} | choices
+    options = ServeOptions(
+        model=model,
+        served_name=served_name(model),
+        host="127.0.0.1",
+        port=host_port,
+        device="cpu" if profile.name == "cpu" else "cuda",
+        extra_arguments=extra_arguments,
+        **fields,
+    )
+    progress = Progress(spec.title, quiet)
+    handle: Handle
+    if in_container:
+        handle = start_container(spec, options, host_port, progress)
+    else:
+        handle = start_process(spec, options)
+    engine = RunningEngine(spec, options, host_port, handle)
+    try:
+        wait_until_healthy(engine, profile.start_timeout_s, progress)
+    except BaseException:
+        engine.stop()
+        raise
+    return engine
+
+
+def served_name(model: str) -> str:
+    """The name that clients use for a model: the last part of its path or hub id, without `.gguf`."""
+    return Path(model).name.removesuffix(".gguf")
+
+
+def check_choices(spec: EngineSpec, choices: dict[str, Any]) -> None:
+    """Refuses options that the engine does not have.
+
+    Raises:
+        UnsupportedOption: Names the option and those the engine has.
+    """
+    for option in choices:
+        if option in _PROFILE_FIELDS or option in spec.options:
+            continue
+        known = ", ".join([*sorted(spec.options), *_PROFILE_FIELDS])
+        reason = "does not offer" if option in _CHOICES else "does not know"
+        raise UnsupportedOption(f"{spec.title} {reason} the option {option!r}. It takes: {known}.")
+
+
+def require_local(spec: EngineSpec, profile: Profile) -> None:
+    """Refuses an engine that cannot run as a process here.
+
+    Raises:
+        NotRunHere: It has no local form, or its environment has not been set up.
+    """
+    if spec.local is None:
+        raise NotRunHere(spec.title, spec.not_local)
+    if not spec.local.needs.exists():
+        raise NotRunHere(
+            spec.title,
+            f"its environment is not set up. Run: make setup STEP={spec.local.setup} "
+            f"(profile {profile.name})",
+        )
+
+
+def check_model(model: str) -> None:
+    """Refuses a local model that is missing or incomplete. Hub ids are left to the engine.
+
+    Raises:
+        ModelMissing: Names what is missing.
+    """
+    path = Path(model)
+    if not path.is_absolute() and not path.exists():
+        return
+    if path.is_dir():
+        from utils.tinymodel.hub import verify
+
+        verify(path)
+    elif not path.is_file():
+        raise ModelMissing(
+            f"There is no model at {path}. The tiny model ships with the course: git checkout models"
+        )
+
+
+def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
+    """Starts the engine as a local process."""
+    assert spec.local is not None
+    command = [*spec.local.command, *spec.arguments(options)]
+    return ProcessHandle(command, spec.local.environment(options), new_log(spec.name))
+
+
+def start_container(
+    spec: EngineSpec, options: ServeOptions, port: int, progress: Progress
+) -> ContainerHandle:
+    """Starts the engine in its container; a local model folder is mounted into it."""
+    assert spec.container is not None
+    path = Path(options.model)
+    inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
+    folder = None
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        seen_as = MODEL_FOLDER if path.is_dir() else f"{MODEL_FOLDER}/{path.name}"
+        inside = dataclasses.replace(inside, model=seen_as)
+    client = connect()
+    ensure_image(client, spec.container.image, progress.say)
+    arguments = spec.arguments(inside)
+    request = run_arguments(spec.container, arguments, port, folder, os.environ)
+    return ContainerHandle(client, spec.title, request, new_log(spec.name))
+
+
+def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progress) -> None:
+    """Polls the engine's health endpoint.
+
+    Raises:
+        EngineStartError: The engine ended, or `timeout_s` seconds passed.
+    """
+    url = engine.base_url + engine.spec.health_path
+    began = time.monotonic()
+    with httpx.Client(timeout=5.0) as client:
+        while True:
+            code = engine.exit_code()
+            waited = time.monotonic() - began
+            if code is not None or waited > timeout_s:
+                log = engine.tail(20)
+                what = f"ended with code {code}" if code is not None else "was not healthy"
+                hint = hint_for(engine.tail(200), code)
+                progress.end(f"failed after {waited:.0f} s")
+                message = f"{what} after {waited:.0f} s of starting."
+                raise EngineStartError(engine.spec.title, message, log, hint, engine.log_path)
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(url).status_code == 200:
+                    break
+            progress.show(waited, engine.tail(1))
+            time.sleep(POLL_S)
+        engine.start_seconds = time.monotonic() - began
+        engine.version = ask_version(client, engine)
+    progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
+    """The version as the engine itself gives it; `unknown` if it does not."""
+    if engine.spec.version_path is None:
+        return "unknown"
+    try:
+        answer = client.get(engine.base_url + engine.spec.version_path).json()
+    except (httpx.HTTPError, ValueError):
+        return "unknown"
+    return str(answer.get(engine.spec.version_key, "unknown"))
+
+
+class Progress:
+    """One line that says what an engine's start is doing; in a terminal or notebook it is rewritten."""
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.title = title
+        self.quiet = quiet
+        self._last = -1.0
+
+    def show(self, waited_s: float, gist: str) -> None:
+        """Shows the seconds waited and the last line of the log, at most once a second."""
+        if waited_s - self._last >= 1.0:
+            self._last = waited_s
+            self.say(f"starting, {waited_s:.0f} s: {gist}")
+
+    def say(self, text: str) -> None:
+        """Shows `text` in place of the line before."""
+        if not self.quiet:
+            width = min(118, shutil.get_terminal_size().columns - 2)
+            print(f"\r{f'{self.title}: {text}'[:width]:<{width}}", end="", flush=True)
+            sys.stdout.flush()
+
+    def end(self, text: str) -> None:
+        """Shows the last word, and ends the line."""
+        if not self.quiet:
+            self.say(text)
+            print(flush=True)

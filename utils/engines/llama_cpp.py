@@ -1,0 +1,83 @@
+"""llama.cpp: GGUF models on anything, with the widest choice of quantisations.
+
+Sources: llama.cpp tools/server/README.md and docs/docker.md, as carried by llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.setup.steps import ENGINES
+
+SERVER = ENGINES / "llama_cpp" / "bin" / "llama-server"
+
+
+def arguments(options: ServeOptions) -> list[str]:
+    """Arguments of `llama-server`; the context is shared by the slots (`-np`), so it is multiplied.
+
+    A model that is no `.gguf` file is a hub repository with a quantisation, `owner/name:Q8_0`.
+    """
+    slots = min(options.max_sequences, 32)
+    command = [
+        *(("-m" if options.model.endswith(".gguf") else "-hf"), options.model),
+        *("--alias", options.served_name),
+        *("--host", options.host),
+        *("--port", str(options.port)),
+        *("-np", str(slots)),
+        *("-c", str(options.context_length * slots)),
+        "--metrics",
+    ]
+    if options.device == "cuda":
+        command += ["-ngl", "all"]
+    if options.kv_cache_dtype:
+        command += ["-fa", "on", "-ctk", options.kv_cache_dtype, "-ctv", options.kv_cache_dtype]
+    if not options.prefix_caching:
+        command.append("--no-cache-prompt")
+    return [*command, *options.extra_arguments]
+
+
+def local_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Needs nothing set."""
+    return {}
+
+
+SPEC = EngineSpec(
+    name="llama_cpp",
+    title="llama.cpp",
+    container=Container(
+        image="ghcr.io/ggml-org/llama.cpp:server-cuda13",
+        port=8080,
+        ipc=None,
+        mounts={"~/.cache/llama.cpp": "/root/.cache/llama.cpp"},
+    ),
+    local=Local(
+        command=(str(SERVER),),
+        needs=SERVER,
+        setup="llama_cpp",
+        version="llama-cpp-python 0.3.36",
+        environment=local_environment,
+    ),
+    not_local="",
+    arguments=arguments,
+    options=frozenset({"kv_cache_dtype", "prefix_caching"}),
+    health_path="/health",
+    metrics_path="/metrics",
+    version_path="/props",
+    version_key="build_info",
+    metrics=MetricNames(
+        running="llamacpp:requests_processing",
+        waiting="llamacpp:requests_deferred",
+        prompt_tokens="llamacpp:prompt_tokens_total",
+        generated_tokens="llamacpp:tokens_predicted_total",
+        drafts="llamacpp:spec_decode_num_drafts_total",
+        drafted_tokens="llamacpp:spec_decode_num_draft_tokens_total",
+        accepted_tokens="llamacpp:spec_decode_num_accepted_tokens_total",
+    ),
+    capabilities=Capabilities(
+        prefix_cache=True,
+        structured_output=("json_schema", "grammar"),
+        speculation=("draft-simple", "draft-eagle3", "draft-mtp", "ngram-simple"),
+        kv_dtypes=("bf16", "q8_0", "q4_0"),
+    ),
+)

@@ -1,0 +1,47 @@
+"""The process runtime: an engine as a child of a guard that outlives neither its kernel nor its engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.engines.guard import GRACE_S, end_group
+from utils.setup.steps import ROOT
+
+
+class ProcessHandle:
+    """An engine running as a local process. See `runtime.Handle`."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.command: Sequence[str] = tuple(command)
+        self.log_path = log
+        guard = [sys.executable, "-m", "utils.engines.guard", "process", str(os.getpid()), "--"]
+        with log.open("wb") as output:
+            self._guard = subprocess.Popen(
+                [*guard, *command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        self.identity = str(self._guard.pid)
+
+    def exit_code(self) -> int | None:
+        """The engine's exit code (128 + signal number for a signal); None while it runs."""
+        return self._guard.poll()
+
+    def stop(self) -> None:
+        """Asks the guard to end the engine; ends both by force if it does not."""
+        if self._guard.poll() is None:
+            self._guard.send_signal(signal.SIGTERM)
+            try:
+                self._guard.wait(timeout=2 * GRACE_S + 5)
+            except subprocess.TimeoutExpired:
+                end_group(self._guard.pid, grace_s=1)
+                self._guard.wait()

@@ -1,0 +1,190 @@
+"""What an engine is: its image, arguments, ports, endpoints, metric names and abilities.
+
+A spec is data. It knows neither processes nor docker; the two runtimes know no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Prometheus sample names of one engine, counters with their `_total`; None: it has no such metric.
+
+    Attributes:
+        running: Requests in the running batch (gauge).
+        waiting: Requests in the queue (gauge).
+        kv_usage: Share of the KV cache in use, 0 to 1 (gauge).
+        prefix_hits: Prompt tokens found in the prefix cache (counter).
+        prefix_queries: Prompt tokens looked up there (counter).
+        prefix_hit_rate: Hits over queries, where an engine gives only that (gauge, 0 to 1).
+        ttft: Time to first token, seconds (histogram).
+        itl: Inter-token latency, seconds (histogram).
+        tpot: Time per output token of a request, seconds (histogram).
+        e2e: End-to-end latency of a request, seconds (histogram).
+        prompt_tokens: Prompt tokens processed (counter).
+        generated_tokens: Tokens generated (counter).
+        preemptions: Requests put back into the queue for want of KV blocks (counter).
+        drafts: Drafts verified (counter).
+        drafted_tokens: Tokens drafted (counter).
+        accepted_tokens: Drafted tokens accepted (counter).
+    """
+
+    running: str | None = None
+    waiting: str | None = None
+    kv_usage: str | None = None
+    prefix_hits: str | None = None
+    prefix_queries: str | None = None
+    prefix_hit_rate: str | None = None
+    ttft: str | None = None
+    itl: str | None = None
+    tpot: str | None = None
+    e2e: str | None = None
+    prompt_tokens: str | None = None
+    generated_tokens: str | None = None
+    preemptions: str | None = None
+    drafts: str | None = None
+    drafted_tokens: str | None = None
+    accepted_tokens: str | None = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do, as its own documentation or parser says.
+
+    Attributes:
+        prefix_cache: Whether it reuses the KV cache of shared prefixes.
+        structured_output: Kinds of constraint: `json_schema`, `regex`, `choice`, `grammar`.
+        speculation: Speculative-decoding methods it offers.
+        kv_dtypes: Data types of the KV cache besides the model's own.
+    """
+
+    prefix_cache: bool
+    structured_output: tuple[str, ...]
+    speculation: tuple[str, ...]
+    kv_dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """One request to serve a model, in no engine's words.
+
+    Attributes:
+        model: Folder, file or hub id, as the engine will see it.
+        served_name: Name that clients use.
+        host: Address to listen on.
+        port: Port to listen on.
+        device: `cpu` or `cuda`.
+        dtype: Data type of weights and activations.
+        context_length: Longest prompt plus output, tokens.
+        max_sequences: Most requests in one batch.
+        kv_cache_gib: KV-cache size where the engine takes GiB.
+        gpu_memory_utilization: Share of GPU memory the engine may take.
+        kv_cache_dtype: Data type of the KV cache; None for the model's own.
+        kv_blocks: Exact number of KV blocks, for a deliberately small cache.
+        prefix_caching: Whether to reuse shared prefixes.
+        eager: Run without compiled graphs; None leaves it to the engine's default on this device.
+        extra_arguments: Appended to the command as they are.
+    """
+
+    model: str
+    served_name: str
+    host: str
+    port: int
+    device: str
+    dtype: str
+    context_length: int
+    max_sequences: int
+    kv_cache_gib: float
+    gpu_memory_utilization: float | None = None
+    kv_cache_dtype: str | None = None
+    kv_blocks: int | None = None
+    prefix_caching: bool = True
+    eager: bool | None = None
+    extra_arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Container:
+    """How an engine's container is run.
+
+    Attributes:
+        image: Image with a pinned tag.
+        port: Port inside the container.
+        command: What is put before the serving arguments (after the image's entrypoint).
+        gpus: Whether all GPUs are handed in (`--gpus all`).
+        ipc: Value of `--ipc`; None for docker's default.
+        shm_size: Size of /dev/shm, as docker writes it; None for docker's default.
+        ulimits: Limit name to value, -1 for none.
+        mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
+        pass_environment: Variables handed on from the user's environment where they are set.
+        environment: Variables set always.
+    """
+
+    image: str
+    port: int
+    command: tuple[str, ...] = ()
+    gpus: bool = True
+    ipc: str | None = "host"
+    shm_size: str | None = None
+    ulimits: Mapping[str, int] = field(default_factory=dict)
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    pass_environment: tuple[str, ...] = ("HF_TOKEN",)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Local:
+    """How an engine runs as a process of this machine.
+
+    Attributes:
+        command: Program and first arguments, put before the serving arguments.
+        needs: File that exists when the engine is set up.
+        setup: Set-up step that makes it.
+        version: Version that is installed by that step.
+        environment: Variables for a given set of options.
+    """
+
+    command: tuple[str, ...]
+    needs: Path
+    setup: str
+    version: str
+    environment: Callable[[ServeOptions], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One inference engine.
+
+    Attributes:
+        name: Name in code, `vllm`.
+        title: Name for people, `vLLM`.
+        container: How it runs in a container; None: it has none in this course.
+        local: How it runs without one; None: it does not, see `not_local`.
+        not_local: Why it cannot run as a local process.
+        arguments: Serving arguments for a set of options.
+        options: Optional fields of ServeOptions that it honours.
+        health_path: Answers 200 when the engine can serve.
+        metrics_path: Prometheus text; None: it has none.
+        version_path: JSON with the engine's version; None: not offered.
+        version_key: Key in that JSON.
+        metrics: Its metric names.
+        capabilities: What it can do.
+    """
+
+    name: str
+    title: str
+    container: Container | None
+    local: Local | None
+    not_local: str
+    arguments: Callable[[ServeOptions], list[str]]
+    options: frozenset[str]
+    health_path: str
+    metrics_path: str | None
+    version_path: str | None
+    version_key: str
+    metrics: MetricNames
+    capabilities: Capabilities

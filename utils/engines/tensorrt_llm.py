@@ -1,0 +1,61 @@
+"""TensorRT-LLM: NVIDIA's engine; loads Hugging Face checkpoints directly since its build step was removed.
+
+Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
+"""
+
+from __future__ import annotations
+
+from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+
+
+def arguments(options: ServeOptions) -> list[str]:
+    """Arguments of `trtllm-serve`. The model comes first; dtype is the checkpoint's (bfloat16)."""
+    command = [
+        options.model,
+        *("--host", options.host),
+        *("--port", str(options.port)),
+        *("--max_seq_len", str(options.context_length)),
+        *("--max_batch_size", str(options.max_sequences)),
+    ]
+    if options.gpu_memory_utilization is not None:
+        command += ["--kv_cache_free_gpu_memory_fraction", str(options.gpu_memory_utilization)]
+    return [*command, *options.extra_arguments]
+
+
+SPEC = EngineSpec(
+    name="tensorrt_llm",
+    title="TensorRT-LLM",
+    container=Container(
+        image="nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+        port=8355,
+        command=("trtllm-serve",),
+        ulimits={"memlock": -1, "stack": 67108864},
+        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+    ),
+    local=None,
+    not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
+    arguments=arguments,
+    options=frozenset(),
+    health_path="/health",
+    metrics_path="/prometheus/metrics",
+    version_path="/version",
+    version_key="version",
+    metrics=MetricNames(
+        running="trtllm_num_requests_running",
+        waiting="trtllm_num_requests_waiting",
+        kv_usage="trtllm_kv_cache_utilization",
+        prefix_hit_rate="trtllm_kv_cache_hit_rate",
+        ttft="trtllm_time_to_first_token_seconds",
+        tpot="trtllm_time_per_output_token_seconds",
+        e2e="trtllm_e2e_request_latency_seconds",
+        generated_tokens="trtllm_generation_tokens_total",
+        drafted_tokens="trtllm_spec_decode_num_draft_tokens_total",
+        accepted_tokens="trtllm_spec_decode_num_accepted_tokens_total",
+    ),
+    capabilities=Capabilities(
+        prefix_cache=True,
+        structured_output=("json_schema", "regex", "grammar"),
+        speculation=("eagle3", "ngram", "mtp", "draft_target"),
+        kv_dtypes=("fp8",),
+    ),
+)

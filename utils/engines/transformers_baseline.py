@@ -1,0 +1,57 @@
+"""Hugging Face `transformers`, one request at a time: what serving is like without an inference engine.
+
+It runs in the course's own environment, on a GPU where PyTorch finds one. The server is `hf_server.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
+from utils.setup.steps import ROOT
+
+
+def arguments(options: ServeOptions) -> list[str]:
+    """Arguments of `python -m utils.engines.hf_server`."""
+    return [
+        *("--model", options.model),
+        *("--served-model-name", options.served_name),
+        *("--host", options.host),
+        *("--port", str(options.port)),
+        *("--dtype", options.dtype),
+        *("--max-model-len", str(options.context_length)),
+        *options.extra_arguments,
+    ]
+
+
+def local_environment(options: ServeOptions) -> Mapping[str, str]:
+    """No look-ups at the model hub for a model that lies here."""
+    return {"HF_HUB_OFFLINE": "1"} if Path(options.model).exists() else {}
+
+
+SPEC = EngineSpec(
+    name="transformers",
+    title="transformers (one request at a time)",
+    container=None,
+    local=Local(
+        command=(sys.executable, "-m", "utils.engines.hf_server"),
+        needs=ROOT / "utils" / "engines" / "hf_server.py",
+        setup="course",
+        version=version("transformers"),
+        environment=local_environment,
+    ),
+    not_local="",
+    arguments=arguments,
+    options=frozenset(),
+    health_path="/health",
+    metrics_path=None,
+    version_path="/version",
+    version_key="version",
+    metrics=MetricNames(),
+    capabilities=Capabilities(
+        prefix_cache=False, structured_output=(), speculation=(), kv_dtypes=()
+    ),
+)

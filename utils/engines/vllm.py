@@ -1,0 +1,105 @@
+"""vLLM: continuous batching over a paged KV cache.
+
+Sources: the argument parser of vLLM 0.32.0 (vllm/engine/arg_utils.py), vllm/v1/metrics/loggers.py,
+NVIDIA/dgx-spark-playbooks nvidia/vllm/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.setup.steps import ENGINES
+
+PYTHON = ENGINES / "vllm" / "bin" / "python"
+
+
+def arguments(options: ServeOptions) -> list[str]:
+    """Arguments of `vllm serve`; its module form, which the CPU engine needs, wants the model by name."""
+    command = [
+        *((options.model,) if options.device == "cuda" else ("--model", options.model)),
+        *("--served-model-name", options.served_name),
+        *("--host", options.host),
+        *("--port", str(options.port)),
+        *("--dtype", options.dtype),
+        *("--max-model-len", str(options.context_length)),
+        *("--max-num-seqs", str(options.max_sequences)),
+        "--enable-prompt-tokens-details",
+        "--disable-uvicorn-access-log",
+    ]
+    if options.gpu_memory_utilization is not None:
+        command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if options.kv_cache_dtype:
+        command += ["--kv-cache-dtype", options.kv_cache_dtype]
+    if options.kv_blocks is not None:
+        command += ["--num-gpu-blocks-override", str(options.kv_blocks)]
+    if not options.prefix_caching:
+        command.append("--no-enable-prefix-caching")
+    # On a CPU, compiling takes longer than a lab has; lab 3.3.3 measures what it would buy.
+    if options.eager if options.eager is not None else options.device == "cpu":
+        command.append("--enforce-eager")
+    return [*command, *options.extra_arguments]
+
+
+def local_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CPU engine; VLLM_CPU_KVCACHE_SPACE is in whole GiB (vllm/envs.py)."""
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(options.kv_cache_gib)),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+SPEC = EngineSpec(
+    name="vllm",
+    title="vLLM",
+    container=Container(
+        image="nvcr.io/nvidia/vllm:26.10-py3",
+        port=8000,
+        command=("vllm", "serve"),
+        ulimits={"memlock": -1, "stack": 67108864},
+        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+    ),
+    local=Local(
+        # vllm-cpu's distribution is not named vllm, so the `vllm` command fails; the module form works.
+        command=(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
+        needs=PYTHON,
+        setup="vllm",
+        version="0.32.0",
+        environment=local_environment,
+    ),
+    not_local="",
+    arguments=arguments,
+    options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
+    health_path="/health",
+    metrics_path="/metrics",
+    version_path="/version",
+    version_key="version",
+    metrics=MetricNames(
+        running="vllm:num_requests_running",
+        waiting="vllm:num_requests_waiting",
+        kv_usage="vllm:kv_cache_usage_perc",
+        prefix_hits="vllm:prefix_cache_hits_total",
+        prefix_queries="vllm:prefix_cache_queries_total",
+        ttft="vllm:time_to_first_token_seconds",
+        itl="vllm:inter_token_latency_seconds",
+        tpot="vllm:request_time_per_output_token_seconds",
+        e2e="vllm:e2e_request_latency_seconds",
+        prompt_tokens="vllm:prompt_tokens_total",
+        generated_tokens="vllm:generation_tokens_total",
+        preemptions="vllm:num_preemptions_total",
+        drafts="vllm:spec_decode_num_drafts_total",
+        drafted_tokens="vllm:spec_decode_num_draft_tokens_total",
+        accepted_tokens="vllm:spec_decode_num_accepted_tokens_total",
+    ),
+    capabilities=Capabilities(
+        prefix_cache=True,
+        structured_output=("json_schema", "regex", "choice", "grammar"),
+        speculation=("medusa", "eagle3", "ngram", "mtp", "draft_model"),
+        kv_dtypes=("fp8", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head"),
+    ),
+)

