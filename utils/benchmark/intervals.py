@@ -1,0 +1,124 @@
+"""Confidence intervals: over repeats of a run, and over the requests within one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+        value: The estimate.
+        low, high: The interval's ends; NaN where the data cannot give one.
+        count: How many values it rests on.
+        confidence: For example 0.95.
+        method: "t" or "bootstrap".
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    confidence: float
+    method: str
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's length."""
+        return (self.high - self.low) / 2
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two intervals share a value; if so, do not call one of them faster."""
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.4g} (n = {self.count}: no interval)"
+        return f"{self.value:.4g} ± {self.half_width:.2g} (n = {self.count})"
+
+
+def repeat_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean over repeated runs, with Student's t interval: right for 2 to about 30 repeats.
+
+    Args:
+        values: One value per run.
+        confidence: Between 0 and 1.
+
+    Raises:
+        ValueError: If there are no values.
+    """
+    array = _checked(values, confidence)
+    mean, count = float(array.mean()), int(array.size)
+    if count < 2:
+        return Interval(mean, math.nan, math.nan, count, confidence, "t")
+    error = float(array.std(ddof=1)) / math.sqrt(count)
+    reach = student_t_quantile((1 + confidence) / 2, count - 1) * error
+    return Interval(mean, mean - reach, mean + reach, count, confidence, "t")
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], float] = np.median,
+    confidence: float = 0.95,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Any statistic of the requests of one run, with a percentile bootstrap interval.
+
+    Requests that ran together are not independent, so this is narrower than what repeats show.
+
+    Args:
+        values: One value per request; NaNs are left out.
+        statistic: Takes an array [n], gives a number.
+        confidence: Between 0 and 1.
+        resamples: Bootstrap samples.
+        seed: Random seed.
+
+    Raises:
+        ValueError: If there are no values.
+    """
+    array = _checked(values, confidence)
+    rng = np.random.default_rng(seed)
+    drawn = [float(statistic(rng.choice(array, array.size))) for _ in range(resamples)]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    estimate = float(statistic(array))
+    return Interval(estimate, float(low), float(high), array.size, confidence, "bootstrap")
+
+
+def student_t_quantile(p: float, degrees: int) -> float:
+    """The p-quantile (0.5 < p < 1) of Student's t distribution.
+
+    Bisection on the distribution function, which for t = sqrt(n) tan(a) is the integral of
+    cos(a)^(n-1), taken by Gauss-Legendre quadrature.
+    """
+    if not 0.5 < p < 1 or degrees < 1:
+        raise ValueError(f"need 0.5 < p < 1 and degrees >= 1, not {p} and {degrees}")
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    constant = math.gamma((degrees + 1) / 2) / (math.sqrt(math.pi) * math.gamma(degrees / 2))
+
+    def above_half(angle: float) -> float:
+        half = angle / 2
+        return constant * half * float(weights @ np.cos(half * (nodes + 1)) ** (degrees - 1))
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above_half(middle) < p - 0.5 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _checked(values: Sequence[float], confidence: float) -> np.ndarray:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    array = np.array([value for value in values if not math.isnan(value)], dtype=float)
+    if not array.size:
+        raise ValueError("no values to make an interval from")
+    return array
