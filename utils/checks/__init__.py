@@ -1,0 +1,21 @@
+"""Checks: what an exercise must show. One file per lab, `lab_3_3_N.py`; base.py says how."""
+
+from utils.checks.base import Check, Outcome, Wrong, check
+from utils.checks.expect import expect, expect_close, expect_equal, expect_raises, expect_type
+from utils.checks.failures import CheckFailed, NotAttempted
+from utils.checks.predictions import compare_prediction
+
+__all__ = [
+    "Check",
+    "CheckFailed",
+    "NotAttempted",
+    "Outcome",
+    "Wrong",
+    "check",
+    "compare_prediction",
+    "expect",
+    "expect_close",
+    "expect_equal",
+    "expect_raises",
+    "expect_type",
+]

@@ -1,0 +1,78 @@
+"""Command line of the instructors' tools: `python -m utils.course --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.course.build import ROOT, build, drift, find_lab, read_labs
+from utils.course.notebook import GENERATED_BY
+from utils.course.problems import CourseError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m utils.course", description=__doc__)
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("build", help="write labs/ and solutions/ from solutions/*.py")
+    make.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    make.add_argument("--force", action="store_true", help="overwrite notebooks somebody ran")
+    make.add_argument("--lab", help="one lab: 3, 3.3.3 or a file name")
+    commands.add_parser("list", help="labs, exercises, minutes, points")
+    find = commands.add_parser("find", help="print the path of a lab's notebook")
+    find.add_argument("lab", help="3, 3.3.3 or a file name")
+    commands.add_parser("checks", help="try every check on right, empty and wrong solutions")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "build":
+            return _check(args.root, args.lab) if args.check else _build(args)
+        if args.command == "list":
+            return _list(args.root)
+        if args.command == "find":
+            print(find_lab(args.lab, args.root))
+            return 0
+        from utils.course.trial import report
+
+        return report(args.root)
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _build(args: argparse.Namespace) -> int:
+    written = build(args.root, args.lab, force=args.force)
+    for path in written:
+        print(f"wrote {path.relative_to(args.root)}")
+    if not written:
+        print("every notebook is fresh")
+    return 0
+
+
+def _check(root: Path, only: str | None) -> int:
+    found = drift(root, only)
+    for item in found:
+        print(f"{item.path.relative_to(root)} {item.reason}")
+        if item.diff:
+            print(item.diff)
+    if found:
+        print(f"\nMake them again: {GENERATED_BY}   (delete notebooks that have no source)")
+        return 1
+    print("every notebook is what its source makes")
+    return 0
+
+
+def _list(root: Path) -> int:
+    for lab in read_labs(root):
+        exercises = lab.exercises
+        minutes, points = (sum(getattr(e, key) for e in exercises) for key in ("minutes", "points"))
+        print(f"{lab.source.stem}: {len(exercises)} exercises, {minutes} min, {points} points")
+        for e in exercises:
+            facts = f"{'★' * e.difficulty:<5} {e.minutes:>3} min {e.points:>3} points"
+            print(f"  {e.number}. {e.title:<44} {facts}  {e.id}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

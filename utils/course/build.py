@@ -1,0 +1,234 @@
+'''Builds each lab's two notebooks, in solutions/ and labs/, from `solutions/lab-3.3.N-*.py`.
+
+How to write a lab
+==================
+A lab is one Python file in jupytext's percent format. `# %% [markdown]` starts a markdown cell,
+`# %%` a code cell. The first cell is markdown and begins with `# Lab 3.3.N: title`; the number
+of exercises, minutes and points is added to it. Then, per exercise, three cells in this order:
+
+    # %% [markdown]
+    # Write `ttft`: seconds from the scheduled time to the first chunk with text.
+    #
+    # <details><summary>Hint</summary>
+    #
+    # The first chunk carries the role and no text.
+    # </details>
+
+    # %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 points=3
+    def ttft(scheduled: float, chunks: list[tuple[float, str]]) -> float:
+        """Seconds from `scheduled` to the first chunk with text."""
+        ### BEGIN SOLUTION
+        return next(at for at, text in chunks if text) - scheduled
+        ### END SOLUTION
+
+    # %% check="ttft"
+    ttft = checks.ttft(ttft)
+
+* The **task** is the markdown cell right before the exercise. Its heading (number, title, stars,
+  minutes, points) comes from the marker line; it has none of its own. Hints are folded `<details>`.
+* The **exercise** holds one or more solution regions. In the learner's notebook a region becomes
+  `raise NotImplementedError("Exercise ttft: ...")` at the same indentation. To show something
+  else, put it below BEGIN on lines that start with `#:`; outside a function that is required,
+  since a raised error would stop Run All:
+
+      ### BEGIN SOLUTION
+      #: bytes_per_token = ...
+      bytes_per_token = 2 * layers * kv_heads * head_size * 2
+      ### END SOLUTION
+
+  `...` and `None` count as not attempted, in a value and (`...` only) in what a function returns.
+* The **check** is one line, `name = checks.<exercise id>(name)`. `from utils.checks import
+  lab_3_3_N as checks` stands in the lab's first code cell; utils/checks/base.py says how to write
+  one. It may stand further down than the exercise, never above it.
+* A **prediction** is a cell that the learner fills in before a measurement, ungraded. The
+  variable has the prediction's id and is `None` in the learner's notebook:
+
+      # %% prediction="speedup_at_32"
+      ### BEGIN SOLUTION
+      #: speedup_at_32 = None  # how many times the throughput of one request?
+      speedup_at_32 = 14
+      ### END SOLUTION
+
+  After the measurement: `compare_prediction(speedup_at_32, measured, what="...", unit="x")` from
+  utils.checks. It says so when no prediction was made.
+* Other code cells hold at most 25 lines of code (blank lines and comments do not count); more
+  belongs in a module. The only other key is `tags`, with `tags=["measures"]` for a cell that runs
+  an engine (the tests want it to take time and to print) and `tags=["raises-exception"]` for one
+  that shows an error.
+
+Then: `python -m utils.course build`, and commit the .py and both .ipynb files. `build --check`
+fails when they differ. Notebooks are never edited by hand; `build` refuses to overwrite one that
+somebody ran or edited. Ids of cells do not change when a cell is inserted: exercises, checks,
+tasks and predictions have theirs from the exercise, other cells from their own text.
+
+nbgrader's metadata (schema 3) is written too: exercise and prediction cells are solution cells,
+check cells are grade cells with the exercise's points, everything else is locked.
+'''
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.course.exercises import Lab, read_lab
+from utils.course.notebook import GENERATED_BY, render, touched
+from utils.course.problems import CourseError, Problem, SourceError
+from utils.course.source import LAB_FILE, read_source
+
+ROOT = Path(__file__).resolve().parents[2]
+_DIFF_LINES = 20
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One notebook that is not what its source makes: `reason` in words, `diff` shortened."""
+
+    path: Path
+    reason: str
+    diff: str
+
+
+def read_labs(root: Path = ROOT, only: str | None = None) -> list[Lab]:
+    """Read the labs' sources under `root`, all of them or the one that `only` names.
+
+    Raises:
+        SourceError: a source breaks a rule; holds every fault of every file.
+        CourseError: no such lab, or two sources of one number.
+    """
+    paths = sorted((root / "solutions").glob("*.py"), key=_order)
+    if only is not None:
+        paths = [_match(only, paths)]
+    labs: list[Lab] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            labs.append(read_lab(read_source(path)))
+        except SourceError as error:
+            problems += error.problems
+    numbers: dict[str, Path] = {}
+    for lab in labs:
+        problems += lab.problems
+        other = numbers.setdefault(lab.source.number, lab.source.path)
+        if other != lab.source.path:
+            message = f"lab {lab.source.number} has another source, {other.name}"
+            problems.append(Problem(lab.source.path, 1, message, "Keep one of the two."))
+    if problems:
+        raise SourceError(problems)
+    return labs
+
+
+def build(root: Path = ROOT, only: str | None = None, *, force: bool = False) -> list[Path]:
+    """Write the notebooks that are not what their sources make; all of them or none.
+
+    Args:
+        root: the course's folder.
+        only: one lab, as `find_lab` takes it.
+        force: overwrite a notebook that somebody ran or edited.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SourceError: a source breaks a rule.
+        CourseError: a notebook holds somebody's work.
+    """
+    stale = {path: text for path, text in _expected(root, only).items() if _text(path) != text}
+    worked_in = [path for path in stale if (text := _text(path)) is not None and touched(text)]
+    if worked_in and not force:
+        names = "\n".join(f"    {path}" for path in worked_in)
+        raise CourseError(
+            f"Somebody ran or edited a generated notebook:\n{names}\n"
+            f"Move your copy elsewhere, or overwrite it: {GENERATED_BY} --force"
+        )
+    for path, text in stale.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return list(stale)
+
+
+def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
+    """Compare every notebook with what its source makes; writes nothing.
+
+    Returns:
+        One entry per notebook that is missing, stale, edited, or has no source.
+    """
+    expected = _expected(root, only)
+    found = []
+    for path, text in expected.items():
+        actual = _text(path)
+        if actual == text:
+            continue
+        if actual is None:
+            reason = "is missing"
+        elif touched(actual):
+            reason = "was run or edited by hand"
+        else:
+            reason = "is older than its source"
+        found.append(Drift(path, reason, _diff(actual or "", text)))
+    if only is None:
+        for folder in ("labs", "solutions"):
+            for path in sorted((root / folder).glob("*.ipynb")):
+                if path not in expected:
+                    found.append(Drift(path, "has no source under solutions/", ""))
+    return found
+
+
+def find_lab(name: str, root: Path = ROOT) -> Path:
+    """The learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
+
+    Raises:
+        CourseError: no lab of that name; the message lists the right ones.
+    """
+    return _match(name, sorted((root / "labs").glob("lab-*.ipynb"), key=_order))
+
+
+def _match(name: str, paths: list[Path]) -> Path:
+    wanted = Path(name.strip()).name
+    wanted = re.sub(r"\.(ipynb|py)$", "", wanted)
+    for path in paths:
+        number = _order(path)[1]
+        names = {path.stem, f"lab-3.3.{number}", f"3.3.{number}", str(number)}
+        if wanted in names:
+            return path
+    known = "\n".join(f"    {_order(path)[1]}  {path.stem}" for path in paths)
+    raise CourseError(
+        f"There is no lab {name!r}. These are the labs:\n{known}"
+        if paths
+        else f"There is no lab at all; make them: {GENERATED_BY}"
+    )
+
+
+def _order(path: Path) -> tuple[bool, int, str]:
+    name = LAB_FILE.fullmatch(path.stem)
+    return (name is None, int(name["number"].rpartition(".")[2]) if name else 0, path.stem)
+
+
+def _expected(root: Path, only: str | None) -> dict[Path, str]:
+    texts: dict[Path, str] = {}
+    for lab in read_labs(root, only):
+        name = f"{lab.source.stem}.ipynb"
+        texts[root / "solutions" / name] = render(lab, solved=True)
+        texts[root / "labs" / name] = render(lab, solved=False)
+    return texts
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _diff(actual: str, expected: str) -> str:
+    changes: Iterable[str] = difflib.unified_diff(
+        actual.splitlines(), expected.splitlines(), "the file", "its source makes", n=0, lineterm=""
+    )
+    lines = list(changes)
+    more = len(lines) - _DIFF_LINES
+    return "\n".join([*lines[:_DIFF_LINES], *([f"... {more} more lines"] if more > 0 else [])])

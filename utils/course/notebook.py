@@ -1,0 +1,127 @@
+"""Turns a lab into its two notebooks, byte for byte the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import nbformat
+
+from utils.course.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+
+GENERATED_BY = "python -m utils.course build"
+_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def render(lab: Lab, *, solved: bool) -> str:
+    """Render a lab as notebook JSON (nbformat 4.5, no outputs, trailing newline).
+
+    Args:
+        lab: a lab without problems.
+        solved: the instructors' notebook, with solutions; else the learners'.
+    """
+    seen: Counter[str] = Counter()
+    cells = [_cell(lab, index, part, solved, seen) for index, part in enumerate(lab.parts)]
+    notebook = {
+        "cells": cells,
+        "metadata": {
+            "course": {
+                "digest": digest(cells),
+                "generated_by": GENERATED_BY,
+                "source": f"solutions/{lab.source.path.name}",
+            },
+            "kernelspec": _KERNEL,
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    nbformat.validate(notebook)
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def digest(cells: list[Any]) -> str:
+    """Fingerprint of what a person could change in cells: ids, kinds, sources and outputs."""
+    facts = [
+        (cell.get("id"), cell["cell_type"], _text(cell["source"]), bool(cell.get("outputs")))
+        for cell in cells
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def touched(text: str) -> bool:
+    """Whether somebody ran or edited this notebook since it was generated."""
+    try:
+        notebook = json.loads(text)
+        return bool(notebook["metadata"]["course"]["digest"] != digest(notebook["cells"]))
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _text(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) -> dict[str, Any]:
+    source = part.solved if solved else part.stubbed
+    if part.role == "task" and part.exercise is not None:
+        source = f"{_heading(part.exercise)}\n\n{source}"
+    if index == 0 and lab.exercises:
+        source = f"{source}\n\n{_summary(lab)}"
+    id_ = _cell_id(part, seen)
+    metadata: dict[str, Any] = {"nbgrader": _nbgrader(part, id_)}
+    if part.role in ("exercise", "check", "prediction"):
+        metadata["deletable"] = False
+    if part.role == "check":
+        metadata["editable"] = False
+    if part.tags:
+        metadata["tags"] = list(part.tags)
+    lines = source.splitlines(keepends=True)
+    cell: dict[str, Any] = {"cell_type": part.kind, "id": id_, "metadata": metadata}
+    if part.kind == "code":
+        cell |= {"execution_count": None, "outputs": []}
+    return cell | {"source": lines}
+
+
+def _cell_id(part: Part, seen: Counter[str]) -> str:
+    """An id that no insertion elsewhere changes: by name, or by the cell's own text."""
+    if part.id:
+        return f"{part.role}-{part.id}"
+    text = hashlib.sha256(f"{part.kind}\n{part.stubbed}".encode()).hexdigest()[:12]
+    seen[text] += 1
+    return f"cell-{text}" + (f"-{seen[text]}" if seen[text] > 1 else "")
+
+
+def _nbgrader(part: Part, id_: str) -> dict[str, Any]:
+    writable = part.role in ("exercise", "prediction")
+    metadata: dict[str, Any] = {
+        "grade": part.role == "check",
+        "grade_id": id_,
+        "locked": not writable,
+        "schema_version": 3,
+        "solution": writable,
+        "task": False,
+    }
+    if part.role == "check" and part.exercise is not None:
+        metadata["points"] = part.exercise.points
+    return metadata
+
+
+def _heading(exercise: Exercise) -> str:
+    stars = "★" * exercise.difficulty + "☆" * (MAX_DIFFICULTY - exercise.difficulty)
+    facts = f"{stars} · about {exercise.minutes} minutes · {_points(exercise.points)}"
+    return f"### Exercise {exercise.number}: {exercise.title}\n\n*{facts}*"
+
+
+def _summary(lab: Lab) -> str:
+    minutes = sum(exercise.minutes for exercise in lab.exercises)
+    points = sum(exercise.points for exercise in lab.exercises)
+    count = len(lab.exercises)
+    noun = "exercise" if count == 1 else "exercises"
+    return f"*{count} {noun} · about {minutes} minutes of your own work · {_points(points)}*"
+
+
+def _points(points: int) -> str:
+    return f"{points} point" if points == 1 else f"{points} points"
