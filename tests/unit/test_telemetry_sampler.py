@@ -1,0 +1,180 @@
+import threading
+import time
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from utils.engines import get_spec
+from utils.telemetry import Sampler, ScrapeError, Series, Snapshot, scrape
+from utils.telemetry.plot import plot_run
+from utils.telemetry.sampler import Gap
+
+SPEC = get_spec("vllm")
+
+
+@dataclass
+class FakeEngine:
+    base_url: str
+    spec: object = SPEC
+
+
+class Metrics(BaseHTTPRequestHandler):
+    """A metrics endpoint whose counter grows with every reading, until it is told to fail."""
+
+    protocol_version = "HTTP/1.1"
+    status = 200
+    reads = 0
+
+    def do_GET(self):
+        cls = type(self)
+        cls.reads += 1
+        body = (
+            f"vllm:num_requests_running 2\nvllm:generation_tokens_total {cls.reads * 10}\n"
+            f"vllm:kv_cache_usage_perc 0.5\nvllm:num_preemptions_total {cls.reads // 3}\n"
+        ).encode()
+        self.send_response(cls.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Metrics,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def engine(server):
+    return FakeEngine(f"http://127.0.0.1:{server.server_address[1]}")
+
+
+def test_scrape_reads_once(engine):
+    before = time.perf_counter()
+    snapshot = scrape(engine)
+    assert (snapshot.running, snapshot.generated_tokens) == (2, 10)
+    assert before <= snapshot.time <= time.perf_counter()
+
+
+def test_sampling_covers_a_run_from_start_to_end(engine):
+    with Sampler(engine, interval_s=0.02) as sampler:
+        time.sleep(0.3)
+        seen_meanwhile = len(sampler.series)
+        ended = time.perf_counter()
+    series = sampler.series
+    assert 2 < seen_meanwhile < len(series)
+    assert series.started <= series.snapshots[0].time and series.snapshots[-1].time >= ended
+    assert series.increase("generated_tokens") == 10 * (len(series) - 1)
+    assert series.peak("kv_usage") == 0.5
+    assert series.peak("waiting") is None and series.increase("waiting") is None
+    assert not series.gaps and "0.02 s" in series.note
+    assert not [thread for thread in threading.enumerate() if thread.name == "telemetry"]
+
+
+def test_frame_has_nan_for_what_is_not_offered(engine):
+    with Sampler(engine, interval_s=0.02) as sampler:
+        time.sleep(0.1)
+    frame = sampler.series.to_frame()
+    assert frame.index.name == "seconds" and frame.index.is_monotonic_increasing
+    assert frame["waiting"].isna().all() and (frame["running"] == 2).all()
+    assert (frame["generated_per_s"].iloc[1:] > 0).all()
+
+
+def test_an_engine_that_dies_is_survived_and_named(engine, server):
+    with Sampler(engine, interval_s=0.02) as sampler:
+        time.sleep(0.1)
+        server.RequestHandlerClass.status = 503
+        time.sleep(0.1)
+    series = sampler.series
+    assert series.snapshots and series.gaps
+    assert "did not answer any more" in series.note and "503" in series.note
+
+
+def test_silence_in_between_is_told_apart_from_death(engine, server):
+    with Sampler(engine, interval_s=0.02) as sampler:
+        server.RequestHandlerClass.status = 500
+        time.sleep(0.1)
+        server.RequestHandlerClass.status = 200
+        time.sleep(0.1)
+    assert "failed in between" in sampler.series.note
+
+
+def test_memory_is_bounded(engine):
+    with Sampler(engine, interval_s=0.005, max_samples=8) as sampler:
+        time.sleep(0.5)
+    series = sampler.series
+    assert len(series) <= 9
+    assert series.interval_s > 0.005
+    assert series.snapshots[0].generated_tokens == 10, "the first reading is kept"
+    assert series.snapshots[-1].time - series.snapshots[0].time > 0.4, "the whole run is covered"
+
+
+def test_gaps_are_bounded_and_keep_the_first():
+    sampler = Sampler(FakeEngine("http://127.0.0.1:9"), max_samples=4, timeout_s=1)
+    for _ in range(10):
+        sampler._record()
+    gaps = sampler.series.gaps
+    assert len(gaps) <= 4
+    times = [gap.time for gap in gaps]
+    assert times == sorted(times)
+    first = gaps[0]
+    sampler._record()
+    assert sampler.series.gaps[0] == first
+
+
+def test_engines_without_readable_metrics_are_refused_on_entering(engine, server):
+    silent = FakeEngine(engine.base_url, replace(SPEC, metrics_path=None))
+    with pytest.raises(ScrapeError, match="no Prometheus endpoint"), Sampler(silent):
+        pytest.fail("entered")
+    with pytest.raises(ScrapeError, match="did not answer"):
+        scrape(FakeEngine("http://127.0.0.1:9"))
+    server.RequestHandlerClass.status = 404
+    with pytest.raises(ScrapeError, match="switched on"):
+        scrape(engine)
+    with pytest.raises(ValueError, match="interval"):
+        Sampler(engine, interval_s=0)
+
+
+def test_an_exception_in_the_block_passes_and_stops_the_thread(engine):
+    with pytest.raises(ZeroDivisionError), Sampler(engine, interval_s=0.02):
+        _ = 1 / 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "telemetry"]
+
+
+@dataclass
+class Trace:
+    sent: float
+    first_token: float | None
+    finished: float
+
+
+def test_the_picture_says_what_is_missing():
+    readings = tuple(Snapshot(time=10.0 + i, running=i) for i in range(3))
+    series = Series(readings, (Gap(11.5, "x"),), started=10.0, interval_s=1)
+    figure = plot_run(series, [Trace(10.1, 10.4, 11.0), Trace(10.2, None, 12.0)], "two requests")
+    top, queue, cache = figure.axes
+    assert [bar.get_width() for bar in top.patches[:2]] == pytest.approx([0.3, 0.6])
+    assert [text.get_text() for text in cache.texts] == ["not offered by this engine"]
+    assert not queue.texts
+    assert cache.get_xlabel() == "time since the start (s)"
+
+
+def test_the_picture_counts_preemptions():
+    readings = tuple(
+        Snapshot(time=float(i), running=1, waiting=2, kv_usage=0.25 * i, preemptions=5.0 + i)
+        for i in range(4)
+    )
+    figure = plot_run(Series(readings, (), 0.0, 1), title="t")
+    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert labels == ["KV cache in use", "preemptions (3 in all)"]

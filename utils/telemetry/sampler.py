@@ -1,0 +1,194 @@
+"""Reads an engine's metrics again and again while something else runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+
+import httpx
+import pandas as pd
+
+from utils.telemetry.snapshot import Scrapable, ScrapeError, Snapshot, parse, read_text
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A reading that failed: when (``perf_counter``, seconds) and why."""
+
+    time: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """The readings of one run.
+
+    Attributes:
+        snapshots: In order of time.
+        gaps: Readings that failed.
+        started: ``perf_counter`` at the start, seconds.
+        interval_s: Seconds between readings, as it was at the end (see :class:`Sampler`).
+    """
+
+    snapshots: tuple[Snapshot, ...]
+    gaps: tuple[Gap, ...]
+    started: float
+    interval_s: float
+
+    def __len__(self) -> int:
+        return len(self.snapshots)
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self.snapshots)
+
+    @property
+    def note(self) -> str:
+        """In words: how complete the series is, and whether the engine fell silent."""
+        words = f"{len(self.snapshots)} readings, one every {self.interval_s:g} s"
+        if not self.gaps:
+            return words + "."
+        last_good = self.snapshots[-1].time if self.snapshots else self.started
+        first_silent = next((gap for gap in self.gaps if gap.time > last_good), None)
+        if first_silent is None:
+            return f"{words}; {len(self.gaps)} failed in between: {self.gaps[0].reason}"
+        after = first_silent.time - self.started
+        return (
+            f"{words}; from {after:.1f} s on the engine did not answer any more: "
+            f"{first_silent.reason} Look at the end of its log (engine.tail())."
+        )
+
+    def values(self, name: str) -> list[float]:
+        """A field of every reading that has it, in order of time.
+
+        Args:
+            name: A key of :meth:`Snapshot.numbers`.
+
+        Raises:
+            KeyError: No such field.
+        """
+        found = [snapshot.numbers()[name] for snapshot in self.snapshots]
+        return [value for value in found if value is not None]
+
+    def peak(self, name: str) -> float | None:
+        """The largest value of a field; None where the engine does not offer it."""
+        return max(self.values(name), default=None)
+
+    def increase(self, name: str) -> float | None:
+        """How much a counter grew from the first to the last reading; None without readings."""
+        values = self.values(name)
+        return values[-1] - values[0] if values else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per reading, indexed by seconds since the start.
+
+        Columns are the keys of :meth:`Snapshot.numbers`, NaN where the engine offers nothing, and
+        ``generated_per_s``, tokens per second since the reading before.
+        """
+        index = pd.Index([s.time - self.started for s in self.snapshots], name="seconds")
+        rows = [snapshot.numbers() for snapshot in self.snapshots]
+        columns = list(Snapshot(time=0.0).numbers())
+        frame = pd.DataFrame(rows, index=index, columns=columns).astype(float)
+        frame = frame.drop(columns="time")
+        frame["generated_per_s"] = frame["generated_tokens"].diff() / index.to_series().diff()
+        return frame
+
+
+class Sampler:
+    """Samples an engine through a ``with`` block, in a thread of its own.
+
+    Example:
+        with Sampler(engine) as sampler:
+            result = run(client, requests, ClosedLoop(32))
+        sampler.series.to_frame()
+
+    Memory is bounded: when ``max_samples`` are held, every second one is dropped and the interval
+    doubles. An engine that dies in the middle ends nothing; the gaps are kept and
+    :attr:`Series.note` says so.
+
+    Args:
+        engine: What ``launch`` yields.
+        interval_s: Seconds between readings.
+        max_samples: Readings held, at most.
+        timeout_s: Seconds that one reading may take.
+
+    Raises:
+        ScrapeError: On entering, if the engine has no readable metrics at all.
+    """
+
+    def __init__(
+        self,
+        engine: Scrapable,
+        interval_s: float = 0.25,
+        max_samples: int = 2000,
+        timeout_s: float = 5.0,
+    ) -> None:
+        if interval_s <= 0 or max_samples < 2:
+            raise ValueError("A sampler needs a positive interval and room for two readings.")
+        self.engine = engine
+        self.interval_s = interval_s
+        self.max_samples = max_samples
+        self.started = perf_counter()
+        self._snapshots: list[Snapshot] = []
+        self._gaps: list[Gap] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._client = httpx.Client(timeout=timeout_s)
+        self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self.started = perf_counter()
+        try:
+            self._snapshots.append(self._read())
+        except ScrapeError:
+            self._client.close()
+            raise
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._record()
+        self._client.close()
+
+    @property
+    def series(self) -> Series:
+        """What has been read so far; also while sampling goes on."""
+        with self._lock:
+            readings, gaps = tuple(self._snapshots), tuple(self._gaps)
+            return Series(readings, gaps, self.started, self.interval_s)
+
+    def _work(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            self._record()
+
+    def _read(self) -> Snapshot:
+        return parse(read_text(self.engine, self._client), self.engine.spec.metrics)
+
+    def _record(self) -> None:
+        try:
+            reading: Snapshot | Gap = self._read()
+        except ScrapeError as error:
+            reading = Gap(perf_counter(), str(error))
+        with self._lock:
+            if isinstance(reading, Gap):
+                self._gaps = self._thinned(self._gaps)
+                self._gaps.append(reading)
+                return
+            if len(self._snapshots) >= self.max_samples:
+                self._snapshots = self._snapshots[::2]
+                self.interval_s *= 2
+            self._snapshots.append(reading)
+
+    def _thinned(self, gaps: Sequence[Gap]) -> list[Gap]:
+        """Keeps the first gap of a silence, which tells when it began, and the latest ones."""
+        keep = self.max_samples - 1
+        return list(gaps) if len(gaps) <= keep else [gaps[0], *gaps[-keep + 1 :]]
