@@ -23,20 +23,12 @@ A function's arguments are deep copies, so a learner cannot change what the chec
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 import os
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import CodeType, FrameType
 from typing import Any
 
-from utils.checks.expect import brief
+from utils.checks.attempt import OutOfTime, blame, guard, line_of, signature_fault, time_limit
 from utils.checks.failures import CheckFailed, NotAttempted, show
 
 GRADING = "COURSE_GRADING"
@@ -70,10 +62,6 @@ class Outcome:
     cause: str = ""
 
 
-class _OutOfTime(BaseException):
-    """Not an Exception: a learner's `except Exception` must not swallow it."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One exercise's check; called in the notebook as `name = checks.<id>(name)`."""
@@ -94,7 +82,10 @@ class Check:
         Raises:
             CheckFailed: it is wrong, or (NotAttempted) it is empty while grading.
         """
-        outcome = self.judge(learner)
+        if callable(learner) and learner is self.reference:
+            outcome = Outcome("not attempted", "this is the reference; run your own cell again")
+        else:
+            outcome = self.judge(learner)
         if outcome.verdict == "right":
             show("✔", f"{self.exercise}: right.", _GREEN)
             return learner
@@ -110,25 +101,25 @@ class Check:
         """Find out what an answer is worth, without showing or raising anything."""
         if learner is None or learner is ...:
             return Outcome("not attempted", f"it is still {'...' if learner is ... else 'None'}")
-        if fault := _signature_fault(learner, self.reference):
+        if fault := signature_fault(learner, self.reference):
             return Outcome("wrong", fault, "signature")
         unfinished: list[NotImplementedError] = []
-        subject = _guard(learner, self.copy_inputs, unfinished)
+        subject = guard(learner, self.copy_inputs, unfinished)
         outcome = Outcome("right")
         try:
-            with _time_limit(self.limit_s):
+            with time_limit(self.limit_s):
                 self.examine(subject)
         except NotImplementedError as error:
             unfinished.append(error)
         except CheckFailed as failure:
             outcome = Outcome("wrong", str(failure), failure.cause)
-        except _OutOfTime:
+        except OutOfTime:
             message = f"it did not finish in {self.limit_s:g} s. Does a loop in it never end?"
             outcome = Outcome("wrong", message, "time")
         except (Exception, SystemExit) as error:
-            outcome = Outcome("wrong", _blame(error, learner), "exception")
+            outcome = Outcome("wrong", blame(error, learner), "exception")
         if unfinished:
-            line = _line(unfinished[0], learner)
+            line = line_of(unfinished[0], learner)
             where = f"line {line.lineno} of your cell" if line else "your code"
             return Outcome("not attempted", f"{where} raises NotImplementedError")
         return outcome
@@ -160,97 +151,3 @@ def check(
         return Check(examine.__name__, examine, reference, named, limit_s, copy_inputs)
 
     return declare
-
-
-def _signature_fault(learner: Any, reference: Any) -> str:
-    if isinstance(reference, type):
-        return "" if isinstance(learner, type) else f"{brief(learner)} is not a class"
-    if not callable(reference):
-        return "it is a function; give its result" if inspect.isfunction(learner) else ""
-    if not callable(learner) or isinstance(learner, type):
-        return f"{brief(learner)} is not a function. Did a variable take its name?"
-    wanted = list(inspect.signature(reference).parameters)
-    try:
-        given = list(inspect.signature(learner).parameters.values())
-    except (TypeError, ValueError):
-        return f"{brief(learner)} is not a Python function"
-    names = [parameter.name for parameter in given]
-    added = given[len(wanted) :]
-    if names[: len(wanted)] != wanted or any(p.default is p.empty for p in added):
-        return f"it takes ({', '.join(names)}), it should take ({', '.join(wanted)})"
-    return ""
-
-
-def _guard(learner: Any, copy_inputs: bool, unfinished: list[NotImplementedError]) -> Any:
-    """A function that hands on copies and notes an unfinished stub, whoever catches its error."""
-    if not callable(learner) or isinstance(learner, type):
-        return learner
-
-    @functools.wraps(learner)
-    def guarded(*args: object, **kwargs: object) -> object:
-        if copy_inputs:
-            try:
-                args, kwargs = copy.deepcopy((args, kwargs))
-            except TypeError as error:
-                raise TypeError(f"{error}: this check needs copy_inputs=False") from error
-        try:
-            result = learner(*args, **kwargs)
-            if result is ...:
-                raise NotImplementedError("it returns ...")
-        except NotImplementedError as error:
-            unfinished.append(error)
-            raise
-        return result
-
-    return guarded
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the body after `seconds`.
-
-    By the interval timer, since a thread that loops for ever cannot be stopped; so only in the
-    main thread, where notebooks and tests run. The timer keeps firing, for a loop that swallows
-    everything, and an outer timer (pytest-timeout's) is put back with the time that is left.
-    """
-    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise _OutOfTime
-
-    began = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if left:
-            rest = max(0.001, left - (time.monotonic() - began))
-            signal.setitimer(signal.ITIMER_REAL, rest, interval)
-
-
-def _blame(error: BaseException, learner: Any) -> str:
-    named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    line = _line(error, learner)
-    if line is None:
-        return f"the check could not use what your code returned ({named})"
-    return f"your code raised {named}, in line {line.lineno} of your cell: {line.line}"
-
-
-def _line(error: BaseException, learner: Any) -> traceback.FrameSummary | None:
-    """The innermost line of the learner's own cell in an error's traceback."""
-    files = {code.co_filename for code in _codes(learner)}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return frames[-1] if frames else None
-
-
-def _codes(learner: Any) -> Iterator[CodeType]:
-    for thing in vars(learner).values() if isinstance(learner, type) else [learner]:
-        function = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
-        code = getattr(function, "__code__", None)
-        if isinstance(code, CodeType):
-            yield code

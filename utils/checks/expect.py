@@ -27,7 +27,10 @@ SameNumber = Callable[[float, float], bool]
 
 def brief(value: object) -> str:
     """A short `repr` that survives any object."""
-    return _brief.repr(value)
+    try:
+        return _brief.repr(value)
+    except Exception as error:
+        return f"<an object whose repr raises {type(error).__name__}>"
 
 
 def expect(condition: bool, message: str) -> None:

@@ -53,7 +53,7 @@ def _build(args: argparse.Namespace) -> int:
 def _check(root: Path, only: str | None) -> int:
     found = drift(root, only)
     for item in found:
-        print(f"{item.path.relative_to(root)} {item.reason}")
+        print(f"{item.path.relative_to(root)}:{item.line} {item.reason}")
         if item.diff:
             print(item.diff)
     if found:

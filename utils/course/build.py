@@ -72,6 +72,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from utils.course.exercises import Lab, read_lab
@@ -85,11 +86,19 @@ _DIFF_LINES = 20
 
 @dataclass(frozen=True)
 class Drift:
-    """One notebook that is not what its source makes: `reason` in words, `diff` shortened."""
+    """One notebook that is not what its source makes.
+
+    Attributes:
+        path: the notebook.
+        line: 1-based line of the first difference.
+        reason: what is the matter, as the rest of a sentence about the file.
+        diff: the difference, shortened.
+    """
 
     path: Path
+    line: int
     reason: str
-    diff: str
+    diff: str = ""
 
 
 def read_labs(root: Path = ROOT, only: str | None = None) -> list[Lab]:
@@ -144,14 +153,16 @@ def build(root: Path = ROOT, only: str | None = None, *, force: bool = False) ->
             f"Somebody ran or edited a generated notebook:\n{names}\n"
             f"Move your copy elsewhere, or overwrite it: {GENERATED_BY} --force"
         )
-    for path, text in stale.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in stale}
+    try:
+        for path, new in beside.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(stale[path], encoding="utf-8")
+        for path, new in beside.items():
+            new.replace(path)
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
     return list(stale)
 
 
@@ -168,17 +179,15 @@ def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
         if actual == text:
             continue
         if actual is None:
-            reason = "is missing"
-        elif touched(actual):
-            reason = "was run or edited by hand"
-        else:
-            reason = "is older than its source"
-        found.append(Drift(path, reason, _diff(actual or "", text)))
+            found.append(Drift(path, 1, "is missing"))
+            continue
+        reason = touched(actual) or "is not what its source makes"
+        found.append(Drift(path, _first_change(actual, text), reason, _diff(actual, text)))
     if only is None:
         for folder in ("labs", "solutions"):
             for path in sorted((root / folder).glob("*.ipynb")):
                 if path not in expected:
-                    found.append(Drift(path, "has no source under solutions/", ""))
+                    found.append(Drift(path, 1, "has no source under solutions/"))
     return found
 
 
@@ -223,6 +232,11 @@ def _expected(root: Path, only: str | None) -> dict[Path, str]:
 
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _first_change(actual: str, expected: str) -> int:
+    pairs = zip_longest(actual.splitlines(), expected.splitlines())
+    return next((i for i, (a, e) in enumerate(pairs, 1) if a != e), 1)
 
 
 def _diff(actual: str, expected: str) -> str:

@@ -14,6 +14,7 @@ from utils.course.source import Cell, LabSource
 MAX_CODE_LINES = 25
 MAX_DIFFICULTY = 5
 TAGS = ("measures", "raises-exception")
+_BROKEN = "incorrectly_encoded_metadata"  # jupytext's key
 _ID = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _KEYS = {
     "exercise": {"exercise", "title", "minutes", "difficulty", "points"},
@@ -110,6 +111,10 @@ def _role(cell: Cell, refuse: Refuse) -> str:
         refuse(cell, -1, f"a {cell.kind} cell", "Use a code or a markdown cell.")
     if roles and cell.kind != "code":
         refuse(cell, -1, f"a {role} in a markdown cell", "Remove `[markdown]` from the marker.")
+    if _BROKEN in cell.options:
+        message = f"the marker line does not parse at {cell.options[_BROKEN]!r}"
+        refuse(cell, -1, message, 'Write key=value pairs, text in double quotes: title="...".')
+        return role
     for key in sorted(set(cell.options) - _KEYS[role]):
         allowed = ", ".join(sorted(_KEYS[role]))
         refuse(cell, -1, f"unknown key {key!r} on a {role} cell", f"Allowed here: {allowed}.")

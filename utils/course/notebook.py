@@ -43,21 +43,21 @@ def render(lab: Lab, *, solved: bool) -> str:
 
 
 def digest(cells: list[Any]) -> str:
-    """Fingerprint of what a person could change in cells: ids, kinds, sources and outputs."""
-    facts = [
-        (cell.get("id"), cell["cell_type"], _text(cell["source"]), bool(cell.get("outputs")))
-        for cell in cells
-    ]
+    """Fingerprint of what a person could change in cells: their ids, kinds and sources."""
+    facts = [(cell.get("id"), cell["cell_type"], _text(cell["source"])) for cell in cells]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def touched(text: str) -> bool:
-    """Whether somebody ran or edited this notebook since it was generated."""
+def touched(text: str) -> str:
+    """What somebody did to this notebook since it was generated, in words; "" for nothing."""
     try:
         notebook = json.loads(text)
-        return bool(notebook["metadata"]["course"]["digest"] != digest(notebook["cells"]))
-    except (ValueError, KeyError, TypeError):
-        return True
+        if any(cell.get("outputs") for cell in notebook["cells"]):
+            return "was run: it holds outputs"
+        made = notebook["metadata"]["course"]["digest"]
+        return "" if made == digest(notebook["cells"]) else "was edited by hand"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "is not a notebook that was generated"
 
 
 def _text(source: str | list[str]) -> str:

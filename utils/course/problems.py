@@ -24,7 +24,9 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.message}\n    {self.fix}"
+        here = Path.cwd()
+        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return f"{path}:{self.line}: {self.message}\n    {self.fix}"
 
 
 class CourseError(Exception):
