@@ -19,7 +19,7 @@ from types import FrameType
 import psutil
 
 POLL_S = 0.25
-GRACE_S = 10.0
+GRACE_S = float(os.environ.get("COURSE_STOP_GRACE_S", "10"))  # from SIGTERM to SIGKILL, seconds
 
 _stop_asked = False
 
