@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import linecache
 import os
 import signal
 import threading
@@ -97,17 +98,22 @@ def time_limit(seconds: float) -> Iterator[None]:
 def blame(error: BaseException, learner: Any) -> str:
     """What an exception says about the answer, with the line of the learner's cell."""
     named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    line = line_of(error, learner)
-    if line is None:
+    number, text = line_of(error, learner)
+    if not number:
         return f"the check could not use what your code returned ({named})"
-    return f"your code raised {named}, in line {line.lineno} of your cell: {line.line}"
+    return f"your code raised {named}, in line {number} of your cell: {text}"
 
 
-def line_of(error: BaseException, learner: Any) -> traceback.FrameSummary | None:
-    """The innermost line of the learner's own cell in an error's traceback."""
-    files = {code.co_filename for code in _codes(learner)}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return frames[-1] if frames else None
+def line_of(error: BaseException, learner: Any) -> tuple[int, str]:
+    """Number and text of the innermost line of the learner's own cell; (0, "") if there is none."""
+    codes = set(_codes(learner))
+    files = {code.co_filename for code in codes}
+    inside, number, file = False, 0, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        inside = inside or frame.f_code in codes
+        if inside and frame.f_code.co_filename in files:
+            number, file = line, frame.f_code.co_filename
+    return number, linecache.getline(file, number).strip()
 
 
 def _codes(learner: Any) -> Iterator[CodeType]:

@@ -119,8 +119,8 @@ class Check:
         except (Exception, SystemExit) as error:
             outcome = Outcome("wrong", blame(error, learner), "exception")
         if unfinished:
-            line = line_of(unfinished[0], learner)
-            where = f"line {line.lineno} of your cell" if line else "your code"
+            number, _ = line_of(unfinished[0], learner)
+            where = f"line {number} of your cell" if number else "your code"
             return Outcome("not attempted", f"{where} raises NotImplementedError")
         return outcome
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from utils.course.build import ROOT, build, drift, find_lab, read_labs
-from utils.course.notebook import GENERATED_BY
+from utils.course.notebook import GENERATED_BY, count
 from utils.course.problems import CourseError
 
 
@@ -65,11 +65,12 @@ def _check(root: Path, only: str | None) -> int:
 
 def _list(root: Path) -> int:
     for lab in read_labs(root):
-        exercises = lab.exercises
-        minutes, points = (sum(getattr(e, key) for e in exercises) for key in ("minutes", "points"))
-        print(f"{lab.source.stem}: {len(exercises)} exercises, {minutes} min, {points} points")
-        for e in exercises:
-            facts = f"{'★' * e.difficulty:<5} {e.minutes:>3} min {e.points:>3} points"
+        minutes = sum(exercise.minutes for exercise in lab.exercises)
+        points = count(sum(exercise.points for exercise in lab.exercises), "point")
+        exercises = count(len(lab.exercises), "exercise")
+        print(f"{lab.source.stem}: {exercises}, {minutes} min, {points}")
+        for e in lab.exercises:
+            facts = f"{'★' * e.difficulty:<5} {e.minutes:>3} min {count(e.points, 'point'):>9}"
             print(f"  {e.number}. {e.title:<44} {facts}  {e.id}")
     return 0
 

@@ -156,12 +156,16 @@ def _split(cell: Cell, role: str, id_: str, refuse: Refuse) -> Split:
     stub = f'raise NotImplementedError("Exercise {id_}: replace this line by your code")'
     if role == "prediction":
         stub = f"{id_} = None"
-    split = split_regions(cell.source, stub, lambda at, what, fix: refuse(cell, at, what, fix))
+    faults: list[tuple[int, str, str]] = []
+    split = split_regions(cell.source, stub, lambda *fault: faults.append(fault))
+    for fault in faults:
+        refuse(cell, *fault)
     if role in ("exercise", "prediction"):
         if not split.regions:
             fix = "Put `### BEGIN SOLUTION` and `### END SOLUTION` around what the learner writes."
             refuse(cell, -1, f"{role} {id_!r} has no solution region", fix)
-        _runs_untouched(cell, role, id_, split, refuse)
+        if not faults:
+            _runs_untouched(cell, role, id_, split, refuse)
     elif split.regions:
         fix = 'Write exercise="..." on the marker line, or remove the markers.'
         refuse(cell, -1, f"a solution region in a {role} cell", fix)

@@ -60,6 +60,11 @@ def touched(text: str) -> str:
         return "is not a notebook that was generated"
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 point", "3 points"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _text(source: str | list[str]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
@@ -111,17 +116,13 @@ def _nbgrader(part: Part, id_: str) -> dict[str, Any]:
 
 def _heading(exercise: Exercise) -> str:
     stars = "★" * exercise.difficulty + "☆" * (MAX_DIFFICULTY - exercise.difficulty)
-    facts = f"{stars} · about {exercise.minutes} minutes · {_points(exercise.points)}"
+    minutes, points = count(exercise.minutes, "minute"), count(exercise.points, "point")
+    facts = f"{stars} · about {minutes} · {points}"
     return f"### Exercise {exercise.number}: {exercise.title}\n\n*{facts}*"
 
 
 def _summary(lab: Lab) -> str:
-    minutes = sum(exercise.minutes for exercise in lab.exercises)
-    points = sum(exercise.points for exercise in lab.exercises)
-    count = len(lab.exercises)
-    noun = "exercise" if count == 1 else "exercises"
-    return f"*{count} {noun} · about {minutes} minutes of your own work · {_points(points)}*"
-
-
-def _points(points: int) -> str:
-    return f"{points} point" if points == 1 else f"{points} points"
+    minutes = count(sum(exercise.minutes for exercise in lab.exercises), "minute")
+    points = count(sum(exercise.points for exercise in lab.exercises), "point")
+    exercises = count(len(lab.exercises), "exercise")
+    return f"*{exercises} · about {minutes} of your own work · {points}*"

@@ -101,7 +101,7 @@ def report(root: Path) -> int:
             print(f"      {t.message}")
         if t.fault:
             print(f"      FAULT: {t.fault}")
-    missing = list(_unmatched(root))
+    missing = list(unmatched(root))
     for line in missing:
         print(f"✘ {line}")
     faults = sum(bool(t.fault) for t in trials) + len(missing)
@@ -110,8 +110,8 @@ def report(root: Path) -> int:
     return 1 if faults else 0
 
 
-def _unmatched(root: Path) -> Iterator[str]:
-    """Exercises without a declared check, and the other way round."""
+def unmatched(root: Path) -> Iterator[str]:
+    """Exercises of the labs without a declared check, and checks without an exercise."""
     declared = {
         (lab, name)
         for lab, module in modules().items()

@@ -1,0 +1,440 @@
+"""Checks of lab 3.3.1, engine benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from utils.benchmark import recommend
+from utils.checks import Wrong, check, expect_close, expect_equal, expect_type
+
+Events = list[tuple[float, str]]
+
+# A role-only delta, two tokens in one chunk, an empty delta in the middle, an empty last one.
+STREAM: Events = [
+    (10.1, ""),
+    (10.5, "The"),
+    (10.6, " KV cache"),
+    (10.65, ""),
+    (10.9, "."),
+    (11.4, ""),
+]
+
+
+def _stream_metrics(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    times = [at for at, text in events if text]
+    ttft, e2el = times[0] - sent, times[-1] - sent
+    tpot = (e2el - ttft) / (completion_tokens - 1) if completion_tokens > 1 else 0.0
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
+
+
+def _chunks_as_tokens(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    return _stream_metrics(sent, events, sum(bool(text) for _, text in events))
+
+
+def _role_counts(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    first = events[0][0] - sent
+    right = _stream_metrics(sent, events, completion_tokens)
+    return {**right, "ttft": first, "tpot": (right["e2el"] - first) / (completion_tokens - 1)}
+
+
+def _first_token_too(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    right = _stream_metrics(sent, events, completion_tokens)
+    return {**right, "tpot": (right["e2el"] - right["ttft"]) / completion_tokens}
+
+
+def _whole_latency(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    right = _stream_metrics(sent, events, completion_tokens)
+    return {**right, "tpot": right["e2el"] / max(1, completion_tokens - 1)}
+
+
+@check(
+    reference=_stream_metrics,
+    wrong={
+        "counts chunks as tokens": Wrong(_chunks_as_tokens, says="TPOT"),
+        "takes the role-only delta for a token": Wrong(_role_counts, says="TTFT"),
+        "divides by all tokens": Wrong(_first_token_too, says="first token"),
+        "TPOT from the whole latency": Wrong(_whole_latency, says="TPOT"),
+        "divides by zero for one token": Wrong(
+            lambda sent, events, completion_tokens: {
+                **_stream_metrics(sent, events, completion_tokens),
+                "tpot": (events[-2][0] - events[1][0]) / (completion_tokens - 1),
+            },
+            says="your code raised ZeroDivisionError",
+        ),
+        "hard-coded to the example": lambda sent, events, completion_tokens: {
+            "ttft": 0.5,
+            "tpot": 0.1,
+            "e2el": 0.9,
+        },
+    },
+)
+def stream_metrics(attempt: Callable[[float, Events, int], dict[str, float]]) -> None:
+    """Examines `stream_metrics(sent, events, completion_tokens)`."""
+    got = attempt(10.0, STREAM, 5)
+    expect_type(got, dict, what="what stream_metrics returns")
+    expect_equal(sorted(got), ["e2el", "tpot", "ttft"], what="the keys")
+    expect_close(
+        got["ttft"],
+        0.5,
+        what="TTFT",
+        hint="In seconds, up to the first event that carries text; the role-only event is no token.",
+    )
+    expect_close(got["e2el"], 0.9, what="end-to-end latency", hint="Up to the last text.")
+    expect_close(
+        got["tpot"],
+        0.1,
+        what="TPOT of 5 tokens in 3 chunks",
+        hint="(e2el - ttft) / (tokens - 1): the first token belongs to TTFT, and the number of "
+        "tokens comes from usage, not from the chunks.",
+    )
+    single = attempt(0.0, [(0.0, ""), (0.25, "x"), (0.3, "")], 1)
+    expect_close(single["tpot"], 0.0, what="TPOT of a one-token answer")
+    expect_close(single["ttft"], 0.25, what="TTFT of a one-token answer")
+
+
+def _open_loop_latencies(arrivals: Sequence[float], service: float) -> list[float]:
+    free, latencies = 0.0, []
+    for due in arrivals:
+        free = max(free, due) + service
+        latencies.append(free - due)
+    return latencies
+
+
+def _omits(arrivals: Sequence[float], service: float) -> list[float]:
+    return [service for _ in arrivals]
+
+
+def _never_idle(arrivals: Sequence[float], service: float) -> list[float]:
+    return [(i + 1) * service - due + arrivals[0] for i, due in enumerate(arrivals)]
+
+
+def _only_the_one_before(arrivals: Sequence[float], service: float) -> list[float]:
+    waits = [max(0.0, a + service - b) for a, b in pairwise(arrivals)]
+    return [service, *(wait + service for wait in waits)]
+
+
+@check(
+    reference=_open_loop_latencies,
+    wrong={
+        "counts from when the request was sent": Wrong(_omits, says="coordinated omission"),
+        "the server is never idle": Wrong(_never_idle, says="idle"),
+        "waits for the one request before only": Wrong(_only_the_one_before, says="burst"),
+        "finish times instead of latencies": lambda arrivals, service: [
+            due + latency
+            for due, latency in zip(arrivals, _open_loop_latencies(arrivals, service), strict=True)
+        ],
+        "leaves out the service": lambda arrivals, service: [
+            latency - service for latency in _open_loop_latencies(arrivals, service)
+        ],
+    },
+)
+def open_loop_latencies(attempt: Callable[[Sequence[float], float], list[float]]) -> None:
+    """Examines `open_loop_latencies(arrivals, service)`."""
+    expect_close(
+        attempt([1.0, 2.0, 3.0], 0.5),
+        [0.5, 0.5, 0.5],
+        what="latencies when requests come more slowly than they are served",
+        hint="An idle server starts at once.",
+    )
+    expect_close(
+        attempt([0.0, 0.1, 0.2, 0.3], 1.0),
+        [1.0, 1.9, 2.8, 3.7],
+        what="latencies of a burst of four",
+        hint="Each waits for all before it, and the clock starts when it was due: a clock that "
+        "starts when it is sent hides the wait (coordinated omission).",
+    )
+    expect_close(
+        attempt([0.0, 0.1, 5.0], 1.0),
+        [1.0, 1.9, 1.0],
+        what="latencies around a pause",
+        hint="After a pause the server is idle again.",
+    )
+
+
+def _p99_of_runs(runs: Sequence[Sequence[float]]) -> float:
+    return float(np.percentile(np.concatenate([np.asarray(run) for run in runs]), 99))
+
+
+@check(
+    reference=_p99_of_runs,
+    wrong={
+        "averages the runs' percentiles": Wrong(
+            lambda runs: float(np.mean([np.percentile(run, 99) for run in runs])), says="average"
+        ),
+        "the worst run's percentile": lambda runs: float(
+            max(np.percentile(run, 99) for run in runs)
+        ),
+        "the maximum": lambda runs: float(max(max(run) for run in runs)),
+        "the last run only": lambda runs: float(np.percentile(runs[-1], 99)),
+        "the median": lambda runs: float(np.median(np.concatenate(runs))),
+    },
+)
+def p99_of_runs(attempt: Callable[[Sequence[Sequence[float]]], float]) -> None:
+    """Examines `p99_of_runs(runs)`."""
+    small, large = [50.0] * 10, [float(x) for x in range(1, 991)]
+    expect_close(
+        attempt([small, large]),
+        _p99_of_runs([small, large]),
+        what="p99 of a run of 10 requests and a run of 990",
+        hint="Percentiles do not average: a run of 10 would count as much as one of 990. "
+        "Put the requests together first.",
+    )
+    expect_close(attempt([[3.0, 1.0, 2.0]]), 2.98, what="p99 of a single run [3, 1, 2]")
+
+
+def _goodput(
+    requests: Sequence[dict[str, Any]], duration: float, ttft_limit: float, tpot_limit: float
+) -> float:
+    good = [r for r in requests if r["ok"] and r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit]
+    return len(good) / duration
+
+
+REQUESTS = [
+    {"ok": True, "ttft": 0.2, "tpot": 0.02},
+    {"ok": True, "ttft": 0.5, "tpot": 0.02},
+    {"ok": True, "ttft": 0.6, "tpot": 0.02},
+    {"ok": True, "ttft": 0.2, "tpot": 0.06},
+    {"ok": False, "ttft": 0.1, "tpot": 0.01},
+    {"ok": True, "ttft": 0.3, "tpot": 0.05},
+]
+
+
+@check(
+    reference=_goodput,
+    wrong={
+        "counts failed requests": Wrong(
+            lambda requests, duration, ttft_limit, tpot_limit: (
+                sum(r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit for r in requests)
+                / duration
+            ),
+            says="failed",
+        ),
+        "one limit is enough": lambda requests, duration, ttft_limit, tpot_limit: (
+            sum(r["ok"] and (r["ttft"] <= ttft_limit or r["tpot"] <= tpot_limit) for r in requests)
+            / duration
+        ),
+        "a share instead of a rate": Wrong(
+            lambda requests, duration, ttft_limit, tpot_limit: (
+                _goodput(requests, 1.0, ttft_limit, tpot_limit) / len(requests)
+            ),
+            says="per second",
+        ),
+        "looks at TTFT alone": lambda requests, duration, ttft_limit, tpot_limit: _goodput(
+            requests, duration, ttft_limit, math.inf
+        ),
+        "below, not at, the limit": Wrong(
+            lambda requests, duration, ttft_limit, tpot_limit: (
+                sum(r["ok"] and r["ttft"] < ttft_limit and r["tpot"] < tpot_limit for r in requests)
+                / duration
+            ),
+            says="at a limit",
+        ),
+    },
+)
+def goodput(attempt: Callable[[Sequence[dict[str, Any]], float, float, float], float]) -> None:
+    """Examines `goodput(requests, duration, ttft_limit, tpot_limit)`."""
+    expect_close(
+        attempt(REQUESTS, 2.0, 0.55, 0.055),
+        1.5,
+        what="goodput of six requests in 2 s",
+        hint="Good requests per second: not failed, and within both limits.",
+    )
+    expect_close(
+        attempt(REQUESTS, 1.0, 0.5, 0.05),
+        3.0,
+        what="goodput with requests exactly at a limit",
+        hint="A request at a limit meets it.",
+    )
+    expect_close(attempt(REQUESTS, 1.0, 0.01, 0.01), 0.0, what="goodput under limits none meets")
+
+
+def _mean_interval(values: Sequence[float], t: float) -> tuple[float, float]:
+    array = np.asarray(values)
+    reach = t * array.std(ddof=1) / math.sqrt(len(array))
+    return float(array.mean() - reach), float(array.mean() + reach)
+
+
+def _spread(values: Sequence[float], reach: float) -> tuple[float, float]:
+    mean = float(np.mean(values))
+    return mean - reach, mean + reach
+
+
+@check(
+    reference=_mean_interval,
+    wrong={
+        "standard deviation instead of standard error": Wrong(
+            lambda values, t: _spread(values, t * float(np.std(values, ddof=1))),
+            says="standard error",
+        ),
+        "divides by n, not n - 1": Wrong(
+            lambda values, t: _spread(values, t * float(np.std(values)) / len(values) ** 0.5),
+            says="n - 1",
+        ),
+        "leaves out t": lambda values, t: _spread(
+            values, float(np.std(values, ddof=1)) / len(values) ** 0.5
+        ),
+        "smallest and largest": lambda values, t: (min(values), max(values)),
+        "around the median": lambda values, t: tuple(
+            x - float(np.mean(values)) + float(np.median(values)) for x in _mean_interval(values, t)
+        ),
+    },
+)
+def mean_interval(attempt: Callable[[Sequence[float], float], tuple[float, float]]) -> None:
+    """Examines `mean_interval(values, t)`."""
+    values = [100.0, 104.0, 99.0, 109.0]
+    got = attempt(values, 3.182)
+    expect_type(got, tuple, what="what mean_interval returns")
+    expect_close(
+        got,
+        _mean_interval(values, 3.182),
+        what="95 % interval of [100, 104, 99, 109] tok/s",
+        hint="mean ± t × standard error; standard error = s / √n with s from n - 1.",
+        rel=1e-6,
+    )
+    expect_close(attempt([5.0, 5.0], 12.706), (5.0, 5.0), what="interval of two equal values")
+
+
+def _decode_ceiling(
+    bandwidth: float, weight_bytes: float, kv_bytes_per_token: float, context: int, batch: int
+) -> float:
+    return batch * bandwidth / (weight_bytes + batch * context * kv_bytes_per_token)
+
+
+@check(
+    reference=_decode_ceiling,
+    wrong={
+        "forgets that a batch shares the weights": Wrong(
+            lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+                bandwidth / (weight_bytes + context * kv_bytes_per_token)
+            ),
+            says="batch",
+        ),
+        "forgets the KV cache": Wrong(
+            lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+                batch * bandwidth / weight_bytes
+            ),
+            says="KV cache",
+        ),
+        "reads one request's KV cache only": lambda *, bandwidth=0.0: 0.0,
+        "per request, not for all": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / batch
+        ),
+        "reads the weights once per request": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            bandwidth / (weight_bytes + batch * context * kv_bytes_per_token)
+        ),
+    },
+)
+def decode_ceiling(attempt: Callable[[float, float, float, int, int], float]) -> None:
+    """Examines `decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch)`."""
+    spark, llama = 273e9, 16.1e9
+    expect_close(
+        attempt(spark, llama, 131072, 0, 1),
+        spark / llama,
+        what="ceiling for Llama-3.1-8B in bf16 on a DGX Spark, batch 1, empty context",
+        hint="Bytes per second over bytes per step.",
+    )
+    expect_close(
+        attempt(spark, llama, 131072, 4096, 1),
+        spark / (llama + 4096 * 131072),
+        what="ceiling with 4,096 tokens in the KV cache",
+        hint="Each step also reads the KV cache of every token before it.",
+    )
+    expect_close(
+        attempt(spark, llama, 131072, 4096, 32),
+        32 * spark / (llama + 32 * 4096 * 131072),
+        what="ceiling for a batch of 32",
+        hint="A step reads the weights once for the whole batch, every request's KV cache, and "
+        "yields one token per request of the batch.",
+    )
+
+
+def _row(
+    label: str, concurrency: int, throughput: float, ttft: float, failed: int = 0
+) -> dict[str, Any]:
+    return {
+        "label": label,
+        "concurrency": concurrency,
+        "output_throughput": throughput,
+        "p95_ttft_ms": ttft,
+        "failed": failed,
+    }
+
+
+ROWS = [
+    _row("slow and steady", 1, 90.0, 20.0),
+    _row("slow and steady", 32, 300.0, 100.0),
+    _row("fast", 1, 100.0, 10.0),
+    _row("fast", 32, 900.0, 400.0),
+    _row("fastest, late", 1, 990.0, 50.0),
+    _row("fastest, late", 32, 950.0, 900.0),
+    _row("fails", 32, 2000.0, 50.0, failed=3),
+]
+
+
+def _top(rows: Sequence[dict[str, Any]], good: Callable[[dict[str, Any]], bool]) -> str | None:
+    kept = [row for row in rows if good(row)]
+    return max(kept, key=lambda row: row["output_throughput"])["label"] if kept else None
+
+
+@check(
+    reference=recommend.best_for_api,
+    wrong={
+        "ignores the limit": Wrong(
+            lambda rows, ttft_limit_ms: _top(
+                rows, lambda row: row["concurrency"] == 32 and not row["failed"]
+            ),
+            says="limit",
+        ),
+        "looks at every concurrency": Wrong(
+            lambda rows, ttft_limit_ms: _top(
+                rows, lambda row: row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]
+            ),
+            says="highest concurrency",
+        ),
+        "counts runs with failures": Wrong(
+            lambda rows, ttft_limit_ms: _top(
+                rows, lambda row: row["concurrency"] == 32 and row["p95_ttft_ms"] <= ttft_limit_ms
+            ),
+            says="failed",
+        ),
+        "assumes 32": lambda rows, ttft_limit_ms: _top(
+            rows,
+            lambda row: (
+                row["concurrency"] == 32
+                and row["p95_ttft_ms"] <= ttft_limit_ms
+                and not row["failed"]
+            ),
+        ),
+        "lowest TTFT": lambda rows, ttft_limit_ms: min(
+            (r for r in rows if r["concurrency"] == 32 and not r["failed"]),
+            key=lambda row: row["p95_ttft_ms"],
+        )["label"],
+    },
+)
+def best_for_api(attempt: Callable[[Sequence[dict[str, Any]], float], str | None]) -> None:
+    """Examines `best_for_api(rows, ttft_limit_ms)`."""
+    what = "the engine for an API with p95 TTFT within 500 ms"
+    got = attempt(ROWS, 500.0)
+    hint = (
+        "Only rows at the highest concurrency count, a run with failed requests is out, and so is "
+        "one over the limit; then the highest output throughput wins."
+    )
+    expect_equal(got, "fast", what=what, hint=hint)
+    expect_equal(attempt(ROWS, 400.0), "fast", what="the engine when one is exactly at the limit")
+    expect_equal(attempt(ROWS, 1000.0), "fastest, late", what="the engine within 1,000 ms")
+    expect_equal(attempt(ROWS, 10.0), None, what="the answer when no engine meets the limit")
+    more = [*ROWS, _row("fast", 64, 950.0, 450.0)]
+    expect_equal(
+        attempt(more, 500.0), "fast", what="the engine when one was tried at 64", hint=hint
+    )
+    expect_equal(
+        attempt(ROWS[:1] + ROWS[2:3], 500.0),
+        "fast",
+        what="the engine when every row has concurrency 1",
+        hint="The highest concurrency is that of the rows, not always 32.",
+    )
