@@ -1,0 +1,39 @@
+"""Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
+
+One execution per notebook serves all that is asserted of it. The same by hand:
+`pytest --nbmake --nbmake-timeout=240 labs` and `COURSE_GRADING=1 pytest --nbmake ... solutions`.
+"""
+
+import pytest
+
+from utils.course.build import ROOT, read_labs
+
+LIMIT_S = 240
+LABS = read_labs(ROOT)
+STEMS = [lab.source.stem for lab in LABS]
+
+
+def test_every_notebook_is_run_here():
+    for folder in ("labs", "solutions"):
+        assert sorted(path.stem for path in (ROOT / folder).glob("*.ipynb")) == sorted(STEMS)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(LIMIT_S + 60)
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("folder", ["labs", "solutions"])
+def test_notebook(stem, folder, run_notebook):
+    solved = folder == "solutions"
+    ran = run_notebook(ROOT / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
+    if ran.error:
+        pytest.fail(ran.error, pytrace=False)
+    for id_ in ran.with_role("check"):
+        exercise = id_.removeprefix("check-")
+        right, empty = f"✔ {exercise}: right.", f"○ {exercise}: not attempted"
+        assert (right if solved else empty) in ran.printed(id_)
+    measuring = ran.tagged("measures")
+    assert measuring, "no cell is tagged as measuring"
+    for id_ in measuring:
+        assert ran.took(id_) > 0.01, f"{id_} took {ran.took(id_)} s: did it measure?"
+        assert ran.printed(id_), f"{id_} shows nothing"
+    assert ran.seconds < LIMIT_S
