@@ -70,6 +70,14 @@ def test_static_batch_waits_for_its_longest_member():
     assert run.steps[0].tokens == 20 and run.steps[-1].tokens == 1
 
 
+def test_without_padding_a_static_batch_computes_only_what_is_asked_for():
+    jobs = [Job(0, 0, 10, 2), Job(1, 0, 4, 5)]
+    padded = simulate_static(jobs, COST, num_slots=400, max_length=200)
+    bare = simulate_static(jobs, COST, num_slots=400, max_length=200, padding=False)
+    assert [step.tokens for step in padded.steps] == [20, 2, 2, 2, 2]
+    assert [step.tokens for step in bare.steps] == [14, 2, 1, 1, 1]
+
+
 def test_continuous_batching_fills_the_place_at_once():
     jobs = [Job(0, 0, 10, 2), Job(1, 0, 10, 100), Job(2, 0, 10, 2)]
     run = simulate_continuous(jobs, StepCost(1, 0), 100, limits=Limits(max_running=2))

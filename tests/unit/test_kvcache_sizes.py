@@ -130,6 +130,41 @@ def test_incomplete_model_folders_are_refused(tmp_path: Path):
     assert sizes.read_config(tmp_path) == QWEN3_8B
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_as_transformers_builds_them(tied):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=tied,
+    )
+    built = sum(p.numel() for p in Qwen3ForCausalLM(config).parameters())
+    assert sizes.decoder_parameters(config.to_dict()) == built
+
+
+def test_a_hub_id_is_fetched_and_a_failure_is_explained(tmp_path: Path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    asked = []
+
+    def download(repo, name):
+        asked.append((repo, name))
+        if repo == "no/where":
+            raise OSError("offline")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert sizes.read_config("Qwen/Qwen3-8B") == QWEN3_8B
+    assert asked == [("Qwen/Qwen3-8B", "config.json")]
+    with pytest.raises(sizes.ConfigError, match="HF_TOKEN"):
+        sizes.read_config("no/where")
+
+
 def test_total_is_the_sum_of_its_parts():
     plan = sizes.plan_memory(QWEN3_8B, 16_000, 4, 1000, batch_tokens=1)
     assert plan.kv_cache == 4000 * 144 * 1024

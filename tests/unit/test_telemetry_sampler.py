@@ -91,6 +91,13 @@ def test_frame_has_nan_for_what_is_not_offered(engine):
     assert (frame["generated_per_s"].iloc[1:] > 0).all()
 
 
+def test_a_record_gets_plain_values_of_what_is_offered():
+    readings = tuple(Snapshot(time=5.0 + i, running=i) for i in range(2))
+    values = Series(readings, (), started=5.0, interval_s=1).to_dict()
+    assert values.pop("note") == "2 readings, one every 1 s."
+    assert values == {"interval_s": 1, "seconds": [0.0, 1.0], "running": [0.0, 1.0]}
+
+
 def test_an_engine_that_dies_is_survived_and_named(engine, server):
     with Sampler(engine, interval_s=0.02) as sampler:
         time.sleep(0.1)

@@ -158,7 +158,12 @@ def simulate_continuous(
 
 
 def simulate_static(
-    jobs: Iterable[Job], cost: StepCost, num_slots: int, max_length: int, max_batch: int = 256
+    jobs: Iterable[Job],
+    cost: StepCost,
+    num_slots: int,
+    max_length: int,
+    max_batch: int = 256,
+    padding: bool = True,
 ) -> Prediction:
     """Predicts a run under static batching with contiguous memory.
 
@@ -172,6 +177,7 @@ def simulate_static(
         num_slots: Tokens that the KV memory holds.
         max_length: Slots reserved per request.
         max_batch: Requests in a batch, at most.
+        padding: Whether padding is computed; without it only the wait for the longest is left.
 
     Returns:
         The prediction.
@@ -198,14 +204,21 @@ def simulate_static(
         usage = len(batch) * max_length / num_slots
         first = 0.0
         for index in range(max(job.output_tokens for job in batch)):
-            width = max(job.prompt_tokens for job in batch) if index == 0 else 1
-            tokens = len(batch) * width
+            tokens = _static_tokens(batch, index, padding)
             seconds = cost.seconds(tokens)
             steps.append(Step(now, seconds, tokens, len(batch), waiting, usage, 0))
             now += seconds
             first = first or now
         done += [Outcome(job, first, now, 0) for job in batch]
     return Prediction("static", cost, _by_id(done), tuple(steps))
+
+
+def _static_tokens(batch: list[Job], index: int, padding: bool) -> int:
+    if padding:
+        return len(batch) * (max(job.prompt_tokens for job in batch) if index == 0 else 1)
+    if index == 0:
+        return sum(job.prompt_tokens for job in batch)
+    return sum(job.output_tokens > index for job in batch)
 
 
 def _in_order(jobs: Iterable[Job]) -> deque[Job]:

@@ -63,19 +63,22 @@ class CacheShape:
         return self.layers * self.kv_heads * self.head_dim
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Reads ``config.json`` from a model folder, or from the file itself.
+def read_config(model: str | Path) -> dict[str, Any]:
+    """Reads a model's ``config.json``.
 
     Args:
-        path: A folder that holds ``config.json``, or that file.
+        model: A folder that holds ``config.json``, that file, or a hub id such as
+            ``Qwen/Qwen3-8B`` (fetched once, then taken from the Hugging Face cache).
 
     Returns:
         The config as a dict.
 
     Raises:
-        ConfigError: There is no such file, or it is not JSON.
+        ConfigError: There is no such file, the hub does not give it, or it is not JSON.
     """
-    file = Path(path)
+    file = Path(model)
+    if not file.exists() and not file.is_absolute() and str(model).count("/") == 1:
+        file = _from_hub(str(model))
     file = file / "config.json" if file.is_dir() else file
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -186,6 +189,22 @@ def weight_bytes(model_path: str | Path) -> int:
     return total
 
 
+def decoder_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters of a dense decoder of the Llama and Qwen3 kind, counted from its config.
+
+    Embedding, and the output head where it is not tied; per layer the four attention projections,
+    the three matrices of the gated MLP and the norms (with Qwen3's norms of queries and keys).
+    """
+    config = config.get("text_config") or config
+    shape = cache_shape(config)
+    hidden, vocabulary = _positive(config, "hidden_size"), _positive(config, "vocab_size")
+    query, kv = shape.query_heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer = hidden * (2 * query + 2 * kv + 3 * _positive(config, "intermediate_size"))
+    layer += 2 * hidden + (2 * shape.head_dim if config.get("model_type") == "qwen3" else 0)
+    tables = 1 if config.get("tie_word_embeddings") else 2
+    return tables * vocabulary * hidden + shape.layers * layer + hidden
+
+
 def activation_bytes(config: Mapping[str, Any], batch_tokens: int, dtype: str = "auto") -> int:
     """An estimate of the largest intermediate tensors of one forward step.
 
@@ -251,6 +270,18 @@ def requests_that_fit(
         raise ValueError("A request has at least one token.")
     usable = blocks_in(kv_budget_bytes, config, block_size, kv_dtype)
     return usable // blocks_for(tokens_per_request, block_size)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except Exception as error:
+        raise ConfigError(
+            f"The hub gave no config.json of {model} ({type(error).__name__}). Check the name and "
+            "the network; a gated model also needs HF_TOKEN."
+        ) from error
 
 
 def _known(dtype: str) -> str:

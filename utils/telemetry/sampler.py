@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 import httpx
 import pandas as pd
@@ -80,6 +81,12 @@ class Series:
         """How much a counter grew from the first to the last reading; None without readings."""
         values = self.values(name)
         return values[-1] - values[0] if values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a record: the columns of :meth:`to_frame`, and the note."""
+        frame = self.to_frame().dropna(axis="columns", how="all").reset_index()
+        columns = {str(name): frame[name].tolist() for name in frame.columns}
+        return {"note": self.note, "interval_s": self.interval_s, **columns}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per reading, indexed by seconds since the start.
