@@ -320,12 +320,14 @@ def _decode_ceiling(
             ),
             says="KV cache",
         ),
-        "reads one request's KV cache only": lambda *, bandwidth=0.0: 0.0,
-        "per request, not for all": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+        "reads the KV cache of one": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            batch * bandwidth / (weight_bytes + context * kv_bytes_per_token)
+        ),
+        "per request": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
             _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / batch
         ),
-        "reads the weights once per request": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-            bandwidth / (weight_bytes + batch * context * kv_bytes_per_token)
+        "bits for bytes": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / 8
         ),
     },
 )

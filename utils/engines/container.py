@@ -157,6 +157,10 @@ class ContainerHandle:
             return None
         return int(self._container.attrs["State"]["ExitCode"])
 
+    def memory_bytes(self) -> int:
+        """Memory of the container as docker counts it, bytes."""
+        return int(self._container.stats(stream=False)["memory_stats"].get("usage", 0))
+
     def stop(self) -> None:
         """Stops and removes the container."""
         try:

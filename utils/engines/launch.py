@@ -93,6 +93,10 @@ class RunningEngine:
         """Exit code of an engine that ended; None while it runs."""
         return self._handle.exit_code()
 
+    def memory_bytes(self) -> int:
+        """Memory in use by the engine and all its processes, bytes (GPU memory not included)."""
+        return self._handle.memory_bytes()
+
     def tail(self, lines: int = 20) -> str:
         """The last lines of its log."""
         return tail(self.log_path, lines)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from utils.engines.guard import GRACE_S, end_group
 from utils.setup.steps import ROOT
@@ -35,6 +38,16 @@ class ProcessHandle:
     def exit_code(self) -> int | None:
         """The engine's exit code (128 + signal number for a signal); None while it runs."""
         return self._guard.poll()
+
+    def memory_bytes(self) -> int:
+        """Memory of the engine's processes, bytes; pages that they share count once (Linux: PSS)."""
+        total = 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._guard.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    used = process.memory_full_info()
+                    total += getattr(used, "pss", 0) or used.uss
+        return total
 
     def stop(self) -> None:
         """Asks the guard to end the engine; ends both by force if it does not."""

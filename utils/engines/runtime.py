@@ -34,6 +34,9 @@ class Handle(Protocol):
     def exit_code(self) -> int | None:
         """Its exit code; None while it runs."""
 
+    def memory_bytes(self) -> int:
+        """Resident memory of all its processes, bytes; 0 once it ended."""
+
     def stop(self) -> None:
         """Ends it and all it started; returns when nothing is left. Twice does no harm."""
 

@@ -1,0 +1,145 @@
+"""Which engine for which use, computed from records; never from a table of opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from utils.benchmark.records import Record
+
+FOLKLORE = {
+    "development": "Ollama",
+    "interactive chat": "SGLang",
+    "high-throughput API": "vLLM",
+    "batch processing": "TensorRT-LLM",
+    "edge, CPU": "llama.cpp",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the selection guide.
+
+    Attributes:
+        use_case: What the engine is for.
+        rule: How it was chosen, in words.
+        winner: Label of the engine; None if no engine meets the rule.
+        value: The winner's figure, with its unit.
+        folklore: What the usual table says.
+    """
+
+    use_case: str
+    rule: str
+    winner: str | None
+    value: str
+    folklore: str
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The figures of each closed-loop record that the selection guide uses.
+
+    Keys: label, concurrency, output_throughput (tok/s), total_token_throughput (tok/s),
+    p95_ttft_ms, median_tpot_ms, start_seconds, memory_bytes, failed.
+    """
+    keys = ("output_throughput", "total_token_throughput", "p95_ttft_ms", "failed")
+    return [
+        {
+            "label": record.label,
+            "concurrency": record.load["concurrency"],
+            **{key: record.summary[key] for key in keys},
+            "median_tpot_ms": record.summary["median_tpot_ms"],
+            "start_seconds": record.extra.get("start_seconds"),
+            "memory_bytes": record.extra.get("memory_bytes"),
+        }
+        for record in records
+        if record.load.get("pattern") == "closed"
+    ]
+
+
+def best_for_api(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | None:
+    """The label with the highest output throughput at the highest concurrency within a TTFT limit.
+
+    Args:
+        rows: As `rows` gives them.
+        ttft_limit_ms: Limit of p95 TTFT, milliseconds; a row at the limit meets it.
+
+    Returns:
+        The label; None if no row at the highest concurrency meets the limit without failures.
+    """
+    top = max(row["concurrency"] for row in rows)
+    good = [
+        row
+        for row in rows
+        if row["concurrency"] == top and row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]
+    ]
+    if not good:
+        return None
+    return str(max(good, key=lambda row: row["output_throughput"])["label"])
+
+
+def guide(
+    rows: Sequence[dict[str, Any]], api_winner: str | None, ttft_limit_ms: float
+) -> list[Choice]:
+    """The selection guide for the measured engines.
+
+    Args:
+        rows: As `rows` gives them.
+        api_winner: Result of `best_for_api`.
+        ttft_limit_ms: The limit it was found with, milliseconds.
+    """
+    low = min(row["concurrency"] for row in rows)
+    top = max(row["concurrency"] for row in rows)
+    single = [row for row in rows if row["concurrency"] == low]
+    quick = min(single, key=lambda row: row["start_seconds"])
+    chat = min(single, key=lambda row: row["p95_ttft_ms"] + 50 * row["median_tpot_ms"])
+    batch = max(rows, key=lambda row: row["total_token_throughput"])
+    small = min(single, key=lambda row: row["memory_bytes"])
+    api = next((r for r in rows if r["label"] == api_winner and r["concurrency"] == top), None)
+    answer_ms = chat["p95_ttft_ms"] + 50 * chat["median_tpot_ms"]
+    found = [
+        ("development", "ready soonest", quick, f"{quick['start_seconds']:.1f} s"),
+        (
+            "interactive chat",
+            f"p95 TTFT + 50 tokens × median TPOT at {low} in flight",
+            chat,
+            f"{answer_ms:.0f} ms",
+        ),
+        (
+            "high-throughput API",
+            f"most output tok/s at {top} in flight with p95 TTFT ≤ {ttft_limit_ms:.0f} ms",
+            api,
+            f"{api['output_throughput']:.0f} tok/s" if api else "none meets it",
+        ),
+        (
+            "batch processing",
+            "most tokens per second, prompts included, whatever the latency",
+            batch,
+            f"{batch['total_token_throughput']:.0f} tok/s",
+        ),
+        ("edge, CPU", "least memory", small, f"{small['memory_bytes'] / 1e9:.2f} GB"),
+    ]
+    return [
+        Choice(use, rule, row["label"] if row else None, value, FOLKLORE[use])
+        for use, rule, row, value in found
+    ]
+
+
+def guide_table(choices: Sequence[Choice]) -> pd.DataFrame:
+    """The guide as a table: use case, rule, your records say, figure, folklore says, agreed."""
+    return pd.DataFrame(
+        [
+            {
+                "use case": choice.use_case,
+                "rule": choice.rule,
+                "your records say": choice.winner or "none",
+                "figure": choice.value,
+                "the usual table says": choice.folklore,
+                "agreed": choice.winner is not None
+                and choice.winner.lower().startswith(choice.folklore.lower()),
+            }
+            for choice in choices
+        ]
+    ).set_index("use case")

@@ -1,0 +1,127 @@
+"""One engine over the profile's concurrency levels, each level a record on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.benchmark.arrivals import ClosedLoop
+from utils.benchmark.client import Client
+from utils.benchmark.load import run
+from utils.benchmark.records import Record, make_record, write_record
+from utils.benchmark.stats import Slo
+from utils.benchmark.workload import Request, random_prompts
+from utils.engines import RunningEngine
+from utils.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt processing of one engine, one request at a time.
+
+    Attributes:
+        prompt_tokens: Prompt length as the engine counted it, tokens.
+        ttft_s: Median time to first token, seconds.
+        tokens_per_s: Prompt tokens over median TTFT.
+    """
+
+    prompt_tokens: int
+    ttft_s: float
+    tokens_per_s: float
+
+
+def prompts(
+    profile: Profile, count: int, *, length: int = 0, output: int = 0, seed: int = 0
+) -> list[Request]:
+    """Random prompts of the profile's length, for answers of exactly the profile's length.
+
+    Where the model's tokenizer lies on this machine, lengths are exact; else they are in words.
+
+    Args:
+        profile: Gives the lengths.
+        count: How many requests.
+        length: Prompt length in place of the profile's, tokens.
+        output: Answer length in place of the profile's, tokens.
+        seed: Other seeds give other prompts, so that no prefix cache can help.
+    """
+    folder = Path(profile.models["vllm"])
+    return random_prompts(
+        count,
+        length or profile.load.prompt_tokens,
+        tokenizer=folder if folder.exists() else None,
+        seed=seed,
+        max_tokens=output or profile.load.output_tokens,
+        ignore_eos=True,
+    )
+
+
+def sweep(
+    engine: RunningEngine,
+    profile: Profile,
+    *,
+    label: str = "",
+    levels: Sequence[int] | None = None,
+    requests_at: Sequence[int] | None = None,
+    slo: Slo | None = None,
+) -> list[Record]:
+    """Runs a closed loop at each concurrency level and writes a record for each.
+
+    Args:
+        engine: What serves.
+        profile: Gives levels, request counts and lengths.
+        label: Name of the engine in tables and plots; its title by default.
+        levels: Concurrency levels in place of the profile's.
+        requests_at: Requests at each level in place of the profile's.
+        slo: Objectives for goodput.
+
+    Returns:
+        One record per level, in the order of the levels.
+    """
+    levels = levels or profile.load.levels
+    counts = requests_at or [profile.load.requests_at(level) for level in levels]
+    title = label or engine.spec.title
+    client = Client(engine.base_url, engine.model, "completions")
+    memory = engine.memory_bytes()
+    records = []
+    for level, count in zip(levels, counts, strict=True):
+        result = run(
+            client,
+            prompts(profile, count, seed=level),
+            ClosedLoop(level),
+            warmup=min(level, 4),
+            label=f"{title}, {level} in flight",
+            alive=engine.running,
+        )
+        extra = {"start_seconds": engine.start_seconds, "memory_bytes": memory}
+        record = make_record(result, engine, profile, label=title, slo=slo, extra=extra)
+        write_record(record)
+        records.append(record)
+    return records
+
+
+def measure_prefill(
+    engine: RunningEngine, profile: Profile, *, length: int, repeats: int = 5
+) -> Prefill:
+    """Prompt tokens per second of one request at a time, with answers of a single token.
+
+    Args:
+        engine: What serves.
+        profile: Gives the tokenizer.
+        length: Prompt length, tokens.
+        repeats: Requests, each with a prompt of its own; their median counts.
+
+    Raises:
+        RuntimeError: No request succeeded; holds the first error.
+    """
+    client = Client(engine.base_url, engine.model, "completions")
+    requests = prompts(profile, repeats, length=length, output=1, seed=1000 + length)
+    title = f"{engine.spec.title}, prefill of {length} tokens"
+    result = run(client, requests, ClosedLoop(1), warmup=1, label=title, alive=engine.running)
+    done = [trace for trace in result.traces if trace.ok and trace.prompt_tokens]
+    if not done:
+        raise RuntimeError(f"no request succeeded: {result.traces[0].error}")
+    tokens = done[0].prompt_tokens
+    assert tokens is not None
+    ttft = result.summary()["median_ttft_ms"] / 1000
+    return Prefill(tokens, ttft, tokens / ttft)
