@@ -21,15 +21,13 @@ import httpx
 from utils.benchmark.response import ResponseCollector, ResponseError, error_text
 from utils.benchmark.sse import SSEParser
 from utils.benchmark.trace import RequestTrace
+from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse, TimedStream
 from utils.benchmark.workload import Api, Request
 
 PATHS: Mapping[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 MAX_RESENDS = 2
 # Below the idle limit of every server met so far (llama.cpp's is 5 s).
 KEEPALIVE_S = 4.0
-
-# A kept-alive connection that the server closed shows as one of these before any byte arrives.
-_DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 class Client:
@@ -77,6 +75,7 @@ class Client:
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
             ),
+            mounts={"http://": AsyncioTransport(keepalive_s=KEEPALIVE_S)},
             trust_env=False,
         )
         return self
@@ -124,8 +123,8 @@ class Client:
                             status = response.status_code
                             await _read(response, request.stream, collector)
                         break
-                    except _DROPPED:
-                        if status is not None or resends == MAX_RESENDS:
+                    except DroppedBeforeResponse:
+                        if resends == MAX_RESENDS:
                             raise
                         resends += 1
         except TimeoutError:
@@ -167,10 +166,9 @@ class Client:
         sent = perf_counter()
         async with self._connection().stream("POST", self.url, content=body) as response:
             await _raise_for_status(response)
-            async for piece in response.aiter_raw():
-                at = perf_counter() - sent
+            async for at, piece in _pieces(response):
                 for event in parser.feed(piece):
-                    yield at, event.data
+                    yield at - sent, event.data
 
     async def reachable(self, patience_s: float = 1.0) -> bool:
         """Whether anything accepts connections at the address, tried for `patience_s` seconds."""
@@ -202,13 +200,23 @@ async def _read(response: httpx.Response, streamed: bool, collector: ResponseCol
         collector.whole(body, perf_counter())
         return
     parser = SSEParser()
-    async for piece in response.aiter_raw():
-        at = perf_counter()
+    async for at, piece in _pieces(response):
         for event in parser.feed(piece):
             collector.event(event, at)
     if (last := parser.close()) is not None:
         collector.event(last, perf_counter())
     collector.end()
+
+
+async def _pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]]:
+    """The body with arrival times: from the socket for http, from when we get it for https."""
+    stream = response.extensions.get("timed_stream")
+    if isinstance(stream, TimedStream):
+        async for timed in stream.timed():
+            yield timed
+    else:
+        async for piece in response.aiter_raw():
+            yield perf_counter(), piece
 
 
 async def _raise_for_status(response: httpx.Response) -> None:

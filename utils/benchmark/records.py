@@ -342,7 +342,7 @@ def _check_types(values: Mapping[str, Any]) -> None:
             raise ValueError(f"the summary lacks {key!r}")
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
