@@ -37,6 +37,7 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
       ### END SOLUTION
 
   `...` and `None` count as not attempted, in a value and (`...` only) in what a function returns.
+  So does the check's own reference object: a solution must not import it.
 * The **check** is one line, `name = checks.<exercise id>(name)`. `from utils.checks import
   lab_3_3_N as checks` stands in the lab's first code cell; utils/checks/base.py says how to write
   one. It may stand further down than the exercise, never above it.

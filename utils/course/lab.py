@@ -1,36 +1,47 @@
-"""`make lab`: JupyterLab on one of the labs."""
+"""Opens a lab in JupyterLab, on 127.0.0.1 and a free port, from the course's own environment."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from utils.course.build import ROOT, find_lab
 
 
-def jupyter_command(notebook: Path, headless: bool) -> list[str]:
-    """The command that opens `notebook` in JupyterLab, on a free port of 127.0.0.1.
+def jupyter_command(notebook: Path, *, headless: bool, root: Path = ROOT) -> list[str]:
+    """The command line that serves the course's folder and shows `notebook` first.
 
     Args:
-        notebook: A lab's notebook.
-        headless: Print the URL and open no browser.
+        notebook: the lab, below `root`.
+        headless: print the URL and open no browser.
+        root: what the file browser shows.
     """
-    page = f"/lab/tree/{notebook.relative_to(ROOT).as_posix()}"
-    options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url={page}"]
+    command = [
+        *(sys.executable, "-m", "jupyterlab"),
+        f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url=/lab/tree/{notebook.relative_to(root).as_posix()}",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.answer_yes=True",  # make waits for it: Ctrl-C ends it without a question
+        "--ServerApp.log_level=WARN",
+    ]
     if headless:
-        options.append("--no-browser")
+        command.append("--ServerApp.open_browser=False")
     if os.geteuid() == 0:
-        options.append("--allow-root")
-    return [sys.executable, "-m", "jupyterlab", *options]
+        command.append("--ServerApp.allow_root=True")
+    return command
 
 
-def open_lab(name: str, headless: bool) -> None:
-    """Replaces this process by JupyterLab, so that Ctrl-C reaches it.
+def open_lab(name: str, *, headless: bool, root: Path = ROOT) -> NoReturn:
+    """Become JupyterLab on one lab; Ctrl-C ends it, its kernels and their engines.
 
     Raises:
-        CourseError: No such lab; the message lists the right ones.
+        CourseError: no such lab.
     """
-    command = jupyter_command(find_lab(name), headless)
-    print("JupyterLab is starting; Ctrl-C ends it.", flush=True)
+    notebook = find_lab(name, root)
+    print(f"Opening {notebook.relative_to(root)}. Ctrl-C stops JupyterLab, notebooks and engines.")
+    sys.stdout.flush()
+    os.chdir(root)
+    command = jupyter_command(notebook, headless=headless, root=root)
     os.execv(command[0], command)
