@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from nbformat import NotebookNode
 from nbmake.nb_run import NotebookRun
@@ -15,11 +18,19 @@ from nbmake.nb_run import NotebookRun
 
 @dataclass(frozen=True)
 class Ran:
-    """An executed notebook: its cells by id, the error that ended it ("" for none), seconds."""
+    """An executed notebook.
+
+    Attributes:
+        cells: its cells by id, with outputs and timing.
+        error: the error that ended it, "" for none.
+        seconds: how long it took.
+        left_running: processes that it started and that outlived its kernel.
+    """
 
     cells: dict[str, NotebookNode]
     error: str
     seconds: float
+    left_running: list[psutil.Process]
 
     def printed(self, id_: str) -> str:
         """Everything a cell showed, as plain text."""
@@ -45,10 +56,11 @@ class Ran:
 
 
 Runner = Callable[..., Ran]
+MARK = "COURSE_TEST_RUN"
 
 
 @pytest.fixture
-def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Runner:
     """A function (path, *, grading, limit_s per cell) that executes a notebook with nbmake."""
 
     def run(path: Path, *, grading: bool = False, limit_s: int = 60) -> Ran:
@@ -56,10 +68,30 @@ def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
             monkeypatch.setenv("COURSE_GRADING", "1")
         else:
             monkeypatch.delenv("COURSE_GRADING", raising=False)
+        mark = uuid.uuid4().hex
+        monkeypatch.setenv(MARK, mark)
         began = time.monotonic()
         result = NotebookRun(path, limit_s).execute()
         seconds = time.monotonic() - began
         error = result.error.trace if result.error else ""
-        return Ran({cell.id: cell for cell in result.nb.cells}, error, seconds)
+        cells = {cell.id: cell for cell in result.nb.cells}
+        return Ran(cells, error, seconds, survivors(mark))
 
-    yield run
+    return run
+
+
+def survivors(mark: str, patience_s: float = 5.0) -> list[psutil.Process]:
+    """Processes whose environment holds `mark`, after some time to end."""
+    deadline = time.monotonic() + patience_s
+    while (found := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -23,6 +23,7 @@ def test_every_notebook_is_run_here():
 @pytest.mark.parametrize("folder", ["labs", "solutions"])
 def test_notebook(stem, folder, run_notebook):
     solved = folder == "solutions"
+    files = sorted((ROOT / folder).iterdir())
     ran = run_notebook(ROOT / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
     if ran.error:
         pytest.fail(ran.error, pytrace=False)
@@ -36,3 +37,5 @@ def test_notebook(stem, folder, run_notebook):
         assert ran.took(id_) > 0.01, f"{id_} took {ran.took(id_)} s: did it measure?"
         assert ran.printed(id_), f"{id_} shows nothing"
     assert ran.seconds < LIMIT_S
+    assert [process.cmdline() for process in ran.left_running] == []
+    assert sorted((ROOT / folder).iterdir()) == files, "it writes beside the notebooks"

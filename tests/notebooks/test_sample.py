@@ -35,7 +35,7 @@ def write_answer(course: Path, code: str) -> Path:
 
 def test_untouched_it_runs_through_on_the_references(course, run_notebook):
     ran = run_notebook(course / "labs" / NAME)
-    assert ran.error == ""
+    assert (ran.error, ran.left_running) == ("", [])
     assert "○ ttft: not attempted (line 3 of your cell raises" in ran.printed("check-ttft")
     assert "○ kv_bytes: not attempted" in ran.printed("check-kv_bytes")
     (measuring,) = ran.tagged("measures")
@@ -59,7 +59,7 @@ def test_untouched_it_fails_loudly_while_grading(course, run_notebook):
 
 def test_wrong_it_says_why_in_two_lines(course, run_notebook):
     ran = run_notebook(write_answer(course, "return 1000 * (chunks[1][0] - scheduled)"))
-    assert "TTFT of the example: got 500.0, expected 0.5. In seconds?" in ran.error
+    assert "TTFT of the example: got 500, expected 0.5. In seconds?" in ran.error
     shown = ran.printed("check-ttft")
     assert len(shown.splitlines()) == 2
     assert "framework" not in shown and "Traceback" not in shown
@@ -84,3 +84,12 @@ def test_a_right_answer_of_the_learners_own_goes_on(course, run_notebook):
     assert ran.error == ""
     assert ran.printed("check-ttft") == "✔ ttft: right."
     assert "not attempted" in ran.printed("check-kv_bytes")
+
+
+def test_a_process_that_outlives_its_notebook_is_found(course, run_notebook):
+    start = 'import subprocess\n    subprocess.Popen(["sleep", "30"], start_new_session=True)'
+    ran = run_notebook(write_answer(course, start))
+    commands = [process.cmdline() for process in ran.left_running]
+    for process in ran.left_running:
+        process.kill()
+    assert commands == [["sleep", "30"]]

@@ -71,6 +71,7 @@ def test_every_value_equals_itself(value):
         (np.zeros(2, dtype=int), np.zeros(2), "got an array of int64, expected float64"),
         ([1, 2], np.array([1, 2]), "of type list, expected ndarray"),
         (float("nan"), 1.0, "got nan, expected 1.0"),
+        (0.1 + 0.2, 0.3, "got 0.30000000000000004, expected 0.3"),
     ],
 )
 def test_differences_are_told(actual, expected, says):
@@ -121,6 +122,17 @@ def test_close_forgives_rounding_and_int_for_float_but_no_bool():
     for actual in (True, "1.0", None, 1.001, math.nan, math.inf):
         with pytest.raises(CheckFailed):
             expect_close(actual, 1.0, what="it")
+
+
+def test_numbers_are_told_in_as_many_digits_as_it_takes():
+    for actual, expected, says in [
+        (0.1 + 0.2, 0.4, "got 0.3, expected 0.4."),
+        (1.0000001, 1.0, "got 1.0000001, expected 1.0."),
+        (12_345_678.0, 2, "got 1.23457e+07, expected 2."),
+    ]:
+        with pytest.raises(CheckFailed) as caught:
+            expect_close(actual, expected, what="it", rel=1e-9)
+        assert says in str(caught.value)
 
 
 def test_the_hint_is_part_of_the_message():

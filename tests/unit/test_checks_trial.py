@@ -13,6 +13,10 @@ def double_of(x):
     return 2 * x
 
 
+def double(attempt):
+    expect_equal(attempt(3), 6, what="twice 3")
+
+
 def endless(x):
     while True:
         pass
@@ -120,14 +124,25 @@ def test_empty_stubs_of_values_and_classes():
 
 def test_the_report_fails_with_a_fault(monkeypatch, capsys, tmp_path):
     module = ModuleType("lab_3_3_9")
-    module.double = check(reference=double_of, wrong={"right": lambda x: 2 * x})(
-        lambda attempt: expect_equal(attempt(3), 6, what="twice 3")
-    )
+    module.double = check(reference=double_of, wrong={"right": lambda x: 2 * x})(double)
     monkeypatch.setattr(trial, "modules", lambda: {"3.3.9": module})
     assert trial.report(tmp_path) == 1
     said = capsys.readouterr().out
     assert "FAULT: a wrong solution passes" in said
     assert "3.3.9 double: checked, but no exercise of the lab" in said
+
+
+def test_the_report_shows_messages_on_request(monkeypatch, capsys, tmp_path):
+    module = ModuleType("lab_3_3_9")
+    monkeypatch.setattr(trial, "modules", lambda: {"3.3.9": module})
+    monkeypatch.setattr(trial, "unmatched", lambda root: [])
+    three = {"same": lambda x: x, "none": lambda x: None, "zero": lambda x: 0}
+    module.double = check(reference=double_of, wrong=three)(double)
+    assert trial.report(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "1 checks, 5 trials, 0 faults" in said and "twice 3" not in said
+    assert trial.report(tmp_path, messages=True) == 0
+    assert capsys.readouterr().out.count("twice 3: got") == 3
 
 
 @pytest.mark.parametrize("lab", sorted(trial.modules()))

@@ -220,6 +220,20 @@ def test_text_that_is_not_cells_is_refused(tmp_path):
     assert "jupytext reads" in only_problem(tmp_path, inside).message
 
 
+def test_text_that_jupytext_cannot_read_is_refused(tmp_path):
+    header = "# ---\n# jupyter:\n#   kernelspec:\n#     name: python3\n# ---\n\n"
+    assert "jupytext cannot read it" in only_problem(tmp_path, header + GOOD).message
+    path = tmp_path / "lab-3.3.9-sample.py"
+    path.write_bytes(GOOD.encode() + b"# \xff\n")
+    with pytest.raises(SourceError, match="jupytext cannot read it: 'utf-8' codec"):
+        read_source(path)
+
+
+def test_a_jupytext_header_is_no_cell(tmp_path):
+    header = "# ---\n# jupyter:\n#   jupytext:\n#     formats: py:percent\n# ---\n\n"
+    assert problems(tmp_path, header + GOOD) == ()
+
+
 def test_a_file_name_that_is_no_labs_is_refused(tmp_path):
     assert "not the name of a lab" in problems(tmp_path, GOOD, "helper.py")[0].message
 

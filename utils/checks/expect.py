@@ -124,6 +124,8 @@ def _difference(actual: Any, expected: Any, at: str, same: SameNumber | None) ->
         return where + _expected_type(actual, f"{kind.__name__} {brief(expected)}")
     unequal = f"{where}got {brief(actual)}, expected {brief(expected)}"
     if numbers and same is not None:
+        short, shorter = f"{actual:.6g}", f"{expected:.6g}"
+        unequal = f"{where}got {short}, expected {shorter}" if short != shorter else unequal
         return "" if same(actual, expected) else unequal
     if kind in _SCALARS or isinstance(expected, enum.Enum):
         nan = kind is float and math.isnan(actual) and math.isnan(expected)

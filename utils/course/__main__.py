@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.course.build import ROOT, build, drift, find_lab, read_labs
+from utils.course.build import ROOT, build, drift, read_labs
 from utils.course.lab import open_lab
 from utils.course.notebook import GENERATED_BY, count
 from utils.course.problems import CourseError
@@ -22,26 +22,22 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("--force", action="store_true", help="overwrite notebooks somebody ran")
     make.add_argument("--lab", help="one lab: 3, 3.3.3 or a file name")
     commands.add_parser("list", help="labs, exercises, minutes, points")
-    find = commands.add_parser("find", help="print the path of a lab's notebook")
-    find.add_argument("lab", help="3, 3.3.3 or a file name")
     show = commands.add_parser("lab", help="open a lab in JupyterLab")
     show.add_argument("lab", nargs="?", default="1", help="3, 3.3.3 or a file name")
     show.add_argument("--headless", action="store_true", help="print the URL, open no browser")
-    commands.add_parser("checks", help="try every check on right, empty and wrong solutions")
+    tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
+    tried.add_argument("--messages", action="store_true", help="show what learners would read")
     args = parser.parse_args(argv)
     try:
         if args.command == "build":
             return _check(args.root, args.lab) if args.check else _build(args)
         if args.command == "list":
             return _list(args.root)
-        if args.command == "find":
-            print(find_lab(args.lab, args.root))
-            return 0
         if args.command == "lab":
             open_lab(args.lab, headless=args.headless, root=args.root)
         from utils.course.trial import report
 
-        return report(args.root)
+        return report(args.root, messages=args.messages)
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2

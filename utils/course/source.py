@@ -55,10 +55,15 @@ def read_source(path: Path) -> LabSource:
     if name is None:
         fix = "Rename it to lab-3.3.N-words-in-lower-case.py."
         raise SourceError([Problem(path, 1, "not the name of a lab", fix)])
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+        parsed = jupytext.reads(text, fmt="py:percent").cells if text.strip() else []
+    except Exception as error:
+        fix = "Begin the file, in UTF-8, with `# %% [markdown]`; it needs no header."
+        message = f"jupytext cannot read it: {str(error).splitlines()[0]}"
+        raise SourceError([Problem(path, 1, message, fix)]) from error
     lines = text.splitlines()
     markers = [i for i, line in enumerate(lines) if _MARKER.match(line)]
-    parsed = jupytext.reads(text, fmt="py:percent").cells if text.strip() else []
     if len(parsed) != len(markers) or not parsed:
         raise SourceError([_miscounted(path, lines, markers, len(parsed))])
     ends = [*markers[1:], len(lines)]

@@ -91,13 +91,17 @@ def empty_stub(reference: Any) -> Any:
     return stub
 
 
-def report(root: Path) -> int:
-    """Print the table of all trials; returns 1 when any check failed its duty."""
+def report(root: Path, *, messages: bool = False) -> int:
+    """Print the table of all trials, on request with the messages of the wrong solutions.
+
+    Returns:
+        1 when any check failed its duty, else 0.
+    """
     trials = [t for lab, module in modules().items() for t in try_module(lab, module)]
     for t in trials:
         sign = "✘" if t.fault else "✔"
         print(f"{sign} {t.lab} {t.exercise:<24} {t.verdict:<14} {t.solution}")
-        if t.message and t.verdict == "wrong":
+        if t.message and (t.fault or (messages and t.verdict == "wrong")):
             print(f"      {t.message}")
         if t.fault:
             print(f"      FAULT: {t.fault}")
