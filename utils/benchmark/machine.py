@@ -1,0 +1,196 @@
+"""How fast a machine reads memory and multiplies: measured here, or cited."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from utils.benchmark.host import describe_host
+
+MIB = 1 << 20
+# Shapes of a decoder's products: tokens x inner x outer.
+MATMUL_SHAPES = ((512, 512, 1536), (1024, 1024, 1024), (2048, 2048, 2048))
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Read bandwidth over one working set.
+
+    Attributes:
+        working_set: Bytes that are read over and over.
+        bytes_per_s: Best of several kernels and repeats.
+        level: Which memory that is, as far as the system reports it ("L2", "L3", "memory").
+    """
+
+    working_set: int
+    bytes_per_s: float
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The two numbers of a roofline, and where they come from.
+
+    Attributes:
+        name: Which machine.
+        bandwidths: Read bandwidth by working set, smallest first; one entry if cited.
+        flops: Dense matrix operations per second at `flops_dtype`.
+        flops_dtype: "bfloat16" and the like.
+        origin: "measured" or "cited".
+        source: How it was measured, or who says so.
+    """
+
+    name: str
+    bandwidths: tuple[Bandwidth, ...]
+    flops: float
+    flops_dtype: str
+    origin: Literal["measured", "cited"]
+    source: str
+
+    def bandwidth_for(self, working_set: float) -> Bandwidth:
+        """The bandwidth that bounds reading this many bytes again and again.
+
+        Takes the next *smaller* measured working set, which is at least as fast: what follows
+        from it stays an upper bound.
+        """
+        below = [b for b in self.bandwidths if b.working_set <= working_set]
+        return below[-1] if below else self.bandwidths[0]
+
+    def flops_at(self, bits: float) -> float:
+        """Operations per second with operands of fewer bits, at most twice as many per halving.
+
+        Only for cited accelerators, whose units double that way; what was measured is returned
+        as it is, since a CPU widens quantised weights before it multiplies.
+        """
+        return self.flops if self.origin == "measured" else self.flops * 16 / min(bits, 16)
+
+
+def measure_machine(
+    *, largest: int | None = None, threads: int | None = None, seconds: float = 8.0
+) -> Machine:
+    """Measures this machine's read bandwidth by working set, and its bfloat16 matrix rate.
+
+    A busy machine measures low; run it when nothing else runs.
+
+    Args:
+        largest: Largest working set, bytes; default, twice the largest cache or 256 MiB if that
+            is more, but at most a quarter of the free memory.
+        threads: Most threads to use; default, torch's own number.
+        seconds: About how long it may take.
+    """
+    most = threads or torch.get_num_threads()
+    caches = cache_sizes()
+    if largest is None:
+        largest = max(256 * MIB, 2 * max(caches.values(), default=0))
+        largest = min(largest, psutil.virtual_memory().available // 4)
+    sizes = [size for size in (MIB * 4**i for i in range(10)) if size < largest] + [largest]
+    budget = seconds / (len(sizes) + len(MATMUL_SHAPES))
+    bandwidths = tuple(measure_bandwidth(size, caches, budget, most) for size in sizes)
+    flops = max(_matmul_rate(shape, budget, most) for shape in MATMUL_SHAPES)
+    return Machine(
+        name=str(describe_host()["cpu"]),
+        bandwidths=bandwidths,
+        flops=flops,
+        flops_dtype="bfloat16",
+        origin="measured",
+        source=f"torch {torch.__version__}, 1 and {most} threads: best of dot, matrix-vector and sum "
+        "over float32; best bfloat16 matrix product",
+    )
+
+
+def measure_bandwidth(
+    working_set: int,
+    caches: dict[str, int] | None = None,
+    seconds: float = 0.5,
+    threads: int | None = None,
+) -> Bandwidth:
+    """Best read bandwidth over one working set, from several kernels, with one and all threads.
+
+    Args:
+        working_set: Bytes.
+        caches: `cache_sizes()`, to name the level.
+        seconds: About how long it may take.
+        threads: Most threads to use; default, torch's own number.
+    """
+    width = 1024
+    rows = max(1, working_set // (4 * width))
+    matrix = torch.ones(rows, width)
+    flat, vector = matrix.view(-1), torch.ones(width)
+    kernels = (
+        lambda: torch.dot(flat, flat),
+        lambda: torch.mv(matrix, vector),
+        lambda: flat.sum(),
+    )
+    fastest = _best_time(kernels, seconds, threads)
+    size = rows * width * 4
+    return Bandwidth(
+        size, size / fastest, _level(size, cache_sizes() if caches is None else caches)
+    )
+
+
+def cache_sizes() -> dict[str, int]:
+    """Data caches that one core reaches, as Linux reports them: {"L2": bytes, ...}.
+
+    A virtual machine may report the host's whole cache, of which it gets a part.
+    """
+    found: dict[str, int] = {}
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind = (folder / "type").read_text().strip()
+            level = (folder / "level").read_text().strip()
+            size = (folder / "size").read_text().strip()
+        except OSError:
+            continue
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)([KMG]?)", size)):
+            unit = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]]
+            found[f"L{level}"] = int(match[1]) * unit
+    return dict(sorted(found.items()))
+
+
+def _level(size: int, caches: dict[str, int]) -> str:
+    fitting = [name for name, capacity in caches.items() if size <= capacity]
+    return fitting[0] if fitting else "memory"
+
+
+def _matmul_rate(shape: tuple[int, int, int], seconds: float, threads: int) -> float:
+    rows, inner, columns = shape
+    a = torch.ones(rows, inner, dtype=torch.bfloat16)
+    b = torch.ones(inner, columns, dtype=torch.bfloat16)
+    return 2 * rows * inner * columns / _best_time((lambda: a @ b,), seconds, threads)
+
+
+def _best_time(
+    kernels: Sequence[Callable[[], object]], seconds: float, threads: int | None
+) -> float:
+    """Shortest time of any kernel with any number of threads, s.
+
+    One thread is tried too: on a busy machine the others can make every product wait.
+    """
+    before = torch.get_num_threads()
+    counts = sorted({1, threads or before})
+    share = seconds / (len(kernels) * len(counts))
+    try:
+        return min(_repeat(kernel, share, count) for kernel in kernels for count in counts)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _repeat(kernel: Callable[[], object], seconds: float, threads: int) -> float:
+    torch.set_num_threads(threads)
+    kernel()
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    repeats = 0
+    while repeats < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        kernel()
+        best = min(best, time.perf_counter() - start)
+        repeats += 1
+    return best
