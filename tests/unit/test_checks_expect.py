@@ -165,6 +165,14 @@ def test_expect_raises():
         expect_raises(KeyError, lambda: 1 / 0, what="it")
 
 
+def test_an_unfinished_stub_does_not_count_as_raising():
+    def stub():
+        raise NotImplementedError("a RuntimeError, as it happens")
+
+    with pytest.raises(NotImplementedError):
+        expect_raises(RuntimeError, stub, what="it")
+
+
 def test_what_cannot_be_compared_is_the_authors_fault():
     with pytest.raises(TypeError, match="cannot compare object"):
         expect_equal(object(), object(), what="it")
