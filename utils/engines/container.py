@@ -14,6 +14,7 @@ import docker.errors
 from docker.types import DeviceRequest, Ulimit
 
 import docker
+from utils.engines import guard
 from utils.engines.errors import EngineError, EngineStartError
 from utils.engines.spec import Container
 from utils.setup.steps import ROOT
@@ -135,8 +136,8 @@ class ContainerHandle:
                 title, "was refused by docker.", str(error), hint, log
             ) from error
         self.identity = str(self._container.id)
-        guard = [sys.executable, "-m", "utils.engines.guard", "container", str(os.getpid())]
-        self._guard = subprocess.Popen([*guard, self.identity], cwd=ROOT, start_new_session=True)
+        watch = [sys.executable, guard.__file__, "container", str(os.getpid())]
+        self._guard = subprocess.Popen([*watch, self.identity], cwd=ROOT, start_new_session=True)
         self._copier = threading.Thread(target=self._copy_log, daemon=True)
         self._copier.start()
 

@@ -1,8 +1,9 @@
 """Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
 
-`python -m utils.engines.guard process PARENT -- COMMAND...` runs the command in a process group of its own
-and passes on its exit code. `... container PARENT ID` watches a container. Both end what they watch when
-the process PARENT is no longer their parent (it died, even by SIGKILL) or when they get SIGTERM.
+Run as a file, so that it loads nothing of the course. `guard.py process PARENT -- COMMAND...` runs the
+command in a process group of its own and passes on its exit code; `guard.py container PARENT ID` watches a
+container. Both end what they watch when PARENT is no longer their parent (it died, even by SIGKILL) or on
+SIGTERM.
 """
 
 from __future__ import annotations

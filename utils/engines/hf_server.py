@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from queue import Queue
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from tokenizers.decoders import DecodeStream
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.generation.streamers import BaseStreamer
 
 
 class StreamOptions(BaseModel):
@@ -39,6 +42,23 @@ class GenerateRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     ignore_eos: bool = False
+
+
+class TokenStreamer(BaseStreamer):  # type: ignore[misc]
+    """Puts each generated token id into a queue at once; transformers' own streamers wait for words."""
+
+    def __init__(self, tokens: Queue[int | None]) -> None:
+        self.tokens = tokens
+        self.prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if self.prompt_seen:
+            self.tokens.put(int(value))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing to flush."""
 
 
 class Baseline:
@@ -80,42 +100,45 @@ class Baseline:
     def generate(
         self, request: GenerateRequest, ids: torch.Tensor, usage: dict[str, int]
     ) -> Iterator[str]:
-        """Yields pieces of text as they are generated; fills `usage` at the end."""
+        """Yields the text of each token as it is generated; fills `usage` at the end.
+
+        Raises:
+            RuntimeError: Generation failed; the server's log has the reason.
+        """
         with self.turn:
-            streamer = TextIteratorStreamer(
-                self.tokenizer, skip_prompt=True, skip_special_tokens=True
-            )
-            settings: dict[str, Any] = {"do_sample": request.temperature > 0}
-            if request.temperature > 0:
-                settings["temperature"] = request.temperature
-            if request.ignore_eos:
-                settings["min_new_tokens"] = request.max_tokens
-            output: list[torch.Tensor] = []
-
-            def work() -> None:
-                try:
-                    with torch.inference_mode():
-                        output.append(
-                            self.model.generate(
-                                ids,
-                                attention_mask=torch.ones_like(ids),
-                                max_new_tokens=request.max_tokens,
-                                streamer=streamer,
-                                **settings,
-                            )
-                        )
-                finally:
-                    streamer.end()
-
-            worker = threading.Thread(target=work)
+            tokens: Queue[int | None] = Queue()
+            worker = threading.Thread(target=self._work, args=(request, ids, tokens))
             worker.start()
-            yield from (piece for piece in streamer if piece)
+            decoder = DecodeStream(skip_special_tokens=True)
+            count = 0
+            while (token := tokens.get()) is not None:
+                count += 1
+                if piece := decoder.step(self.tokenizer.backend_tokenizer, token):
+                    yield piece
             worker.join()
-            if not output:
+            if count == 0:
                 raise RuntimeError("generation failed; the server's log has the reason")
             usage["prompt_tokens"] = ids.shape[1]
-            usage["completion_tokens"] = output[0].shape[1] - ids.shape[1]
-            usage["total_tokens"] = output[0].shape[1]
+            usage["completion_tokens"] = count
+            usage["total_tokens"] = ids.shape[1] + count
+
+    def _work(self, request: GenerateRequest, ids: torch.Tensor, tokens: Queue[int | None]) -> None:
+        settings: dict[str, Any] = {"do_sample": request.temperature > 0}
+        if request.temperature > 0:
+            settings["temperature"] = request.temperature
+        if request.ignore_eos:
+            settings["min_new_tokens"] = request.max_tokens
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=request.max_tokens,
+                    streamer=TokenStreamer(tokens),
+                    **settings,
+                )
+        finally:
+            tokens.put(None)
 
 
 def make_app(baseline: Baseline, served_name: str) -> FastAPI:

@@ -30,6 +30,10 @@ def arguments(options: ServeOptions) -> list[str]:
     ]
     if options.device == "cuda":
         command += ["-ngl", "all"]
+    else:
+        # Repacked quantised weights crash the AMX kernel of this version on small models (segmentation
+        # fault in ggml_backend_amx_mul_mat, seen with the tiny model at Q8_0 on a Xeon with AMX).
+        command.append("--no-repack")
     if options.kv_cache_dtype:
         command += ["-fa", "on", "-ctk", options.kv_cache_dtype, "-ctv", options.kv_cache_dtype]
     if not options.prefix_caching:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from utils.engines.guard import GRACE_S, end_group
+from utils.engines import guard
 from utils.setup.steps import ROOT
 
 
@@ -22,10 +22,10 @@ class ProcessHandle:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.command: Sequence[str] = tuple(command)
         self.log_path = log
-        guard = [sys.executable, "-m", "utils.engines.guard", "process", str(os.getpid()), "--"]
+        watch = [sys.executable, guard.__file__, "process", str(os.getpid()), "--"]
         with log.open("wb") as output:
             self._guard = subprocess.Popen(
-                [*guard, *command],
+                [*watch, *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -54,7 +54,7 @@ class ProcessHandle:
         if self._guard.poll() is None:
             self._guard.send_signal(signal.SIGTERM)
             try:
-                self._guard.wait(timeout=2 * GRACE_S + 5)
+                self._guard.wait(timeout=2 * guard.GRACE_S + 5)
             except subprocess.TimeoutExpired:
-                end_group(self._guard.pid, grace_s=1)
+                guard.end_group(self._guard.pid, grace_s=1)
                 self._guard.wait()

