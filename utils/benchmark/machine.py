@@ -54,6 +54,20 @@ class Machine:
     origin: Literal["measured", "cited"]
     source: str
 
+    @property
+    def bandwidth(self) -> float:
+        """Read bandwidth of the largest measured working set, bytes/s."""
+        return self.bandwidths[-1].bytes_per_s
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} ({self.origin}: {self.source})"]
+        for band in self.bandwidths:
+            size = f"{band.working_set / MIB:,.0f} MiB in {band.level}"
+            where = size if band.working_set else band.level
+            lines.append(f"  read bandwidth, {where}: {band.bytes_per_s / 1e9:,.1f} GB/s")
+        lines.append(f"  {self.flops_dtype} products: {self.flops / 1e12:,.2f} TFLOP/s")
+        return "\n".join(lines)
+
     def bandwidth_for(self, working_set: float) -> Bandwidth:
         """The bandwidth that bounds reading this many bytes again and again.
 
@@ -73,24 +87,27 @@ class Machine:
 
 
 def measure_machine(
-    *, largest: int | None = None, threads: int | None = None, seconds: float = 8.0
+    *, working_set: float | None = None, threads: int | None = None, seconds: float = 8.0
 ) -> Machine:
     """Measures this machine's read bandwidth by working set, and its bfloat16 matrix rate.
 
     A busy machine measures low; run it when nothing else runs.
 
     Args:
-        largest: Largest working set, bytes; default, twice the largest cache or 256 MiB if that
-            is more, but at most a quarter of the free memory.
+        working_set: Measure the bandwidth over this many bytes only, such as a model's weights;
+            default, from 1 MiB to twice the largest cache (at least 256 MiB, at most a quarter of
+            the free memory), in steps of four.
         threads: Most threads to use; default, torch's own number.
         seconds: About how long it may take.
     """
     most = threads or torch.get_num_threads()
     caches = cache_sizes()
-    if largest is None:
-        largest = max(256 * MIB, 2 * max(caches.values(), default=0))
-        largest = min(largest, psutil.virtual_memory().available // 4)
-    sizes = [size for size in (MIB * 4**i for i in range(10)) if size < largest] + [largest]
+    largest = max(256 * MIB, 2 * max(caches.values(), default=0))
+    largest = min(largest, psutil.virtual_memory().available // 4)
+    if working_set is None:
+        sizes = [size for size in (MIB * 4**i for i in range(10)) if size < largest] + [largest]
+    else:
+        sizes = [min(int(working_set), largest)]
     budget = seconds / (len(sizes) + len(MATMUL_SHAPES))
     bandwidths = tuple(measure_bandwidth(size, caches, budget, most) for size in sizes)
     flops = max(_matmul_rate(shape, budget, most) for shape in MATMUL_SHAPES)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from utils.benchmark.ceilings import Claim, Judgement, decode_ceiling, judge, prefill_ceiling
 from utils.benchmark.machine import Bandwidth, Machine
 from utils.benchmark.records import Cited
-from utils.benchmark.roofline import Claim, Judgement, decode_ceiling, judge, prefill_ceiling
 from utils.benchmark.weights import weights_of_config
 
 _SPEC = "NVIDIA, DGX Spark product page (273 GB/s; 1 PFLOP FP4 with sparsity)"

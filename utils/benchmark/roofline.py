@@ -1,196 +1,227 @@
-"""Upper bounds on decode and prefill from memory bandwidth and FLOP/s, with their formulas.
-
-A bound, not a forecast: real engines stay below it. A number above it was measured wrongly, or
-is not about the configuration that it claims.
-
-Source: Williams, Waterman, Patterson, "Roofline" (CACM 52(4), 2009), applied to decoding.
-"""
+"""Roofline for the labs: a model's costs, this machine's rates, and tables that judge numbers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Protocol
 
-from utils.benchmark.machine import Machine
-from utils.benchmark.weights import WeightTraffic
-from utils.kvcache.sizes import bytes_per_token, cache_shape
+import numpy as np
+import pandas as pd
 
-Verdict = Literal["above the ceiling", "at the ceiling", "possible", "not given"]
-NEAR = 0.9
+from utils.benchmark.ceilings import (
+    Ceiling,
+    Claim,
+    Judgement,
+    decode_ceiling,
+    judge,
+    prefill_ceiling,
+)
+from utils.benchmark.machine import Machine, measure_machine
+from utils.benchmark.published import DGX_SPARK, judge_rows
+from utils.benchmark.records import Cited, Record
+from utils.benchmark.weights import (
+    WeightTraffic,
+    read_weights,
+    weights_of_config,
+)
+from utils.kvcache.sizes import bytes_per_token, read_config
 
+__all__ = [
+    "DGX_SPARK",
+    "Ceiling",
+    "Claim",
+    "Judgement",
+    "Machine",
+    "Model",
+    "WeightTraffic",
+    "compare",
+    "decode_ceiling",
+    "describe_model",
+    "judge",
+    "judge_published",
+    "judgements_table",
+    "measure_machine",
+    "prefill_ceiling",
+    "read_weights",
+    "record_claim",
+    "weights_of_config",
+]
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
-    """An upper bound, tok/s, with the formula and its numbers as text."""
-
-    tokens_per_s: float
-    bound_by: Literal["bandwidth", "compute"]
-    formula: str
-    origin: str = "predicted"
-
-
-def decode_ceiling(
-    weights: WeightTraffic,
-    machine: Machine,
-    *,
-    batch: int = 1,
-    context: int = 0,
-    config: Mapping[str, Any] | None = None,
-    kv_dtype: str = "auto",
-    weight_bits: float = 16,
-) -> Ceiling:
-    """Most tokens per second that decoding can generate, over all requests of a batch.
-
-    One step reads the weights once and each request's KV cache, and gives one token per request.
-
-    Args:
-        weights: What a step reads.
-        machine: What it runs on.
-        batch: Requests that decode together.
-        context: Mean tokens in each request's KV cache; needs `config` if not 0.
-        config: The model's Hugging Face config, for the KV cache.
-        kv_dtype: Dtype of the KV cache; "auto" is the checkpoint's.
-        weight_bits: Width of the weights, for the compute bound of a cited accelerator.
-
-    Raises:
-        ValueError: If a context is given without a config, or the batch is not positive.
-    """
-    if batch < 1 or context < 0:
-        raise ValueError(f"need batch >= 1 and context >= 0, not {batch} and {context}")
-    if context and config is None:
-        raise ValueError("a context needs config= for the size of its KV cache")
-    cache = batch * context * bytes_per_token(config, kv_dtype) if context and config else 0
-    moved = weights.decode_bytes + cache
-    bandwidth = machine.bandwidth_for(moved)
-    by_bandwidth = batch * bandwidth.bytes_per_s / moved
-    flops = machine.flops_at(weight_bits)
-    by_compute = flops / (2 * weights.decode_parameters)
-    if by_compute < by_bandwidth:
-        return Ceiling(
-            by_compute,
-            "compute",
-            f"{_si(flops)}FLOP/s ÷ (2 × {_si(weights.decode_parameters)} weights) "
-            f"= {_rate(by_compute)}",
-        )
-    kv_text = f" + {_si(cache)}B of KV cache" if cache else ""
-    times = f"{batch} × " if batch > 1 else ""
-    return Ceiling(
-        by_bandwidth,
-        "bandwidth",
-        f"{times}{_si(bandwidth.bytes_per_s)}B/s ({bandwidth.level}) ÷ "
-        f"({_si(weights.decode_bytes)}B of weights{kv_text}) = {_rate(by_bandwidth)}",
-    )
-
-
-def prefill_ceiling(
-    weights: WeightTraffic,
-    machine: Machine,
-    *,
-    prompt_tokens: int = 0,
-    config: Mapping[str, Any] | None = None,
-    weight_bits: float = 16,
-) -> Ceiling:
-    """Most prompt tokens per second.
-
-    Two operations per weight and token, and for causal attention over a prompt of T tokens
-    2 × layers × heads × head_dim × T per token (scores and values, half of the square).
-
-    Args:
-        weights: What is multiplied.
-        machine: What it runs on.
-        prompt_tokens: Length of the prompt, for the attention; needs `config` if not 0.
-        config: The model's Hugging Face config.
-        weight_bits: Width of the operands, for a cited accelerator.
-
-    Raises:
-        ValueError: If a prompt length is given without a config.
-    """
-    if prompt_tokens and config is None:
-        raise ValueError("a prompt length needs config= for the attention")
-    attention = 0
-    if prompt_tokens and config is not None:
-        shape = cache_shape(config)
-        attention = 2 * shape.layers * shape.query_heads * shape.head_dim * prompt_tokens
-    flops = machine.flops_at(weight_bits)
-    bound = flops / (2 * weights.prefill_parameters + attention)
-    text = f" + {_si(attention)}FLOP of attention" if attention else ""
-    return Ceiling(
-        bound,
-        "compute",
-        f"{_si(flops)}FLOP/s ÷ (2 × {_si(weights.prefill_parameters)} weights{text}) "
-        f"= {_rate(bound)}",
-    )
+# bandwidth (bytes/s), weight bytes, KV bytes per token, context (tokens), batch -> tok/s
+CeilingFunction = Callable[[float, float, float, int, int], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A number to be judged.
+class Model:
+    """What a model costs per token.
 
     Attributes:
-        name: Whose number.
-        phase: "prefill" or "decode".
-        tokens_per_s: The number; None if not given.
-        ceiling: Its upper bound.
-        origin: "measured" or "cited".
-        source: Record id, paper or page.
+        name: Path or hub id.
+        weights: Bytes and parameters.
+        kv_bytes_per_token: Bytes of KV cache per token, over all layers.
+        config: The Hugging Face config.
     """
 
     name: str
-    phase: Literal["prefill", "decode"]
-    tokens_per_s: float | None
-    ceiling: Ceiling
-    origin: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A claim beside its ceiling.
-
-    Attributes:
-        claim: What was claimed.
-        verdict: "above the ceiling", "at the ceiling" (over 90 % of it, which no engine is known
-            to reach), "possible", or "not given".
-        share: The number as a part of the ceiling; NaN if not given.
-    """
-
-    claim: Claim
-    verdict: Verdict
-    share: float
+    weights: WeightTraffic
+    kv_bytes_per_token: int
+    config: Mapping[str, Any]
 
     @property
-    def flagged(self) -> bool:
-        """Whether the number cannot be what it claims to be."""
-        return self.verdict == "above the ceiling"
+    def weight_bytes(self) -> float:
+        """Bytes of weights that a decode step reads."""
+        return self.weights.decode_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.weight_bytes / 1e6:,.1f} MB of weights read per decode step "
+            f"({self.weights.note}), {self.kv_bytes_per_token:,} bytes of KV cache per token"
+        )
 
 
-def judge(claims: Iterable[Claim]) -> list[Judgement]:
-    """Compares every number, ours or cited, with its ceiling."""
-    judgements = []
-    for claim in claims:
-        value = claim.tokens_per_s
-        if value is None or math.isnan(value):
-            judgements.append(Judgement(claim, "not given", math.nan))
-            continue
-        share = value / claim.ceiling.tokens_per_s
-        verdict: Verdict = "possible"
-        if share > 1:
-            verdict = "above the ceiling"
-        elif share > NEAR:
-            verdict = "at the ceiling"
-        judgements.append(Judgement(claim, verdict, share))
-    return judgements
+class PrefillLike(Protocol):
+    """A measured prefill: `utils.benchmark.sweep.Prefill`."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def tokens_per_s(self) -> float: ...
 
 
-def _rate(value: float) -> str:
-    return f"{value:,.0f} tok/s" if value >= 100 else f"{value:.3g} tok/s"
+def describe_model(model: str | Path) -> Model:
+    """Reads what a model costs: from its files if they are here, else from its config (bf16).
+
+    Args:
+        model: A folder with `config.json` and weights, or a hub id.
+
+    Raises:
+        ConfigError: If there is no config.
+        WeightsError: If the weights are damaged or a mixture of experts.
+    """
+    config = read_config(model)
+    weights = read_weights(model) if Path(model).exists() else weights_of_config(config)
+    return Model(str(model), weights, bytes_per_token(config), config)
 
 
-def _si(value: float) -> str:
-    """1.5e10 -> "15 G"; the unit follows without a space."""
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "
+def record_claim(
+    record: Record,
+    machine: Machine,
+    model: Model,
+    *,
+    tokens_per_step: float = 1.0,
+    ceiling: CeilingFunction | None = None,
+) -> Claim:
+    """A record's output throughput beside its decode ceiling.
+
+    Weights are those of the record if they are on this machine (a quantised file reads less), else
+    the model's. The context is the mean prompt and half of the mean answer.
+
+    Args:
+        record: A measured run.
+        machine: Where it ran.
+        model: The model, for its KV cache.
+        tokens_per_step: Mean acceptance length of speculative decoding; 1 without it.
+        ceiling: A learner's own bound by bandwidth, in place of `decode_ceiling`.
+    """
+    weights = read_weights(record.model) if Path(record.model).exists() else model.weights
+    batch = int(record.load.get("concurrency") or record.summary["max_concurrent_requests"])
+    context = _mean_context(record)
+    bound = decode_ceiling(
+        weights,
+        machine,
+        batch=batch,
+        context=context,
+        config=model.config,
+        tokens_per_step=tokens_per_step,
+    )
+    if ceiling is not None and bound.bound_by == "bandwidth":
+        bandwidth = machine.bandwidth_for(weights.decode_bytes).bytes_per_s
+        own = ceiling(bandwidth, weights.decode_bytes, model.kv_bytes_per_token, context, batch)
+        bound = Ceiling(own * tokens_per_step, "bandwidth", bound.formula)
+    return Claim(
+        name=f"{record.label}, {batch} in flight",
+        phase="decode",
+        tokens_per_s=record.summary["output_throughput"],
+        ceiling=bound,
+        origin=record.origin,
+        source=record.id,
+    )
+
+
+def compare(
+    records: Sequence[Record],
+    prefills: Mapping[str, PrefillLike],
+    machine: Machine,
+    model: Model,
+    ceiling: CeilingFunction | None = None,
+) -> pd.DataFrame:
+    """Every measured decode and prefill rate beside its ceiling.
+
+    Args:
+        records: Closed-loop runs.
+        prefills: Label to measured prefill.
+        machine: Where they ran.
+        model: What they served.
+        ceiling: A learner's own decode ceiling, in place of `decode_ceiling`.
+    """
+    claims = [record_claim(record, machine, model, ceiling=ceiling) for record in records]
+    for label, prefill in prefills.items():
+        bound = prefill_ceiling(
+            model.weights, machine, prompt_tokens=prefill.prompt_tokens, config=model.config
+        )
+        name = f"{label}, prompts of {prefill.prompt_tokens} tokens"
+        claims.append(Claim(name, "prefill", prefill.tokens_per_s, bound, "measured", "this run"))
+    return judgements_table(judge(claims))
+
+
+def judgements_table(judgements: Iterable[Judgement]) -> pd.DataFrame:
+    """Judgements as a table: number, ceiling (predicted), share, verdict, formula, origin."""
+    return pd.DataFrame(
+        [
+            {
+                "what": judgement.claim.name,
+                "phase": judgement.claim.phase,
+                "tok/s": judgement.claim.tokens_per_s,
+                "ceiling tok/s": judgement.claim.ceiling.tokens_per_s,
+                "share of the ceiling": judgement.share,
+                "verdict": judgement.verdict,
+                "origin": judgement.claim.origin,
+                "ceiling, predicted from": judgement.claim.ceiling.formula,
+            }
+            for judgement in judgements
+        ]
+    ).set_index(["what", "phase"])
+
+
+def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
+    """The published DGX Spark rows for Llama-3.1-8B, judged by the roofline.
+
+    Args:
+        rows: Other rows for the same model and machine.
+    """
+    verdicts = judge_rows() if rows is None else judge_rows(rows)
+    return pd.DataFrame(
+        [
+            {
+                "row": f"{verdict.row.engine} {verdict.row.quantisation}".strip(),
+                "in flight": verdict.row.batch,
+                "prefill tok/s": verdict.row.prefill_tok_s,
+                "decode tok/s": verdict.row.decode_tok_s,
+                "roofline says": verdict.text,
+                "note": verdict.row.note,
+                "origin": f"cited: {verdict.row.source}",
+            }
+            for verdict in verdicts
+        ]
+    ).set_index("row")
+
+
+def _mean_context(record: Record) -> int:
+    lengths = [
+        trace.prompt_tokens + trace.completion_tokens / 2
+        for trace in record.traces
+        if trace.ok and trace.prompt_tokens is not None and trace.completion_tokens is not None
+    ]
+    return int(np.mean(lengths)) if lengths else 0

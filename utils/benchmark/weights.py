@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from utils.kvcache.sizes import cache_shape
 
-_EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
-_HEADS = ("lm_head.weight", "output.weight")
+# The leading dot keeps llama.cpp's `blk.0.attn_output.weight` apart from its head.
+_EMBEDDINGS = (".embed_tokens.weight", ".token_embd.weight", ".wte.weight")
+_HEADS = (".lm_head.weight", ".output.weight")
 
 
 class WeightsError(ValueError):
@@ -82,8 +83,8 @@ def count_tensors(tensors: Iterable[Tensor]) -> WeightTraffic:
     tensors = list(tensors)
     if any("experts." in t.name or "_exps." in t.name for t in tensors):
         raise WeightsError("a mixture of experts: a token reads only some of its weights")
-    embedding = [t for t in tensors if t.name.endswith(_EMBEDDINGS)]
-    head = [t for t in tensors if t.name.endswith(_HEADS)]
+    embedding = [t for t in tensors if f".{t.name}".endswith(_EMBEDDINGS)]
+    head = [t for t in tensors if f".{t.name}".endswith(_HEADS)]
     rest = [t for t in tensors if t not in embedding and t not in head]
     read = rest + (head or embedding)
     # Vectors (norms, biases) are read but not multiplied as matrices; they are under 0.1 %.

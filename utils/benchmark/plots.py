@@ -1,0 +1,213 @@
+"""Plots of records.
+
+Each has units, colours and markers that colour-blind people can tell apart, and a text for those
+who cannot see it (`alt_text`).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from itertools import cycle
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.benchmark.records import Record
+
+# Okabe and Ito (2008), without yellow, which is too faint for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def plot_throughput(records: Sequence[Record]) -> Figure:
+    """Output tokens per second against requests in flight, one line per label.
+
+    Repeats at the same concurrency give the mean and a bar from the lowest to the highest.
+
+    Raises:
+        ValueError: If no record is of a closed loop.
+    """
+    closed = [record for record in records if record.load.get("pattern") == "closed"]
+    lines = _series(closed, "concurrency", lambda record: record.summary["output_throughput"])
+    if not lines:
+        raise ValueError("no closed-loop records to plot throughput of")
+    figure, axes = _canvas("Throughput against concurrency")
+    texts = []
+    for (label, points), style in zip(lines.items(), _styles(), strict=False):
+        _line(axes, points, label, style)
+        means = {level: float(np.mean(values)) for level, values in points.items()}
+        texts.append(f"{label}: " + ", ".join(f"{v:,.0f} at {k:g}" for k, v in means.items()))
+    levels = sorted({level for points in lines.values() for level in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests in flight")
+    axes.set_ylabel("output throughput (tok/s)")
+    axes.legend()
+    return _described(figure, "Output tokens per second by requests in flight. ", texts)
+
+
+def plot_distributions(records: Sequence[Record]) -> Figure:
+    """Cumulative distributions of TTFT and ITL, one curve per record.
+
+    Raises:
+        ValueError: If no record has a first token.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    texts = []
+    names = _names(records)
+    for record, name, (colour, marker) in zip(records, names, _styles(), strict=False):
+        clock = record.load.get("clock", "sent")
+        ttfts = [t.ttft(clock) for t in record.traces if t.ok and t.first_token is not None]
+        gaps = [gap for trace in record.traces for gap in trace.itls]
+        for axes, seconds in ((left, ttfts), (right, gaps)):
+            if seconds:
+                values = np.sort(seconds) * 1000
+                share = np.arange(1, len(values) + 1) / len(values)
+                every = max(1, len(values) // 8)
+                axes.step(
+                    values, share, where="post", color=colour, marker=marker, markevery=every,
+                    label=name,
+                )  # fmt: skip
+        if ttfts:
+            texts.append(
+                f"{name}: median TTFT {np.median(ttfts) * 1000:.1f} ms"
+                + (f", median ITL {np.median(gaps) * 1000:.2f} ms" if gaps else "")
+            )
+    if not texts:
+        plt.close(figure)
+        raise ValueError("no record holds a streamed answer")
+    for axes, title in ((left, "Time to first token"), (right, "Gap between chunks (ITL)")):
+        axes.set_title(title)
+        axes.set_xscale("log")
+        axes.set_xlabel("milliseconds")
+        axes.set_ylabel("share of requests" if axes is left else "share of gaps")
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.3)
+    left.legend()
+    return _described(figure, "Cumulative distributions of TTFT and ITL. ", texts)
+
+
+def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -> Figure:
+    """End-to-end latency against request rate, counted from due and from sent.
+
+    Args:
+        records: Of open loops.
+        percentile: 50, 90, 95 or 99.
+
+    Raises:
+        ValueError: If no record is of an open loop.
+    """
+    records = [record for record in records if record.load.get("pattern") == "open"]
+    if not records:
+        raise ValueError("no open-loop records to plot latency of")
+    key = f"p{percentile}_e2el_ms"
+    figure, axes = _canvas(f"Latency against request rate (p{percentile})")
+    texts = []
+    engines = dict.fromkeys(record.engine for record in records)
+    for engine, (colour, marker) in zip(engines, _styles(), strict=False):
+        mine = [record for record in records if record.engine == engine]
+        due = _points(mine, "request_rate", lambda record: record.summary[key])
+        sent = _points(mine, "request_rate", lambda record: record.summary["from_sent"][key])
+        _line(axes, due, f"{engine}, from when it was due", (colour, marker))
+        _line(axes, sent, f"{engine}, from when it was sent", (colour, marker), dashed=True)
+        texts.append(
+            f"{engine}: " + ", ".join(f"{np.mean(v):,.0f} ms at {k:g}/s" for k, v in due.items())
+        )
+    axes.set_xlabel("requests due per second")
+    axes.set_ylabel("end-to-end latency (ms)")
+    axes.set_yscale("log")
+    axes.legend()
+    return _described(figure, f"p{percentile} end-to-end latency by request rate. ", texts)
+
+
+def alt_text(figure: Figure) -> str:
+    """What a plot shows, in words."""
+    return str(figure.get_label())
+
+
+def html_image(figure: Figure) -> str:
+    """An `<img>` element that holds the picture itself and its text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{escape(alt_text(figure))}" src="data:image/png;base64,{data}">'
+
+
+def _canvas(title: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _described(figure: Figure, start: str, texts: Sequence[str]) -> Figure:
+    figure.set_label(start + "; ".join(texts) + ".")
+    return figure
+
+
+def _styles() -> cycle[tuple[str, str]]:
+    return cycle(zip(PALETTE, MARKERS, strict=True))
+
+
+def _series(
+    records: Sequence[Record], key: str, value: Callable[[Record], Any]
+) -> Mapping[str, dict[float, list[float]]]:
+    labels = dict.fromkeys(record.label for record in records)
+    return {
+        label: _points([record for record in records if record.label == label], key, value)
+        for label in labels
+    }
+
+
+def _points(
+    records: Sequence[Record], key: str, value: Callable[[Record], Any]
+) -> dict[float, list[float]]:
+    """Values by load level, ascending; what could not be measured is left out."""
+    points: dict[float, list[float]] = {}
+    for record in sorted(records, key=lambda record: float(record.load[key])):
+        if value(record) is not None:
+            points.setdefault(float(record.load[key]), []).append(float(value(record)))
+    return points
+
+
+def _line(
+    axes: Axes,
+    points: Mapping[float, list[float]],
+    label: str,
+    style: tuple[str, str],
+    *,
+    dashed: bool = False,
+) -> None:
+    colour, marker = style
+    mean = np.array([np.mean(values) for values in points.values()])
+    low = np.array([min(values) for values in points.values()])
+    high = np.array([max(values) for values in points.values()])
+    axes.errorbar(
+        list(points), mean, yerr=[mean - low, high - mean], color=colour, marker=marker,
+        linestyle="--" if dashed else "-", capsize=3, label=label,
+        markerfacecolor="white" if dashed else colour,
+    )  # fmt: skip
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """Labels, with the load where several records share one."""
+    labels = [record.label for record in records]
+    return [
+        record.label if labels.count(record.label) == 1 else f"{record.label}, {load_text(record)}"
+        for record in records
+    ]
+
+
+def load_text(record: Record) -> str:
+    """A record's load in words: "8 in flight" or "4 requests/s"."""
+    if record.load.get("pattern") == "open":
+        return f"{record.load['request_rate']:g} requests/s"
+    return f"{record.load.get('concurrency')} in flight"

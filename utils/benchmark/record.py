@@ -1,0 +1,251 @@
+"""What one run was, and what came out: `Record` (measured here) and `Cited` (published)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from utils.benchmark.files import RecordError, plain
+from utils.benchmark.host import describe_host, model_hash
+from utils.benchmark.load import LoadResult
+from utils.benchmark.stats import Slo
+from utils.benchmark.trace import METRIC_DEFINITIONS, RequestTrace
+from utils.benchmark.vllm_json import to_vllm
+
+SCHEMA = 1
+
+
+class EngineLike(Protocol):
+    """What a record needs to know of an engine; `utils.engines.launch` gives such a thing."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> str: ...  # noqa: D102
+    @property
+    def model_path(self) -> str | Path: ...  # noqa: D102
+    @property
+    def quantisation(self) -> str: ...  # noqa: D102
+    @property
+    def command(self) -> list[str]: ...  # noqa: D102
+
+
+class ProfileLike(Protocol):
+    """What a record needs to know of a profile."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measured run.
+
+    Attributes:
+        id: Name of the file, without ".json".
+        label: A name for people; runs with the same label and load are repeats.
+        engine, engine_version: What served.
+        model: Path or hub id of the model.
+        model_sha256: Hash of its weights; None if they are not on this machine.
+        dtype: Of activations and unquantised weights.
+        quantisation: Of the weights, "BF16" if none.
+        profile: The course profile's name.
+        host: `describe_host()`.
+        command: The engine's command line.
+        date: Start of the run, ISO 8601, UTC.
+        load: `LoadResult.describe()`.
+        duration: s.
+        summary: Result keys of `vllm bench serve`, and ours; None where nothing was measured.
+        traces: One per request; times are seconds from the start of the run.
+        metric_definitions: How each metric is defined.
+        telemetry: The engine's own metrics during the run, if sampled.
+        extra: Anything else, in plain values.
+        origin: "measured".
+        schema: Version of this layout.
+    """
+
+    id: str
+    label: str
+    engine: str
+    engine_version: str
+    model: str
+    model_sha256: str | None
+    dtype: str
+    quantisation: str
+    profile: str
+    host: Mapping[str, Any]
+    command: tuple[str, ...]
+    date: str
+    load: Mapping[str, Any]
+    duration: float
+    summary: Mapping[str, Any]
+    traces: tuple[RequestTrace, ...]
+    metric_definitions: Mapping[str, str]
+    telemetry: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = "measured"
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, NaN as None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["traces"] = [trace.to_dict() for trace in self.traces]
+        result: dict[str, Any] = plain(values)
+        return result
+
+    @classmethod
+    def from_dict(cls, values: object) -> Record:
+        """Reads `to_dict`'s output.
+
+        Raises:
+            RecordError: If it is not a complete record of this schema.
+        """
+        if not isinstance(values, dict):
+            raise RecordError("not a JSON object")
+        if values.get("schema") != SCHEMA or values.get("origin") != "measured":
+            raise RecordError(
+                f"not a measured record of schema {SCHEMA} (schema {values.get('schema')!r}, "
+                f"origin {values.get('origin')!r})"
+            )
+        names = [f.name for f in fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise RecordError(f"missing fields: {', '.join(missing)}")
+        if unknown := sorted(set(values) - set(names)):
+            raise RecordError(f"unknown fields: {', '.join(unknown)}")
+        try:
+            _check_types(values)
+            traces = tuple(RequestTrace.from_dict(trace) for trace in values["traces"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(str(error)) from error
+        return cls(**{**values, "command": tuple(values["command"]), "traces": traces})
+
+    def to_vllm(self) -> dict[str, Any]:
+        """The run in the layout of `vllm bench serve --save-result --save-detailed`."""
+        values: dict[str, Any] = plain(
+            to_vllm(
+                self.traces,
+                self.duration,
+                self.load,
+                backend=self.engine,
+                model=self.model,
+                label=self.label,
+                date=datetime.fromisoformat(self.date),
+            )
+        )
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """A published row: shown beside measurements, always with its source.
+
+    Attributes:
+        engine: What served.
+        model: Which model.
+        quantisation: Of the weights; "" if the source does not say.
+        machine: Where it ran.
+        source: Paper, page or file that gives the numbers.
+        url: Where to find it; "" if it has no address.
+        batch: Concurrent requests.
+        prefill_tok_s: Prompt tokens per second; None if not given.
+        decode_tok_s: Generated tokens per second over all requests; None if not given.
+        note: What to bear in mind.
+        origin: "cited".
+    """
+
+    engine: str
+    model: str
+    quantisation: str
+    machine: str
+    source: str
+    url: str = ""
+    batch: int = 1
+    prefill_tok_s: float | None = None
+    decode_tok_s: float | None = None
+    note: str = ""
+    origin: str = "cited"
+
+
+def make_record(
+    result: LoadResult,
+    engine: EngineLike,
+    profile: ProfileLike,
+    *,
+    label: str = "",
+    slo: Slo | None = None,
+    telemetry: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    date: datetime | None = None,
+) -> Record:
+    """Puts a run and its circumstances together.
+
+    Args:
+        result: What `run` returned (or an `EngineDied.result`).
+        engine: What served.
+        profile: The course profile.
+        label: A name for the run; default, the engine's name.
+        slo: Objectives, for goodput in the summary.
+        telemetry: The engine's own metrics, in plain values.
+        extra: Anything else, in plain values.
+        date: Start of the run; default, now less the run's length.
+    """
+    started = date or datetime.fromtimestamp(datetime.now(UTC).timestamp() - result.duration, UTC)
+    stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    summary = result.summary(slo=slo).to_dict()
+    if result.clock == "scheduled":
+        summary["from_sent"] = result.summary(slo=slo, clock="sent").to_dict()
+    return Record(
+        id=f"{stamp}-{_slug(label or engine.name)}-{secrets.token_hex(3)}",
+        label=label or engine.name,
+        engine=engine.name,
+        engine_version=engine.version,
+        model=str(engine.model_path),
+        model_sha256=model_hash(engine.model_path),
+        dtype=profile.dtype,
+        quantisation=engine.quantisation,
+        profile=profile.name,
+        host=describe_host(),
+        command=tuple(engine.command),
+        date=started.astimezone(UTC).isoformat(timespec="seconds"),
+        load=result.describe(),
+        duration=result.duration,
+        summary=plain(summary),
+        traces=tuple(trace.shifted(result.started) for trace in result.traces),
+        metric_definitions=dict(METRIC_DEFINITIONS),
+        telemetry=telemetry,
+        extra=dict(extra or {}),
+    )
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    kinds: Mapping[str, type | tuple[type, ...]] = {
+        "id": str,
+        "label": str,
+        "engine": str,
+        "host": dict,
+        "command": list,
+        "date": str,
+        "load": dict,
+        "duration": (int, float),
+        "summary": dict,
+        "traces": list,
+        "metric_definitions": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"field {name!r} is a {type(values[name]).__name__}")
+    datetime.fromisoformat(values["date"])
+    for key in ("completed", "failed", "request_throughput", "mean_ttft_ms"):
+        if key not in values["summary"]:
+            raise ValueError(f"the summary lacks {key!r}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "run"
