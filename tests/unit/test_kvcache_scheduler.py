@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.scheduler import Job, Limits, Sequence, schedule
-from utils.kvcache.simulate import StepCost, simulate_continuous, simulate_static
+from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
 
 COST = StepCost(0.002, 0.00004)
 JOB = st.tuples(st.floats(0, 2), st.integers(1, 60), st.integers(1, 40))
@@ -189,3 +189,11 @@ def test_impossible_work_is_refused_before_it_starts():
         StepCost(0, 0)
     with pytest.raises(ValueError, match="tokens to read"):
         Job(0, 0, 0, 1)
+
+
+def test_step_cost_is_the_line_through_two_measurements():
+    assert fit_step_cost({5: 0.018, 1: 0.010}) == StepCost(
+        pytest.approx(0.008), pytest.approx(0.002)
+    )
+    assert fit_step_cost({1: 0.010, 5: 0.009}) == StepCost(0.010, 0)
+    assert fit_step_cost({1: 0.010, 5: 0.060}) == StepCost(0, pytest.approx(0.012))

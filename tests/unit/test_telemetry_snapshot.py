@@ -1,16 +1,23 @@
 """The vLLM texts were recorded on this machine from vLLM 0.32.0 (n-gram speculation, 60 KV blocks of
-32) under 32 concurrent requests, a second apart. SGLang's and TensorRT-LLM's are written after
-their documented names: neither ran here."""
+32) under 32 concurrent requests, a second apart; llama.cpp's from llama-server of llama-cpp-python
+0.3.36 under three requests. SGLang's and TensorRT-LLM's are written after their documented names:
+neither ran here."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from utils.engines import get_spec
 from utils.engines.spec import MetricNames
 from utils.telemetry import ScrapeError, Snapshot
-from utils.telemetry.cache import CacheReport, parse_cache_report
+from utils.telemetry.cache import (
+    CacheReport,
+    kv_budget_bytes,
+    llama_cpp_cache_bytes,
+    parse_cache_report,
+)
 from utils.telemetry.snapshot import parse
 
 TEXTS = Path(__file__).parent / "telemetry_texts"
@@ -61,19 +68,6 @@ def test_the_cache_that_vllm_reports():
         parse_cache_report("up 1\n")
 
 
-LLAMA_CPP = """\
-# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
-# TYPE llamacpp:prompt_tokens_total counter
-llamacpp:prompt_tokens_total 120
-# TYPE llamacpp:tokens_predicted_total counter
-llamacpp:tokens_predicted_total 640
-# TYPE llamacpp:predicted_tokens_seconds gauge
-llamacpp:predicted_tokens_seconds 812.3
-# TYPE llamacpp:requests_processing gauge
-llamacpp:requests_processing 0
-# TYPE llamacpp:requests_deferred gauge
-llamacpp:requests_deferred 3
-"""
 SGLANG = """\
 # TYPE sglang:num_running_reqs gauge
 sglang:num_running_reqs{engine_type="unified",model_name="m",tp_rank="0"} 5.0
@@ -106,11 +100,40 @@ trtllm_time_per_output_token_seconds_sum{model_name="m"} 0.06
 """
 
 
+@dataclass
+class Started:
+    log_path: Path
+    options: object
+
+
+def started(tmp_path, log, **options):
+    path = tmp_path / "engine.log"
+    path.write_text(log)
+    return Started(path, SimpleNamespace(**options))
+
+
+def test_the_memory_that_vllm_set_aside(tmp_path):
+    on_cpu = started(tmp_path, "", device="cpu", kv_cache_gib=0.5)
+    assert kv_budget_bytes(on_cpu) == 2**30, "vLLM's CPU backend takes whole GiB"
+    line = "(EngineCore pid=7) INFO [gpu_worker.py:1] Available KV cache memory: 12.50 GiB\n"
+    assert kv_budget_bytes(started(tmp_path, line, device="cuda")) == 12.5 * 2**30
+    with pytest.raises(ScrapeError, match="does not say"):
+        kv_budget_bytes(started(tmp_path, "nothing", device="cuda"))
+
+
+def test_the_size_of_llama_cpps_cache(tmp_path):
+    line = "0.00.071 I llama_kv_cache: size =   51.00 MiB (  2048 cells,  24 layers,  8/8 seqs)\n"
+    assert llama_cpp_cache_bytes(started(tmp_path, line)) == 51 * 2**20
+    with pytest.raises(ScrapeError, match="-lv 4"):
+        llama_cpp_cache_bytes(started(tmp_path, ""))
+
+
 def test_llama_cpp_offers_counts_and_no_latencies():
-    snapshot = parse(LLAMA_CPP, get_spec("llama_cpp").metrics)
-    assert (snapshot.running, snapshot.waiting) == (0, 3)
-    assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (120, 640)
-    for name in ("kv_usage", "ttft", "itl", "e2e", "preemptions", "hit_rate"):
+    snapshot = parse(text("llama_cpp-0.3.36-under-load.txt"), get_spec("llama_cpp").metrics)
+    assert (snapshot.running, snapshot.waiting) == (3, 0)
+    assert (snapshot.prompt_tokens, snapshot.generated_tokens) == (27, 0)
+    assert (snapshot.drafts, snapshot.acceptance_length) == (0, None)
+    for name in ("kv_usage", "ttft", "itl", "tpot", "e2e", "preemptions", "prefix_queries"):
         assert getattr(snapshot, name) is None, name
 
 

@@ -10,7 +10,7 @@ scheduling fills a place as soon as it is free (Yu et al., "Orca", OSDI 2022, se
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from utils.kvcache.blocks import BlockPool, BlockTable
@@ -32,6 +32,22 @@ class StepCost:
     def seconds(self, tokens: int) -> float:
         """Seconds of a step that computes ``tokens`` tokens."""
         return self.base_s + self.per_token_s * tokens
+
+
+def fit_step_cost(tpot_s: Mapping[int, float]) -> StepCost:
+    """Step cost from measured decode steps: the line through two batch sizes.
+
+    Args:
+        tpot_s: Seconds per output token (of one request), by the number of requests in the batch;
+            exactly two.
+
+    Returns:
+        The cost; where noise would make a constant negative it is 0, and the other one carries all.
+    """
+    (low, fast), (high, slow) = sorted(tpot_s.items())
+    per_token = max(0.0, (slow - fast) / (high - low))
+    base = fast - per_token * low
+    return StepCost(base, per_token) if base >= 0 else StepCost(0.0, slow / high)
 
 
 @dataclass(frozen=True)

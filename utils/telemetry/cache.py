@@ -1,16 +1,19 @@
-"""What vLLM says about its KV cache: the labels of ``vllm:cache_config_info``.
+"""What engines say about the size of their KV cache.
 
-Source: vLLM 0.32.0 ``v1/metrics/loggers.py`` (``log_metrics_info``); the same numbers are in the
-line "KV cache size: ... tokens" of its log.
+vLLM: the labels of ``vllm:cache_config_info`` (``v1/metrics/loggers.py``, ``log_metrics_info``); the
+same numbers are in the line "KV cache size: ... tokens" of its log. llama.cpp: its log.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from utils.engines import RunningEngine
 from utils.telemetry.snapshot import Scrapable, ScrapeError, read_text
 
 FAMILY = "vllm:cache_config_info"
@@ -56,3 +59,38 @@ def parse_cache_report(text: str) -> CacheReport:
         tokens = int(labels.get("kv_cache_size_tokens", blocks * size))
         return CacheReport(blocks, size, tokens, labels["cache_dtype"])
     raise ScrapeError(f"No {FAMILY} in the metrics: only vLLM reports its KV cache like this.")
+
+
+def kv_budget_bytes(engine: RunningEngine) -> float:
+    """The memory that a running vLLM set aside for its KV cache, in bytes.
+
+    On a CPU it is what the engine was told (whole GiB); on a GPU what its log says was left over
+    after weights and a trial run, in GiB with two decimals (``v1/worker/gpu_worker.py``).
+
+    Raises:
+        ScrapeError: The log has no such line.
+    """
+    if engine.options.device == "cpu":
+        return math.ceil(engine.options.kv_cache_gib) * 1024.0**3
+    found = re.search(r"Available KV cache memory: ([\d.]+) GiB", _log(engine))
+    if found is None:
+        raise ScrapeError(f"{engine.log_path} does not say how much memory the KV cache got.")
+    return float(found[1]) * 1024**3
+
+
+def llama_cpp_cache_bytes(engine: RunningEngine) -> float:
+    """The size of llama.cpp's KV cache, in bytes, from its log.
+
+    It is there when the engine was started with ``-lv 4``: "llama_kv_cache: size = 51.00 MiB (...)".
+
+    Raises:
+        ScrapeError: The log has no such line.
+    """
+    found = re.search(r"llama_kv_cache:\s+size =\s+([\d.]+) MiB", _log(engine))
+    if found is None:
+        raise ScrapeError(f"{engine.log_path} has no line 'llama_kv_cache: size': was it -lv 4?")
+    return float(found[1]) * 1024**2
+
+
+def _log(engine: RunningEngine) -> str:
+    return engine.log_path.read_text(encoding="utf-8", errors="replace")
