@@ -10,6 +10,7 @@ from __future__ import annotations
 
 _MAX_HEAD = 1 << 16
 _MAX_LINE = 1 << 12
+_HEX = b"0123456789abcdefABCDEF"
 
 
 class ProtocolError(Exception):
@@ -171,10 +172,9 @@ class ResponseParser:
                 raise ProtocolError("a chunk size without an end")
             return at
         text = data[at:end].split(b";", 1)[0].strip()
-        try:
-            size = int(text, 16)
-        except ValueError:
-            raise ProtocolError(f"not a chunk size: {text[:40]!r}") from None
+        if not text or text.strip(_HEX):
+            raise ProtocolError(f"not a chunk size: {text[:40]!r}")
+        size = int(text, 16)
         self._in_trailer = size == 0
         self._left = size + 2 if size else 0
         return end + 2

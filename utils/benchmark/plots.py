@@ -11,12 +11,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from utils.benchmark.records import Record
 
@@ -86,7 +87,7 @@ def plot_distributions(records: Sequence[Record]) -> Figure:
         raise ValueError("no record holds a streamed answer")
     for axes, title in ((left, "Time to first token"), (right, "Gap between chunks (ITL)")):
         axes.set_title(title)
-        axes.set_xscale("log")
+        _log(axes, "x")
         axes.set_xlabel("milliseconds")
         axes.set_ylabel("share of requests" if axes is left else "share of gaps")
         axes.set_ylim(0, 1.02)
@@ -123,7 +124,7 @@ def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -
         )
     axes.set_xlabel("requests due per second")
     axes.set_ylabel("end-to-end latency (ms)")
-    axes.set_yscale("log")
+    _log(axes, "y")
     axes.legend()
     return _described(figure, f"p{percentile} end-to-end latency by request rate. ", texts)
 
@@ -139,6 +140,14 @@ def html_image(figure: Figure) -> str:
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{escape(alt_text(figure))}" src="data:image/png;base64,{data}">'
+
+
+def _log(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
 
 
 def _canvas(title: str) -> tuple[Figure, Axes]:

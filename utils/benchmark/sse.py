@@ -66,7 +66,9 @@ class SSEParser:
         return self._dispatch()
 
     def _feed_lines(self, piece: bytes) -> list[Event]:
-        if self._skip_lf and piece:
+        if not piece:
+            return []
+        if self._skip_lf:
             piece = piece.removeprefix(b"\n")
             self._skip_lf = False
         buffer = self._buffer + piece

@@ -217,7 +217,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
-        if self.complete:
+        if self.complete or self.failure is not None:
             return
         try:
             self.parser.end()

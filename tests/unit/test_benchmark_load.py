@@ -1,0 +1,248 @@
+"""Load patterns, the runner in a notebook's thread, interrupts and engines that die."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from benchmark_adversary import Adversary, Exchange, usage
+
+from utils.benchmark import (
+    Client,
+    ClosedLoop,
+    EngineDied,
+    OpenLoop,
+    Request,
+    WorkloadError,
+    arrival_times,
+    fixed,
+    run,
+    run_async,
+)
+from utils.benchmark.load import LoadResult
+
+
+async def quick(exchange: Exchange) -> None:
+    await exchange.answer("a", "b", usage=usage(3, 2), gap=0.005)
+
+
+def go(server: Adversary, count: int, load: ClosedLoop | OpenLoop, **options: object) -> LoadResult:
+    requests = fixed(["hi"], count=count, max_tokens=2)
+    options = {"progress": False} | options
+    return run(Client(server.base_url, "m"), requests, load, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_closed_loop_keeps_its_concurrency(concurrency: int) -> None:
+    with Adversary(quick) as server:
+        result = go(server, 12, ClosedLoop(concurrency))
+        assert server.most_in_flight <= concurrency
+        assert len(server.requests) == 12
+    assert [trace.index for trace in result.traces] == list(range(12))
+    assert all(trace.ok and trace.queued == 0 for trace in result.traces)
+    assert result.summary().max_concurrent_requests <= concurrency
+    assert result.clock == "sent" and result.describe()["concurrency"] == concurrency
+
+
+def test_warm_up_is_in_no_statistic() -> None:
+    with Adversary(quick) as server:
+        result = go(server, 4, ClosedLoop(2), warmup=5)
+        assert len(server.requests) == 9
+    summary = result.summary()
+    assert summary.completed == 4 and summary.total_output_tokens == 8
+    assert result.warmup == 5 and min(t.sent for t in result.traces) >= result.started
+
+
+def test_open_loop_sends_when_due() -> None:
+    with Adversary(quick) as server:
+        result = go(server, 20, OpenLoop(100, burstiness=math.inf))
+    due = np.array([trace.scheduled for trace in result.traces]) - result.started
+    assert due == pytest.approx(np.arange(1, 21) / 100)
+    assert all(trace.queued >= -0.002 for trace in result.traces)
+    assert result.clock == "scheduled"
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    async def slow(exchange: Exchange) -> None:
+        await exchange.answer("a", usage=usage(1, 1), gap=0.05)
+
+    with Adversary(slow) as server:
+        result = go(server, 10, OpenLoop(200, burstiness=math.inf, max_concurrency=1))
+    due, sent = result.summary(), result.summary(clock="sent")
+    # One at a time at 50 ms each: the last was due after 50 ms and ends after 500 ms.
+    assert sent["mean_e2el_ms"] < 120
+    assert due["p99_e2el_ms"] > 350 and due["mean_ttft_ms"] > 2 * sent["mean_ttft_ms"]
+    assert due["mean_tpot_ms"] == pytest.approx(sent["mean_tpot_ms"], nan_ok=True)
+    queued = [trace.queued for trace in result.traces]
+    assert queued == sorted(queued) and queued[-1] > 0.3
+
+
+@pytest.mark.parametrize("burstiness", [0.5, 1.0, 4.0])
+def test_gaps_have_the_gamma_distribution_of_vllm(burstiness: float) -> None:
+    rate = 5.0
+    gaps = np.diff(arrival_times(40_000, OpenLoop(rate, burstiness, seed=1)), prepend=0)
+    assert gaps.mean() == pytest.approx(1 / rate, rel=0.03)
+    # Coefficient of variation of a gamma distribution: 1 / sqrt(shape); Poisson: 1.
+    assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.03)
+
+
+def test_poisson_counts_have_the_variance_of_their_mean() -> None:
+    times = arrival_times(50_000, OpenLoop(10, seed=2))
+    counts = np.bincount(times.astype(int))[:-1]
+    assert counts.var() / counts.mean() == pytest.approx(1, abs=0.07)
+
+
+def test_arrivals_are_seeded() -> None:
+    a, b, c = (arrival_times(9, OpenLoop(1, seed=seed)) for seed in (1, 1, 2))
+    assert (a == b).all() and (a != c).any() and (np.diff(a) > 0).all()
+
+
+def test_failed_requests_stay_in_the_count_and_out_of_latencies() -> None:
+    async def half(exchange: Exchange) -> None:
+        if exchange.number % 2:
+            await exchange.json({"error": {"message": "no"}}, "500 Internal Server Error")
+        else:
+            await exchange.answer("a", usage=usage(1, 1), gap=0.03)
+
+    with Adversary(half) as server:
+        summary = go(server, 10, ClosedLoop(1)).summary()
+    assert (summary.completed, summary.failed) == (5, 5)
+    assert summary.e2el.count == 5 and summary["mean_e2el_ms"] > 25
+
+
+def test_an_engine_that_dies_fails_the_rest_fast_and_keeps_what_was_measured() -> None:
+    server = Adversary(quick)
+
+    async def dies(exchange: Exchange) -> None:
+        if exchange.number == 7:
+            server.die()
+        await quick(exchange)
+
+    server.script = dies
+    with server:
+        start = time.perf_counter()
+        with pytest.raises(EngineDied, match="stopped answering: 7 of 500") as caught:
+            go(server, 500, ClosedLoop(1))
+        assert time.perf_counter() - start < 5
+    result = caught.value.result
+    assert len(result.traces) == 500 and result.summary().completed == 7
+    assert result.summary().failed == 493
+    assert "not sent" in str(result.traces[-1].error)
+    assert "engine.tail()" in str(caught.value)
+
+
+def test_an_engine_that_dies_in_an_open_loop_does_not_wait_for_the_schedule() -> None:
+    server = Adversary(quick)
+
+    async def dies(exchange: Exchange) -> None:
+        server.die()
+
+    server.script = dies
+    with server:
+        start = time.perf_counter()
+        with pytest.raises(EngineDied) as caught:
+            go(server, 1000, OpenLoop(20, burstiness=math.inf))
+        assert time.perf_counter() - start < 5
+    assert len(caught.value.result.traces) == 1000
+
+
+def test_alive_is_asked_when_a_connection_fails() -> None:
+    async def drops(exchange: Exchange) -> None:
+        exchange.close()
+
+    with Adversary(drops) as server, pytest.raises(EngineDied):
+        go(server, 20, ClosedLoop(1), alive=lambda: False)
+    with Adversary(drops) as server:
+        result = go(server, 5, ClosedLoop(1), alive=lambda: True)
+    assert result.summary().failed == 5
+
+
+def test_nothing_answers() -> None:
+    with Adversary(quick) as server:
+        pass
+    with pytest.raises(EngineDied, match=r"nothing answers at .*start the engine"):
+        go(server, 3, ClosedLoop(1))
+
+
+def test_runs_inside_a_running_event_loop_as_in_a_notebook() -> None:
+    async def cell(server: Adversary) -> LoadResult:
+        return go(server, 4, ClosedLoop(2))
+
+    with Adversary(quick) as server:
+        assert asyncio.run(cell(server)).summary().completed == 4
+
+
+def test_run_async() -> None:
+    with Adversary(quick) as server:
+        client = Client(server.base_url, "m")
+        result = asyncio.run(run_async(client, fixed(["x"], count=3), ClosedLoop(3)))
+    assert result.summary().completed == 3
+
+
+def test_interrupt_cancels_everything_and_returns_at_once() -> None:
+    async def stuck(exchange: Exchange) -> None:
+        await exchange.head()
+        await asyncio.sleep(60)
+
+    threads = set(threading.enumerate())
+    with Adversary(stuck) as server:
+        mine = set(threading.enumerate())
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            go(server, 50, ClosedLoop(10))
+        assert time.perf_counter() - start < 3
+        timer.join()
+        deadline = time.perf_counter() + 2
+        while server.in_flight and time.perf_counter() < deadline:
+            time.sleep(0.02)
+        assert set(threading.enumerate()) <= mine
+    assert set(threading.enumerate()) <= threads
+
+
+def test_progress_counts_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    async def fails(exchange: Exchange) -> None:
+        await exchange.json({"error": "no"}, "500 X")
+
+    with Adversary(fails) as server:
+        go(server, 6, ClosedLoop(2), progress=True, label="my run")
+    shown = capsys.readouterr().err
+    assert "my run" in shown and "6/6" in shown and "failed=6" in shown
+
+
+def test_client_lag_is_measured() -> None:
+    async def blocked(server: Adversary) -> LoadResult:
+        client = Client(server.base_url, "m")
+        task = asyncio.create_task(run_async(client, fixed(["x"], count=40), ClosedLoop(1)))
+        await asyncio.sleep(0.1)
+        time.sleep(0.2)
+        return await task
+
+    with Adversary(quick) as server:
+        assert go(server, 4, ClosedLoop(1)).client_lag < 0.15
+        assert asyncio.run(blocked(server)).client_lag > 0.15
+
+
+def test_bad_input() -> None:
+    client = Client("http://127.0.0.1:9", "m")
+    with pytest.raises(ValueError, match="no requests"):
+        run(client, [], ClosedLoop(1))
+    with pytest.raises(WorkloadError, match="completions"):
+        run(client, [Request((1, 2))], ClosedLoop(1))
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="concurrency"):
+            ClosedLoop(bad)
+    for rate in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="request_rate"):
+            OpenLoop(rate)
+    with pytest.raises(ValueError, match="burstiness"):
+        OpenLoop(1, burstiness=0)
+    with pytest.raises(ValueError, match="max_concurrency"):
+        OpenLoop(1, max_concurrency=0)
