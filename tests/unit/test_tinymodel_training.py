@@ -23,7 +23,7 @@ MICRO = Recipe(
     decay=4,
     workers=1,
     warmup=2,
-    compile=False,
+    accelerate=False,
 )
 
 

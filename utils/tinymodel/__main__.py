@@ -117,6 +117,10 @@ def main() -> int:
         except (hub.ModelIncompleteError, FileNotFoundError) as error:
             print(error, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            again = "; the same command goes on from the last checkpoint" if step == "train" else ""
+            print(f"\ninterrupted{again}", file=sys.stderr)
+            return 130
     return 0
 
 

@@ -39,7 +39,7 @@ class Recipe:
     warmup: int = 40
     seed: int = 1
     checkpoint_seconds: int = 180
-    compile: bool = True
+    accelerate: bool = True  # compile the layers and compute in bf16 (needs a C++ compiler)
     vocab_repeats: int = field(default=600)  # how often the word lists join the tokenizer's text
 
     @property
@@ -86,7 +86,7 @@ RECIPES = {
             Stage(240, 4, 2048, (128,), _FINAL),
         ),
         decay=120,
-        compile=False,
+        accelerate=False,
         checkpoint_seconds=30,
     ),
 }

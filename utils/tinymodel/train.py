@@ -50,7 +50,7 @@ class Trainer:
         self.model = TinyQwen3(type(shape)(**{**vars(shape), "layers": layers}))
         if state is not None:
             self.model.load_state_dict(state)
-        if self.recipe.compile:
+        if self.recipe.accelerate:
             for layer in self.model.model.layers:
                 layer.compile(dynamic=False)
         hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -98,7 +98,7 @@ class Trainer:
         batch = self.sampler[1].batch(
             self.recipe.seed, self.step, self.rank, stage.tokens // length, length
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.compile):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.accelerate):
             losses = self.model(batch.ids, batch.targets)
         ((losses * batch.weights).sum() / batch.weights.sum().clamp(min=1)).backward()
         self._share_gradients()
