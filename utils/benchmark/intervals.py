@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -93,6 +94,7 @@ def bootstrap_interval(
     return Interval(estimate, float(low), float(high), array.size, confidence, "bootstrap")
 
 
+@lru_cache(maxsize=64)
 def student_t_quantile(p: float, degrees: int) -> float:
     """The p-quantile (0.5 < p < 1) of Student's t distribution.
 
@@ -101,7 +103,7 @@ def student_t_quantile(p: float, degrees: int) -> float:
     """
     if not 0.5 < p < 1 or degrees < 1:
         raise ValueError(f"need 0.5 < p < 1 and degrees >= 1, not {p} and {degrees}")
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = np.polynomial.legendre.leggauss(100)
     constant = math.gamma((degrees + 1) / 2) / (math.sqrt(math.pi) * math.gamma(degrees / 2))
 
     def above_half(angle: float) -> float:
