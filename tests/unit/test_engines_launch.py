@@ -22,7 +22,7 @@ from utils.engines import (
     launch,
     registry,
 )
-from utils.engines.runtime import free_port
+from utils.engines.runtime import free_port, gist, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.profiles import PROFILES
 
@@ -180,3 +180,11 @@ def test_an_engine_that_is_not_set_up_names_the_command(fake, profile, monkeypat
 def test_a_missing_model_is_refused_before_the_start(fake, profile, tmp_path):
     with pytest.raises(ModelMissing, match="There is no model at"):
         launch("fake", profile, model=str(tmp_path / "none.gguf"))
+
+
+def test_the_progress_line_shows_the_words_of_a_log_not_its_decoration(tmp_path):
+    log = tmp_path / "log"
+    head = "\x1b[0;36m(APIServer pid=7)\x1b[0;0m \x1b[32mINFO\x1b[0m \x1b[90m11-21 09:23:48\x1b[0m"
+    log.write_text(f"first\n{head} [vllm.py:1703] Loading weights took 3 s\n\n")
+    assert gist(log) == "Loading weights took 3 s"
+    assert tail(log, 1).startswith("\x1b")

@@ -31,7 +31,7 @@ from utils.engines.diagnose import hint_for
 from utils.engines.errors import EngineStartError, ModelMissing, NotRunHere, UnsupportedOption
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
-from utils.engines.runtime import Handle, check_port, free_port, new_log, tail
+from utils.engines.runtime import Handle, check_port, free_port, gist, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.profiles import Profile, load_profile
 
@@ -318,7 +318,7 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progre
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(url).status_code == 200:
                     break
-            progress.show(waited, engine.tail(1))
+            progress.show(waited, gist(engine.log_path))
             time.sleep(POLL_S)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)

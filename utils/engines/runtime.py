@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -69,6 +70,19 @@ def new_log(engine: str) -> Path:
         old.unlink(missing_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return LOGS / f"{engine}-{stamp}-{os.getpid()}-{next(_serial)}.log"
+
+
+_LOG_HEAD = re.compile(
+    r"\x1b\[[0-9;]*m|^\([^)]*\) *|\b(INFO|WARNING|DEBUG) [\d-]+ [\d:]+ +|\[[\w.]+:\d+\] *"
+)
+
+
+def gist(path: Path) -> str:
+    """The last line of a log without colours, process names and times."""
+    line = tail(path, 1)
+    for _ in range(2):
+        line = _LOG_HEAD.sub("", line).strip()
+    return line
 
 
 def tail(path: Path, lines: int = 20, width: int = 240) -> str:

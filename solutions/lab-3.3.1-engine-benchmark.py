@@ -1,0 +1,526 @@
+# %% [markdown]
+# # Lab 3.3.1: Engine benchmark
+#
+# Five engines claim to be the fastest. By the end of this lab you can say which one is, *for your
+# use, on your machine*, and you can tell a number that was measured from one that was made up.
+#
+# You will be able to
+#
+# * compute TTFT, TPOT and ITL from a raw event stream, and say what each of them hides;
+# * tell a closed loop from an open loop, and why one of them flatters an engine;
+# * report percentiles, goodput and confidence intervals that hold up;
+# * predict decode and prefill ceilings from a roofline, and judge published numbers with it;
+# * recommend an engine for a use case from your own records.
+#
+# **It starts** vLLM, llama.cpp and a naive `transformers` server, one after the other, on free
+# ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
+# report into `records/`. What your machine cannot run is named at the end, never imitated.
+
+# %%
+import numpy as np
+import pandas as pd
+
+from utils.benchmark import (
+    Client, ClosedLoop, OpenLoop, Slo, load_all, make_record, repeat_interval, run, write_record
+)
+from utils.benchmark import pictures, recommend, report, roofline
+from utils.benchmark.sweep import measure_prefill, prompts, sweep
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_1 as checks
+from utils.engines import ENGINES, NotRunHere, launch
+from utils.profiles import load_profile
+
+profile = load_profile()
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# ## 1. What a stream looks like
+#
+# An engine answers with *server-sent events*. Here is what one real request looks like from the
+# outside: each mark is the moment at which a piece of text arrived.
+
+# %% tags=["measures"]
+vllm = launch("vllm", profile)
+one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=1)
+trace = one.traces[0]
+pictures.draw_stream(trace)
+print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
+
+# %% [markdown]
+# *In the picture: a time axis in milliseconds. The grey bar up to the first mark is the prefill
+# (the engine reads the prompt), then one mark per chunk (it writes).*
+#
+# Three numbers describe such a stream, as `vllm bench serve` defines them:
+#
+# | name | meaning |
+# |---|---|
+# | **TTFT**, time to first token | from sending to the first text |
+# | **TPOT**, time per output token | (end-to-end latency − TTFT) ÷ (output tokens − 1) |
+# | **ITL**, inter-token latency | the gap between one chunk and the next |
+#
+# Two traps. The first event usually carries only the role, no text: it is not a token. And a
+# chunk may carry *several* tokens (speculative decoding makes that the rule): count tokens from
+# the engine's `usage` block, never from chunks. Whoever counts chunks sees an engine with
+# speculation as slower than it is.
+
+# %% [markdown]
+# Write `stream_metrics`. `events` are pairs of arrival time (seconds) and text; some texts are
+# empty. Return a dictionary with `ttft`, `tpot` and `e2el` in seconds. A one-token answer has
+# a TPOT of 0.
+#
+# <details><summary>Hint 1</summary>
+#
+# Make a list of the times of those events that have text. Its first and last entry are all you need.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The number of tokens is an argument because it comes from `usage`. You do not count anything.
+# </details>
+
+# %% exercise="stream_metrics" title="Metrics from a raw stream" minutes=15 difficulty=2 points=3
+def stream_metrics(
+    sent: float, events: list[tuple[float, str]], completion_tokens: int
+) -> dict[str, float]:
+    """TTFT, TPOT and end-to-end latency in seconds."""
+    ### BEGIN SOLUTION
+    times = [at for at, text in events if text]
+    ttft = times[0] - sent
+    e2el = times[-1] - sent
+    tpot = (e2el - ttft) / (completion_tokens - 1) if completion_tokens > 1 else 0.0
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
+    ### END SOLUTION
+
+
+# %% check="stream_metrics"
+stream_metrics = checks.stream_metrics(stream_metrics)
+
+# %% [markdown]
+# Your function on the stream above, beside what the course's client computed:
+
+# %%
+events = [(at, "x") for at in trace.chunk_times]
+yours = stream_metrics(trace.sent, events, trace.completion_tokens)
+theirs = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
+pd.DataFrame({"yours (ms)": yours, "the client's (ms)": theirs}).mul(1000).round(2)
+
+# %% [markdown]
+# ## 2. Closed loop, open loop
+#
+# A **closed loop** is a fixed number of users who each wait for an answer before they ask again.
+# It measures throughput well. But when the engine stalls, the users stall with it: nobody asks
+# while it is slow, so the slow moment is recorded *once*, not once for everybody who would have
+# come. Gil Tene named this *coordinated omission*.
+#
+# An **open loop** sends on a schedule (a Poisson process: independent people), whether or not
+# earlier answers have come. Its latency counts from when a request **was due**.
+
+# %% [markdown]
+# A server handles one request at a time, each in `service` seconds, first come first served.
+# Requests are due at `arrivals`. Return the latency of each, counted from when it was due.
+#
+# <details><summary>Hint</summary>
+#
+# Keep one variable: the time at which the server is free again. A request starts when it is due or
+# when the server is free, whichever is later.
+# </details>
+
+# %% exercise="open_loop_latencies" title="Latency that omits nothing" minutes=15 difficulty=2 points=3
+def open_loop_latencies(arrivals: list[float], service: float) -> list[float]:
+    """Latencies in seconds, counted from when each request was due."""
+    ### BEGIN SOLUTION
+    free = 0.0
+    latencies = []
+    for due in arrivals:
+        free = max(free, due) + service
+        latencies.append(free - due)
+    return latencies
+    ### END SOLUTION
+
+
+# %% check="open_loop_latencies"
+open_loop_latencies = checks.open_loop_latencies(open_loop_latencies)
+
+# %% [markdown]
+# Now on the real engine. First a closed loop at the middle level: how many requests a second does
+# it complete? Then open loops at shares of that rate, up to more than it can take.
+
+# %% tags=["measures"]
+middle = profile.load.levels[len(profile.load.levels) // 2]
+client = Client(vllm.base_url, vllm.model, "completions")
+count = profile.load.requests_at(middle)
+closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=2)
+capacity = closed.summary()["request_throughput"]
+print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
+
+open_records = []
+for i, share in enumerate((0.5, 1.0, 1.5)):
+    rate = capacity * share
+    load = OpenLoop(rate, seed=i, max_concurrency=middle)
+    result = run(client, prompts(profile, 2 * count, seed=10 + i), load, alive=vllm.running)
+    record = make_record(result, vllm, profile, label=f"vLLM, {share:.0%} of capacity")
+    write_record(record)
+    open_records.append((share, result, record))
+
+# %%
+pd.DataFrame(
+    {
+        "load": f"{share:.0%}",
+        "from when it was sent, p95 (ms)": result.summary(clock="sent")["p95_e2el_ms"],
+        "from when it was due, p95 (ms)": result.summary(clock="scheduled")["p95_e2el_ms"],
+    }
+    for share, result, _ in open_records
+).round(0).set_index("load")
+
+# %% [markdown]
+# The two columns agree while the engine keeps up, and part when it does not: the first says that
+# all is well, the second is what people who wait would say. From here on, latency under an open
+# loop counts from when a request was due.
+
+# %%
+report.plot_latency_against_rate([record for _, _, record in open_records]);
+
+# %% [markdown]
+# *In the picture: requests per second across, latency in milliseconds up, on both clocks.*
+#
+# ## 3. Percentiles, goodput, confidence
+#
+# Three ways to fool yourself, and what to do instead: averaging percentiles; quoting a throughput
+# that nobody was happy with; and calling a difference of one run an improvement.
+
+# %% [markdown]
+# `runs` holds the latencies of several runs of different lengths. Return the 99th percentile over
+# *all requests*, linearly interpolated as NumPy does.
+#
+# <details><summary>Hint</summary>
+#
+# A percentile of a few requests and one of many cannot be averaged. The requests can be put together.
+# </details>
+
+# %% exercise="p99_of_runs" title="The percentile of several runs" minutes=10 difficulty=1 points=2
+def p99_of_runs(runs: list[list[float]]) -> float:
+    """99th percentile over the requests of all runs."""
+    ### BEGIN SOLUTION
+    return float(np.percentile(np.concatenate([np.asarray(run) for run in runs]), 99))
+    ### END SOLUTION
+
+
+# %% check="p99_of_runs"
+p99_of_runs = checks.p99_of_runs(p99_of_runs)
+
+# %% [markdown]
+# **Goodput** (DistServe, OSDI'24) counts only requests that met their service-level objectives.
+# `requests` are dictionaries with `ok`, `ttft` and `tpot` (seconds). Return good requests per second.
+#
+# <details><summary>Hint</summary>
+#
+# A failed request is never good, however fast it failed. A request exactly at a limit meets it.
+# </details>
+
+# %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 points=2
+def goodput(requests: list[dict], duration: float, ttft_limit: float, tpot_limit: float) -> float:
+    """Requests per second that succeeded within both limits."""
+    ### BEGIN SOLUTION
+    good = [r for r in requests if r["ok"] and r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit]
+    return len(good) / duration
+    ### END SOLUTION
+
+
+# %% check="goodput"
+goodput = checks.goodput(goodput)
+
+# %% [markdown]
+# The open loops again. As limits we take twice what an unloaded engine gave in the closed loop.
+
+# %%
+base = closed.summary()
+slo = Slo(ttft_ms=2 * base["median_ttft_ms"], tpot_ms=2 * base["median_tpot_ms"])
+pd.DataFrame(
+    {
+        "load": f"{share:.0%}",
+        "throughput (requests/s)": result.summary()["request_throughput"],
+        "goodput, yours (requests/s)": goodput(
+            [{"ok": t.ok, "ttft": t.ttft("scheduled"), "tpot": t.tpot} for t in result.traces],
+            result.duration, slo.ttft_ms / 1000, slo.tpot_ms / 1000,
+        ),
+        "goodput, the course's": result.summary(slo=slo)["request_goodput"],
+    }
+    for share, result, _ in open_records
+).round(2).set_index("load")
+
+# %% [markdown]
+# A machine that others share gives a different number each time. Before "A is faster than B", ask
+# how far apart two runs of *A* are. `mean_interval` returns the confidence interval of the mean,
+# `(low, high)`, given Student's t for the number of runs.
+#
+# <details><summary>Hint</summary>
+#
+# mean ± t · s/√n, and s² divides by n − 1: with few runs the deviation from their own mean
+# underestimates the true one.
+# </details>
+
+# %% exercise="mean_interval" title="How sure are you?" minutes=10 difficulty=2 points=2
+def mean_interval(values: list[float], t: float) -> tuple[float, float]:
+    """Confidence interval of the mean of `values`."""
+    ### BEGIN SOLUTION
+    mean = float(np.mean(values))
+    reach = t * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean - reach, mean + reach
+    ### END SOLUTION
+
+
+# %% check="mean_interval"
+mean_interval = checks.mean_interval(mean_interval)
+
+# %% tags=["measures"]
+again = [
+    run(client, prompts(profile, count, seed=20 + i), ClosedLoop(middle), label=f"repeat {i + 1}")
+    for i in range(profile.load.repeats)
+]
+throughputs = [result.summary()["output_throughput"] for result in again]
+t_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(throughputs)]
+low, high = mean_interval(throughputs, t_95)
+print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in throughputs), "tok/s")
+print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
+
+# %% [markdown]
+# Any difference between two engines that is smaller than this interval is no difference.
+#
+# ## 4. What is possible: the roofline
+#
+# One decode step reads every weight once, and the KV cache of every token before it. However clever
+# an engine is, it cannot read faster than memory delivers:
+#
+# $$\text{tok/s} \le \frac{\text{batch} \times \text{bandwidth}}{\text{weight bytes} + \text{batch} \times \text{context} \times \text{KV bytes per token}}$$
+#
+# Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s): 273 / 16.1 = 17 tok/s at batch 1. No engine can
+# beat that without fewer bytes (quantisation) or more tokens per step (batching, speculation).
+
+# %% [markdown]
+# Write the formula. It is about *all* requests of the batch together.
+#
+# <details><summary>Hint</summary>
+#
+# Steps per second = bandwidth ÷ bytes read in a step. How many tokens does a step yield?
+# </details>
+
+# %% exercise="decode_ceiling" title="The decode ceiling" minutes=10 difficulty=2 points=3
+def decode_ceiling(
+    bandwidth: float, weight_bytes: float, kv_bytes_per_token: float, context: int, batch: int
+) -> float:
+    """Highest possible decode throughput of a batch, tokens per second."""
+    ### BEGIN SOLUTION
+    bytes_per_step = weight_bytes + batch * context * kv_bytes_per_token
+    return batch * bandwidth / bytes_per_step
+    ### END SOLUTION
+
+
+# %% check="decode_ceiling"
+decode_ceiling = checks.decode_ceiling(decode_ceiling)
+
+# %% [markdown]
+# ### Your machine and your model
+#
+# Bandwidth and FLOP/s are measured now, for a working set as large as the model's weights: a small
+# model lives in the processor's cache, which is faster than memory.
+
+# %% tags=["measures"]
+model = roofline.describe_model(profile.models["vllm"])
+machine = roofline.measure_machine(working_set=model.weight_bytes)
+context = profile.load.prompt_tokens + profile.load.output_tokens // 2
+print(machine)
+print(model)
+
+# %% [markdown]
+# Before you measure: what will vLLM's decode throughput be for **one** request, in tokens per second?
+# The ceiling is printed below; how near will a real engine come? Commit to a number.
+
+# %%
+ceiling = decode_ceiling(machine.bandwidth, model.weight_bytes, model.kv_bytes_per_token, context, 1)
+print(f"decode ceiling for one request: {ceiling:,.0f} tok/s")
+
+# %% prediction="single_stream"
+### BEGIN SOLUTION
+#: single_stream = None  # tokens per second that vLLM will give one request
+single_stream = 200
+### END SOLUTION
+
+# %% [markdown]
+# ## 5. Every engine that runs here
+#
+# The same prompts, the same answer lengths, the same client; one engine at a time, so that they do
+# not share the machine. `transformers` serves one request at a time: it is what serving looks like
+# without an engine.
+#
+# Before you look: how many times the throughput of one request will vLLM give at the highest level?
+
+# %% prediction="vllm_gain"
+### BEGIN SOLUTION
+#: vllm_gain = None  # a factor
+vllm_gain = 12
+### END SOLUTION
+
+# %% tags=["measures"]
+prefill_length = profile.context_length // 4
+records, prefills, not_run = [], {}, {}
+records += sweep(vllm, profile, label="vLLM")
+prefills["vLLM"] = measure_prefill(vllm, profile, length=prefill_length)
+vllm.stop()
+
+# %% tags=["measures"]
+for label, model_key in (("llama.cpp", "llama_cpp"), ("llama.cpp quantised", "llama_cpp_quantised")):
+    with launch("llama_cpp", profile, model=profile.models[model_key]) as engine:
+        records += sweep(engine, profile, label=f"{label} {engine.quantisation}")
+        prefills[f"{label} {engine.quantisation}"] = measure_prefill(
+            engine, profile, length=prefill_length
+        )
+
+# %% [markdown]
+# The baseline gets fewer requests at the lower levels (it would only take longer, not tell more).
+
+# %% tags=["measures"]
+with launch("transformers", profile) as engine:
+    levels = profile.load.levels
+    records += sweep(engine, profile, label="transformers", requests_at=[max(4, n) for n in levels])
+    prefills["transformers"] = measure_prefill(engine, profile, length=prefill_length)
+
+# %% [markdown]
+# The other engines of the course, and why they run here or do not:
+
+# %% tags=["measures"]
+for name in ("sglang", "tensorrt_llm", "ollama"):
+    try:
+        with launch(name, profile) as engine:
+            records += sweep(engine, profile)
+    except NotRunHere as reason:
+        not_run[ENGINES[name].title] = reason.reason
+        print(reason)
+
+# %% [markdown]
+# ### What came out
+
+# %%
+report.table(records)
+
+# %%
+report.plot_throughput(records);
+
+# %% [markdown]
+# *In the picture: requests in flight across, output tokens per second up, one line per engine.*
+
+# %%
+single = [r for r in records if r.load["concurrency"] == profile.load.levels[0]]
+report.plot_distributions(single);
+
+# %% [markdown]
+# *In the picture: the distributions of TTFT and ITL of each engine with one request in flight.*
+
+# %% [markdown]
+# ## 6. Prediction against measurement
+
+# %%
+by_level = {r.load["concurrency"]: r.summary["output_throughput"] for r in records if r.label == "vLLM"}
+lowest, highest = min(by_level), max(by_level)
+compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
+gain = by_level[highest] / by_level[lowest]
+compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", unit="×")
+
+# %% [markdown]
+# And the roofline against the engines:
+
+# %%
+roofline.compare(records, prefills, machine, model, decode_ceiling)
+
+# %% [markdown]
+# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is near
+# one for every engine: memory is the limit, and all engines read the same bytes. For a model of a few
+# megabytes it is small, and what you see is *overhead*: Python, scheduling, HTTP. That is why a C++
+# engine leads at one request here, and why batching, which divides overhead by the batch, gains so
+# much. **Carry the method to your machine, not these numbers.**
+#
+# ## 7. Judge a published table
+#
+# An older edition of this course printed the following speeds for 8B models on a DGX Spark. The
+# roofline can say which of them are possible, without a DGX Spark:
+
+# %%
+roofline.judge_published()
+
+# %% [markdown]
+# ## 8. Your recommendation
+
+# %% [markdown]
+# Write the rule for a high-throughput API: of the rows at the **highest concurrency** without failed
+# requests whose p95 TTFT is within the limit, the label with the most output tokens per second; `None`
+# if there is none. Keys: `label`, `concurrency`, `output_throughput`, `p95_ttft_ms`, `failed`.
+#
+# <details><summary>Hint</summary>
+#
+# First find the highest concurrency among the rows, then filter, then `max(..., key=...)`.
+# </details>
+
+# %% exercise="best_for_api" title="Choose by rule, not by taste" minutes=15 difficulty=2 points=3
+def best_for_api(rows: list[dict], ttft_limit_ms: float) -> str | None:
+    """Label of the engine to put behind an API."""
+    ### BEGIN SOLUTION
+    top = max(row["concurrency"] for row in rows)
+    good = [
+        row for row in rows
+        if row["concurrency"] == top and not row["failed"] and row["p95_ttft_ms"] <= ttft_limit_ms
+    ]
+    return max(good, key=lambda row: row["output_throughput"])["label"] if good else None
+    ### END SOLUTION
+
+
+# %% check="best_for_api"
+best_for_api = checks.best_for_api(best_for_api)
+
+# %%
+rows = recommend.rows(records)
+limit_ms = 1000.0
+choices = recommend.guide(rows, best_for_api(rows, limit_ms), limit_ms)
+recommend.guide_table(choices)
+
+# %% [markdown]
+# The last columns hold your records against the table that everybody copies. Where they disagree, say
+# why in a sentence: another machine? another model size? an engine that did not run here? A
+# recommendation is only as wide as its records.
+#
+# ## 9. The report
+#
+# Everything above as one page, with each number's origin; it opens anywhere, needs no network, and is
+# the deliverable of this lab.
+
+# %%
+page = report.write_html(
+    [*records, *(record for _, _, record in open_records)], not_run=not_run, choices=choices
+)
+print("report:", page)
+
+# %% [markdown]
+# ## Summary
+#
+# * A chunk is not a token; TTFT starts when the request was due; failed requests stay in the count.
+# * A closed loop measures throughput, an open loop measures what people feel.
+# * Percentiles are computed over requests, goodput over satisfied ones, differences over repeats.
+# * A ceiling costs one division. Do it before you believe a table.
+#
+# **Questions**
+#
+# <details><summary>An engine shows half the ITL of another and the same throughput. How?</summary>
+#
+# One of them sends several tokens per chunk: then ITL counts gaps between chunks, not tokens. Compare TPOT.
+# </details>
+# <details><summary>Your p99 TTFT doubled, the median did not move. What do you look at first?</summary>
+#
+# The queue: waiting requests, preemptions, long prompts that block others (chunked prefill, lab 3.3.6).
+# </details>
+# <details><summary>When would the naive baseline be the right choice?</summary>
+#
+# One user at a time, no latency target, and code you can step through: for looking inside a model.
+# </details>
+#
+# **What to try next**: other prompt and answer lengths; `burstiness=0.3` in the open loop; the same lab
+# on another machine, then `load_all()` and one table for both.
+
+# %%
+print(f"{len(load_all())} records in all on this machine; {len(not_run)} engines not run here.")
