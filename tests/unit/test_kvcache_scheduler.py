@@ -192,8 +192,10 @@ def test_impossible_work_is_refused_before_it_starts():
 
 
 def test_step_cost_is_the_line_through_two_measurements():
-    assert fit_step_cost({5: 0.018, 1: 0.010}) == StepCost(
-        pytest.approx(0.008), pytest.approx(0.002)
-    )
-    assert fit_step_cost({1: 0.010, 5: 0.009}) == StepCost(0.010, 0)
-    assert fit_step_cost({1: 0.010, 5: 0.060}) == StepCost(0, pytest.approx(0.012))
+    def fitted(tpot_s):
+        cost = fit_step_cost(tpot_s)
+        return cost.base_s, cost.per_token_s
+
+    assert fitted({5: 0.018, 1: 0.010}) == pytest.approx((0.008, 0.002))
+    assert fitted({1: 0.010, 5: 0.009}) == (0.010, 0)
+    assert fitted({1: 0.010, 5: 0.060}) == pytest.approx((0, 0.012))

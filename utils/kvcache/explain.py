@@ -7,6 +7,19 @@ from collections.abc import Mapping, Sequence
 from utils.kvcache.measure import Run, latency_at, throughput_at
 
 
+def beside(guess: float | None, derived: float, what: str, origin: str) -> str:
+    """A learner's guess beside a figure that is not measured, with that figure's origin.
+
+    Args:
+        guess: What the learner said; None if nothing.
+        derived: What came out.
+        what: The quantity, with its unit.
+        origin: ``derived`` or ``predicted``.
+    """
+    said = "you made no prediction" if guess is None else f"you said {guess:.3g}"
+    return f"{what}: {derived:.3g} ({origin}); {said}."
+
+
 def speedup(runs: Sequence[Run], base: int, top: int) -> float:
     """Throughput at level ``top`` over throughput at level ``base``, means over the repeats."""
     return throughput_at(runs, top).value / throughput_at(runs, base).value

@@ -230,3 +230,20 @@ def run_variants(
             for variant, engine in ready.items():
                 results[variant] = work(variant, engine)
     return results, reasons
+
+
+def too_slow_to_compile(engine: RunningEngine, profile: Profile) -> str:
+    """Why the compiled twin of an eager engine is not started here, in words; "" if it is.
+
+    On a CPU a first compiled start took about three times as long as an eager one (measured on two
+    cores, 24 layers). Where that would take half of what the profile allows a notebook, it is left
+    out.
+    """
+    expected_s = 3 * engine.start_seconds
+    if expected_s <= profile.time_budget_s / 2:
+        return ""
+    return (
+        f"not run here: the eager engine took {engine.start_seconds:.0f} s to start, so compiling "
+        f"may take {expected_s:.0f} s of the {profile.time_budget_s:.0f} s that profile "
+        f"{profile.name!r} allows a notebook. Run it when the machine is quiet."
+    )

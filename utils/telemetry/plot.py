@@ -64,7 +64,7 @@ def _requests(axes: Axes, traces: Sequence[Traced], started: float) -> None:
     axes.barh(0, 0, color=BLUE, label="decoding")
     axes.set_ylabel("request")
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize="small")
+    _legend(axes)
 
 
 def _queue(axes: Axes, series: Series) -> None:
@@ -95,6 +95,10 @@ def _cache(axes: Axes, series: Series) -> None:
 
 def _legend_or_absence(axes: Axes, shown: bool) -> None:
     if shown:
-        axes.legend(loc="upper right", fontsize="small")
+        _legend(axes)
     else:
         axes.text(0.5, 0.5, "not offered by this engine", transform=axes.transAxes, ha="center")
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize="small", frameon=False)

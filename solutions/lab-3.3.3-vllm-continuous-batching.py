@@ -1,0 +1,849 @@
+# %% [markdown]
+# # Lab 3.3.3: Continuous batching and PagedAttention
+#
+# One user gets an answer from your server. Then thirty-two come at once. Do they wait thirty-two
+# times as long? In this lab you find out why they do not, what the engine needs for that, and what
+# happens when it has too little of it.
+#
+# Two ideas carry it. **PagedAttention** keeps a model's memory of a conversation on loose leaves in
+# place of a bound notebook: a sheet is taken when it is needed, not fifty pages in advance.
+# **Continuous batching** works like a sushi belt: whoever is done leaves a seat, and the next guest
+# sits down at once; nobody waits until the whole table has finished.
+#
+# You will be able to
+#
+# * compute how much KV cache a model needs per token, and check it against what vLLM reports;
+# * write a block allocator with reference counts and copy-on-write;
+# * say how much memory paged allocation saves, and why;
+# * write the scheduler that decides, step by step, who runs, who waits and who is thrown out;
+# * predict the throughput of a real vLLM under load, measure it, and explain the difference;
+# * judge KV-cache quantisation and `--enforce-eager` by measurement.
+#
+# **It starts** vLLM several times (and llama.cpp once or twice) on free ports of 127.0.0.1, and stops
+# each of them. **It writes** one JSON record per run into `records/`. Numbers are *measured* here,
+# *cited* with their source, or *predicted* by a formula that you see; each says which it is.
+
+# %%
+import random
+
+import pandas as pd
+from IPython.display import display
+
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_3 as checks
+from utils.engines import EngineError, launch
+from utils.kvcache import explain, plots
+from utils.kvcache.blocks import BlockTable, OutOfBlocks
+from utils.kvcache.fragmentation import run_contiguous, run_paged
+from utils.kvcache.measure import (
+    as_jobs, latency_at, make_requests, measure, run_variants, same_answers, sweep, sweep_table,
+    too_slow_to_compile, waves,
+)
+from utils.kvcache.scheduler import Job, Limits
+from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
+from utils.kvcache.sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
+from utils.profiles import load_profile
+from utils.telemetry.cache import cache_report, kv_budget_bytes, llama_cpp_cache_bytes
+from utils.telemetry.plot import plot_run
+
+profile = load_profile()
+low, middle, top = profile.load.levels[0], profile.load.levels[1], profile.load.levels[-1]
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# ## 1. What one token costs
+#
+# To write the next token, a decoder looks back at every token before it. What it looks at are two
+# vectors per token, a **key** and a **value**, in every layer. Computing them again for each new
+# token would be absurd, so they are kept: that is the **KV cache**. It grows by the same amount with
+# every token, of every request, and nothing else in an engine's memory grows like that.
+#
+# How much? Models differ in how many key/value heads they have. With **grouped-query attention**
+# (GQA, arXiv 2305.13245) several query heads share one KV head, so the cache shrinks by that factor.
+
+# %% [markdown]
+# Write `kv_bytes_per_token`. `config` is a model's `config.json` as a dictionary; `value_bytes` is
+# the size of one number in the cache (2 for bfloat16, 1 for FP8). Two fields may be missing: without
+# `num_key_value_heads` each query head has a KV head of its own; without `head_dim` a head has
+# `hidden_size // num_attention_heads` numbers.
+#
+# <details><summary>Hint 1</summary>
+#
+# Count the numbers first: per token, in one layer, for one head, there is a key of `head_dim` numbers
+# and a value of as many.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# 2 × layers × KV heads × head_dim × bytes per number. `config.get(name, default)` helps with fields
+# that may be missing.
+# </details>
+
+# %% exercise="kv_bytes_per_token" title="Bytes of KV cache per token" minutes=10 difficulty=2 points=3
+def kv_bytes_per_token(config: dict, value_bytes: int) -> int:
+    """Bytes that one token occupies in the KV cache, over all layers."""
+    ### BEGIN SOLUTION
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads", heads)
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    return 2 * config["num_hidden_layers"] * kv_heads * head_dim * value_bytes
+    ### END SOLUTION
+
+# %% check="kv_bytes_per_token"
+kv_bytes_per_token = checks.kv_bytes_per_token(kv_bytes_per_token)
+
+# %% [markdown]
+# Now for two models: the one that runs in this lab, and `Qwen/Qwen3-8B`, the one this course uses on
+# a DGX Spark (its `config.json` is *cited* from the hub).
+
+# %%
+here = read_config(profile.models["vllm"])
+qwen3_8b = {
+    "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "tie_word_embeddings": False, "dtype": "bfloat16",
+}
+rows = []
+for name, config in (("this lab's model", here), ("Qwen3-8B", qwen3_8b)):
+    for dtype, value_bytes in (("BF16", 2), ("FP8", 1)):
+        token_bytes = kv_bytes_per_token(config, value_bytes)
+        rows.append((name, dtype, token_bytes / 1024, int(GIB // token_bytes)))
+pd.DataFrame(rows, columns=["model", "KV cache", "KiB per token (derived)", "tokens per GiB (derived)"])
+
+# %% [markdown]
+# An engine's memory is **weights + KV cache + activations**. Weights are fixed, activations depend on
+# the tokens of one step, and the KV cache takes what is left: it decides how many users fit. On 128 GB
+# of unified memory (DGX Spark) with Qwen3-8B in bfloat16:
+
+# %%
+weights = 2 * decoder_parameters(qwen3_8b)
+for users, tokens in ((1, 8192), (32, 8192), (32, 32768)):
+    plan = plan_memory(qwen3_8b, weights, users, tokens)
+    print(
+        f"{users:3} users × {tokens:6} tokens: weights {plan.weights / 1e9:5.1f} GB + KV cache "
+        f"{plan.kv_cache / 1e9:6.1f} GB + activations {plan.activations / 1e9:4.1f} GB = "
+        f"{plan.total / 1e9:6.1f} GB (derived): {'fits in' if plan.total < 128e9 else 'exceeds'} 128 GB"
+    )
+
+# %% [markdown]
+# vLLM cuts the cache into **blocks** of a few tokens and hands them out one by one. A block belongs to
+# one request (until section 2 lets them share), so each request's last block may be partly empty.
+
+# %% [markdown]
+# Write `capacity`: how many whole blocks a memory budget holds, and how many requests of a given
+# length fit into them at the same time.
+#
+# <details><summary>Hint 1</summary>
+#
+# A block takes `token_bytes * block_size` bytes. `//` divides and rounds down.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A request of 9 tokens needs three blocks of 4. Rounding up is `-(-a // b)`.
+# </details>
+
+# %% exercise="capacity" title="Blocks and requests that fit" minutes=8 difficulty=2 points=2
+def capacity(
+    budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int
+) -> tuple[int, int]:
+    """Blocks in the budget, and requests of `request_tokens` tokens that they hold at once."""
+    ### BEGIN SOLUTION
+    blocks = budget_bytes // (token_bytes * block_size)
+    blocks_per_request = -(-request_tokens // block_size)
+    return blocks, blocks // blocks_per_request
+    ### END SOLUTION
+
+# %% check="capacity"
+capacity = checks.capacity(capacity)
+
+# %% [markdown]
+# ### Does a real engine agree?
+#
+# Start vLLM. It reports how its cache is cut in a metric, `vllm:cache_config_info`; first only the
+# size of a block, and the memory it set aside.
+
+# %% tags=["measures"]
+engine = launch("vllm", profile)
+report = cache_report(engine)
+budget = int(kv_budget_bytes(engine))
+print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
+
+# %% [markdown]
+# **Predict**: how many blocks will it report? You have all that is needed.
+
+# %% prediction="blocks_predicted"
+### BEGIN SOLUTION
+#: blocks_predicted = None  # capacity(budget, ..., report.block_size, ...)[0]
+blocks_predicted = capacity(budget, kv_bytes_per_token(here, 2), report.block_size, 1)[0]
+### END SOLUTION
+
+# %%
+compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
+blocks, requests = capacity(budget, kv_bytes_per_token(here, 2), report.block_size, profile.context_length)
+print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
+print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
+
+# %% [markdown]
+# One block is not for tokens: vLLM keeps block 0 as a placeholder (`BlockPool.null_block` in
+# `vllm/v1/core/block_pool.py`). You will meet it again in section 6.
+#
+# ## 2. Loose leaves: blocks, tables, copy-on-write
+#
+# Each request has a **block table**: its first block of tokens lies in physical block 7, the second
+# in block 2, and so on. The attention kernel follows the table, so neighbours in the text need not be
+# neighbours in memory (PagedAttention, arXiv 2309.06180, section 4.1).
+#
+# Two requests with the same beginning can point at the *same* blocks. Then each block needs a
+# **reference count**: how many tables point at it. It is free when the last one lets go.
+
+# %% [markdown]
+# Complete the class. `free` holds the numbers of the free blocks, `references[b]` the count of block
+# `b`. `allocate` takes a free block; `share` adds a reference; `release` drops one, and with the last
+# one the block is free again. Sharing or releasing a block that is free is a `ValueError`, allocating
+# where none is free is `OutOfBlocks`: silent mistakes here would mix up two users' conversations.
+#
+# <details><summary>Hint 1</summary>
+#
+# `self.free.pop(0)` or `self.free.popleft()`? Look at what `__init__` makes; both ends are fine.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `release` has three cases: no reference (an error), the last one (back to the free list), more than
+# one (only count).
+# </details>
+
+# %% exercise="block_pool" title="A block allocator with reference counts" minutes=20 difficulty=3 points=4
+class BlockPool:
+    """Physical blocks with a free list and reference counts."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.free = list(range(num_blocks))
+        self.references = [0] * num_blocks
+
+    def allocate(self) -> int:
+        """Takes a free block, with one reference; OutOfBlocks if there is none."""
+        ### BEGIN SOLUTION
+        if not self.free:
+            raise OutOfBlocks("all blocks are in use")
+        block = self.free.pop(0)
+        self.references[block] = 1
+        return block
+        ### END SOLUTION
+
+    def share(self, block: int) -> None:
+        """Adds a reference to a block in use."""
+        ### BEGIN SOLUTION
+        if self.references[block] == 0:
+            raise ValueError(f"block {block} is free")
+        self.references[block] += 1
+        ### END SOLUTION
+
+    def release(self, block: int) -> None:
+        """Drops a reference; the last one frees the block."""
+        ### BEGIN SOLUTION
+        if self.references[block] == 0:
+            raise ValueError(f"block {block} is free already")
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self.free.append(block)
+        ### END SOLUTION
+
+
+block_pool = BlockPool
+
+# %% check="block_pool"
+block_pool = checks.block_pool(block_pool)
+
+# %% [markdown]
+# When a user asks for three samples of one prompt, all three share the prompt's blocks: three tables,
+# one copy. Trouble begins with the first new token, if the last block is not full: three sequences
+# want to write different tokens into the same block. The answer is **copy-on-write**: who writes to a
+# shared block copies it first. A full block is never written to again, so it can stay shared for ever.
+
+# %% [markdown]
+# Write `append_slot`, which makes room for one more token of a sequence. `table` is its block table (a
+# list of block numbers; change it in place), `num_tokens` the tokens stored so far. If the last block
+# is full, or there is none, append a new block. If it is partly full and shared, put a copy in its
+# place, let go of the original and return `(original, copy)`, so that the caller can copy the contents.
+# In all other cases return `None`.
+#
+# <details><summary>Hint 1</summary>
+#
+# The last block is full when `num_tokens % pool.block_size == 0` (that covers the empty table).
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# It is shared when `pool.references[table[-1]] > 1`. Letting go is `pool.release(original)`.
+# </details>
+
+# %% exercise="append_slot" title="Copy-on-write" minutes=15 difficulty=4 points=4
+def append_slot(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    """Makes room for one more token; returns (original, copy) if a shared block was copied."""
+    ### BEGIN SOLUTION
+    if num_tokens % pool.block_size == 0:
+        table.append(pool.allocate())
+        return None
+    original = table[-1]
+    if pool.references[original] == 1:
+        return None
+    table[-1] = pool.allocate()
+    pool.release(original)
+    return original, table[-1]
+    ### END SOLUTION
+
+# %% check="append_slot"
+append_slot = checks.append_slot(append_slot)
+
+# %% [markdown]
+# Your allocator and your copy-on-write at work: a prompt of 10 tokens, three samples from it, each
+# written a few tokens further.
+
+# %%
+pool = block_pool(14, 4)
+prompt: list[int] = []
+for position in range(10):
+    append_slot(pool, prompt, position)
+samples = {}
+for name, new_tokens in (("sample A", 5), ("sample B", 3), ("sample C", 1)):
+    for block in prompt:
+        pool.share(block)
+    table = list(prompt)
+    copies = [append_slot(pool, table, 10 + position) for position in range(new_tokens)]
+    samples[name] = BlockTable(pool, table, 10 + new_tokens)
+    print(f"{name}: copied (original, copy) {[copy for copy in copies if copy]}")
+for block in prompt:
+    pool.release(block)
+shared = pool.num_blocks - len(pool.free)
+alone = sum(blocks_for(table.num_tokens, 4) for table in samples.values())
+print(f"{shared} blocks in use; without sharing it would be {alone}")
+plots.plot_blocks(pool, samples)
+
+# %% [markdown]
+# *In the picture: fourteen blocks in a row, each with its number and its reference count. Blocks 0 and
+# 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). Behind them each sample
+# has blocks of its own, in one colour; the last ones are free and white. Below, the three block tables.*
+#
+# vLLM 0.32 shares prompts like this through its **prefix cache**: full blocks are found again by a hash
+# of their tokens, and only full blocks are shared, which makes the copy above rare.
+#
+# ## 3. Loose leaves against bound notebooks
+#
+# Before PagedAttention, serving systems gave each request one unbroken range, long enough for the
+# longest possible answer: nobody knows beforehand how long it will be. What is reserved and not used is
+# lost to all others. The paper found that only 20.4 to 38.2 % of the cache held tokens in the systems
+# of its day (*cited*: arXiv 2309.06180, section 1).
+#
+# Here are 300 requests of very different lengths and a memory of 8,192 tokens. The server admits
+# sequences of up to 512 tokens.
+#
+# **Predict**: with blocks of 16 tokens, how many times as many requests are in memory at once, compared
+# with reserving 512 tokens for each?
+
+# %% prediction="paged_gain"
+### BEGIN SOLUTION
+#: paged_gain = None  # a factor, for instance 2
+paged_gain = 4
+### END SOLUTION
+
+# %%
+rng = random.Random(1)
+crowd = [
+    Job(i, 0.02 * i, rng.randint(20, 100), min(400, 1 + int(rng.expovariate(1 / 80))))
+    for i in range(300)
+]
+memory_runs = [run_contiguous(crowd, 8192, 512, rule) for rule in ("max", "pow2", "oracle")]
+memory_runs.append(run_paged(crowd, 8192, block_size=16))
+gain = memory_runs[-1].mean_running / memory_runs[0].mean_running
+print(explain.beside(paged_gain, gain, "Requests in memory at once, paged over reserved, times", "derived"))
+plots.plot_memory(memory_runs)
+
+# %% [markdown]
+# *In the picture: four bars, one per way of managing memory; their blue part holds tokens. Reserving the
+# maximum leaves most of the bar orange (reserved, never used). Reserving the next power of two is
+# better, and an oracle that knows each length beforehand still loses the light part (reserved for
+# tokens to come) and gaps that are too small. The paged bar is almost all blue.*
+#
+# **In words.** Three kinds of waste, three remedies. *Internal* fragmentation (the answer ends early)
+# and *reservation* (it has not come so far) vanish because a block is taken only when it is needed; what
+# remains is the empty part of each last block. *External* fragmentation vanishes because all blocks
+# have the same size. Even the oracle is beaten: knowing the length does not help against reserving it
+# from the first token on.
+#
+# So why not blocks of one token? Because kernels read memory in stretches, and tables grow: vLLM's block
+# size here is a choice of its makers. What does it cost?
+
+# %% [markdown]
+# Write `unused_share`: of all the slots in blocks that requests of these `lengths` hold, which share
+# (0 to 1) holds no token?
+#
+# <details><summary>Hint</summary>
+#
+# A request of 3 tokens holds one block of 4: of 4 slots one is unused, 0.25. For several requests add
+# up slots and tokens first, then divide once.
+# </details>
+
+# %% exercise="unused_share" title="The price of a block" minutes=8 difficulty=2 points=2
+def unused_share(lengths: list[int], block_size: int) -> float:
+    """Share of the held slots that hold no token, 0 to 1."""
+    ### BEGIN SOLUTION
+    slots = sum(-(-length // block_size) * block_size for length in lengths)
+    return (slots - sum(lengths)) / slots
+    ### END SOLUTION
+
+# %% check="unused_share"
+unused_share = checks.unused_share(unused_share)
+
+# %%
+lengths = [job.total_tokens for job in crowd]
+for size in sorted({1, 4, 16, 64, 256, report.block_size}):
+    mark = "   <- this vLLM" if size == report.block_size else ""
+    print(f"blocks of {size:4} tokens: {unused_share(lengths, size):6.1%} of the held slots unused (derived){mark}")
+
+# %% [markdown]
+# ## 4. The sushi belt: scheduling at every step
+#
+# With **static batching** a batch is put together, runs until its longest answer is done, and only then
+# comes the next. Short answers wait for long ones, and their places stand empty. **Iteration-level
+# scheduling** (Orca, OSDI 2022) decides anew before every forward step. vLLM's rules, in
+# `vllm/v1/core/sched/scheduler.py`:
+#
+# 1. *The running first*, oldest first. Each gets the tokens it still has to compute: one when it is
+#    decoding, the rest of its prompt when that is not read yet; never more than what is left of the
+#    step's token budget.
+# 2. If the blocks for those tokens are not free, the *youngest* running request is **preempted**: it
+#    loses its blocks and goes back to the *front* of the queue, to be computed again later. Repeat until
+#    it fits; whoever becomes the victim itself is out of this step, and no further running request is
+#    looked at.
+# 3. Then, only if nobody was preempted, *the waiting*, first come first served: as long as budget is left
+#    and fewer than `max_running` run. A request is admitted only if the blocks for **all** its remaining
+#    tokens are free, even where only a part of them (a *chunk*) fits this step's budget. The first one
+#    that cannot be admitted stops the queue: nobody overtakes.
+
+# %% [markdown]
+# Write `schedule`. It moves requests between `waiting` (a deque, first come first) and `running` (a
+# list, oldest first), takes the blocks, and returns the tokens to compute in this step by request id.
+# `limits` has `token_budget`, `max_running` and `chunked_prefill` (without it a prompt is computed whole
+# or not at all). A request offers
+#
+# | | |
+# |---|---|
+# | `request.job.job_id` | its id |
+# | `request.remaining` | tokens still to compute before it can write the next one |
+# | `request.fits(n)` | whether the blocks for `n` more tokens are free |
+# | `request.take(n)` | takes them |
+# | `request.preempt()` | gives all its blocks back |
+#
+# <details><summary>Hint 1: the two loops</summary>
+#
+# A `while` over positions in `running` (it gets shorter while you look at it), then a `while` over
+# `waiting[0]`.
+# </details>
+# <details><summary>Hint 2: preemption</summary>
+#
+# `while not request.fits(tokens)`: pop the last of `running`, preempt it, `waiting.appendleft` it. If it
+# was the request itself, stop. Python's `while ... else` runs its `else` only if no `break` happened.
+# </details>
+# <details><summary>Hint 3: admission</summary>
+#
+# `tokens = min(request.remaining, budget)`, but ask `request.fits(request.remaining)`. Without
+# `chunked_prefill`, stop if `tokens < request.remaining`.
+# </details>
+
+# %% exercise="schedule" title="An iteration-level scheduler with preemption" minutes=30 difficulty=5 points=6
+def schedule(waiting, running, limits) -> dict[int, int]:
+    """Decides one step: who computes how many tokens, by request id."""
+    plan: dict[int, int] = {}
+    budget = limits.token_budget
+    ### BEGIN SOLUTION
+    position, preempted = 0, False
+    while position < len(running) and budget > 0:
+        request = running[position]
+        tokens = min(request.remaining, budget)
+        while not request.fits(tokens):
+            victim = running.pop()
+            victim.preempt()
+            waiting.appendleft(victim)
+            preempted = True
+            if victim is request:
+                break
+        else:
+            request.take(tokens)
+            plan[request.job.job_id] = tokens
+            budget -= tokens
+            position += 1
+            continue
+        break
+    while not preempted and waiting and budget > 0 and len(running) < limits.max_running:
+        request = waiting[0]
+        tokens = min(request.remaining, budget)
+        if tokens < request.remaining and not limits.chunked_prefill:
+            break
+        if not request.fits(request.remaining):
+            break
+        running.append(waiting.popleft())
+        request.take(tokens)
+        plan[request.job.job_id] = tokens
+        budget -= tokens
+    ### END SOLUTION
+    return plan
+
+# %% check="schedule"
+schedule = checks.schedule(schedule)
+
+# %% [markdown]
+# Your scheduler against static batching: the same 300 requests, the same arrivals (50 a second), the
+# same 8,192 tokens of memory. What a step costs is **assumed** here, 10 ms plus 0.2 ms per token; section
+# 5 puts measured constants in their place.
+#
+# **Predict**: how many times the throughput of static batching?
+
+# %% prediction="continuous_gain"
+### BEGIN SOLUTION
+#: continuous_gain = None  # a factor
+continuous_gain = 4
+### END SOLUTION
+
+# %%
+assumed = StepCost(base_s=0.010, per_token_s=0.0002)
+static = simulate_static(crowd, assumed, num_slots=8192, max_length=512)
+continuous = simulate_continuous(crowd, assumed, num_blocks=8192 // 16, block_size=16, decide=schedule)
+for run in (static, continuous):
+    print(
+        f"{run.policy:>10}: {run.makespan_s:5.1f} s for all, {run.output_throughput:5.0f} tok/s, mean TTFT "
+        f"{run.mean_ttft_s:5.2f} s, {run.preemptions} preemptions ({run.origin})"
+    )
+gain = continuous.output_throughput / static.output_throughput
+print(explain.beside(continuous_gain, gain, "Throughput, continuous over static, times", "predicted"))
+plots.plot_schedules([static, continuous])
+
+# %% [markdown]
+# *In the picture: one line per request, orange while it waits for its first token, blue while it runs.
+# Left, static batching: requests that begin and end together, like the steps of a staircase, under a long
+# orange wedge. Right, your scheduler: requests start and end one by one, as soon as there is a place, and
+# the wedge is a fraction of the one on the left.*
+#
+# **In words.** Three things add up: paged memory holds more requests at once (section 3), nobody waits for
+# the slowest of a batch, and no step is spent on padding. These are predictions of a model that knows
+# nothing of context lengths or of the network. So: to the real thing.
+#
+# ## 5. Real vLLM under load
+#
+# The engine from section 1 is still running. First with few requests in flight, each level several
+# times, the levels in turn so that a slow phase of the machine hits all of them.
+
+# %% tags=["measures"]
+runs = sweep(engine, profile, (low, middle), "vLLM")
+sweep_table(runs)
+
+# %% [markdown]
+# With more requests in flight a step takes longer (TPOT grows), but each step gives a token to *every*
+# request. If the time of a step is a straight line in the number of requests, two measurements tell what
+# any other level will give.
+
+# %% [markdown]
+# Write `predict_throughput`. `tpot_s` gives the measured seconds per token of one request at two levels,
+# for instance `{1: 0.010, 5: 0.018}`. Lay a straight line through the two, read off the time of a step at
+# `concurrency`, and return the output tokens per second of all requests together.
+#
+# <details><summary>Hint 1</summary>
+#
+# In the example each further request makes a step 2 ms longer, and a step of no request at all would take
+# 8 ms. At 10 requests: 28 ms.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second.
+# </details>
+
+# %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 points=3
+def predict_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
+    """Output tokens per second of all requests, from two measured levels."""
+    ### BEGIN SOLUTION
+    (low_level, fast), (high_level, slow) = sorted(tpot_s.items())
+    per_request = (slow - fast) / (high_level - low_level)
+    base = fast - per_request * low_level
+    return concurrency / (base + per_request * concurrency)
+    ### END SOLUTION
+
+# %% check="predict_throughput"
+predict_throughput = checks.predict_throughput(predict_throughput)
+
+# %%
+tpot_s = {level: latency_at(runs, level, "mean_tpot_ms") / 1000 for level in (low, middle)}
+predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
+print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
+
+# %% [markdown]
+# **Predict** with your own head: at 32 requests in flight (the top level), how many times the throughput of
+# one request? Then measure it.
+
+# %% prediction="speedup_at_top"
+### BEGIN SOLUTION
+#: speedup_at_top = None  # a factor
+speedup_at_top = 15
+### END SOLUTION
+
+# %% tags=["measures"]
+runs += sweep(engine, profile, (top,), "vLLM")
+ratio = explain.speedup(runs, low, top)
+print(f"\nThroughput with {top} in flight over {low} in flight: {ratio:.1f} times (measured)")
+compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
+measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
+compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
+print(explain.explain_speedup(runs, low, top))
+sweep_table(runs)
+
+# %%
+plots.plot_sweep(runs, predicted)
+
+# %% [markdown]
+# *In the picture: left, throughput against concurrency on two logarithmic axes, with the intervals of the
+# repeats, your predictions as red diamonds, and a dotted line where it would be if a step cost the same
+# whatever the batch. Right, what it costs each user: TPOT grows slowly, TTFT faster.*
+#
+# **In words.** A step reads all weights and starts all kernels once, however many requests share it. One
+# request alone pays for all of that; thirty-two split the bill. The step does get longer, and the wait for
+# the first token too: throughput is bought with latency, at a very good price.
+#
+# The engine's own view of the last run, read from its Prometheus metrics while the requests ran:
+
+# %%
+print(runs[-1].series.note)
+plot_run(runs[-1].series, runs[-1].result.traces, f"vLLM, {top} requests in flight")
+
+# %% [markdown]
+# *In the picture: above, one line per request, orange until its first token, then blue; as one ends, the
+# next begins. In the middle the requests running and waiting inside the engine; below, the share of the KV
+# cache in use and preemptions, if any.*
+#
+# ### Is it the batching, or the continuity?
+#
+# vLLM cannot be told to batch statically, but its users can be: send the requests in **waves**, and the next
+# wave only when the slowest answer of the last is back. The same requests, with answers of very different
+# lengths, once in waves and once continuously. Your scheduler predicts the difference, now with the step
+# cost measured above (without padding, which vLLM does not compute).
+
+# %% prediction="waves_gain"
+### BEGIN SOLUTION
+#: waves_gain = None  # how many times as fast as waves is continuous?
+waves_gain = 1.6
+### END SOLUTION
+
+# %% tags=["measures"]
+mixed = make_requests(profile, 6 * middle, seed=50, spread=0.8)
+jobs, cost = as_jobs(mixed, profile), fit_step_cost(tpot_s)
+slots = middle * profile.context_length
+static = simulate_static(jobs, cost, slots, profile.context_length, padding=False)
+continuous = simulate_continuous(
+    jobs, cost, slots // report.block_size, report.block_size, Limits(max_running=middle), decide=schedule
+)
+in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
+flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
+gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
+compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
+print(explain.explain_waves(flowing, in_waves, static.makespan_s / continuous.makespan_s))
+
+# %% [markdown]
+# ## 6. Too little memory
+#
+# What if the cache is too small for all who are admitted? First a burst with room for everybody, as a
+# yardstick; then this engine stops, and two others start with a **deliberately small** cache: blocks for a
+# quarter of the burst. One keeps its keys and values in BF16. The other keeps them in **FP8** and gets the
+# *same bytes*, so twice the blocks.
+
+# %% tags=["measures"]
+burst = make_requests(profile, top, seed=77)
+roomy = measure(engine, profile, burst, top, "burst, roomy cache")
+engine.stop()
+print(f"{roomy.throughput:.0f} tok/s, KV cache at most {roomy.series.peak('kv_usage'):.1%} in use")
+
+# %%
+length = profile.load.prompt_tokens + profile.load.output_tokens
+block_size = 32
+tight = top // 4 * blocks_for(length, block_size)
+common = {
+    "prefix_caching": False, "context_length": 2 * length, "extra_arguments": ("--block-size", str(block_size)),
+}
+variants = {  # one block more than tokens need: block 0 is the placeholder
+    "BF16, tight": {"kv_blocks": tight + 1, **common},
+    "FP8, same bytes": {"kv_blocks": 2 * tight + 1, "kv_cache_dtype": "fp8", **common},
+}
+simulated = {
+    name: simulate_continuous(
+        as_jobs(burst, profile), cost, options["kv_blocks"] - 1, block_size, decide=schedule
+    ).preemptions
+    for name, options in variants.items()
+}
+print(f"{tight} blocks of {block_size} for {top} requests that need {blocks_for(length, block_size)} each")
+
+# %% [markdown]
+# **Predict**: how many preemptions will the BF16 engine count while it serves the burst of 32? (What your
+# scheduler says to the same question is shown afterwards.)
+
+# %% prediction="preemptions_predicted"
+### BEGIN SOLUTION
+#: preemptions_predicted = None  # a count
+preemptions_predicted = simulated["BF16, tight"]
+### END SOLUTION
+
+# %% tags=["measures"]
+squeezed, reasons = run_variants(
+    profile, variants, lambda name, small: measure(small, profile, burst, top, name, warmup=1)
+)
+for name, run in squeezed.items():
+    counted = run.series.increase("preemptions")
+    if name == "BF16, tight":
+        compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
+    compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
+print(explain.explain_pressure(roomy, squeezed))
+for name, reason in reasons.items():
+    print(f"{name}: not run here: {reason}")
+
+# %%
+if "BF16, tight" in squeezed:
+    tight_run = squeezed["BF16, tight"]
+    display(plot_run(tight_run.series, tight_run.result.traces, "a burst on a KV cache for a quarter of it"))
+
+# %% [markdown]
+# *In the picture: above, the requests; those that start late were waiting for blocks. In the middle, fewer
+# run than were sent, the rest wait. Below, the cache is full, and triangles mark the moments at which
+# requests lost their blocks.*
+#
+# **In words.** A prompt is admitted when *it* fits; that every running request will want more blocks soon is
+# not counted. So the engine admits gladly, runs full, and throws the youngest out, whose work is done again.
+# Twice the blocks need not mean half the preemptions: twice as many run at once, and when they reach the end
+# of a block at the same step, they all want the next one. Your scheduler shows the same. What FP8 buys is
+# throughput. Watch
+# `vllm:num_preemptions_total` in production: a steady climb says that the cache is too small or
+# `--max-num-seqs` too large.
+#
+# ### Does quantisation change the answers?
+#
+# Same prompts, greedy decoding: the share of requests with exactly the same text. Other batches round
+# differently even in BF16, so the first line is the yardstick for the second.
+
+# %%
+for name, run in squeezed.items():
+    print(f"{name:>16} against BF16 with room: {same_answers(roomy, run):.0%} of the answers are the same text")
+
+# %% [markdown]
+# A cache in 8 bits keeps 3 bits of mantissa (FP8 E4M3), or a scale per 32 numbers and 8-bit integers
+# (llama.cpp's `q8_0`: 34 bytes for 32 numbers, so 1.0625 per number). Does llama.cpp's log agree with the
+# formula?
+
+# %% tags=["measures"]
+for dtype in (None, "q8_0"):
+    try:
+        with launch("llama_cpp", profile, kv_cache_dtype=dtype, extra_arguments=("-lv", "4")) as llama:
+            held = llama_cpp_cache_bytes(llama)
+    except EngineError as reason:
+        print(reason)
+        continue
+    tokens = min(profile.max_sequences, 32) * profile.context_length
+    formula = tokens * bytes_per_token(here, dtype or "f16")
+    print(
+        f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "
+        f"{formula / 2**20:.2f} MiB by formula ({tokens} tokens)"
+    )
+
+# %% [markdown]
+# ## 7. `--enforce-eager`: measured, not believed
+#
+# vLLM can compile the model before it serves (on a GPU it records CUDA graphs as well), or run it eagerly,
+# kernel by kernel: `--enforce-eager`. An old rule says that ARM64 machines such as the DGX Spark *need* the
+# flag. They do not: it is absent from NVIDIA's own recipe for the Spark (*cited*: dgx-spark-playbooks,
+# nvidia/vllm). What it costs is a question for the clock. The engine of sections 1 and 5 ran in one mode; here
+# is the other.
+#
+# **Predict**: compiled against eager with **one** request in flight: how many times the throughput?
+
+# %% prediction="compiled_gain"
+### BEGIN SOLUTION
+#: compiled_gain = None  # a factor
+compiled_gain = 1.5
+### END SOLUTION
+
+# %% tags=["measures"]
+was_eager = "--enforce-eager" in engine.command
+modes = ("eager", "compiled") if was_eager else ("compiled", "eager")
+try:
+    if was_eager and (reason := too_slow_to_compile(engine, profile)):
+        raise EngineError(reason)
+    with launch("vllm", profile, eager=not was_eager) as other:
+        other_runs = sweep(other, profile, (low, top), f"vLLM, {modes[1]}")
+        starts = {modes[0]: engine.start_seconds, modes[1]: other.start_seconds}
+    by_mode = {modes[0]: runs, modes[1]: other_runs}
+    print(explain.explain_modes(by_mode, starts, (low, top)))
+    alone = {mode: explain.throughput_at(by_mode[mode], low).value for mode in modes}
+    compare_prediction(
+        compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
+    )
+except EngineError as reason:
+    print(f"No {modes[1]} engine to compare with:\n{reason}")
+
+# %% [markdown]
+# **In words.** Compiling removes work that is the same at every step: launching kernels one by one from
+# Python. With one request in flight that work is most of a step; with many, the arithmetic is. Weigh it
+# against the longer start: a server that lives for days pays it once (and finds its compiled code in a cache
+# the next time), a test that lives for a minute every time.
+#
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | KV cache | bytes per token follow from the config, to the block | section 1, against vLLM and llama.cpp |
+# | paged memory | no reservation, so several times as many requests | section 3, derived |
+# | continuous batching | a place is filled at the next step | sections 4 and 5, predicted and measured |
+# | batching | one reading of the weights serves all | section 5, the ratio at the top level |
+# | preemption | gladly admitted, thrown out, computed again | section 6, vLLM's own counter |
+# | quantised cache | half the bytes, twice the tokens | section 6 |
+# | compiled or eager | a longer start against shorter steps | section 7 |
+#
+# All records of this lab are in `records/`; lab 3.3.1's report reads them.
+
+# %%
+print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
+for run in (roomy, *squeezed.values()):
+    print(f"{run.record.label}: {run.throughput:.0f} tok/s, {run.series.increase('preemptions'):.0f} preemptions")
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. A model has 32 query heads and 8 KV heads. What does GQA save, and what not?</summary>
+#
+# The cache shrinks to a quarter, so four times as many tokens fit. Weights barely change, and decoding one
+# request still reads all of them: alone, a user notices little.
+# </details>
+# <details><summary>2. Why is the preempted request put at the front of the queue, not at the end?</summary>
+#
+# It came before all who wait. At the end it could be overtaken for ever: first come, first served would be
+# broken, and a long request might never finish.
+# </details>
+# <details><summary>3. Preemption throws work away. Why not refuse requests that might not fit?</summary>
+#
+# Nobody knows how long answers will be. Reserving for the longest brings back the bound notebook of section
+# 3: always safe, mostly empty. Preemption is the price of optimism, and it is rare when the cache is sized
+# well. vLLM keeps a share free at admission if you ask for it (`watermark` in its scheduler's config).
+# </details>
+# <details><summary>4. Throughput at 32 was a good deal more than at 1. Would 64 double it again?</summary>
+#
+# Only while the fixed part of a step outweighs the part that grows with each request. Your line knows: as
+# `concurrency` grows, throughput tends to 1 / (seconds per request in a step). Ask your
+# `predict_throughput(64, tpot_s)`, then measure.
+# </details>
+# <details><summary>5. A user complains about slow first tokens at peak load. Name two causes you saw.</summary>
+#
+# Prompts of others share the step (prefill takes part of the token budget), and the queue: no place
+# (`max_num_seqs`) or no blocks. `vllm:num_requests_waiting` tells the second from the first.
+# </details>
+#
+# ## What to try next
+#
+# * Give the burst a shared system prompt and switch `prefix_caching` on: lab 3.3.2 shows what is saved.
+# * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run
+#   section 4 again. Who wins, who starves?
+# * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
+#   prompt do to TTFT, and to the TPOT of those already decoding?
+# * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. At 32 in
+#   flight, how much is spare? Measure it there.
