@@ -332,6 +332,17 @@ def test_a_dropped_keep_alive_connection_is_resent_and_counted() -> None:
     assert [trace.resends for trace in traces] == [0, 1, 1]
 
 
+def test_a_server_that_breaks_its_keep_alive_promise_gets_fresh_connections() -> None:
+    async def script(exchange: Exchange) -> None:
+        if exchange.on_connection:
+            exchange.reset()
+        await exchange.answer("x", usage=usage(1, 1))
+
+    traces = ask_many(script, 6)
+    assert all(trace.ok for trace in traces)
+    assert [trace.resends for trace in traces] == [0, 1, 0, 0, 0, 0]
+
+
 def test_a_connection_closed_while_idle_is_not_used() -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.answer("x", usage=usage(1, 1))

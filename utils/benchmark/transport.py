@@ -62,6 +62,10 @@ class TimedStream(httpx.AsyncByteStream):
 class AsyncioTransport(httpx.AsyncBaseTransport):
     """Keeps connections alive between requests; never limits their number.
 
+    After a kept-alive connection has turned out dead, each request gets a connection of its own:
+    llama.cpp promises keep-alive but closes after every stream, and finding that out costs more
+    than connecting.
+
     Args:
         connect_timeout_s: Limit for opening a connection.
         keepalive_s: Do not reuse a connection that was idle for longer.
@@ -71,6 +75,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         self._connect_timeout_s = connect_timeout_s
         self._keepalive_s = keepalive_s
         self._idle: dict[tuple[str, int], deque[_Connection]] = {}
+        self._reuse = True
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a request whose body is in memory and returns when the response's head is here.
@@ -88,7 +93,9 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
                 if connection.failure is not None:
                     raise connection.failure
                 await connection.news()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DroppedBeforeResponse) and connection.idle_since:
+                self._reuse = False
             connection.close()
             raise
         parser = connection.parser
@@ -103,7 +110,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
     def release(self, connection: _Connection) -> None:
         """Keeps a connection for the next request, or closes it."""
-        if connection.reusable:
+        if self._reuse and connection.reusable:
             connection.idle_since = perf_counter()
             self._idle.setdefault(connection.address, deque()).append(connection)
         else:
