@@ -156,7 +156,7 @@ open_records = []
 for i, share in enumerate((0.5, 1.0, 1.5)):
     rate = capacity * share
     load = OpenLoop(rate, seed=i, max_concurrency=middle)
-    result = run(client, prompts(profile, 2 * count, seed=10 + i), load, alive=vllm.running)
+    result = run(client, prompts(profile, count, seed=10 + i), load, alive=vllm.running)
     record = make_record(result, vllm, profile, label=f"vLLM, {share:.0%} of capacity")
     write_record(record)
     open_records.append((share, result, record))
@@ -367,12 +367,21 @@ prefills["vLLM"] = measure_prefill(vllm, profile, length=prefill_length)
 vllm.stop()
 
 # %% tags=["measures"]
-for label, model_key in (("llama.cpp", "llama_cpp"), ("llama.cpp quantised", "llama_cpp_quantised")):
-    with launch("llama_cpp", profile, model=profile.models[model_key]) as engine:
-        records += sweep(engine, profile, label=f"{label} {engine.quantisation}")
-        prefills[f"{label} {engine.quantisation}"] = measure_prefill(
-            engine, profile, length=prefill_length
-        )
+for key in ("llama_cpp", "llama_cpp_quantised"):
+    with launch("llama_cpp", profile, model=profile.models[key]) as engine:
+        label = f"llama.cpp {engine.quantisation}"
+        records += sweep(engine, profile, label=label)
+        prefills[label] = measure_prefill(engine, profile, length=prefill_length)
+
+# %% [markdown]
+# llama.cpp reserves the KV cache of every slot when it starts. A device at the edge has one user, so it is
+# measured once more with a single slot: look at its memory in the recommendation below.
+
+# %% tags=["measures"]
+quantised = profile.models["llama_cpp_quantised"]
+with launch("llama_cpp", profile, model=quantised, max_sequences=1) as engine:
+    label = f"llama.cpp {engine.quantisation}, one slot"
+    records += sweep(engine, profile, label=label, levels=profile.load.levels[:1])
 
 # %% [markdown]
 # The baseline gets fewer requests at the lower levels (it would only take longer, not tell more).

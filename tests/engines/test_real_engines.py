@@ -1,0 +1,158 @@
+"""The engines themselves: they answer, count, stream, report metrics, and are gone afterwards."""
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+from utils.benchmark import Client, ClosedLoop, EngineDied, Request, run
+from utils.benchmark.sweep import measure_prefill, prompts
+from utils.engines import EngineStartError, launch
+from utils.telemetry import scrape
+
+pytestmark = pytest.mark.engine
+ENGINES = ["vllm", "llama_cpp", "llama_cpp_quantised", "baseline"]
+
+
+@pytest.fixture
+def engine(request):
+    return request.getfixturevalue(request.param)
+
+
+def ask(engine, count=3, **options):
+    requests = [
+        Request(prompt=f"What is continuous batching? ({i})", max_tokens=24, **options)
+        for i in range(count)
+    ]
+    client = Client(engine.base_url, engine.model)
+    return run(client, requests, ClosedLoop(2), progress=False, alive=engine.running)
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_it_streams_and_counts_its_tokens(engine):
+    result = ask(engine)
+    assert [trace.error for trace in result.traces] == [None] * 3
+    for trace in result.traces:
+        assert trace.text.strip()
+        assert 1 <= trace.completion_tokens <= 24
+        assert not trace.usage_missing
+        assert 0 < trace.ttft() <= trace.e2el()
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_fixed_answer_length_is_kept(engine, profile):
+    client = Client(engine.base_url, engine.model, "completions")
+    requests = prompts(profile, 2, output=16, seed=5)
+    result = run(client, requests, ClosedLoop(2), progress=False)
+    assert [trace.completion_tokens for trace in result.traces] == [16, 16]
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_without_streaming_it_answers_the_same_way(engine):
+    whole = ask(engine, count=1, stream=False).traces[0]
+    streamed = ask(engine, count=1).traces[0]
+    assert whole.text.strip() == streamed.text.strip()
+    assert whole.completion_tokens == streamed.completion_tokens
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_it_knows_its_version_and_memory(engine):
+    assert engine.version not in ("", "unknown")
+    assert engine.memory_bytes() > 10_000_000
+
+
+def test_vllm_is_the_version_that_was_set_up(vllm, profile):
+    if profile.name == "cpu":
+        assert vllm.version == vllm.spec.local.version
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama_cpp"], indirect=True)
+def test_its_metrics_are_under_the_names_that_its_file_declares(engine):
+    before = scrape(engine)
+    ask(engine)
+    time.sleep(1.5)  # vLLM publishes its statistics from another process
+    after = scrape(engine)
+    assert after.running == 0
+    assert after.generated_tokens > before.generated_tokens
+    assert after.prompt_tokens > before.prompt_tokens
+
+
+def test_every_metric_of_vllm_that_is_declared_is_there_but_those_of_speculation(vllm):
+    ask(vllm)
+    text = httpx.get(vllm.base_url + vllm.spec.metrics_path, timeout=10).text
+    speculation = {"drafts", "drafted_tokens", "accepted_tokens"}
+    for field, name in vars(vllm.spec.metrics).items():
+        if name is not None and field not in speculation:
+            assert name in text, f"{field}: {name}"
+
+
+def test_a_shared_prefix_is_found_in_vllms_cache(vllm):
+    text = " ".join(f"word{i}" for i in range(120))
+    client = Client(vllm.base_url, vllm.model)
+    requests = [Request(prompt=text, max_tokens=4), Request(prompt=text, max_tokens=4)]
+    result = run(client, requests, ClosedLoop(1), progress=False)
+    assert (result.traces[0].cached_tokens or 0) < result.traces[1].cached_tokens
+
+
+def test_batching_in_vllm_beats_the_baseline(vllm, baseline, profile):
+    level = max(profile.load.levels)
+
+    def throughput(engine, count):
+        client = Client(engine.base_url, engine.model, "completions")
+        requests = prompts(profile, count, output=24, seed=level)
+        result = run(client, requests, ClosedLoop(level), warmup=1, progress=False)
+        return result.summary()["output_throughput"]
+
+    assert throughput(vllm, level) > 3 * throughput(baseline, 8)
+
+
+def test_prefill_is_measured(vllm, profile):
+    prefill = measure_prefill(vllm, profile, length=256, repeats=2)
+    assert 250 <= prefill.prompt_tokens <= 270
+    assert prefill.tokens_per_s > 0
+
+
+def test_a_prompt_beyond_the_context_is_an_error_and_the_engine_lives(vllm, profile):
+    too_long = Request(prompt="word " * (2 * profile.context_length), max_tokens=4)
+    client = Client(vllm.base_url, vllm.model)
+    trace = run(client, [too_long], ClosedLoop(1), progress=False).traces[0]
+    assert trace.status == 400
+    assert "context" in trace.error or "length" in trace.error
+    assert ask(vllm).traces[0].ok
+
+
+def test_an_engine_that_dies_in_the_middle_is_said_to_have_died(profile):
+    with launch("llama_cpp", profile, quiet=True) as engine:
+        server = psutil.Process(int(engine.identity)).children()[0].pid
+        timer = threading.Timer(0.7, os.kill, (server, signal.SIGKILL))
+        timer.start()
+        client = Client(engine.base_url, engine.model, "completions")
+        requests = prompts(profile, 400, output=200)
+        with pytest.raises(EngineDied) as caught:
+            run(client, requests, ClosedLoop(4), progress=False, alive=engine.running)
+        assert len(caught.value.result.traces) == 400
+        assert caught.value.result.summary()["failed"] > 0
+    assert not engine.running()
+
+
+def test_a_wrong_argument_is_named_by_the_engines_own_log(profile):
+    with pytest.raises(EngineStartError) as caught:
+        launch("llama_cpp", profile, extra_arguments=("--no-such-flag",), quiet=True)
+    assert "--no-such-flag" in caught.value.tail
+    assert "does not know one of the arguments" in caught.value.hint
+
+
+def test_nothing_is_left_of_vllm(profile):
+    before = {p.pid for p in psutil.process_iter()}
+    engine = launch("vllm", profile, quiet=True)
+    family = psutil.Process(int(engine.identity)).children(recursive=True)
+    assert family
+    engine.stop()
+    left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert left == []
+    named = [p for p in psutil.process_iter(["name"]) if "VLLM" in (p.info["name"] or "")]
+    assert [p for p in named if p.pid not in before] == []
