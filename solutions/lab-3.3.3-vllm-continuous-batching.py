@@ -575,8 +575,8 @@ predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle,
 print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
 
 # %% [markdown]
-# **Predict** with your own head: at 32 requests in flight (the top level), how many times the throughput of
-# one request? Then measure it.
+# **Predict** with your own head: with the most requests in flight (the profile's top level, printed above),
+# how many times the throughput of one request? Then measure it.
 
 # %% prediction="speedup_at_top"
 ### BEGIN SOLUTION
@@ -603,7 +603,7 @@ plots.plot_sweep(runs, predicted)
 # whatever the batch. Right, what it costs each user: TPOT grows slowly, TTFT faster.*
 #
 # **In words.** A step reads all weights and starts all kernels once, however many requests share it. One
-# request alone pays for all of that; thirty-two split the bill. The step does get longer, and the wait for
+# request alone pays for all of that; many split the bill. The step does get longer, and the wait for
 # the first token too: throughput is bought with latency, at a very good price.
 #
 # The engine's own view of the last run, read from its Prometheus metrics while the requests ran:
@@ -678,8 +678,8 @@ simulated = {
 print(f"{tight} blocks of {block_size} for {top} requests that need {blocks_for(length, block_size)} each")
 
 # %% [markdown]
-# **Predict**: how many preemptions will the BF16 engine count while it serves the burst of 32? (What your
-# scheduler says to the same question is shown afterwards.)
+# **Predict**: how many preemptions will the BF16 engine count while it serves the burst? (What your scheduler
+# says to the same question is shown afterwards.)
 
 # %% prediction="preemptions_predicted"
 ### BEGIN SOLUTION
@@ -783,9 +783,10 @@ except EngineError as reason:
     print(f"No {modes[1]} engine to compare with:\n{reason}")
 
 # %% [markdown]
-# **In words.** Compiling removes work that is the same at every step: launching kernels one by one from
-# Python. With one request in flight that work is most of a step; with many, the arithmetic is. Weigh it
-# against the longer start: a server that lives for days pays it once (and finds its compiled code in a cache
+# **In words.** Compiling fuses kernels and removes work that is the same at every step: launching them one by
+# one from Python. Compare the two lines. Where the gain shrinks as more requests are in flight, arithmetic has
+# taken over from launching; where it stays, even a full step is mostly overhead, as with very small models.
+# Weigh the gain against the longer start: a server that lives for days pays it once (and finds its compiled code in a cache
 # the next time), a test that lives for a minute every time.
 #
 # ## What you found
@@ -826,11 +827,11 @@ for run in (roomy, *squeezed.values()):
 # 3: always safe, mostly empty. Preemption is the price of optimism, and it is rare when the cache is sized
 # well. vLLM keeps a share free at admission if you ask for it (`watermark` in its scheduler's config).
 # </details>
-# <details><summary>4. Throughput at 32 was a good deal more than at 1. Would 64 double it again?</summary>
+# <details><summary>4. Would twice as many requests in flight double the throughput once more?</summary>
 #
 # Only while the fixed part of a step outweighs the part that grows with each request. Your line knows: as
 # `concurrency` grows, throughput tends to 1 / (seconds per request in a step). Ask your
-# `predict_throughput(64, tpot_s)`, then measure.
+# `predict_throughput(2 * top, tpot_s)`, then measure.
 # </details>
 # <details><summary>5. A user complains about slow first tokens at peak load. Name two causes you saw.</summary>
 #
@@ -845,5 +846,5 @@ for run in (roomy, *squeezed.values()):
 #   section 4 again. Who wins, who starves?
 # * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
 #   prompt do to TTFT, and to the TPOT of those already decoding?
-# * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. At 32 in
+# * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. With many in
 #   flight, how much is spare? Measure it there.
