@@ -93,7 +93,8 @@ def main() -> int:
                 outcome = _measure(client, clients[client], load)
                 outcomes.setdefault(f"{name} {client}", []).append(outcome)
     good = _print(outcomes, list(clients))
-    path = records_dir() / "benchmarks" / f"client-overhead-{time.strftime('%Y%m%dT%H%M%S')}.json"
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    path = records_dir() / "benchmarks" / f"client-overhead-{stamp}.json"
     runs = {name: [asdict(outcome) for outcome in found] for name, found in outcomes.items()}
     loads = {"paced": asdict(PACED), "drain": asdict(DRAIN)}
     write_whole(path, to_json({"host": describe_host(), "loads": loads, "runs": runs}))
