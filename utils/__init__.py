@@ -1,0 +1,1 @@
+"""What the labs call: profiles, engines, benchmark, telemetry, KV cache, checks, the tiny model."""

@@ -15,7 +15,6 @@ import psutil
 from utils.engines import guard
 from utils.setup.steps import ROOT
 
-
 # OpenMP threads that spin at a barrier starve whatever shares the cores, the benchmark's client for one:
 # with another busy process on 2 cores, llama.cpp decoded 4 times faster when its threads sleep instead.
 SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
