@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -216,9 +217,9 @@ def _last_core() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def _get(url: str) -> list[dict]:
+def _get(url: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(url, timeout=30) as response:
-        found: list[dict] = json.load(response)
+        found: list[dict[str, Any]] = json.load(response)
         return found
 
 

@@ -26,9 +26,11 @@ MODEL = "paced"
 class Stream:
     """One request being answered."""
 
-    def __init__(self, transport: asyncio.WriteTransport, body: dict, chat: bool) -> None:
+    def __init__(
+        self, transport: asyncio.WriteTransport, body: dict[str, object], chat: bool
+    ) -> None:
         self.transport = transport
-        self.left = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
+        self.left = int(str(body.get("max_tokens") or body.get("max_completion_tokens") or 16))
         self.total = self.left
         self.chat = chat
         self.received = time.perf_counter()

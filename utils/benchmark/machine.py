@@ -97,9 +97,9 @@ def measure_machine(
     machine measures low; run it when nothing else runs.
 
     Args:
-        working_set: Measure the bandwidth over this many bytes only, such as a model's weights;
-            default, from 1 MiB to twice the largest cache (at least 256 MiB, at most a quarter of
-            the free memory), in steps of four.
+        working_set: Measure the bandwidth over this many bytes, such as a model's weights, and a
+            quarter of them; default, in steps of four from 1 MiB to twice the largest cache (at
+            least 256 MiB, at most a quarter of the free memory).
         threads: Most threads to use; default, torch's own number.
         seconds: About how long it may take.
     """
@@ -111,7 +111,9 @@ def measure_machine(
     if working_set is None:
         sizes = [size for size in (MIB * 4**i for i in range(10)) if size < largest] + [largest]
     else:
-        sizes = [min(int(working_set), largest)]
+        # The smaller one bounds quantised versions of the same model.
+        size = min(int(working_set), largest)
+        sizes = [size // 4, size]
     shapes = MATMUL_SHAPES if device == "cpu" else ((8192, 8192, 8192),)
     budget = seconds / (len(sizes) + len(shapes))
     bandwidths = tuple(measure_bandwidth(size, caches, budget, most, device) for size in sizes)

@@ -154,14 +154,30 @@ def _cited_row(row: Cited) -> dict[str, Any]:
 
 def _images(records: Sequence[Record]) -> list[str]:
     images = []
-    for plot in (plot_throughput, plot_distributions, plot_latency_against_rate):
+    plots = (
+        (plot_throughput, records),
+        (plot_distributions, _least_loaded(records)),
+        (plot_latency_against_rate, records),
+    )
+    for plot, chosen in plots:
         try:
-            figure = plot(records)
+            figure = plot(chosen)
         except ValueError:  # no records of the kind that this plot shows
             continue
         images.append(html_image(figure))
         plt.close(figure)
     return images
+
+
+def _least_loaded(records: Sequence[Record]) -> list[Record]:
+    """Of each label the closed-loop record with the fewest requests in flight; all if none."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.load.get("pattern") == "closed":
+            best = found.setdefault(record.label, record)
+            if record.load["concurrency"] < best.load["concurrency"]:
+                found[record.label] = record
+    return list(found.values()) or list(records)
 
 
 def _html(frame: pd.DataFrame) -> str:
