@@ -266,3 +266,16 @@ def test_our_own_records_beside_their_ceilings(tmp_path: Path) -> None:
     assert frame["ceiling tok/s"].iloc[0] == pytest.approx(expected)
     own = compare(records, {}, machine, model, lambda bandwidth, *_: bandwidth / 1e4)
     assert list(own["ceiling tok/s"]) == [100, 100]
+
+
+def test_a_learners_right_ceiling_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    save_file(tensors(tied=True), tmp_path / "model.safetensors")
+    model = describe_model(tmp_path)
+    edge = int(model.weight_bytes) + 1  # the KV cache reaches into the slower memory
+    bands = (Bandwidth(1, 9e6, "L3"), Bandwidth(edge, 1e6, "memory"))
+    machine = Machine("m", bands, 1e12, "bfloat16", "measured", "s")
+    records = [scaled("x", ClosedLoop(n), 1) for n in (1, 8)]
+    ours = compare(records, {}, machine, model)
+    theirs = compare(records, {}, machine, model, lambda b, w, k, c, n: n * b / (w + n * c * k))
+    assert list(theirs["ceiling tok/s"]) == pytest.approx(list(ours["ceiling tok/s"]))

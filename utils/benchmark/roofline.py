@@ -137,7 +137,8 @@ def record_claim(
         tokens_per_step=tokens_per_step,
     )
     if ceiling is not None and bound.bound_by == "bandwidth":
-        bandwidth = machine.bandwidth_for(weights.decode_bytes).bytes_per_s
+        moved = weights.decode_bytes + batch * context * model.kv_bytes_per_token
+        bandwidth = machine.bandwidth_for(moved).bytes_per_s
         own = ceiling(bandwidth, weights.decode_bytes, model.kv_bytes_per_token, context, batch)
         bound = Ceiling(own * tokens_per_step, "bandwidth", bound.formula)
     return Claim(
