@@ -19,7 +19,7 @@ _OF_CUDA_TORCH = re.compile(r"(nvidia-|cuda-|triton==)")
 def main() -> None:
     """Resolves and writes the file, beside and then renamed."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--quiet"]
-    options = ["--python-version", "3.11", "--extra", "test", "--no-annotate", "--no-header"]
+    options = ["--python-version", "3.11.0", "--extra", "test", "--no-annotate", "--no-header"]
     left_out = ["--no-emit-package", "torch"]
     answer = subprocess.run(
         [*command, *options, *left_out, str(ROOT / "pyproject.toml")],
