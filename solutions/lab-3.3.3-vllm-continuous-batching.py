@@ -570,7 +570,7 @@ def predict_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
 predict_throughput = checks.predict_throughput(predict_throughput)
 
 # %%
-tpot_s = {level: latency_at(runs, level, "mean_tpot_ms") / 1000 for level in (low, middle)}
+tpot_s = {level: latency_at(runs, level, "median_tpot_ms") / 1000 for level in (low, middle)}
 predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
 print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
 

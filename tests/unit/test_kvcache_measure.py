@@ -48,12 +48,12 @@ def make_run(level, tpot_s, ttft_s=0.1, tokens=11, text="a", preemptions=(0, 0),
     return Run(result, Series(readings, (), 100.0, 1.0), record)
 
 
-def test_throughput_and_latency_are_means_over_repeats():
+def test_throughput_is_the_mean_and_latency_the_median_over_repeats():
     runs = [make_run(2, 0.01), make_run(2, 0.03), make_run(4, 0.01)]
     expected = (22 / 0.2 + 22 / 0.4) / 2
     assert measure.throughput_at(runs, 2).value == pytest.approx(expected)
     assert measure.throughput_at(runs, 2).count == 2
-    assert measure.latency_at(runs, 2, "mean_tpot_ms") == pytest.approx(20)
+    assert measure.latency_at(runs, 2, "median_tpot_ms") == pytest.approx(20)
     table = measure.sweep_table(runs)
     assert list(table.index) == [2, 4]
     assert table.loc[2, "requests"] == 4 and table.loc[2, "failed"] == 0
@@ -67,6 +67,15 @@ def test_the_speed_up_is_explained_from_its_records():
     assert "a token takes 10.00 ms" in words and "2.00 times as long" in words
     assert "make 4.0 times the throughput; measured: 3.2 times" in words
     assert "100 ms of 200 (50%)" in words and "300 ms of 500 (60%)" in words
+    assert "Beware" not in words
+
+
+def test_a_client_that_was_late_is_said_to_be():
+    late = make_run(8, 0.020, 0.3)
+    late = replace(late, result=replace(late.result, client_lag=0.4))
+    runs = [make_run(1, 0.010, 0.1), late]
+    assert "late by up to 400 ms" in explain.explain_speedup(runs, 1, 8)
+    assert measure.sweep_table(runs).loc[8, "client late by, worst (ms)"] == 400
 
 
 def test_waves_are_explained_with_their_empty_places():
@@ -158,7 +167,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
     assert max(most) == together and sorted(stopped) == ["1", "2"] and not alive
 
 
-def test_compiling_is_left_out_where_it_would_take_half_the_lab():
+def test_compiling_is_left_out_where_it_would_take_too_much_of_the_lab():
     quick, slow = SimpleNamespace(start_seconds=20), SimpleNamespace(start_seconds=60)
     assert measure.too_slow_to_compile(quick, CPU) == ""
     reason = measure.too_slow_to_compile(slow, CPU)

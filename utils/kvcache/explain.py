@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils.kvcache.measure import Run, latency_at, throughput_at
+from utils.kvcache.measure import Run, lag_at, latency_at, throughput_at
 
 
 def beside(guess: float | None, derived: float, what: str, origin: str) -> str:
@@ -31,9 +31,9 @@ def explain_speedup(runs: Sequence[Run], base: int, top: int) -> str:
     Splits the growth into what longer steps allow, ``(top / base) x TPOT(base) / TPOT(top)``, and
     what the wait for first tokens takes away again.
     """
-    tpot = {level: latency_at(runs, level, "mean_tpot_ms") for level in (base, top)}
-    ttft = {level: latency_at(runs, level, "mean_ttft_ms") for level in (base, top)}
-    e2e = {level: latency_at(runs, level, "mean_e2el_ms") for level in (base, top)}
+    tpot = {level: latency_at(runs, level, "median_tpot_ms") for level in (base, top)}
+    ttft = {level: latency_at(runs, level, "median_ttft_ms") for level in (base, top)}
+    e2e = {level: latency_at(runs, level, "median_e2el_ms") for level in (base, top)}
     longer = tpot[top] / tpot[base]
     from_steps = top / base / longer
     reached = speedup(runs, base, top)
@@ -44,7 +44,17 @@ def explain_speedup(runs: Sequence[Run], base: int, top: int) -> str:
         f"times. A request waits for its first token {ttft[base]:.0f} ms of {e2e[base]:.0f} "
         f"({ttft[base] / e2e[base]:.0%}) with {base} in flight, and {ttft[top]:.0f} ms of "
         f"{e2e[top]:.0f} ({ttft[top] / e2e[top]:.0%}) with {top}: prefill of the others and the "
-        "queue, which the simple prediction leaves out."
+        "queue, which the simple prediction leaves out." + _busy(runs, base, top)
+    )
+
+
+def _busy(runs: Sequence[Run], *levels: int) -> str:
+    worst = max(lag_at(runs, level) for level in levels)
+    if worst < latency_at(runs, levels[0], "median_e2el_ms") / 10:
+        return ""
+    return (
+        f" Beware: something else kept this machine busy. The client itself was late by up to "
+        f"{worst:.0f} ms, so single latencies are uncertain by as much; medians suffer least."
     )
 
 

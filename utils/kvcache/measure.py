@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from statistics import mean
+from statistics import mean, median
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -163,8 +163,13 @@ def throughput_at(runs: Sequence[Run], level: int) -> Interval:
 
 
 def latency_at(runs: Sequence[Run], level: int, metric: str) -> float:
-    """A latency of the summary at a level, in milliseconds, mean over the repeats."""
-    return mean(one.milliseconds(metric) for one in runs if one.concurrency == level)
+    """A latency of the summary at a level, in milliseconds, median over the repeats."""
+    return median(one.milliseconds(metric) for one in runs if one.concurrency == level)
+
+
+def lag_at(runs: Sequence[Run], level: int) -> float:
+    """The client's worst own delay at a level, in milliseconds: latencies are uncertain by it."""
+    return max(1000 * one.result.client_lag for one in runs if one.concurrency == level)
 
 
 def sweep_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -179,6 +184,7 @@ def sweep_table(runs: Sequence[Run]) -> pd.DataFrame:
             "E2E p99 (ms)": round(latency_at(runs, level, "p99_e2el_ms"), 1),
             "requests": sum(summary["completed"] for summary in here),
             "failed": sum(summary["failed"] for summary in here),
+            "client late by, worst (ms)": round(lag_at(runs, level), 1),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "concurrency"
@@ -236,11 +242,11 @@ def too_slow_to_compile(engine: RunningEngine, profile: Profile) -> str:
     """Why the compiled twin of an eager engine is not started here, in words; "" if it is.
 
     On a CPU a first compiled start took about three times as long as an eager one (measured on two
-    cores, 24 layers). Where that would take half of what the profile allows a notebook, it is left
-    out.
+    cores, 24 layers). Where that would take more than 40 % of what the profile allows a notebook, it
+    is left out.
     """
     expected_s = 3 * engine.start_seconds
-    if expected_s <= profile.time_budget_s / 2:
+    if expected_s <= 0.4 * profile.time_budget_s:
         return ""
     return (
         f"not run here: the eager engine took {engine.start_seconds:.0f} s to start, so compiling "
