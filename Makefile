@@ -16,7 +16,7 @@ lab: setup  ## open JupyterLab on a lab: LAB=1 to 7; HEADLESS=1 prints the URL a
 	@$(RUN) -m utils.course lab $(LAB) $(if $(HEADLESS),--headless)
 
 test: setup check  ## run everything that is checked: style, types, unit tests, engines, every notebook
-	@$(RUN) -m pytest tests
+	@$(RUN) -m pytest tests --durations=10
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
 	@$(RUN) -m ruff check .

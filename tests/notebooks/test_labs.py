@@ -4,11 +4,17 @@ One execution per notebook serves all that is asserted of it. The same by hand:
 `pytest --nbmake --nbmake-timeout=240 labs` and `COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 
+import warnings
+
 import pytest
 
 from utils.course.build import ROOT
+from utils.profiles import load_profile
 
-LIMIT_S = 240
+# A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
+# without being wrong, so only a multiple of the budget fails; being over it is reported.
+BUDGET_S = load_profile().time_budget_s
+LIMIT_S = 3 * BUDGET_S
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
 
 
@@ -36,6 +42,9 @@ def test_notebook(stem, folder, run_notebook):
     for id_ in measuring:
         assert ran.took(id_) > 0.01, f"{id_} took {ran.took(id_)} s: did it measure?"
         assert ran.printed(id_), f"{id_} shows nothing"
-    assert ran.seconds < LIMIT_S
+    if ran.seconds > BUDGET_S:
+        warnings.warn(
+            f"{folder}/{stem}: {ran.seconds:.0f} s, budget {BUDGET_S:.0f} s", stacklevel=1
+        )
     assert [process.cmdline() for process in ran.left_running] == []
     assert sorted((ROOT / folder).iterdir()) == files, "it writes beside the notebooks"

@@ -72,6 +72,7 @@ SPEC = EngineSpec(
     metrics=MetricNames(
         running="llamacpp:requests_processing",
         waiting="llamacpp:requests_deferred",
+        prefix_hits="llamacpp:prompt_tokens_cached_total",
         prompt_tokens="llamacpp:prompt_tokens_total",
         generated_tokens="llamacpp:tokens_predicted_total",
         drafts="llamacpp:spec_decode_num_drafts_total",
