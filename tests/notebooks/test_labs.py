@@ -14,7 +14,7 @@ from utils.profiles import load_profile
 # A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
 # without being wrong, so only a multiple of the budget fails; being over it is reported.
 BUDGET_S = load_profile().time_budget_s
-LIMIT_S = 3 * BUDGET_S
+LIMIT_S = int(3 * BUDGET_S)
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
 
 

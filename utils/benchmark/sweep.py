@@ -15,6 +15,8 @@ from utils.benchmark.workload import Request, random_prompts
 from utils.engines import RunningEngine
 from utils.profiles import Profile
 
+LATE_S = 0.2  # of the client's event loop; records keep the figure itself
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -93,6 +95,12 @@ def sweep(
             label=f"{title}, {level} in flight",
             alive=engine.running,
         )
+        if result.client_lag > LATE_S:
+            print(
+                f"{title}, {level} in flight: the client itself was late by up to "
+                f"{result.client_lag * 1000:.0f} ms, since something else uses the cores. "
+                "Latencies are uncertain by as much."
+            )
         extra = {"start_seconds": engine.start_seconds, "memory_bytes": memory}
         record = make_record(result, engine, profile, label=title, slo=slo, extra=extra)
         write_record(record)
