@@ -15,7 +15,8 @@ from utils.tinymodel import corpus, hub, tasks
 
 LOOP_NGRAM = 8
 LOOP_SPAN = 32  # tokens that a repeated block must cover to be a loop
-MAX_NEW_TOKENS = 384
+MAX_NEW_TOKENS = 320  # the longest correct answer of any kind has fewer
+SPARE_TOKENS = 64  # what a task's answer may run over the longest correct one of its kind
 Messages = list[tasks.Message]
 
 
@@ -89,20 +90,23 @@ class KindResult:
 
 def tasks_quality(model: Any, tokenizer: Any, n: int, seed: int = 0) -> dict[str, Any]:
     """`n` held-out tasks of each kind: right answers, stops, repeated 8-grams and loops."""
-    asked = [task for kind in tasks.KINDS for task in tasks.heldout(n, kind, seed)]
-    outputs = generate(
-        model, tokenizer, [t.messages for t in asked], progress=lambda x: tqdm(x, desc="tasks")
-    )
-    right = [tasks.check(t, o.text) for t, o in zip(asked, outputs, strict=True)]
-    kinds = {}
-    for kind in tasks.KINDS:
-        mine = [i for i, t in enumerate(asked) if t.kind == kind]
-        mean = sum(len(outputs[i].tokens) for i in mine) / len(mine)
-        kinds[kind] = asdict(KindResult(len(mine), sum(right[i] for i in mine), round(mean, 1)))
+    kinds: dict[str, dict[str, float]] = {}
+    asked: list[tasks.Task] = []
+    outputs: list[Output] = []
+    for kind in tqdm(tasks.KINDS, desc="tasks"):
+        mine = tasks.heldout(n, kind, seed)
+        longest = max(len(tokenizer(t.answer)["input_ids"]) for t in mine)
+        chats = [t.messages for t in mine]
+        made = generate(model, tokenizer, chats, batch=n, max_new_tokens=longest + SPARE_TOKENS)
+        right = sum(tasks.check(t, o.text) for t, o in zip(mine, made, strict=True))
+        mean = sum(len(o.tokens) for o in made) / n
+        kinds[kind] = asdict(KindResult(n, right, round(mean, 1)))
+        asked += mine
+        outputs += made
     references = [tokenizer(t.answer)["input_ids"] for t in asked]
     return {
         "n": len(asked),
-        "right": sum(right),
+        "right": sum(kind["right"] for kind in kinds.values()),
         "kinds": kinds,
         **_habits(outputs),
         "reference_repeated_8grams": _repeats(references),
@@ -154,7 +158,14 @@ def questions_quality(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Every topic, asked in a phrasing never trained on: is the answer nearest to that topic's?"""
     asked = [(topic.name, question) for topic in corpus.topics() for question in topic.heldout]
     chats = [[{"role": "user", "content": question}] for _, question in asked]
-    outputs = generate(model, tokenizer, chats, progress=lambda x: tqdm(x, desc="questions"))
+    outputs = generate(
+        model,
+        tokenizer,
+        chats,
+        batch=50,
+        max_new_tokens=192,
+        progress=lambda x: tqdm(x, desc="questions"),
+    )
     on_topic = [nearest_topic(o.text) == name for (name, _), o in zip(asked, outputs, strict=True)]
     missed = sorted({name for (name, _), ok in zip(asked, on_topic, strict=True) if not ok})
     return {"n": len(asked), "on_topic": sum(on_topic), "missed": missed, **_habits(outputs)}
@@ -192,11 +203,11 @@ def prose_quality(model: Any, tokenizer: Any) -> dict[str, Any]:
 def long_context(model: Any, tokenizer: Any, sizes: Sequence[int], n: int = 20) -> dict[str, Any]:
     """Held-out tasks at the end of a chat filled with earlier turns: right answers by prompt tokens."""
     found = {}
-    for size in sizes:
+    for size in tqdm(sizes, desc="long context"):
         chats, asked = [], tasks.heldout(n, seed=size)
         for i, task in enumerate(asked):
             chats.append(filled(tokenizer, task.messages, size, seed=i))
-        outputs = generate(model, tokenizer, chats, batch=5, max_new_tokens=128)
+        outputs = generate(model, tokenizer, chats, batch=n, max_new_tokens=200)
         right = sum(tasks.check(t, o.text) for t, o in zip(asked, outputs, strict=True))
         found[str(size)] = {"n": n, "right": right}
     return found
@@ -224,5 +235,5 @@ def evaluate(folder: Path, n: int = 50) -> dict[str, Any]:
         "tasks": tasks_quality(model, tokenizer, n),
         "questions": questions_quality(model, tokenizer),
         "prose": prose_quality(model, tokenizer),
-        "long_context": long_context(model, tokenizer, (512, 1024, 1800)),
+        "long_context": long_context(model, tokenizer, (1024, 1800)),
     }
