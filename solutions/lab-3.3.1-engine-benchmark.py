@@ -17,11 +17,13 @@
 # report into `records/`. What your machine cannot run is named at the end, never imitated.
 
 # %%
+import json
+
 import numpy as np
 import pandas as pd
 
 from utils.benchmark import (
-    Client, ClosedLoop, OpenLoop, Slo, load_all, make_record, repeat_interval, run, write_record
+    Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
 from utils.benchmark import pictures, recommend, report, roofline
 from utils.benchmark.sweep import measure_prefill, prompts, sweep
@@ -50,6 +52,16 @@ print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 # *In the picture: a time axis in milliseconds. The grey bar up to the first mark is the prefill
 # (the engine reads the prompt), then one mark per chunk (it writes).*
 #
+# And this is what came over the wire for another request, event by event (the first and last ones):
+
+# %% tags=["measures"]
+ask = Request(prompt="What is continuous batching?", max_tokens=profile.load.output_tokens)
+async with Client(vllm.base_url, vllm.model) as raw_client:
+    raw = [(at, data) async for at, data in raw_client.events(ask)]
+for at, data in (*raw[:3], *raw[-3:]):
+    print(f"{at * 1000:6.1f} ms  {data[:140]}")
+
+# %% [markdown]
 # Three numbers describe such a stream, as `vllm bench serve` defines them:
 #
 # | name | meaning |
@@ -95,11 +107,18 @@ def stream_metrics(
 stream_metrics = checks.stream_metrics(stream_metrics)
 
 # %% [markdown]
-# Your function on the stream above, beside what the course's client computed:
+# Your function on the raw events, beside what the course's client computed for the request in the picture
+# (another request: near, not equal):
 
 # %%
-events = [(at, "x") for at in trace.chunk_times]
-yours = stream_metrics(trace.sent, events, trace.completion_tokens)
+parsed = [(at, json.loads(data)) for at, data in raw if data != "[DONE]"]
+usage = next(event["usage"] for _, event in reversed(parsed) if event.get("usage"))
+events = [
+    (at, event["choices"][0]["delta"].get("content") or "") for at, event in parsed if event["choices"]
+]
+print("".join(text for _, text in events))
+print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
+yours = stream_metrics(0.0, events, usage["completion_tokens"])
 theirs = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
 pd.DataFrame({"yours (ms)": yours, "the client's (ms)": theirs}).mul(1000).round(2)
 
