@@ -153,9 +153,8 @@ def _worker(url: str, load: Load) -> dict[str, object]:
     # The warm-up's CPU time is measured alone and taken off.
     run(client, requests[: load.concurrency], ClosedLoop(load.concurrency), progress=False)
     before = time.process_time()
-    result = run(
-        client, requests, ClosedLoop(load.concurrency), warmup=load.concurrency, progress=False
-    )
+    warmup = requests[: load.concurrency]
+    result = run(client, requests, ClosedLoop(load.concurrency), warmup=warmup, progress=False)
     tokens = (load.requests + load.concurrency) * load.tokens
     cpu = (time.process_time() - before) / tokens
     assert all(trace.ok and trace.completion_tokens == load.tokens for trace in result.traces)

@@ -33,6 +33,8 @@ from utils.engines import ENGINES, NotRunHere, launch
 from utils.profiles import load_profile
 
 profile = load_profile()
+pd.set_option("display.max_colwidth", 160)
+pd.set_option("display.float_format", report.number)
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
@@ -43,7 +45,8 @@ print(f"Profile {profile.name}: {profile.description}")
 
 # %% tags=["measures"]
 vllm = launch("vllm", profile)
-one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=1)
+warm = prompts(profile, 2, seed=100)  # other prompts: the engine remembers those that it has seen
+one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=warm)
 trace = one.traces[0]
 pictures.draw_stream(trace)
 print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
@@ -120,7 +123,7 @@ print("".join(text for _, text in events))
 print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
 yours = stream_metrics(0.0, events, usage["completion_tokens"])
 theirs = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
-pd.DataFrame({"yours (ms)": yours, "the client's (ms)": theirs}).mul(1000).round(2)
+pd.DataFrame({"yours (ms)": yours, "the client's (ms)": theirs}).mul(1000)
 
 # %% [markdown]
 # ## 2. Closed loop, open loop
@@ -167,7 +170,7 @@ open_loop_latencies = checks.open_loop_latencies(open_loop_latencies)
 middle = profile.load.levels[len(profile.load.levels) // 2]
 client = Client(vllm.base_url, vllm.model, "completions")
 count = profile.load.requests_at(middle)
-closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=2)
+closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=warm)
 capacity = closed.summary()["request_throughput"]
 print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
 
@@ -188,7 +191,7 @@ pd.DataFrame(
         "from when it was due, p95 (ms)": result.summary(clock="scheduled")["p95_e2el_ms"],
     }
     for share, result, _ in open_records
-).round(0).set_index("load")
+).set_index("load")
 
 # %% [markdown]
 # The two columns agree while the engine keeps up, and part when it does not: the first says that
@@ -264,7 +267,7 @@ pd.DataFrame(
         "goodput, the course's": result.summary(slo=slo)["request_goodput"],
     }
     for share, result, _ in open_records
-).round(2).set_index("load")
+).set_index("load")
 
 # %% [markdown]
 # A machine that others share gives a different number each time. Before "A is faster than B", ask

@@ -104,7 +104,7 @@ def test_batching_in_vllm_beats_the_baseline(vllm, baseline, profile):
     def throughput(engine, count):
         client = Client(engine.base_url, engine.model, "completions")
         requests = prompts(profile, count, output=24, seed=level)
-        result = run(client, requests, ClosedLoop(level), warmup=1, progress=False)
+        result = run(client, requests, ClosedLoop(level), progress=False)
         return result.summary()["output_throughput"]
 
     assert throughput(vllm, level) > 3 * throughput(baseline, 8)

@@ -52,7 +52,7 @@ def test_closed_loop_keeps_its_concurrency(concurrency: int) -> None:
 
 def test_warm_up_is_in_no_statistic() -> None:
     with Adversary(quick) as server:
-        result = go(server, 4, ClosedLoop(2), warmup=5)
+        result = go(server, 4, ClosedLoop(2), warmup=fixed(["warm"], count=5))
         assert len(server.requests) == 9
     summary = result.summary()
     assert summary.completed == 4 and summary.total_output_tokens == 8

@@ -1,7 +1,7 @@
 """Sends many requests under a load pattern and keeps what happened to each.
 
 Example:
-    result = run(Client(engine.base_url, engine.model), requests, ClosedLoop(8), warmup=2)
+    result = run(Client(engine.base_url, engine.model), requests, ClosedLoop(8), warmup=others)
     result.summary()["output_throughput"]
 """
 
@@ -91,7 +91,7 @@ def run(
     requests: Sequence[Request],
     load: LoadPattern,
     *,
-    warmup: int = 0,
+    warmup: Sequence[Request] = (),
     progress: bool = True,
     label: str = "",
     alive: Callable[[], bool] | None = None,
@@ -105,8 +105,8 @@ def run(
         client: Where to send; need not be open.
         requests: What to send, in this order.
         load: `ClosedLoop` or `OpenLoop`.
-        warmup: Send this many requests (the list's first ones, repeated as needed) and wait for
-            them before the measurement; they are in no statistic.
+        warmup: Requests to send and wait for before the measurement; they are in no statistic.
+            Give them prompts of their own: the engine's prefix cache remembers them.
         progress: Show a progress bar.
         label: Its title.
         alive: Tells whether the engine's process still runs; asked when a connection fails.
@@ -127,14 +127,14 @@ async def run_async(
     requests: Sequence[Request],
     load: LoadPattern,
     *,
-    warmup: int = 0,
+    warmup: Sequence[Request] = (),
     alive: Callable[[], bool] | None = None,
     on_done: Callable[[RequestTrace], None] | None = None,
 ) -> LoadResult:
     """`run` for callers with an event loop of their own."""
     _check(client, requests)
     async with client:
-        await _warm_up(client, requests, load, warmup)
+        await _warm_up(client, warmup, load)
         session = _Session(client, requests, alive, on_done)
         with _quiet_gc():
             lag = asyncio.create_task(session.watch_lag())
@@ -155,7 +155,7 @@ async def run_async(
         duration=ended - started,
         api=client.api,
         model=client.model,
-        warmup=warmup,
+        warmup=len(warmup),
         client_lag=session.lag,
     )
     if session.dead:
@@ -246,19 +246,17 @@ def _check(client: Client, requests: Sequence[Request]) -> None:
         request.body(client.model, client.api)
 
 
-async def _warm_up(
-    client: Client, requests: Sequence[Request], load: LoadPattern, count: int
-) -> None:
+async def _warm_up(client: Client, requests: Sequence[Request], load: LoadPattern) -> None:
     width = load.concurrency if isinstance(load, ClosedLoop) else load.max_concurrency
-    limit = asyncio.Semaphore(width or max(count, 1))
+    limit = asyncio.Semaphore(width or max(len(requests), 1))
 
     async def one(request: Request) -> None:
         async with limit:
             await client.send(request)
 
     async with asyncio.TaskGroup() as group:
-        for i in range(count):
-            group.create_task(one(requests[i % len(requests)]))
+        for request in requests:
+            group.create_task(one(request))
 
 
 @contextmanager

@@ -181,11 +181,12 @@ def _least_loaded(records: Sequence[Record]) -> list[Record]:
 
 
 def _html(frame: pd.DataFrame) -> str:
-    text: str = frame.to_html(escape=True, na_rep="–", float_format=_number, border=0)
+    text: str = frame.to_html(escape=True, na_rep="–", float_format=number, border=0)
     return text
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure with as many digits as it deserves: `1,047`, `12.3`."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

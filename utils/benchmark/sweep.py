@@ -15,6 +15,7 @@ from utils.benchmark.workload import Request, random_prompts
 from utils.engines import RunningEngine
 from utils.profiles import Profile
 
+WARMUP_SEED = 1_000_000  # prompts that no measurement uses: a prefix cache would remember them
 LATE_S = 0.2  # of the client's event loop; records keep the figure itself
 
 
@@ -91,7 +92,7 @@ def sweep(
             client,
             prompts(profile, count, seed=level),
             ClosedLoop(level),
-            warmup=min(level, 4),
+            warmup=prompts(profile, min(level, 4), seed=WARMUP_SEED + level),
             label=f"{title}, {level} in flight",
             alive=engine.running,
         )
@@ -125,7 +126,8 @@ def measure_prefill(
     client = Client(engine.base_url, engine.model, "completions")
     requests = prompts(profile, repeats, length=length, output=1, seed=1000 + length)
     title = f"{engine.spec.title}, prefill of {length} tokens"
-    result = run(client, requests, ClosedLoop(1), warmup=1, label=title, alive=engine.running)
+    warmup = prompts(profile, 1, length=length, output=1, seed=WARMUP_SEED)
+    result = run(client, requests, ClosedLoop(1), warmup=warmup, label=title, alive=engine.running)
     done = [trace for trace in result.traces if trace.ok and trace.prompt_tokens]
     if not done:
         raise RuntimeError(f"no request succeeded: {result.traces[0].error}")

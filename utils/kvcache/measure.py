@@ -24,7 +24,7 @@ from utils.benchmark import (
     run,
     write_record,
 )
-from utils.benchmark.sweep import prompts
+from utils.benchmark.sweep import WARMUP_SEED, prompts
 from utils.engines import EngineError, RunningEngine, launch
 from utils.kvcache.scheduler import Job
 from utils.profiles import Profile
@@ -117,7 +117,7 @@ def measure(
             client,
             requests,
             ClosedLoop(concurrency),
-            warmup=warmup,
+            warmup=make_requests(profile, warmup, seed=WARMUP_SEED + concurrency),
             label=f"{label}, {concurrency} at once",
             alive=engine.running,
         )
