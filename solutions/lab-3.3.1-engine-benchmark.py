@@ -80,8 +80,8 @@ for at, data in (*raw[:3], *raw[-3:]):
 
 # %% [markdown]
 # Write `stream_metrics`. `events` are pairs of arrival time (seconds) and text; some texts are
-# empty. Return a dictionary with `ttft`, `tpot` and `e2el` in seconds. A one-token answer has
-# a TPOT of 0.
+# empty, and any other counts as text, a lone newline too. Return a dictionary with `ttft`, `tpot`
+# and `e2el` (from sending to the last text) in seconds. A one-token answer has a TPOT of 0.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -231,11 +231,13 @@ p99_of_runs = checks.p99_of_runs(p99_of_runs)
 
 # %% [markdown]
 # **Goodput** (DistServe, OSDI'24) counts only requests that met their service-level objectives.
-# `requests` are dictionaries with `ok`, `ttft` and `tpot` (seconds). Return good requests per second.
+# `requests` are dictionaries with `ok`, `ttft` and `tpot` (seconds; NaN is an unknown value, and an
+# unknown value does not meet a limit). Return good requests per second.
 #
 # <details><summary>Hint</summary>
 #
-# A failed request is never good, however fast it failed. A request exactly at a limit meets it.
+# A failed request is never good, however fast it failed. A request exactly at a limit meets it. Any
+# comparison with NaN is `False`.
 # </details>
 
 # %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 points=2
@@ -482,7 +484,8 @@ roofline.judge_published()
 # %% [markdown]
 # Write the rule for a high-throughput API: of the rows at the **highest concurrency** without failed
 # requests whose p95 TTFT is within the limit, the label with the most output tokens per second; `None`
-# if there is none. Keys: `label`, `concurrency`, `output_throughput`, `p95_ttft_ms`, `failed`.
+# if there is none. The highest concurrency is that of all rows, those with failed requests included.
+# Keys: `label`, `concurrency`, `output_throughput`, `p95_ttft_ms`, `failed`.
 #
 # <details><summary>Hint</summary>
 #

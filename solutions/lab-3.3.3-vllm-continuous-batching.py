@@ -63,9 +63,9 @@ print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
 # Write `kv_bytes_per_token`. `config` is a model's `config.json` as a dictionary; `value_bytes` is
-# the size of one number in the cache (2 for bfloat16, 1 for FP8). Two fields may be missing: without
-# `num_key_value_heads` each query head has a KV head of its own; without `head_dim` a head has
-# `hidden_size // num_attention_heads` numbers.
+# the size of one number in the cache (2 for bfloat16, 1 for FP8). Two fields may be missing, together or
+# one alone: without `num_key_value_heads` each query head has a KV head of its own; without `head_dim`
+# a head has `hidden_size // num_attention_heads` numbers.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -266,7 +266,8 @@ block_pool = checks.block_pool(block_pool)
 # list of block numbers; change it in place), `num_tokens` the tokens stored so far. If the last block
 # is full, or there is none, append a new block. If it is partly full and shared, put a copy in its
 # place, let go of the original and return `(original, copy)`, so that the caller can copy the contents.
-# In all other cases return `None`.
+# In all other cases return `None`. Where no block is free, `pool.allocate()` raises `OutOfBlocks`: let it
+# pass, and leave `table` and the reference counts as they were.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -422,9 +423,10 @@ for size in sorted({1, 4, 16, 64, 256, report.block_size}):
 
 # %% [markdown]
 # Write `schedule`. It moves requests between `waiting` (a deque, first come first) and `running` (a
-# list, oldest first), takes the blocks, and returns the tokens to compute in this step by request id.
+# list, oldest first), takes the blocks, and returns the tokens to compute in this step by request id; who
+# gets none is not in it.
 # `limits` has `token_budget`, `max_running` and `chunked_prefill` (without it a prompt is computed whole
-# or not at all). A request offers
+# or not at all, and one that exceeds what is left of the budget stops the queue). A request offers
 #
 # | | |
 # |---|---|
@@ -542,9 +544,9 @@ sweep_table(runs)
 # any other level will give.
 
 # %% [markdown]
-# Write `predict_throughput`. `tpot_s` gives the measured seconds per token of one request at two levels,
-# for instance `{1: 0.010, 5: 0.018}`. Lay a straight line through the two, read off the time of a step at
-# `concurrency`, and return the output tokens per second of all requests together.
+# Write `predict_throughput`. `tpot_s` gives the measured seconds per token of one request at any two
+# levels, for instance `{1: 0.010, 5: 0.018}`. Lay a straight line through the two (it may also fall), read
+# off the time of a step at `concurrency`, and return the output tokens per second of all requests together.
 #
 # <details><summary>Hint 1</summary>
 #

@@ -52,6 +52,17 @@ def _whole_latency(sent: float, events: Events, completion_tokens: int) -> dict[
     return {**right, "tpot": right["e2el"] / max(1, completion_tokens - 1)}
 
 
+def _strips(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    return _stream_metrics(sent, [(at, text.strip()) for at, text in events], completion_tokens)
+
+
+def _zero_for_one_chunk(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    times = [at for at, text in events if text]
+    ttft, e2el = times[0] - sent, times[-1] - sent
+    tpot = (e2el - ttft) / (completion_tokens - 1) if len(times) > 1 else 0.0
+    return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
+
+
 @check(
     reference=_stream_metrics,
     wrong={
@@ -65,6 +76,10 @@ def _whole_latency(sent: float, events: Events, completion_tokens: int) -> dict[
                 "tpot": (events[-2][0] - events[1][0]) / (completion_tokens - 1),
             },
             says="your code raised ZeroDivisionError",
+        ),
+        "takes a newline for no text": Wrong(_strips, says="newline"),
+        "decides by chunks whether TPOT is 0": Wrong(
+            _zero_for_one_chunk, says="your code raised ZeroDivisionError"
         ),
         "hard-coded to the example": lambda sent, events, completion_tokens: {
             "ttft": 0.5,
@@ -95,6 +110,17 @@ def stream_metrics(attempt: Callable[[float, Events, int], dict[str, float]]) ->
     single = attempt(0.0, [(0.0, ""), (0.25, "x"), (0.3, "")], 1)
     expect_close(single["tpot"], 0.0, what="TPOT of a one-token answer")
     expect_close(single["ttft"], 0.25, what="TTFT of a one-token answer")
+    lines = attempt(0.0, [(0.0, ""), (0.1, "\n"), (0.4, "Yes"), (0.7, " \n"), (0.9, "")], 4)
+    expect_close(
+        lines,
+        {"ttft": 0.1, "tpot": 0.2, "e2el": 0.7},
+        what="metrics of an answer that begins and ends with a newline",
+        hint="Any text that is not empty counts, a newline too: the engine computed a token for it.",
+    )
+    # One token whose text came in two pieces: TPOT has no formula here, TTFT and latency do.
+    split = attempt(0.0, [(0.25, "x"), (0.5, "y")], 1)
+    expect_close(split["ttft"], 0.25, what="TTFT of one token in two chunks")
+    expect_close(split["e2el"], 0.5, what="end-to-end latency of one token in two chunks")
 
 
 def _open_loop_latencies(arrivals: Sequence[float], service: float) -> list[float]:
@@ -234,6 +260,16 @@ REQUESTS = [
             ),
             says="at a limit",
         ),
+        "takes an unknown value for a good one": Wrong(
+            lambda requests, duration, ttft_limit, tpot_limit: (
+                sum(
+                    r["ok"] and not r["ttft"] > ttft_limit and not r["tpot"] > tpot_limit
+                    for r in requests
+                )
+                / duration
+            ),
+            says="NaN",
+        ),
     },
 )
 def goodput(attempt: Callable[[Sequence[dict[str, Any]], float, float, float], float]) -> None:
@@ -251,6 +287,17 @@ def goodput(attempt: Callable[[Sequence[dict[str, Any]], float, float, float], f
         hint="A request at a limit meets it.",
     )
     expect_close(attempt(REQUESTS, 1.0, 0.01, 0.01), 0.0, what="goodput under limits none meets")
+    unknown = [
+        {"ok": True, "ttft": 0.2, "tpot": math.nan},
+        {"ok": True, "ttft": math.nan, "tpot": 0.02},
+    ]
+    expect_close(
+        attempt([*unknown, *REQUESTS], 2.0, 0.55, 0.055),
+        1.5,
+        what="goodput with two more requests, TPOT or TTFT of which is NaN (unknown)",
+        hint="An unknown value does not meet a limit. With NaN every comparison is False, so "
+        "`x <= limit` and `not x > limit` differ.",
+    )
 
 
 def _mean_interval(values: Sequence[float], t: float) -> tuple[float, float]:
@@ -275,6 +322,15 @@ def _spread(values: Sequence[float], reach: float) -> tuple[float, float]:
             lambda values, t: _spread(values, t * float(np.std(values)) / len(values) ** 0.5),
             says="n - 1",
         ),
+        "divides by 2, whatever n": Wrong(
+            lambda values, t: _spread(values, t * float(np.std(values, ddof=1)) / 2), says="nine"
+        ),
+        "divides by n / 2": Wrong(
+            lambda values, t: _spread(
+                values, t * float(np.std(values, ddof=1)) / (len(values) / 2)
+            ),
+            says="nine",
+        ),
         "leaves out t": lambda values, t: _spread(
             values, float(np.std(values, ddof=1)) / len(values) ** 0.5
         ),
@@ -297,6 +353,13 @@ def mean_interval(attempt: Callable[[Sequence[float], float], tuple[float, float
         rel=1e-6,
     )
     expect_close(attempt([5.0, 5.0], 12.706), (5.0, 5.0), what="interval of two equal values")
+    nine = [100.0, 104.0, 99.0, 109.0, 101.0, 97.0, 103.0, 106.0, 99.0]
+    expect_close(
+        attempt(nine, 2.306),
+        _mean_interval(nine, 2.306),
+        what="95 % interval of nine values",
+        hint="s is divided by √n, here by 3: more runs make the interval narrower.",
+    )
 
 
 def _decode_ceiling(
@@ -412,6 +475,12 @@ def _top(rows: Sequence[dict[str, Any]], good: Callable[[dict[str, Any]], bool])
                 and not row["failed"]
             ),
         ),
+        "drops failed runs, then looks for the highest concurrency": Wrong(
+            lambda rows, ttft_limit_ms: recommend.best_for_api(
+                [row for row in rows if not row["failed"]], ttft_limit_ms
+            ),
+            says="all rows",
+        ),
         "lowest TTFT": lambda rows, ttft_limit_ms: min(
             (r for r in rows if r["concurrency"] == 32 and not r["failed"]),
             key=lambda row: row["p95_ttft_ms"],
@@ -439,4 +508,11 @@ def best_for_api(attempt: Callable[[Sequence[dict[str, Any]], float], str | None
         "fast",
         what="the engine when every row has concurrency 1",
         hint="The highest concurrency is that of the rows, not always 32.",
+    )
+    expect_equal(
+        attempt([*ROWS, _row("fails", 64, 2000.0, 50.0, failed=3)], 500.0),
+        None,
+        what="the answer when the only run at 64 had failed requests",
+        hint="The highest concurrency is that of all rows, a failed one too: nobody has shown "
+        "that it holds at 64, so there is no engine to name.",
     )

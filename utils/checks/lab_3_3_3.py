@@ -41,6 +41,13 @@ ODD_HEADS: Config = {
     "num_key_value_heads": 1,
     "head_dim": 64,
 }
+# GQA without head_dim, as in Llama-3.1-8B.
+GQA_NO_HEAD_DIM: Config = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 PLAIN: Config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -59,12 +66,26 @@ def _no_head_dim(config: Config, value_bytes: int) -> int:
     return _kv_bytes({k: v for k, v in config.items() if k != "head_dim"}, value_bytes)
 
 
+def _width_over_kv_heads(config: Config, value_bytes: int) -> int:
+    kv_heads = config.get("num_key_value_heads", config["num_attention_heads"])
+    return _kv_bytes({"head_dim": config["hidden_size"] // kv_heads, **config}, value_bytes)
+
+
+def _both_fields_or_none(config: Config, value_bytes: int) -> int:
+    if "num_key_value_heads" not in config:
+        return int(2 * config["num_hidden_layers"] * config["hidden_size"] * value_bytes)
+    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"]
+    return int(config["num_hidden_layers"] * per_layer * value_bytes)
+
+
 @check(
     reference=_kv_bytes,
     wrong={
         "keeps keys only": Wrong(lambda config, value_bytes: _kv_bytes(config, value_bytes) // 2),
         "counts query heads": Wrong(_all_heads, says="KV heads"),
         "divides hidden_size though head_dim is given": Wrong(_no_head_dim, says="head_dim"),
+        "divides hidden_size by KV heads": Wrong(_width_over_kv_heads, says="query heads"),
+        "needs head_dim where KV heads are given": Wrong(_both_fields_or_none, says="head_dim"),
         "always two bytes": Wrong(lambda config, value_bytes: _kv_bytes(config, 2), says="FP8"),
         "one layer": Wrong(
             lambda config, value_bytes: _kv_bytes({**config, "num_hidden_layers": 1}, value_bytes)
@@ -83,6 +104,13 @@ def kv_bytes_per_token(attempt: Callable[..., int]) -> None:
     expect_equal(
         attempt(ODD_HEADS, 2), 6144, what="bytes per token of a deep, thin model", hint=hint
     )
+    hint = "KV heads are given, head_dim is not: then it is hidden_size // num_attention_heads, "
+    hint += "divided by the query heads, also under GQA."
+    try:
+        gqa = attempt(GQA_NO_HEAD_DIM, 2)
+    except KeyError as error:
+        raise CheckFailed(f"a model with GQA and no head_dim: KeyError {error}. {hint}") from error
+    expect_equal(gqa, 131072, what="bytes per token with GQA and no head_dim", hint=hint)
     hint = "An FP8 cache takes value_bytes=1."
     expect_equal(attempt(QWEN3_8B, 1), 73728, what="bytes per token in FP8", hint=hint)
 
@@ -285,6 +313,50 @@ def _copies_full(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[in
     return last, table[-2]
 
 
+def _copies_for_two(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if num_tokens % pool.block_size and pool.references[table[-1]] > 2:
+        return None
+    return _append_slot(pool, table, num_tokens)
+
+
+def _shared(pool: BlockPool, table: list[int], num_tokens: int) -> bool:
+    return num_tokens % pool.block_size > 0 and pool.references[table[-1]] > 1
+
+
+def _releases_first(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if not _shared(pool, table, num_tokens):
+        return _append_slot(pool, table, num_tokens)
+    original = table[-1]
+    pool.release(original)
+    table[-1] = pool.allocate()
+    return original, table[-1]
+
+
+def _pops_first(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if not _shared(pool, table, num_tokens):
+        return _append_slot(pool, table, num_tokens)
+    original = table.pop()
+    table.append(pool.allocate())
+    pool.release(original)
+    return original, table[-1]
+
+
+def _takes_from_free(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if not _shared(pool, table, num_tokens):
+        return _append_slot(pool, table, num_tokens)
+    original, table[-1] = table[-1], pool.free.popleft()
+    pool.references[table[-1]] = 1
+    pool.release(original)
+    return original, table[-1]
+
+
+def _gives_up(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    try:
+        return _append_slot(pool, table, num_tokens)
+    except OutOfBlocks:
+        return None
+
+
 def _appends_copy(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
     answer = _append_slot(pool, table, num_tokens)
     if answer is not None:
@@ -301,6 +373,11 @@ def _appends_copy(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[i
         "keeps its reference to the original": Wrong(_keeps_reference, says="lets go"),
         "copies a full block": Wrong(_copies_full, says="full"),
         "keeps the original in its table": Wrong(_appends_copy, says="block table"),
+        "copies only if exactly two share": Wrong(_copies_for_two, says="three"),
+        "lets go before it has a copy": Wrong(_releases_first, says="references"),
+        "takes the block out of the table first": Wrong(_pops_first, says="block table"),
+        "takes a copy past allocate": Wrong(_takes_from_free, says="OutOfBlocks"),
+        "returns None when no block is free": Wrong(_gives_up, says="OutOfBlocks"),
     },
 )
 def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
@@ -328,6 +405,38 @@ def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
     copied = attempt(pool, table, 6)
     expect(copied is None, "the last owner of a block writes in place, without a copy.")
     _grows_past_a_full_block(attempt)
+    _three_share(attempt)
+    for num_tokens, what in ((2, "a partly full, shared block"), (4, "a full block")):
+        _no_block_is_free(attempt, num_tokens, what)
+
+
+def _three_share(attempt: Callable[..., tuple[int, int] | None]) -> None:
+    pool = BlockPool(6, 4)
+    original = pool.allocate()
+    pool.share(original)
+    pool.share(original)
+    tables = [[original], [original], [original]]
+    copies = [attempt(pool, table, 2) for table in tables]
+    hint = "While anybody else holds the block, copy it; the last of the three writes in place."
+    wanted = [(original, tables[0][-1]), (original, tables[1][-1]), None]
+    what = "copies as three sequences that share a block write in turn"
+    expect_equal(copies, wanted, what=what, hint=hint)
+    last_blocks = {table[-1] for table in tables}
+    expect(len(last_blocks) == 3, f"two of three sequences write into one block. {hint}")
+
+
+def _no_block_is_free(
+    attempt: Callable[..., tuple[int, int] | None], num_tokens: int, what: str
+) -> None:
+    pool = BlockPool(1, 4)
+    table = [pool.allocate()]
+    pool.share(table[0])
+    what = f"one more token behind {what} when no block is free"
+    hint = "pool.allocate() raises it; let it pass: the caller has to preempt somebody."
+    expect_raises(OutOfBlocks, lambda: attempt(pool, table, num_tokens), what=what, hint=hint)
+    hint = "Allocate first, and change the rest only when that has worked."
+    expect_equal(table, [0], what=f"the block table after {what}", hint=hint)
+    expect_equal(list(pool.references), [2], what=f"references after {what}", hint=hint)
 
 
 def _grows_past_a_full_block(attempt: Callable[..., tuple[int, int] | None]) -> None:
@@ -366,6 +475,10 @@ def _half_a_block(lengths: list[int], block_size: int) -> float:
     return waste / (sum(lengths) + waste)
 
 
+def _blocks_of_four(lengths: list[int], block_size: int) -> float:
+    return _unused(lengths, 4)
+
+
 @check(
     reference=_unused,
     wrong={
@@ -373,6 +486,7 @@ def _half_a_block(lengths: list[int], block_size: int) -> float:
         "an empty block behind a full one": Wrong(_whole_block_more, says="exactly"),
         "mean of the requests' shares": Wrong(_mean_of_shares, says="all requests"),
         "half a block each, by rule of thumb": _half_a_block,
+        "blocks of 4, whatever block_size": Wrong(_blocks_of_four, says="block_size"),
         "percent": Wrong(lambda lengths, block_size: 100 * _unused(lengths, block_size), "held"),
     },
 )
@@ -384,6 +498,8 @@ def unused_share(attempt: Callable[..., float]) -> None:
     expect_close(attempt([8], 4), 0.0, what="one request of 8 tokens, blocks of 4", hint=hint)
     hint = "Add up over all requests first: 20 slots are held, 18 of them used."
     expect_close(attempt([3, 15], 4), 0.1, what="requests of 3 and 15 tokens", hint=hint)
+    hint = "20 tokens hold two blocks of 16, 32 slots: count with block_size."
+    expect_close(attempt([20], 16), 0.375, what="one request of 20 tokens, blocks of 16", hint=hint)
 
 
 def _schedule_with(
@@ -393,6 +509,8 @@ def _schedule_with(
     budget: bool = True,
     only_when_idle: bool = False,
     whole_prompt: bool = True,
+    asks_for_one: bool = False,
+    plans_zero: bool = False,
 ) -> Decide:
     """A scheduler with one thing wrong."""
 
@@ -400,10 +518,10 @@ def _schedule_with(
         plan: dict[int, int] = {}
         left = limits.token_budget if budget else 10**9
         preempted, idle, position = False, not running, 0
-        while position < len(running) and left > 0:
+        while position < len(running) and (left > 0 or plans_zero):
             sequence = running[position]
             tokens = min(sequence.remaining, left)
-            while sequence in running and not sequence.fits(tokens):
+            while sequence in running and not sequence.fits(1 if asks_for_one else tokens):
                 loser = running.pop(victim)
                 plan.pop(loser.job.job_id, None)
                 loser.preempt()
@@ -419,6 +537,9 @@ def _schedule_with(
         while may_admit and waiting and left > 0 and len(running) < limits.max_running:
             if admit == "shortest":
                 waiting.rotate(-min(range(len(waiting)), key=lambda i: waiting[i].remaining))
+            if admit == "skips the long" and not limits.chunked_prefill:
+                short = (i for i, other in enumerate(waiting) if other.remaining <= left)
+                waiting.rotate(-next(short, 0))
             sequence = waiting[0]
             tokens = min(sequence.remaining, left)
             needed = sequence.remaining if whole_prompt else tokens
@@ -448,12 +569,22 @@ def _schedule_with(
         "admits a prompt that will not fit": Wrong(
             _schedule_with(whole_prompt=False), says="whole prompt"
         ),
+        "skips a prompt that is too long for the step": Wrong(
+            _schedule_with(admit="skips the long"), says="overtakes"
+        ),
+        "asks for room for one token, then takes more": Wrong(
+            _schedule_with(asks_for_one=True), says="request.fits"
+        ),
+        "plans 0 tokens when the budget is spent": Wrong(
+            _schedule_with(plans_zero=True), says="gets no tokens"
+        ),
     },
 )
 def schedule(attempt: Decide) -> None:
     """Examines the learner's `schedule(waiting, running, limits)`."""
     _admission(attempt)
     _pressure(attempt)
+    _room_for_all_tokens(attempt)
     rng = random.Random(3)
     cost = StepCost(0.01, 0.0001)
     for blocks, limits in ((200, Limits(64, 6)), (24, Limits(64, 6)), (24, Limits(200, 6, False))):
@@ -503,6 +634,21 @@ def _admission(attempt: Decide) -> None:
     hint = "Without chunked prefill a prompt is computed whole or not at all."
     plan = attempt(waiting, [], Limits(token_budget=8, chunked_prefill=False))
     expect_equal(plan, {0: 6}, what="two prompts of 6, no chunks, a budget of 8", hint=hint)
+    waiting = deque(_requests(BlockPool(9, 4), 6, 6, 2))
+    hint = "The second does not fit this step's budget whole, so the queue stops: nobody overtakes."
+    plan = attempt(waiting, [], Limits(token_budget=8, chunked_prefill=False))
+    expect_equal(plan, {0: 6}, what="prompts of 6, 6, 2, no chunks, a budget of 8", hint=hint)
+    hint = "The first spends the budget: a request that gets no tokens is not in the plan."
+    waiting, running = deque(_requests(BlockPool(9, 4), 8, 8)), []
+    plan = attempt(waiting, running, Limits(token_budget=8))
+    expect_equal(plan, {0: 8}, what="two waiting prompts of 8, a budget of 8", hint=hint)
+    expect_equal(_ids(running), [0], what="running after that step", hint=hint)
+    running = _requests(BlockPool(9, 4), 12, 12)
+    for sequence in running:
+        sequence.take(4)
+    plan = attempt(deque(), running, Limits(token_budget=8))
+    what = "two running requests with 8 tokens of their prompts left, a budget of 8"
+    expect_equal(plan, {0: 8}, what=what, hint=hint)
     waiting = deque(_requests(BlockPool(9, 4), 1, 1, 1))
     plan = attempt(waiting, [], Limits(max_running=2))
     expect_equal(plan, {0: 1, 1: 1}, what="three requests, two of which may run")
@@ -529,6 +675,23 @@ def _pressure(attempt: Decide) -> None:
     expect_equal(youngest.table.blocks, [], what="blocks of the preempted request")
 
 
+def _room_for_all_tokens(attempt: Decide) -> None:
+    older, younger = running = _requests(BlockPool(6, 4), 20, 8)
+    older.take(8)
+    younger.take(8)
+    younger.generated = 1
+    waiting = Queue()
+    what = "12 more tokens of a running prompt, 2 blocks of 4 free, a younger request holding 2"
+    hint = "Ask request.fits(n) for the n tokens that you take, not for fewer."
+    try:
+        plan = attempt(waiting, running, Limits())
+    except OutOfBlocks as error:
+        raise CheckFailed(f"{what}: take() raised OutOfBlocks. {hint}") from error
+    expect_equal(plan, {0: 12}, what=f"the plan for {what}", hint=hint)
+    expect_equal(_ids(running), [0], what=f"running after {what}", hint="The youngest gives way.")
+    expect_equal(_ids(waiting), [1], what=f"the queue after {what}", hint="The youngest gives way.")
+
+
 def _predict(concurrency: int, tpot_s: dict[int, float]) -> float:
     (low, fast), (high, slow) = sorted(tpot_s.items())
     per_request = (slow - fast) / (high - low)
@@ -546,6 +709,16 @@ def _line_through_throughput(concurrency: int, tpot_s: dict[int, float]) -> floa
     return low / fast + slope * (concurrency - low)
 
 
+def _lower_level_is_one(concurrency: int, tpot_s: dict[int, float]) -> float:
+    (_, fast), (high, slow) = sorted(tpot_s.items())
+    return _predict(concurrency, {1: fast, high: slow})
+
+
+def _smaller_time_first(concurrency: int, tpot_s: dict[int, float]) -> float:
+    times = tpot_s.values()
+    return _predict(concurrency, {min(tpot_s): min(times), max(tpot_s): max(times)})
+
+
 def _time_instead(concurrency: int, tpot_s: dict[int, float]) -> float:
     return concurrency / _predict(concurrency, tpot_s)
 
@@ -560,6 +733,8 @@ def _one_request(concurrency: int, tpot_s: dict[int, float]) -> float:
         "a step costs the same at any batch": Wrong(_proportional, says="longer"),
         "a line through the throughputs": Wrong(_line_through_throughput, says="seconds"),
         "returns the time of a step": Wrong(_time_instead, says="tokens per second"),
+        "takes the lower level for 1": Wrong(_lower_level_is_one, says="levels 4 and 16"),
+        "takes the smaller time for the lower level": Wrong(_smaller_time_first, says="falls"),
         "returns one request's speed": Wrong(_one_request, says="all"),
     },
 )
@@ -575,3 +750,9 @@ def predict_throughput(attempt: Callable[..., float]) -> None:
     same = attempt(10, {5: 0.018, 1: 0.010})
     expect_close(same, 10 / 0.028, what="the same, the levels in another order")
     expect_close(attempt(5, {1: 0.010, 5: 0.018}), 5 / 0.018, what="a level that was measured")
+    hint = "From 4 to 16 requests a step grows by 24 ms, 2 ms for each of 12: 8 + 2 x 32 = 72 ms."
+    far = attempt(32, {4: 0.016, 16: 0.040})
+    expect_close(far, 32 / 0.072, what="32 requests, from the levels 4 and 16", hint=hint)
+    hint = "Each level keeps its own time, also where the measured time falls: 22 - 2 x 4 = 14 ms."
+    falling = attempt(4, {1: 0.020, 5: 0.012})
+    expect_close(falling, 4 / 0.014, what="4 requests, 20 ms at 1 and 12 ms at 5", hint=hint)
