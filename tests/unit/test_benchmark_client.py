@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -512,3 +514,98 @@ def test_bad_requests_are_refused_before_they_are_sent() -> None:
         Client("127.0.0.1:8000", "m")
     with pytest.raises(RuntimeError, match="async with"):
         asyncio.run(Client("http://127.0.0.1:9", "m").send(Request("x")))
+
+
+def _stream(*events: bytes) -> Script:
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        for event in events:
+            await exchange.chunk(b"data: " + event + b"\n\n")
+        await exchange.end()
+
+    return script
+
+
+def _choice(field: str, value: str) -> bytes:
+    return f'{{"choices": [{{"delta": {{"{field}": {value}}}}}]}}'.encode()
+
+
+def _usage(value: str) -> bytes:
+    return f'{{"choices": [], "usage": {value}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *[_usage(value) for value in ('"12"', "[1]", "5", "0", '{"prompt_tokens": "3"}')],
+        *[_usage(f'{{"completion_tokens": {n}}}') for n in ("-1", "1.5", "true", "[2]", "NaN")],
+        _usage(f'{{"completion_tokens": {10**30}}}'),
+        _usage('{"prompt_tokens_details": [1]}'),
+        _usage('{"prompt_tokens_details": {"cached_tokens": "x"}}'),
+        *[_choice("content", value) for value in ("5", '[{"text": "a"}]', '{"a": 1}')],
+        _choice("reasoning_content", '["a"]'),
+        b'{"choices": [{"delta": {}, "finish_reason": {"type": "stop"}}]}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"choices": [], "usage": {"completion_tokens": ' + b"9" * 5000 + b"}}",
+    ],
+    ids=lambda event: event[:60].decode(),
+)
+def test_an_odd_answer_is_a_failed_request_and_no_crash(event: bytes) -> None:
+    last = b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+    trace = ask(_stream(_choice("content", '"a"'), event, last))
+    assert not trace.ok and "ResponseError" in str(trace.error) and trace.text == "a"
+    assert trace.prompt_tokens is None and trace.completion_tokens is None
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"9" * 5000, b'"\\ud83d"', b'{"error": [1]}'])
+def test_odd_error_bodies(body: bytes) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.head("503 X", "application/json")
+        await exchange.chunk(body)
+        await exchange.end()
+
+    trace = ask(script)
+    assert not trace.ok and str(trace.error).startswith("ResponseError: HTTP 503")
+    assert str(trace.error).encode()
+
+
+def test_what_nobody_thought_of_is_a_failed_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("utils.benchmark.response.ResponseCollector.event", broken)
+    trace = ask(lambda x: x.answer("a", usage=usage(1, 1)))
+    assert "ZeroDivisionError: surprise" in str(trace.error)
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character() -> None:
+    halves = (_choice("content", '"a\\ud83d"'), _choice("content", '"\\ude00 \\ud83d"'))
+    trace = ask(_stream(*halves, b"[DONE]"))
+    assert trace.ok and trace.text == "a\U0001f600 \N{REPLACEMENT CHARACTER}"
+
+
+def test_too_many_open_files_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> tuple[RequestTrace, bool]:
+        async with Client("http://127.0.0.1:9", "m") as client:
+            loop = asyncio.get_running_loop()
+            monkeypatch.setattr(loop, "create_connection", refused)
+            return await client.send(Request("hi")), await client.reachable(0.1)
+
+    trace, reachable = asyncio.run(main())
+    assert "ulimit -n" in str(trace.error) and "concurrency" in str(trace.error)
+    assert reachable
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://x:0", "http://", "http://a:b"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        Client(url, "m")
+
+
+def test_a_client_that_is_not_open_says_so() -> None:
+    with pytest.raises(RuntimeError, match="not open"):
+        asyncio.run(Client("http://127.0.0.1:9", "m").send(Request("hi")))

@@ -18,6 +18,7 @@ from typing import Self
 
 import httpx
 
+from utils.benchmark.files import encodable
 from utils.benchmark.response import ResponseCollector, ResponseError, error_text
 from utils.benchmark.sse import SSEParser
 from utils.benchmark.trace import RequestTrace
@@ -28,6 +29,7 @@ PATHS: Mapping[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/
 MAX_RESENDS = 2
 # Below the idle limit of every server met so far (llama.cpp's is 5 s).
 KEEPALIVE_S = 4.0
+TOO_MANY_FILES = "Too many open files"
 
 
 class Client:
@@ -54,6 +56,7 @@ class Client:
             raise ValueError(f"unknown api {api!r}: use 'chat' or 'completions'")
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        _check_address(base_url)
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.model = model
         self.api: Api = api
@@ -112,14 +115,13 @@ class Client:
         status: int | None = None
         error: str | None = None
         resends = 0
+        connection = self._connection()
         sent = perf_counter()
         try:
             async with asyncio.timeout(self.timeout_s):
                 while True:
                     try:
-                        async with self._connection().stream(
-                            "POST", self.url, content=body
-                        ) as response:
+                        async with connection.stream("POST", self.url, content=body) as response:
                             status = response.status_code
                             await _read(response, request.stream, collector)
                         break
@@ -130,7 +132,9 @@ class Client:
         except TimeoutError:
             error = f"timed out after {self.timeout_s:g} s"
         except (httpx.HTTPError, ResponseError) as problem:
-            error = f"{type(problem).__name__}: {problem}".rstrip(": ")
+            error = _described(problem)
+        except Exception as problem:  # one odd answer must not end a run of hundreds
+            error = f"the answer could not be read: {_described(problem)}"
         now = perf_counter()
         finished = collector.finished
         times = collector.chunk_times
@@ -179,13 +183,31 @@ class Client:
             try:
                 async with asyncio.timeout(patience_s):
                     _, writer = await asyncio.open_connection(url.host, port)
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError) as problem:
+                if TOO_MANY_FILES in str(problem):
+                    return True  # this process's own limit says nothing about the engine
                 if perf_counter() > deadline:
                     return False
                 await asyncio.sleep(patience_s / 5)
             else:
                 writer.close()
                 return True
+
+    async def answers(self, patience_s: float = 5.0) -> bool:
+        """Whether the server answers anything at all to GET /health, whatever it answers.
+
+        A frozen process still accepts connections, since the kernel does, but says nothing.
+        """
+        try:
+            async with (
+                asyncio.timeout(patience_s),
+                self._connection().stream("GET", self.base_url + "/health"),
+            ):
+                return True
+        except (TimeoutError, httpx.TimeoutException):
+            return False
+        except httpx.HTTPError:
+            return True
 
     def _connection(self) -> httpx.AsyncClient:
         if self._http is None:
@@ -224,3 +246,20 @@ async def _raise_for_status(response: httpx.Response) -> None:
         return
     body = (await response.aread()).decode("utf-8", "replace")
     raise ResponseError(f"HTTP {response.status_code}: {error_text(body)[:500]}")
+
+
+def _check_address(base_url: str) -> None:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"base_url {base_url!r} is no address: {error}") from error
+    port = 80 if url.port is None else url.port
+    if not url.host or not 0 < port < 65536:
+        raise ValueError(f"base_url {base_url!r} needs a host, and a port from 1 to 65535")
+
+
+def _described(problem: Exception) -> str:
+    text = encodable(f"{type(problem).__name__}: {problem}".rstrip(": "))
+    if TOO_MANY_FILES in text:
+        text += "; raise this process's limit (`ulimit -n`) or lower the concurrency"
+    return text

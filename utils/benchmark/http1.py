@@ -101,6 +101,8 @@ class ResponseParser:
             self.headers.append((name, value.strip()))
             headers[name.lower()] = value.strip().lower()
         self.status = int(rest[:3])
+        if self.status < 200:
+            raise ProtocolError(f"not a status: {rest[:3]!r}")
         self._framing(headers, version)
         return data[end + 4 :]
 
@@ -117,7 +119,7 @@ class ResponseParser:
         elif length is None:
             self._left = None
             self.keep_alive = False
-        elif not length.isdigit():
+        elif not length.isdigit() or len(length) > 18:
             raise ProtocolError(f"not a content length: {length[:40]!r}")
         else:
             self._left = int(length)

@@ -6,7 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from utils.benchmark.files import encodable
 from utils.benchmark.sse import DONE, Event
+
+# No real count comes near; beyond it, floats are no longer exact.
+_MOST_TOKENS = 2**53
 
 
 class ResponseError(Exception):
@@ -43,19 +47,20 @@ class ResponseCollector:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
-        return "".join(self._text)
+        """The answer so far; half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD."""
+        return encodable("".join(self._text))
 
     @property
     def reasoning(self) -> str:
         """The reasoning text so far."""
-        return "".join(self._reasoning)
+        return encodable("".join(self._reasoning))
 
     def event(self, event: Event, at: float) -> None:
         """Takes one event of a stream.
 
         Raises:
-            ResponseError: If it is an error event or not a JSON object.
+            ResponseError: If it is an error event, not a JSON object, or holds values of the wrong
+                kind.
         """
         if event.data == DONE:
             self.done = True
@@ -65,15 +70,14 @@ class ResponseCollector:
         data = _json_object(event.data)
         if data.get("error"):
             raise ResponseError(f"error in mid-stream: {error_text(event.data)}")
-        if usage := data.get("usage"):
-            self.usage = usage
+        self._take_usage(data)
         self._choices(data, "delta", at)
 
     def whole(self, body: bytes, at: float) -> None:
         """Takes a complete response that was not streamed.
 
         Raises:
-            ResponseError: If it is an error or not a JSON object.
+            ResponseError: If it is an error, not a JSON object, or holds values of the wrong kind.
         """
         text = body.decode("utf-8", "replace")
         data = _json_object(text)
@@ -81,7 +85,7 @@ class ResponseCollector:
             raise ResponseError(error_text(text))
         if not data.get("choices"):
             raise ResponseError("the response has no choices")
-        self.usage = data.get("usage")
+        self._take_usage(data)
         self._choices(data, "message", at)
         self.chunk_times.clear()
         self.streamed = False
@@ -99,24 +103,27 @@ class ResponseCollector:
 
     def token_counts(self) -> dict[str, int | None]:
         """Prompt, completion and cached tokens from `usage`; None where it has none."""
-        usage = self.usage or {}
-        details = usage.get("prompt_tokens_details") or {}
-        return {
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "completion_tokens": usage.get("completion_tokens"),
-            "cached_tokens": details.get("cached_tokens"),
-        }
+        return _counts(self.usage or {})
+
+    def _take_usage(self, data: Mapping[str, Any]) -> None:
+        usage = data.get("usage")
+        if usage is None:
+            return
+        if not isinstance(usage, dict):
+            raise ResponseError(f"usage is {_shown(usage)}, not an object")
+        _counts(usage)
+        self.usage = usage or self.usage
 
     def _choices(self, data: Mapping[str, Any], part: str, at: float) -> None:
         try:
             for choice in data.get("choices") or ():
                 self._choice(choice, choice.get(part) or choice, at)
         except (AttributeError, TypeError) as error:
-            raise ResponseError(f"unexpected shape: {str(data)[:80]} ({error})") from error
+            raise ResponseError(f"unexpected shape: {_shown(data)} ({error})") from error
 
     def _choice(self, choice: Mapping[str, Any], part: Mapping[str, Any], at: float) -> None:
-        text = part.get("content") or part.get("text") or ""
-        reasoning = part.get("reasoning_content") or part.get("reasoning") or ""
+        text = _text(part, "content") or _text(part, "text")
+        reasoning = _text(part, "reasoning_content") or _text(part, "reasoning")
         if text:
             self._text.append(text)
         if reasoning:
@@ -124,7 +131,7 @@ class ResponseCollector:
         if text or reasoning or part.get("tool_calls"):
             self.chunk_times.append(at)
             self.finished = at
-        if reason := choice.get("finish_reason"):
+        if reason := _text(choice, "finish_reason"):
             self.finish_reason = reason
             self.finished = at
 
@@ -133,18 +140,54 @@ def error_text(body: str) -> str:
     """The message in an OpenAI-style error body, or the body itself."""
     try:
         data = json.loads(body)
-    except json.JSONDecodeError:
+        error = data.get("error", data) if isinstance(data, dict) else data
+        message = error.get("message") if isinstance(error, dict) else error
+        return encodable(str(message or body).strip())
+    except (ValueError, RecursionError):
         return body.strip()
-    error = data.get("error", data) if isinstance(data, dict) else data
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or body).strip()
 
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too many digits; nested too deeply
         raise ResponseError(f"not JSON: {text[:80]!r} ({error})") from error
     if not isinstance(data, dict):
         raise ResponseError(f"not a JSON object: {text[:80]!r}")
     return data
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ResponseError(f"{name} is {_shown(value)}, not text")
+    return value
+
+
+def _counts(usage: Mapping[str, Any]) -> dict[str, int | None]:
+    details = usage.get("prompt_tokens_details")
+    if details is not None and not isinstance(details, dict):
+        raise ResponseError(f"prompt_tokens_details is {_shown(details)}, not an object")
+    return {
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+        "completion_tokens": _count(usage, "completion_tokens"),
+        "cached_tokens": _count(details or {}, "cached_tokens"),
+    }
+
+
+def _count(values: Mapping[str, Any], name: str) -> int | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
+        raise ResponseError(f"{name} is {_shown(value)}, not a number of tokens")
+    return value
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"

@@ -217,7 +217,7 @@ class _Connection(asyncio.BufferedProtocol):
                 if self._queued <= _HIGH_WATER < self._queued + len(piece):
                     self._transport.pause_reading()
                 self._queued += len(piece)
-        except ProtocolError as error:
+        except (ProtocolError, RecursionError) as error:  # thousands of "100 Continue" recurse
             self._fail(str(error), error)
             self.close()
         self._wake()
