@@ -152,7 +152,9 @@ class Adversary:
                 headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 path = lines[0].split(" ")[1]
-                exchange = Exchange(json.loads(body), path, len(self.requests), served, writer)
+                exchange = Exchange(
+                    json.loads(body or b"{}"), path, len(self.requests), served, writer
+                )
                 self.requests.append(exchange)
                 served += 1
                 self.in_flight += 1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +25,13 @@ from utils.benchmark import (
     WorkloadError,
     arrival_times,
     fixed,
+    load_all,
     run,
     run_async,
 )
 from utils.benchmark.load import LoadResult
+from utils.benchmark.sweep import sweep
+from utils.profiles import load_profile
 
 
 async def quick(exchange: Exchange) -> None:
@@ -246,3 +252,100 @@ def test_bad_input() -> None:
         OpenLoop(1, burstiness=0)
     with pytest.raises(ValueError, match="max_concurrency"):
         OpenLoop(1, max_concurrency=0)
+
+
+async def _dying_vllm(exchange: Exchange) -> None:
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    await exchange.json({"error": {"message": message}}, "500 Internal Server Error")
+
+
+async def _error_500(exchange: Exchange) -> None:
+    await exchange.json({"error": {"message": "no"}}, "500 Internal Server Error")
+
+
+def test_an_engine_that_says_it_died_is_dead() -> None:
+    with Adversary(_dying_vllm) as server:
+        with pytest.raises(EngineDied, match=r"stopped answering: 0 of 30 .*EngineCore") as caught:
+            go(server, 30, ClosedLoop(1))
+        assert len(server.requests) == 1
+    assert len(caught.value.result.traces) == 30
+
+
+def test_alive_is_asked_after_an_http_error() -> None:
+    with Adversary(_error_500) as server:
+        with pytest.raises(EngineDied, match="stopped answering"):
+            go(server, 30, ClosedLoop(1), alive=lambda: False)
+        assert len(server.requests) == 1
+
+
+def test_an_engine_that_ends_after_its_last_answer_is_noticed() -> None:
+    start = time.perf_counter()
+    with Adversary(_error_500) as server, pytest.raises(EngineDied) as caught:
+        go(server, 3, ClosedLoop(3), alive=lambda: time.perf_counter() - start < 1)
+    assert caught.value.result.summary().failed == 3
+
+
+def test_a_frozen_engine_is_not_waited_for_again_and_again() -> None:
+    async def frozen(exchange: Exchange) -> None:
+        if exchange.number >= 2:
+            await asyncio.sleep(60)
+        await quick(exchange)
+
+    async def silent(self: Client, patience_s: float = 5.0) -> bool:
+        return await real(self, 0.3)
+
+    real = Client.answers
+    with Adversary(frozen) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "answers", silent)
+        client = Client(server.base_url, "m", timeout_s=0.3)
+        start = time.perf_counter()
+        with pytest.raises(EngineDied, match=r"does not answer \(frozen\?\): 2 of 50") as caught:
+            run(client, fixed(["hi"], count=50), ClosedLoop(1), progress=False, alive=lambda: True)
+    assert time.perf_counter() - start < 3
+    assert len(caught.value.result.traces) == 50
+
+
+def test_a_slow_engine_that_still_answers_is_not_frozen() -> None:
+    async def slow(exchange: Exchange) -> None:
+        if exchange.path == "/health":
+            await exchange.json({})
+        else:
+            await asyncio.sleep(60)
+
+    with Adversary(slow) as server:
+        client = Client(server.base_url, "m", timeout_s=0.1)
+        result = run(client, fixed(["hi"], count=4), ClosedLoop(1), progress=False)
+    assert result.summary().failed == 4
+
+
+def test_too_many_open_files_are_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def cannot_look() -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> LoadResult:
+        client = Client("http://127.0.0.1:9", "m")
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refused)
+        requests = fixed(["hi"], count=6)
+        return await run_async(client, requests, ClosedLoop(3), alive=cannot_look)
+
+    result = asyncio.run(main())
+    assert all("ulimit -n" in str(trace.error) for trace in result.traces)
+
+
+def test_a_sweep_stops_at_a_level_where_nothing_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COURSE_RECORDS", str(tmp_path))
+    spec = SimpleNamespace(title="broken")
+    with Adversary(_error_500) as server:
+        engine = SimpleNamespace(
+            base_url=server.base_url, model="m", spec=spec, name="x", version="1",
+            model_path="org/none", quantisation="BF16", command=["x"], start_seconds=1.0,
+            memory_bytes=lambda: 1, running=lambda: True,
+        )  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"broken, 2 in flight: no request .*HTTP 500: no"):
+            sweep(engine, load_profile("cpu"), levels=[2, 4], requests_at=[3, 3])  # type: ignore[arg-type]
+    assert [record.load["concurrency"] for record in load_all(tmp_path)] == [2]

@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,18 @@ from time import perf_counter
 from typing import Any
 
 from utils.benchmark.arrivals import ClosedLoop, LoadPattern, OpenLoop, arrival_times
-from utils.benchmark.client import Client
+from utils.benchmark.client import TOO_MANY_FILES, Client
 from utils.benchmark.stats import Slo, Summary, summarise
 from utils.benchmark.threads import Progress, run_in_thread
 from utils.benchmark.trace import Clock, RequestTrace
 from utils.benchmark.workload import Request
 
 _LAG_PROBE_S = 0.02
+# vLLM 0.32.0 answers HTTP 500 with these words (v1/engine/exceptions.py) while its process is
+# still there; it ends, with exit code 0, up to three seconds later.
+_DEATH_WORDS = ("EngineCore encountered an issue", "EngineDeadError")
+_LAST_WORDS_S = 3.0
+_ASK_EVERY_S = 0.25
 
 
 class EngineDied(RuntimeError):
@@ -109,7 +115,8 @@ def run(
             Give them prompts of their own: the engine's prefix cache remembers them.
         progress: Show a progress bar.
         label: Its title.
-        alive: Tells whether the engine's process still runs; asked when a connection fails.
+        alive: Tells whether the engine's process still runs; asked when a request fails, and
+            again for some seconds after a run with failures.
 
     Raises:
         EngineDied: If the engine goes away in the middle; `.result` holds what was measured.
@@ -146,6 +153,7 @@ async def run_async(
                     await session.open(load, started)
             finally:
                 lag.cancel()
+        await session.look_back()
     traces = tuple(sorted(session.traces, key=lambda trace: trace.index))
     ended = max(trace.finished for trace in traces)
     result = LoadResult(
@@ -159,7 +167,7 @@ async def run_async(
         client_lag=session.lag,
     )
     if session.dead:
-        raise EngineDied(_death_notice(client, result), result)
+        raise EngineDied(_death_notice(client, result, frozen=session.frozen), result)
     return result
 
 
@@ -177,7 +185,10 @@ class _Session:
         self.requests = requests
         self.traces: list[RequestTrace] = []
         self.dead = False
+        self.frozen = False
         self.lag = 0.0
+        self._asked = 0.0
+        self._asking = asyncio.Lock()
         self._alive = alive
         self._on_done = on_done
 
@@ -229,14 +240,45 @@ class _Session:
             )
         else:
             trace = await self.client.send(request, index=index, scheduled=due)
-            if trace.error is not None and trace.status is None and not self.dead:
-                self.dead = await self._is_dead()
+            if trace.error is not None:
+                async with self._asking:  # many fail together: one asks for all
+                    self.dead = self.dead or await self._is_dead(trace.error, trace.status)
         self.traces.append(trace)
         if self._on_done is not None:
             self._on_done(trace)
 
-    async def _is_dead(self) -> bool:
-        return (self._alive is not None and not self._alive()) or not await self.client.reachable()
+    async def look_back(self) -> None:
+        """After a run with failures: whether the engine ends now, as a dying one does."""
+        failed = any(t.error is not None and TOO_MANY_FILES not in t.error for t in self.traces)
+        deadline = perf_counter() + _LAST_WORDS_S
+        while failed and not self.dead and self._alive is not None:
+            self.dead = self._gone()
+            if perf_counter() > deadline:
+                return
+            await asyncio.sleep(0.1)
+
+    async def _is_dead(self, error: str, status: int | None) -> bool:
+        if TOO_MANY_FILES in error:
+            return False
+        if any(words in error for words in _DEATH_WORDS):
+            return True
+        if status is not None:
+            if perf_counter() - self._asked < _ASK_EVERY_S:
+                return False
+            self._asked = perf_counter()
+            return self._gone()
+        if self._gone() or not await self.client.reachable():
+            return True
+        self.frozen = error.startswith("timed out") and not await self.client.answers()
+        return self.frozen
+
+    def _gone(self) -> bool:
+        try:
+            return self._alive is not None and not self._alive()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return False
+            raise
 
 
 def _check(client: Client, requests: Sequence[Request]) -> None:
@@ -276,10 +318,17 @@ def _title(load: LoadPattern) -> str:
     return f"{load.request_rate:g} requests/s"
 
 
-def _death_notice(client: Client, result: LoadResult) -> str:
+def _death_notice(client: Client, result: LoadResult, *, frozen: bool) -> str:
     good = sum(trace.ok for trace in result.traces)
     first = next(trace.error for trace in result.traces if not trace.ok)
-    if not good:
+    if frozen:
+        return (
+            f"the engine at {client.base_url} accepts connections but does not answer (frozen?): "
+            f"{good} of {len(result.traces)} requests succeeded ({first}). Look at its log "
+            "(engine.tail()), stop it and start it again; what was measured is in this error's "
+            ".result"
+        )
+    if not good and all(trace.status is None for trace in result.traces):
         return (
             f"nothing answers at {client.base_url} ({first}): "
             "start the engine, or check the address"

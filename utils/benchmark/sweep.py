@@ -80,6 +80,10 @@ def sweep(
 
     Returns:
         One record per level, in the order of the levels.
+
+    Raises:
+        RuntimeError: No request of a level succeeded; its record is written all the same.
+        EngineDied: The engine went away.
     """
     levels = levels or profile.load.levels
     counts = requests_at or [profile.load.requests_at(level) for level in levels]
@@ -106,6 +110,11 @@ def sweep(
         record = make_record(result, engine, profile, label=title, slo=slo, extra=extra)
         write_record(record)
         records.append(record)
+        if not any(trace.ok for trace in result.traces):
+            raise RuntimeError(
+                f"{title}, {level} in flight: no request succeeded "
+                f"({result.traces[0].error}). Look at the engine's log (engine.tail())"
+            )
     return records
 
 
