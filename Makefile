@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 LAB ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test setup check build bench-client lock clean
+.PHONY: lab-exists help lab test setup check build bench-client lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -12,8 +12,12 @@ help:  ## this list
 setup:  ## set up what the labs need (make setup STEP=vllm for one step)
 	@$(PYTHON) -m utils.setup $(if $(STEP),--only $(STEP))
 
-lab: setup  ## open JupyterLab on a lab: LAB=1 to 7; HEADLESS=1 prints the URL and opens no browser
+lab: lab-exists setup  ## open JupyterLab on a lab: LAB=1, LAB=3; HEADLESS=1 prints the URL and opens no browser
 	@$(RUN) -m utils.course lab $(LAB) $(if $(HEADLESS),--headless)
+
+lab-exists:  # before set-up, which takes minutes
+	@ls labs/lab-3.3.$(patsubst 3.3.%,%,$(LAB))-*.ipynb >/dev/null 2>&1 || \
+	  { echo "There is no lab $(LAB). These are the labs:"; ls labs/*.ipynb; exit 2; }
 
 test: setup check  ## run everything that is checked: style, types, unit tests, engines, every notebook
 	@$(RUN) -m pytest tests --durations=10

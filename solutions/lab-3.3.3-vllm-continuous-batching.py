@@ -602,7 +602,7 @@ plots.plot_sweep(runs, predicted)
 # %% [markdown]
 # *In the picture: left, throughput against concurrency on two logarithmic axes, with the intervals of the
 # repeats, your predictions as red diamonds, and a dotted line where it would be if a step cost the same
-# whatever the batch. Right, what it costs each user: TPOT grows slowly, TTFT faster.*
+# whatever the batch. Right, what it costs each user: compare how fast TPOT and TTFT grow.*
 #
 # **In words.** A step reads all weights and starts all kernels once, however many requests share it. One
 # request alone pays for all of that; many split the bill. The step does get longer, and the wait for
@@ -715,8 +715,8 @@ if "BF16, tight" in squeezed:
 # **In words.** A prompt is admitted when *it* fits; that every running request will want more blocks soon is
 # not counted. So the engine admits gladly, runs full, and throws the youngest out, whose work is done again.
 # Twice the blocks need not mean half the preemptions: twice as many run at once, and when they reach the end
-# of a block at the same step, they all want the next one. Your scheduler shows the same. What FP8 buys is
-# throughput. Watch
+# of a block at the same step, they all want the next one. What did your two engines show, and what did your
+# scheduler say? Watch
 # `vllm:num_preemptions_total` in production: a steady climb says that the cache is too small or
 # `--max-num-seqs` too large.
 #
@@ -801,9 +801,9 @@ except EngineError as reason:
 # | batching | one reading of the weights serves all | section 5, the ratio at the top level |
 # | preemption | gladly admitted, thrown out, computed again | section 6, vLLM's own counter |
 # | quantised cache | half the bytes, twice the tokens | section 6 |
-# | compiled or eager | a longer start against shorter steps | section 7 |
+# | compiled or eager | a longer start against shorter steps | section 7, if this machine had the time |
 #
-# All records of this lab are in `records/`; lab 3.3.1's report reads them.
+# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
 
 # %%
 print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
@@ -843,10 +843,10 @@ for run in (roomy, *squeezed.values()):
 #
 # ## What to try next
 #
-# * Give the burst a shared system prompt and switch `prefix_caching` on: lab 3.3.2 shows what is saved.
+# * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2, to come, is about this.).
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run
 #   section 4 again. Who wins, who starves?
 # * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
 #   prompt do to TTFT, and to the TPOT of those already decoding?
-# * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. With many in
-#   flight, how much is spare? Measure it there.
+# * Speculative decoding (lab 3.3.4, to come) spends spare arithmetic to shorten the way of *one* request. With many in
+#   flight, how much is spare?

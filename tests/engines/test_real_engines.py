@@ -32,6 +32,13 @@ def ask(engine, count=3, **options):
     return run(client, requests, ClosedLoop(2), progress=False, alive=engine.running)
 
 
+def test_the_first_request_to_vllm_may_be_a_single_token(vllm):
+    """Without a wake-up prompt its worker dies here, on a CPU with AMX. Runs first of vLLM's tests."""
+    client = Client(vllm.base_url, vllm.model, "completions")
+    result = run(client, [Request(prompt="hi", max_tokens=8)], ClosedLoop(1), progress=False)
+    assert result.traces[0].error is None
+
+
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 def test_it_streams_and_counts_its_tokens(engine):
     result = ask(engine)

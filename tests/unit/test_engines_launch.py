@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from utils.engines import (
     UnsupportedOption,
     launch,
     registry,
+    runtime,
 )
 from utils.engines.runtime import free_port, gist, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
@@ -188,3 +190,37 @@ def test_the_progress_line_shows_the_words_of_a_log_not_its_decoration(tmp_path)
     log.write_text(f"first\n{head} [vllm.py:1703] Loading weights took 3 s\n\n")
     assert gist(log) == "Loading weights took 3 s"
     assert tail(log, 1).startswith("\x1b")
+
+
+def test_stop_ends_an_engine_whose_guard_was_killed(fake, profile, tmp_path):
+    pids = tmp_path / "pids"
+    engine = launch("fake", profile, extra_arguments=("--pids", str(pids)), quiet=True)
+    children = read_pids(pids)
+    os.kill(int(engine.identity), signal.SIGKILL)
+    time.sleep(0.2)
+    engine.stop()
+    assert all(gone(pid) for pid in children)
+
+
+def test_a_profile_may_be_given_by_name_and_a_port_must_be_one(fake, profile):
+    with pytest.raises(NotRunHere):
+        launch("tensorrt_llm", "cpu")
+    for port in (0, 99999, "8000"):
+        with pytest.raises(UnsupportedOption, match="no port"):
+            launch("fake", profile, port=port)
+
+
+def test_logs_go_elsewhere_when_the_folder_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "LOGS", tmp_path / "file" / ".run")
+    (tmp_path / "file").write_text("in the way")
+    assert runtime.new_log("x").parent == Path(tempfile.gettempdir())
+
+
+def test_only_old_logs_are_forgotten(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "LOGS", tmp_path)
+    monkeypatch.setattr(runtime, "KEPT_LOGS", 2)
+    for i in range(5):
+        (tmp_path / f"x-{i}.log").write_text("")
+    os.utime(tmp_path / "x-0.log", (0, 0))
+    runtime.new_log("x")
+    assert sorted(p.name for p in tmp_path.glob("*.log")) == [f"x-{i}.log" for i in (1, 2, 3, 4)]

@@ -185,3 +185,46 @@ def test_the_lock_holds_what_pyproject_asks_for():
 def test_steps_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         COURSE.minutes = 0
+
+
+def test_without_a_network_that_is_what_is_said(tmp_path):
+    log = (
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n"
+        "ERROR: No matching distribution found for torch==2.13.0+cpu\n"
+    )
+    assert "could not be reached" in advice_for(log, tmp_path)
+
+
+def test_the_course_environment_depends_on_the_profile(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    on_cpu = COURSE.key()
+    monkeypatch.setenv("COURSE_PROFILE", "cuda")
+    assert COURSE.key() != on_cpu
+
+
+def test_commands_inherit_the_lock_so_that_a_rerun_waits_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "LOGS", tmp_path)
+    with command.locked() as lock:
+        shell = Shell("x", tmp_path / "log", lock)
+        shell.run([sys.executable, "-c", f"import os; os.fstat({lock})"])
+        with pytest.raises(SetupError):
+            Shell("x", tmp_path / "log").run([sys.executable, "-c", f"import os; os.fstat({lock})"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_being_told_to_end_cleans_up_as_ctrl_c_does(number, make, monkeypatch, capsys):
+    def told(shell, target):
+        target.mkdir()
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    step = make(told)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(command, "steps_for", lambda name: (step,))
+    monkeypatch.setattr(sys, "argv", ["setup"])
+    try:
+        assert command.main() == 130
+    finally:
+        signal.signal(number, before)
+    assert not step.target.exists()
+    assert "goes on from here" in capsys.readouterr().err

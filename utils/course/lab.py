@@ -24,7 +24,8 @@ def jupyter_command(notebook: Path, *, headless: bool, root: Path = ROOT) -> lis
         f"--LabApp.default_url=/lab/tree/{notebook.relative_to(root).as_posix()}",
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.answer_yes=True",  # make waits for it: Ctrl-C ends it without a question
-        "--ServerApp.log_level=WARN",
+        "--ServerApp.log_level=ERROR",
+        f"--LabApp.workspaces_dir={root / '.run' / 'workspaces'}",  # not the tabs of other projects
     ]
     if headless:
         command.append("--ServerApp.open_browser=False")

@@ -28,6 +28,11 @@ HINTS: tuple[tuple[str, str], ...] = (
         "the model is not there or not whole: check the path or hub id.",
     ),
     (
+        r"Worker proc .* died unexpectedly|EngineDeadError|EngineCore encountered an issue",
+        "a worker process of the engine died: start it again; if it dies again, the lines above its "
+        "death in the log name the cause.",
+    ),
+    (
         r"unrecognized arguments|error: argument|invalid choice|error: invalid argument",
         "this version of the engine does not know one of the arguments: the log names it.",
     ),

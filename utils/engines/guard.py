@@ -1,9 +1,9 @@
 """Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
 
-Run as a file, so that it loads nothing of the course. `guard.py process PARENT -- COMMAND...` runs the
-command in a process group of its own and passes on its exit code; `guard.py container PARENT ID` watches a
-container. Both end what they watch when PARENT is no longer their parent (it died, even by SIGKILL) or on
-SIGTERM.
+Run as a file, so that it loads nothing of the course. `guard.py process PARENT PIDFILE -- COMMAND...`
+runs the command in a process group of its own and passes on its exit code; `guard.py container PARENT
+ID` watches a container. Both end what they watch when PARENT is no longer their parent (it died, even
+by SIGKILL) or on SIGTERM.
 """
 
 from __future__ import annotations
@@ -72,9 +72,14 @@ def _in_group(process: psutil.Process, group: int) -> bool:
         return False
 
 
-def guard_process(parent: int, command: Sequence[str]) -> int:
-    """Runs `command` until it ends or the parent does; returns its exit code (128 + signal number)."""
+def guard_process(parent: int, pid_file: str, command: Sequence[str]) -> int:
+    """Runs `command` until it ends or the parent does; returns its exit code (128 + signal number).
+
+    The engine's process id goes to `pid_file`, for whoever finds the guard itself killed.
+    """
     engine = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    with open(pid_file, "w") as file:
+        file.write(str(engine.pid))
     while engine.poll() is None and not _stop_asked and not _orphaned(parent):
         time.sleep(POLL_S)
     ended_by_itself = engine.poll()
@@ -106,8 +111,8 @@ def main(arguments: Sequence[str]) -> int:
     kind, parent, *rest = arguments
     if kind == "container":
         return guard_container(int(parent), rest[0])
-    assert kind == "process" and rest[0] == "--", f"unknown arguments {arguments}"
-    return guard_process(int(parent), rest[1:])
+    assert kind == "process" and rest[1] == "--", f"unknown arguments {arguments}"
+    return guard_process(int(parent), rest[0], rest[2:])
 
 
 if __name__ == "__main__":

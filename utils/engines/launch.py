@@ -28,7 +28,8 @@ from utils.engines.container import (
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
-from utils.engines.errors import EngineStartError, ModelMissing, NotRunHere, UnsupportedOption
+from utils.engines.errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
 from utils.engines.runtime import Handle, check_port, free_port, gist, new_log, tail
@@ -145,9 +146,9 @@ atexit.register(stop_all)
 
 def launch(
     name: str,
-    profile: Profile | None = None,
+    profile: Profile | str | None = None,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     port: int | None = None,
     extra_arguments: tuple[str, ...] = (),
     quiet: bool = False,
@@ -157,7 +158,7 @@ def launch(
 
     Args:
         name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`.
-        profile: Where and how; None for this machine's.
+        profile: Where and how, or its name; None for this machine's.
         model: Folder, file or hub id; None for the profile's model of this engine.
         port: Port of 127.0.0.1; None takes a free one.
         extra_arguments: Appended to the engine's command.
@@ -177,24 +178,24 @@ def launch(
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
     """
     spec = get_spec(name)
-    profile = profile or load_profile()
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     if not in_container:
         require_local(spec, profile)
-    model = model or profile.models.get(name)
-    if model is None:
+    wanted = model or profile.models.get(name)
+    if wanted is None:
         raise NotRunHere(
             spec.title, spec.not_local or f"profile {profile.name} has no model for it"
         )
-    check_model(model)
+    found = find_model(str(wanted))
     if port is not None:
         check_port(port)
     host_port = port or free_port()
     fields = {field: getattr(profile, field) for field in _PROFILE_FIELDS} | choices
     options = ServeOptions(
-        model=model,
-        served_name=served_name(model),
+        model=found,
+        served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
         device="cpu" if profile.name == "cpu" else "cuda",
@@ -251,25 +252,6 @@ def require_local(spec: EngineSpec, profile: Profile) -> None:
         )
 
 
-def check_model(model: str) -> None:
-    """Refuses a local model that is missing or incomplete. Hub ids are left to the engine.
-
-    Raises:
-        ModelMissing: Names what is missing.
-    """
-    path = Path(model)
-    if not path.is_absolute() and not path.exists():
-        return
-    if path.is_dir():
-        from utils.tinymodel.hub import verify
-
-        verify(path)
-    elif not path.is_file():
-        raise ModelMissing(
-            f"There is no model at {path}. The tiny model ships with the course: git checkout models"
-        )
-
-
 def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
     """Starts the engine as a local process."""
     assert spec.local is not None
@@ -320,9 +302,20 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progre
                     break
             progress.show(waited, gist(engine.log_path))
             time.sleep(POLL_S)
+        wake(client, engine)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def wake(client: httpx.Client, engine: RunningEngine) -> None:
+    """Sends the first request of an engine that needs a certain one; a failure shows in its log."""
+    local = engine.spec.local
+    if local is None or local.wake is None or engine.options.device != "cpu":
+        return
+    body = {"model": engine.model, "prompt": local.wake, "max_tokens": 2}
+    with contextlib.suppress(httpx.HTTPError):
+        client.post(f"{engine.base_url}/v1/completions", json=body, timeout=60.0)
 
 
 def ask_version(client: httpx.Client, engine: RunningEngine) -> str:

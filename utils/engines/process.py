@@ -26,7 +26,15 @@ class ProcessHandle:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.command: Sequence[str] = tuple(command)
         self.log_path = log
-        watch = [sys.executable, guard.__file__, "process", str(os.getpid()), "--"]
+        self._pid_file = log.with_suffix(".pid")
+        watch = [
+            sys.executable,
+            guard.__file__,
+            "process",
+            str(os.getpid()),
+            str(self._pid_file),
+            "--",
+        ]
         with log.open("wb") as output:
             self._guard = subprocess.Popen(
                 [*watch, *command],
@@ -54,7 +62,7 @@ class ProcessHandle:
         return total
 
     def stop(self) -> None:
-        """Asks the guard to end the engine; ends both by force if it does not."""
+        """Asks the guard to end the engine; ends both by force if it does not, or was killed itself."""
         if self._guard.poll() is None:
             self._guard.send_signal(signal.SIGTERM)
             try:
@@ -62,3 +70,6 @@ class ProcessHandle:
             except subprocess.TimeoutExpired:
                 guard.end_group(self._guard.pid, grace_s=1)
                 self._guard.wait()
+        elif self._guard.returncode < 0 and self._pid_file.exists():
+            guard.end_group(int(self._pid_file.read_text() or 0))
+        self._pid_file.unlink(missing_ok=True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from utils.engines.errors import PortTaken
+from utils.engines.errors import PortTaken, UnsupportedOption
 from utils.setup.steps import ROOT
 
 LOGS = ROOT / ".run"
 KEPT_LOGS = 40
+OLD_S = 86400.0  # what was written to within this time may belong to a running engine
 _serial = itertools.count()
 
 
@@ -50,11 +53,14 @@ def free_port() -> int:
 
 
 def check_port(port: int) -> None:
-    """Refuses a port in use.
+    """Refuses a port in use, and what is no port.
 
     Raises:
         PortTaken: Something listens there.
+        UnsupportedOption: Not a whole number from 1 to 65535.
     """
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise UnsupportedOption(f"port={port!r} is no port: give a number from 1024 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,22 +70,38 @@ def check_port(port: int) -> None:
 
 
 def new_log(engine: str) -> Path:
-    """Path of a new log file; the oldest logs beyond a few dozen are removed."""
-    LOGS.mkdir(exist_ok=True)
-    for old in sorted(LOGS.glob("*.log"), key=lambda p: p.stat().st_mtime)[:-KEPT_LOGS]:
-        old.unlink(missing_ok=True)
+    """Path of a new log file, in `.run` or, if that cannot be written, among the temporary files."""
+    folder = LOGS
+    try:
+        folder.mkdir(exist_ok=True)
+        _forget_old_logs(folder)
+    except OSError:
+        pass
+    if not os.access(folder, os.W_OK):
+        folder = Path(tempfile.gettempdir())
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return LOGS / f"{engine}-{stamp}-{os.getpid()}-{next(_serial)}.log"
+    return folder / f"{engine}-{stamp}-{os.getpid()}-{next(_serial)}.log"
+
+
+def _forget_old_logs(folder: Path) -> None:
+    logs = sorted(folder.glob("*.log"))  # the names of one engine sort by time
+    for old in logs[:-KEPT_LOGS]:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > OLD_S:
+                old.unlink()
 
 
 _LOG_HEAD = re.compile(
     r"\x1b\[[0-9;]*m|^\([^)]*\) *|\b(INFO|WARNING|DEBUG) [\d-]+ [\d:]+ +|\[[\w.]+:\d+\] *"
 )
 
+_MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I ")
+
 
 def gist(path: Path) -> str:
-    """The last line of a log without colours, process names and times."""
-    line = tail(path, 1)
+    """The last line of a log that its engine meant as a message, without colours, names and times."""
+    said = [line for line in tail(path, 40).splitlines() if _MESSAGE.search(line)]
+    line = said[-1] if said else "loading"
     for _ in range(2):
         line = _LOG_HEAD.sub("", line).strip()
     return line

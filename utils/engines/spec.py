@@ -146,6 +146,7 @@ class Local:
         setup: Set-up step that makes it.
         version: Version that is installed by that step.
         environment: Variables for a given set of options.
+        wake: Prompt to send once before anybody else's; None: not needed.
     """
 
     command: tuple[str, ...]
@@ -153,6 +154,7 @@ class Local:
     setup: str
     version: str
     environment: Callable[[ServeOptions], Mapping[str, str]]
+    wake: str | None = None
 
 
 @dataclass(frozen=True)

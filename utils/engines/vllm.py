@@ -71,6 +71,9 @@ SPEC = EngineSpec(
         setup="vllm",
         version="0.32.0",
         environment=local_environment,
+        # On a CPU with AMX, a worker whose very first prompt has a single token dies of SIGILL: its attention
+        # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
+        wake="Say something short, please, and wake up.",
     ),
     not_local="",
     arguments=arguments,

@@ -111,6 +111,11 @@ def measure(
     Returns:
         The run.
     """
+    if not engine.running():
+        raise EngineError(
+            f"This {engine.spec.title} was stopped (a later section does that): run the cell that "
+            "launches it again, then this one."
+        )
     client = Client(engine.base_url, engine.model, api="completions")
     with Sampler(engine) as sampler:
         result = run(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from utils.profiles import ProfileError, load_profile
-from utils.setup.shell import SetupError, Shell
+from utils.setup.shell import FULL_DISK, SetupError, Shell
 from utils.setup.steps import ROOT, Step, steps_for
 
 LOGS = ROOT / ".setup"
@@ -22,7 +26,9 @@ def plan(steps: Sequence[Step]) -> list[Step]:
     due = [step for step in steps if not step.done()]
     if not due:
         return due
-    print("Setting up (times measured on 2 cores with a fast network):")
+    print(
+        "Setting up (measured on 2 quiet cores with a fast network; busy ones take up to 3 times as long):"
+    )
     for step in steps:
         cost = f"{step.minutes:.0f} min, {step.gigabytes:.1f} GB" if step in due else "ready"
         print(f"  {step.title:<72} {cost}")
@@ -44,8 +50,8 @@ def check_disk(due: Sequence[Step]) -> None:
         )
 
 
-def set_up(steps: Sequence[Step]) -> None:
-    """Runs the steps that are not done, in order.
+def set_up(steps: Sequence[Step], lock: int | None = None) -> None:
+    """Runs the steps that are not done, in order; `lock` is a file descriptor that commands inherit.
 
     Raises:
         SetupError: One failed, or the disk is too full.
@@ -54,11 +60,45 @@ def set_up(steps: Sequence[Step]) -> None:
     check_disk(due)
     for step in due:
         began = time.monotonic()
-        shell = Shell(step.name, LOGS / f"{step.name}.log")
+        shell = Shell(step.name, LOGS / f"{step.name}.log", lock)
         step.run(shell)
         took = time.monotonic() - began
         line = f"  {step.name}: ready after {took:.0f} s"
         print(f"\r{line:<110}" if sys.stdout.isatty() else line, flush=True)
+
+
+def choose(names: Sequence[str] | None) -> list[Step]:
+    """The steps of this machine's profile, or those of them that are named.
+
+    Raises:
+        SetupError: A name is no step's; lists those there are.
+    """
+    steps = steps_for(load_profile().name)
+    known = {step.name: step for step in steps}
+    if wrong := [name for name in names or () if name not in known]:
+        raise SetupError(f"No such step: {' '.join(wrong)}.", f"The steps are: {', '.join(known)}.")
+    return [known[name] for name in names] if names else list(steps)
+
+
+@contextmanager
+def locked() -> Iterator[int]:
+    """Holds the folder's set-up lock, and gives its file descriptor.
+
+    What set-up starts inherits it, so that nobody builds into a folder that a killed set-up's
+    commands are still writing to.
+    """
+    LOGS.mkdir(exist_ok=True)
+    with (LOGS / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"Another set-up is running: waiting for it. Its logs are in {LOGS}.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -70,24 +110,19 @@ def main() -> int:
         found = ".".join(map(str, sys.version_info[:3]))
         print(f"Python 3.11 or newer is needed, this is {found}. Try: make lab PYTHON=python3.11")
         return 1
-    LOGS.mkdir(exist_ok=True)
-    lock = (LOGS / "lock").open("w")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print("Another set-up is running in this folder: waiting for it to end.", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        steps = steps_for(load_profile().name)
-        chosen = [s for s in steps if s.name in arguments.only] if arguments.only else list(steps)
-        if arguments.only and len(chosen) != len(arguments.only):
-            names = ", ".join(step.name for step in steps)
-            raise SetupError(
-                f"No such step: {' '.join(arguments.only)}.", f"The steps are: {names}."
-            )
-        set_up(chosen)
+        steps = choose(arguments.only)
+        if any(not step.done() for step in steps):
+            with locked() as lock:
+                set_up(steps, lock)
     except (SetupError, ProfileError) as error:
         print(f"\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        advice = FULL_DISK if error.errno == errno.ENOSPC else f"Can {ROOT} be written to?"
+        print(f"\nSet-up stopped: {error}.\n{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

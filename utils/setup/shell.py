@@ -13,6 +13,10 @@ from pathlib import Path
 
 TAIL_LINES = 12
 QUIET_INTERVAL_S = 20.0
+FULL_DISK = (
+    "The disk is full. Free some space (df -h .), then run the same command again: it starts this "
+    "step afresh."
+)
 
 
 class SetupError(Exception):
@@ -30,9 +34,11 @@ class SetupError(Exception):
 class Shell:
     """Runs commands one after the other; their output goes to `log`, their gist to one line."""
 
-    def __init__(self, title: str, log: Path) -> None:
+    def __init__(self, title: str, log: Path, lock: int | None = None) -> None:
+        """Args: what the step is called, where its output goes, and the lock that commands inherit."""
         self.title = title
         self.log = log
+        self._inherited = () if lock is None else (lock,)
         self._began = time.monotonic()
         self._last_line = ""
         self._last_shown = 0.0
@@ -62,6 +68,7 @@ class Shell:
                 errors="replace",
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
+                pass_fds=self._inherited,
             )
             ticker = threading.Thread(target=self._tick, args=(process,), daemon=True)
             ticker.start()
@@ -69,6 +76,7 @@ class Shell:
                 assert process.stdout is not None
                 for line in process.stdout:
                     log.write(line)
+                    log.flush()
                     if line.strip() and not line.startswith("WARNING"):
                         self._last_line = line.strip()
                 code = process.wait()
@@ -95,23 +103,24 @@ class Shell:
             print(line[:110], flush=True)
 
     def _explain(self, command: Sequence[str], code: int) -> tuple[str, str]:
-        lines = [x for x in self.log.read_text().splitlines() if not x.startswith("WARNING")]
+        everything = self.log.read_text()
+        lines = [x for x in everything.splitlines() if not x.startswith("WARNING: Location")]
         tail = "\n".join("    " + line[:200] for line in lines[-TAIL_LINES:])
         message = f"{self.title}: `{' '.join(command)[:160]}` ended with code {code}:\n{tail}"
-        return message, advice_for("\n".join(lines[-60:]), self.log)
+        return message, advice_for("\n".join(lines[-80:]), self.log)
 
 
 def advice_for(output: str, log: Path) -> str:
     """The next step for a command that failed with `output`."""
+    unreachable = "The package index could not be reached. Run the same command again when it can."
     hints = {
-        "No space left on device": "The disk is full. Free some space (df -h .), then run the same "
-        "command again: it starts this step afresh.",
-        "Temporary failure in name resolution": "No network. Connect, then run the same command again.",
-        "Connection": "The package index could not be reached. Run the same command again when it can.",
+        "No space left on device": FULL_DISK,
+        "Temporary failure in name resolution": unreachable,
+        "Retrying (": unreachable,
         "No matching distribution": "The package index has no such version for this Python and "
         "machine. Python 3.11 to 3.13 on Linux x86-64 or aarch64 have wheels for all.",
-        "HASHES": "A downloaded file is not the one that was pinned: do not use it. Clear pip's cache "
-        "(python3 -m pip cache purge) and try again; if it persists, report it.",
+        "HASHES": "A downloaded file is not the one that was pinned: do not use it. Clear pip's "
+        "cache (python3 -m pip cache purge) and try again; if it persists, report it.",
         "Killed": "The process was killed, most likely for want of memory: close other programs.",
     }
     for sign, hint in hints.items():

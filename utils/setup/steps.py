@@ -12,10 +12,11 @@ import platform
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.profiles import load_profile
 from utils.setup.shell import SetupError, Shell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ class Step:
     def key(self) -> str:
         """Digest of all that decides the content; stored in the stamp when the step is complete."""
         digest = hashlib.sha256(f"{sys.version_info[:2]} {platform.machine()}".encode())
-        digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA}".encode())
+        digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA} {on_cpu()}".encode())
         for lock in self.locks:
             digest.update((REQUIREMENTS / lock).read_bytes())
         return digest.hexdigest()
@@ -82,6 +83,11 @@ class Step:
         except BaseException:
             shutil.rmtree(self.target, ignore_errors=True)
             raise
+
+
+def on_cpu() -> bool:
+    """Whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
+    return load_profile().name == "cpu"
 
 
 def make_venv(shell: Shell, target: Path) -> str:
@@ -115,20 +121,27 @@ def install_cpu_torch(shell: Shell, python: str) -> None:
 
 def build_course(shell: Shell, target: Path) -> None:
     """The course's own environment: JupyterLab, the labs' libraries, PyTorch, the test tools."""
-    from utils.profiles import load_profile
-
     python = make_venv(shell, target)
-    if load_profile().name == "cpu":
+    if on_cpu():
         install_cpu_torch(shell, python)
     else:
         pip(shell, python, f"torch=={TORCH}")
     pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
     pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     # JupyterLab would ask on its first start whether to fetch news from the network.
-    page = target / "etc" / "jupyter" / "labconfig" / "page_config.json"
-    page.parent.mkdir(parents=True, exist_ok=True)
     news = "@jupyterlab/apputils-extension:announcements"
-    page.write_text(json.dumps({"disabledExtensions": {news: True}}))
+    configure(
+        target / "etc/jupyter/labconfig/page_config.json", {"disabledExtensions": {news: True}}
+    )
+    # Without their state, saved progress bars come back as errors when a notebook is opened again.
+    widgets = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
+    configure(target / "share/jupyter/lab/settings/overrides.json", widgets)
+
+
+def configure(path: Path, settings: Mapping[str, object]) -> None:
+    """Writes a JSON settings file of JupyterLab."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
 
 
 def build_vllm(shell: Shell, target: Path) -> None:

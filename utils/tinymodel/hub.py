@@ -28,8 +28,8 @@ class ModelIncompleteError(Exception):
     """A model folder lacks files or holds damaged ones; the message says which and what to run."""
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with one file, or None."""
+def fault(path: Path) -> str | None:
+    """What is wrong with one file of a model, or None."""
     if not path.is_file():
         return "missing"
     with path.open("rb") as file:
@@ -73,11 +73,11 @@ def verify(folder: Path | str = TINY, *, with_gguf: bool = False) -> Path:
     """
     folder = Path(folder)
     wanted = FILES + (GGUF_FILES if with_gguf else ())
-    faults = {name: fault for name in wanted if (fault := _fault(folder / name))}
+    faults = {name: bad for name in wanted if (bad := fault(folder / name))}
     if not faults:
         return folder
     lines = [f"The model folder {folder} is incomplete:"]
-    lines += [f"  {name}: {fault}" for name, fault in faults.items()]
+    lines += [f"  {name}: {bad}" for name, bad in faults.items()]
     lines += ["To restore it:"]
     lines += [f"  {command.format(folder=folder)}" for command in (RESTORE, REMAKE)]
     raise ModelIncompleteError("\n".join(lines))
@@ -117,8 +117,8 @@ def check(folder: Path = TINY) -> list[str]:
     listed = hashes_on_card(folder)
     found = []
     for name in (*FILES, *GGUF_FILES):
-        if fault := _fault(folder / name):
-            found.append(f"{name}: {fault}; {RESTORE.format(folder=folder)}")
+        if bad := fault(folder / name):
+            found.append(f"{name}: {bad}; {RESTORE.format(folder=folder)}")
         elif name not in listed:
             found.append(f"{name}: not on the card; `python -m utils.tinymodel card` writes it")
         elif sha256(folder / name) != listed[name]:
