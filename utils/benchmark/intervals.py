@@ -40,12 +40,12 @@ class Interval:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{_figure(self.value)} (n = {self.count}: no interval)"
-        return f"{_figure(self.value)} ± {_figure(self.half_width)} (n = {self.count})"
+            return f"{self.value:,.4g} (n = {self.count}: no interval)"
+        return f"{self.value:,.4g} ± {_figure(self.half_width)} (n = {self.count})"
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def repeat_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
