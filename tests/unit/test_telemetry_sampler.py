@@ -7,6 +7,7 @@ import pytest
 
 from utils.engines import get_spec
 from utils.telemetry import Sampler, ScrapeError, Series, Snapshot, scrape
+from utils.telemetry import sampler as sampler_module
 from utils.telemetry.plot import plot_run
 from utils.telemetry.sampler import Gap
 
@@ -185,3 +186,21 @@ def test_the_picture_counts_preemptions():
     figure = plot_run(Series(readings, (), 0.0, 1), title="t")
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     assert labels == ["KV cache in use", "preemptions (3 in all)"]
+
+
+def test_no_reading_ends_the_thread(engine, monkeypatch):
+    parse, broken = sampler_module.parse, threading.Event()
+
+    def sometimes(*arguments):
+        if broken.is_set():
+            raise KeyError("le")
+        return parse(*arguments)
+
+    monkeypatch.setattr(sampler_module, "parse", sometimes)
+    with Sampler(engine, interval_s=0.02) as sampler:
+        broken.set()
+        time.sleep(0.2)
+        broken.clear()
+        time.sleep(0.2)
+    assert len(sampler.series) > 3
+    assert "failed in between: KeyError: 'le'" in sampler.series.note

@@ -186,3 +186,31 @@ def test_nothing_is_none_and_never_zero():
 def test_what_is_no_prometheus_text_is_refused(bad):
     with pytest.raises(ScrapeError, match="no Prometheus text"):
         parse(bad, VLLM)
+
+
+TTFT = "vllm:time_to_first_token_seconds"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{TTFT}_bucket{{le="0.1"}} 3',
+        f'{TTFT}_bucket{{le="abc"}} 3',
+        f'{TTFT}_bucket{{x="1"}} 3',
+        f"{TTFT}_bucket 3",
+        f'{TTFT}_bucket{{le="-Inf"}} 3',
+        f'{TTFT}_bucket{{le="NaN"}} 3\n{TTFT}_bucket{{le="+Inf"}} 3',
+    ],
+)
+def test_a_damaged_histogram_is_refused(line):
+    with pytest.raises(ScrapeError, match=TTFT):
+        parse(line + "\n", VLLM)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ['{num_gpu_blocks="None",block_size="16",cache_dtype="auto"} 1', '{a="b"} 1', "{", "{} 1"],
+)
+def test_a_cache_report_without_numbers_is_refused(labels):
+    with pytest.raises(ScrapeError, match="lacks the size"):
+        parse_cache_report(f"vllm:cache_config_info{labels}\n")

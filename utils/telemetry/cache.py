@@ -50,14 +50,20 @@ def parse_cache_report(text: str) -> CacheReport:
     """Reads the report from a metrics text.
 
     Raises:
-        ScrapeError: The text has no such line.
+        ScrapeError: The text has no such line, or the line lacks numbers.
     """
     line = "\n".join(row for row in text.splitlines() if row.startswith(FAMILY + "{"))
-    for family in text_string_to_metric_families(line):
-        labels = family.samples[0].labels
-        blocks, size = int(labels["num_gpu_blocks"]), int(labels["block_size"])
-        tokens = int(labels.get("kv_cache_size_tokens", blocks * size))
-        return CacheReport(blocks, size, tokens, labels["cache_dtype"])
+    try:
+        for family in text_string_to_metric_families(line):
+            labels = family.samples[0].labels
+            blocks, size = int(labels["num_gpu_blocks"]), int(labels["block_size"])
+            tokens = int(labels.get("kv_cache_size_tokens", blocks * size))
+            return CacheReport(blocks, size, tokens, labels["cache_dtype"])
+    except (KeyError, IndexError, ValueError) as error:
+        raise ScrapeError(
+            f"{FAMILY} lacks the size of the KV cache ({type(error).__name__}: {error}): has the "
+            "engine finished starting?"
+        ) from error
     raise ScrapeError(f"No {FAMILY} in the metrics: only vLLM reports its KV cache like this.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Histogram:
     def __post_init__(self) -> None:
         if len(self.bounds) != len(self.cumulative) or not self.bounds:
             raise ValueError("A histogram needs one count per bound.")
-        if not math.isinf(self.bounds[-1]) or list(self.bounds) != sorted(set(self.bounds)):
+        rising = all(low < high for low, high in pairwise(self.bounds))
+        if self.bounds[-1] != math.inf or not rising:
             raise ValueError(f"Bounds have to rise up to infinity: {self.bounds}.")
 
     @property

@@ -149,7 +149,7 @@ class Sampler:
         self.started = perf_counter()
         try:
             self._snapshots.append(self._read())
-        except ScrapeError:
+        except BaseException:
             self._client.close()
             raise
         self._thread.start()
@@ -185,6 +185,8 @@ class Sampler:
             reading: Snapshot | Gap = self._read()
         except ScrapeError as error:
             reading = Gap(perf_counter(), str(error))
+        except Exception as error:  # the thread outlives whatever one reading does
+            reading = Gap(perf_counter(), f"{type(error).__name__}: {error}.")
         with self._lock:
             if isinstance(reading, Gap):
                 self._gaps = self._thinned(self._gaps)

@@ -155,7 +155,7 @@ def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
         The reading; fields that the text lacks are None.
 
     Raises:
-        ScrapeError: The text is not in the exposition format.
+        ScrapeError: The text is not in the exposition format, or a histogram is damaged.
     """
     wanted = tuple(name for f in fields(names) if (name := getattr(names, f.name)) is not None)
     samples = samples_by_name(text, wanted)
@@ -199,9 +199,17 @@ def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sam
 def _histogram(samples: Mapping[str, list[Sample]], name: str) -> Histogram | None:
     totals: defaultdict[float, float] = defaultdict(float)
     for sample in samples.get(f"{name}_bucket", ()):
-        totals[float(sample.labels["le"])] += sample.value
+        try:
+            totals[float(sample.labels["le"])] += sample.value
+        except (KeyError, ValueError) as error:
+            raise ScrapeError(
+                f"A bucket of {name} has no bound that is a number (labels {sample.labels})."
+            ) from error
     if not totals:
         return None
     bounds = tuple(sorted(totals))
     total = sum(sample.value for sample in samples.get(f"{name}_sum", ()))
-    return Histogram(bounds, tuple(totals[bound] for bound in bounds), total)
+    try:
+        return Histogram(bounds, tuple(totals[bound] for bound in bounds), total)
+    except ValueError as error:
+        raise ScrapeError(f"The histogram {name} is damaged: {error}") from error
