@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,8 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
         {
             "label": record.label,
             "concurrency": record.load["concurrency"],
-            **{key: record.summary[key] for key in keys},
-            "median_tpot_ms": record.summary["median_tpot_ms"],
+            **{key: record.summary.get(key) for key in keys},
+            "median_tpot_ms": record.summary.get("median_tpot_ms"),
             "start_seconds": record.extra.get("start_seconds"),
             "memory_bytes": record.extra.get("memory_bytes"),
         }
@@ -69,11 +70,14 @@ def best_for_api(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | 
     Returns:
         The label; None if no row at the highest concurrency meets the limit without failures.
     """
-    top = max(row["concurrency"] for row in rows)
+    top = max((row["concurrency"] for row in rows), default=None)
     good = [
         row
         for row in rows
-        if row["concurrency"] == top and row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]
+        if row["concurrency"] == top
+        and not row["failed"]
+        and _has(row, "p95_ttft_ms", "output_throughput")
+        and row["p95_ttft_ms"] <= ttft_limit_ms
     ]
     if not good:
         return None
@@ -85,41 +89,64 @@ def guide(
 ) -> list[Choice]:
     """The selection guide for the measured engines.
 
+    A row with failed requests, or without the figure that a rule needs, does not take part in it.
+
     Args:
         rows: As `rows` gives them.
         api_winner: Result of `best_for_api`.
         ttft_limit_ms: The limit it was found with, milliseconds.
     """
-    low = min(row["concurrency"] for row in rows)
-    top = max(row["concurrency"] for row in rows)
-    single = [row for row in rows if row["concurrency"] == low]
-    quick = min(single, key=lambda row: row["start_seconds"])
-    chat = min(single, key=lambda row: row["p95_ttft_ms"] + 50 * row["median_tpot_ms"])
-    batch = max(rows, key=lambda row: row["total_token_throughput"])
-    small = min(single, key=lambda row: row["memory_bytes"])
+    low = min((row["concurrency"] for row in rows), default=0)
+    top = max((row["concurrency"] for row in rows), default=0)
+    sound = [row for row in rows if not row["failed"]]
+    single = [row for row in sound if row["concurrency"] == low]
+    quick = _least(single, "start_seconds")
+    chat = min(
+        (row for row in single if _has(row, "p95_ttft_ms", "median_tpot_ms")),
+        key=_answer_ms,
+        default=None,
+    )
+    batch = max(
+        (row for row in sound if _has(row, "total_token_throughput")),
+        key=lambda row: row["total_token_throughput"],
+        default=None,
+    )
+    small = _least(single, "memory_bytes")
     api = next((r for r in rows if r["label"] == api_winner and r["concurrency"] == top), None)
-    answer_ms = chat["p95_ttft_ms"] + 50 * chat["median_tpot_ms"]
+    none = "no record gives it"
     found = [
-        ("development", "ready soonest", quick, f"{quick['start_seconds']:.1f} s"),
+        (
+            "development",
+            "ready soonest",
+            quick,
+            f"{quick['start_seconds']:.1f} s" if quick else none,
+        ),
         (
             "interactive chat",
             f"p95 TTFT + 50 tokens × median TPOT at {low} in flight",
             chat,
-            f"{answer_ms:.0f} ms",
+            f"{_answer_ms(chat):.0f} ms" if chat else none,
         ),
         (
             "high-throughput API",
             f"most output tok/s at {top} in flight with p95 TTFT ≤ {ttft_limit_ms:.0f} ms",
             api,
-            f"{api['output_throughput']:.0f} tok/s" if api else "none meets it",
+            f"{api['output_throughput']:.0f} tok/s"
+            if api and _has(api, "output_throughput")
+            else "none meets it",
         ),
         (
             "batch processing",
             "most tokens per second, prompts included, whatever the latency",
             batch,
-            f"{batch['total_token_throughput']:.0f} tok/s",
+            f"{batch['total_token_throughput']:.0f} tok/s" if batch else none,
         ),
-        ("edge, CPU", "least memory", small, f"{small['memory_bytes'] / 1e9:.2f} GB"),
+        (
+            "edge, CPU",
+            "least memory",
+            small,
+            f"{small['memory_bytes'] / 1e9:.2f} GB" if small else none,
+        ),
     ]
     return [
         Choice(use, rule, row["label"] if row else None, value, FOLKLORE[use])
@@ -143,3 +170,16 @@ def guide_table(choices: Sequence[Choice]) -> pd.DataFrame:
             for choice in choices
         ]
     ).set_index("use case")
+
+
+def _has(row: dict[str, Any], *keys: str) -> bool:
+    """Whether a row has a figure for every key; NaN and None are none."""
+    return all((v := row.get(key)) is not None and not math.isnan(v) for key in keys)
+
+
+def _least(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    return min((row for row in rows if _has(row, key)), key=lambda row: row[key], default=None)
+
+
+def _answer_ms(row: dict[str, Any]) -> float:
+    return float(row["p95_ttft_ms"] + 50 * row["median_tpot_ms"])
