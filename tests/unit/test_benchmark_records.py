@@ -7,6 +7,7 @@ import json
 import math
 import os
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +27,11 @@ from utils.benchmark import (
     records_dir,
     write_record,
 )
+from utils.benchmark.files import write_whole
 from utils.benchmark.host import describe_host, model_hash
 from utils.benchmark.load import LoadResult
 from utils.benchmark.records import RecordWarning
+from utils.benchmark.report import plot_throughput, write_html
 
 PROFILE = SimpleNamespace(name="cpu", dtype="bfloat16")
 
@@ -234,3 +237,80 @@ def test_host() -> None:
     assert isinstance(host["gpu"], list)
     host["cpu"] = "changed"
     assert describe_host()["cpu"] != "changed"
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_record(tmp_path: Path) -> None:
+    whole = result()
+    odd = replace(whole.traces[0], text="a\ud83d", error="\udfff")
+    one = make_record(
+        replace(whole, traces=(odd, *whole.traces[1:])),
+        engine(),
+        PROFILE,
+        extra={"\ud800": "\ud83d"},
+    )
+    back = read_record(write_record(one, tmp_path))
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert back.traces[0].text == f"a{mark}" and back.extra == {mark: mark}
+    assert write_whole(tmp_path / "page.html", "a\ud83d").read_text() == "a?"
+    path = tmp_path / "label.json"
+    path.write_text(json.dumps({**one.to_dict(), "label": "\ud83d"}))
+    assert read_record(path).label == mark
+
+
+def test_an_interrupt_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(record(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "a\0b", "a" * 300, ".hidden", "a b"])
+def test_an_id_is_a_file_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecordError, match="a record's id is the name of its file"):
+        write_record(replace(record(), id=name), tmp_path / "records")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_break_the_parser_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    (tmp_path / "digits.json").write_text('{"schema":' + "9" * 5000 + "}")
+    with pytest.warns(RecordWarning) as caught:
+        assert load_all(tmp_path) == []
+    assert len(caught) == 2
+
+
+SUMMARY = {"completed": 1, "failed": 0, "request_throughput": 1.0, "mean_ttft_ms": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("load", {}, "the load's pattern is None"),
+        ("load", {"pattern": "closed"}, "'concurrency' is None, not a positive number"),
+        ("load", {"pattern": "closed", "concurrency": "x"}, "'concurrency' is 'x'"),
+        ("load", {"pattern": "open", "request_rate": 0}, "'request_rate' is 0"),
+        ("summary", {**SUMMARY, "output_throughput": "fast"}, "'output_throughput' is a str"),
+        ("summary", {**SUMMARY, "completed": None}, "have to be numbers"),
+        ("engine_version", 5, "'engine_version' is a int"),
+        ("extra", [1], "'extra' is a list"),
+    ],
+)
+def test_a_record_without_usable_figures_is_refused(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({**record().to_dict(), key: value}))
+    with pytest.raises(RecordError, match=message):
+        read_record(path)
+
+
+@pytest.mark.parametrize("label", [r"$\frac$", "$x", "a $b$ c", "_hidden", "_"])
+def test_labels_are_shown_as_they_are(label: str, tmp_path: Path) -> None:
+    records = [replace(record(), label=label), replace(record(OpenLoop(4.0)), engine=label)]
+    write_html(records, tmp_path / "report.html")
+    figure = plot_throughput(records)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None and len(legend.get_texts()) == 1

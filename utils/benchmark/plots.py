@@ -35,7 +35,7 @@ def plot_throughput(records: Sequence[Record]) -> Figure:
         ValueError: If no record is of a closed loop.
     """
     closed = [record for record in records if record.load.get("pattern") == "closed"]
-    lines = _series(closed, "concurrency", lambda record: record.summary["output_throughput"])
+    lines = _series(closed, "concurrency", lambda record: record.summary.get("output_throughput"))
     if not lines:
         raise ValueError("no closed-loop records to plot throughput of")
     figure, axes = _canvas("Throughput against concurrency")
@@ -75,7 +75,7 @@ def plot_distributions(records: Sequence[Record]) -> Figure:
                 every = max(1, len(values) // 8)
                 axes.step(
                     values, share, where="post", color=colour, marker=marker, markevery=every,
-                    label=name,
+                    label=legend_text(name),
                 )  # fmt: skip
         if ttfts:
             texts.append(
@@ -127,6 +127,11 @@ def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -
     _log(axes, "y")
     axes.legend()
     return _described(figure, f"p{percentile} end-to-end latency by request rate. ", texts)
+
+
+def legend_text(label: str) -> str:
+    """A label for matplotlib: $ is no formula; a "_" in front, which would hide it, goes."""
+    return label.replace("$", r"\$").lstrip("_") or "(no name)"
 
 
 def alt_text(figure: Figure) -> str:
@@ -201,7 +206,7 @@ def _line(
     high = np.array([max(values) for values in points.values()])
     axes.errorbar(
         list(points), mean, yerr=[mean - low, high - mean], color=colour, marker=marker,
-        linestyle="--" if dashed else "-", capsize=3, label=label,
+        linestyle="--" if dashed else "-", capsize=3, label=legend_text(label),
         markerfacecolor="white" if dashed else colour,
     )  # fmt: skip
 

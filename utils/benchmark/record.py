@@ -122,7 +122,7 @@ class Record:
         try:
             _check_types(values)
             traces = tuple(RequestTrace.from_dict(trace) for trace in values["traces"])
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(str(error)) from error
         return cls(**{**values, "command": tuple(values["command"]), "traces": traces})
 
@@ -229,6 +229,11 @@ def _check_types(values: Mapping[str, Any]) -> None:
         "id": str,
         "label": str,
         "engine": str,
+        "engine_version": str,
+        "model": str,
+        "dtype": str,
+        "quantisation": str,
+        "profile": str,
         "host": dict,
         "command": list,
         "date": str,
@@ -237,14 +242,40 @@ def _check_types(values: Mapping[str, Any]) -> None:
         "summary": dict,
         "traces": list,
         "metric_definitions": dict,
+        "extra": dict,
     }
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise TypeError(f"field {name!r} is a {type(values[name]).__name__}")
     datetime.fromisoformat(values["date"])
+    _check_summary(values["summary"])
+    _check_load(values["load"])
+
+
+def _check_summary(summary: Mapping[str, Any]) -> None:
     for key in ("completed", "failed", "request_throughput", "mean_ttft_ms"):
-        if key not in values["summary"]:
+        if key not in summary:
             raise ValueError(f"the summary lacks {key!r}")
+    if not (_is_number(summary["completed"]) and _is_number(summary["failed"])):
+        raise TypeError("the summary's 'completed' and 'failed' have to be numbers")
+    for key, value in summary.items():
+        figure = key.endswith(("_ms", "_throughput", "_goodput"))
+        if figure and value is not None and not _is_number(value):
+            raise TypeError(f"the summary's {key!r} is a {type(value).__name__}, not a number")
+    if isinstance(summary.get("from_sent"), Mapping):
+        _check_summary(summary["from_sent"])
+
+
+def _check_load(load: Mapping[str, Any]) -> None:
+    key = {"closed": "concurrency", "open": "request_rate"}.get(str(load.get("pattern")))
+    if key is None:
+        raise ValueError(f"the load's pattern is {load.get('pattern')!r}, not 'closed' or 'open'")
+    if not _is_number(load.get(key)) or not load[key] > 0:
+        raise ValueError(f"the load's {key!r} is {load.get(key)!r}, not a positive number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _slug(text: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
-from utils.benchmark.files import RecordError, to_json, write_whole
+from utils.benchmark.files import RecordError, plain, to_json, write_whole
 from utils.benchmark.record import Cited, Record, make_record
 
 __all__ = [
@@ -46,8 +47,13 @@ def write_record(record: Record, directory: str | Path | None = None) -> Path:
         directory: Default, `records_dir()`.
 
     Raises:
-        RecordError: If it cannot be written (disk full, no permission).
+        RecordError: If it cannot be written (disk full, no permission), or its id is no file name.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", record.id):
+        raise RecordError(
+            f"a record's id is the name of its file: letters, digits, '.', '_' and '-', at most "
+            f"200 of them and no '.' in front, not {record.id[:80]!r}"
+        )
     folder = records_dir() if directory is None else Path(directory)
     path = folder / f"{record.id}.json"
     return write_whole(path, to_json(record.to_dict()))
@@ -60,12 +66,17 @@ def read_record(path: str | Path) -> Record:
         RecordError: If the file is missing, damaged or not a record; names the file.
     """
     try:
-        return Record.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text)
+        # Half a surrogate pair can stand in JSON as an escape, and nowhere else.
+        return Record.from_dict(plain(values) if "\\ud" in text.lower() else values)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise RecordError(f"{path} is damaged: {error}. Delete it and measure again") from error
-    except (RecordError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise RecordError(f"{path} is not a usable record: nested too deeply") from error
+    except ValueError as error:  # RecordError, not UTF-8, a number of thousands of digits
         raise RecordError(f"{path} is not a usable record: {error}") from error
 
 
