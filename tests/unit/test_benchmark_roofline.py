@@ -279,3 +279,22 @@ def test_a_learners_right_ceiling_is_ours(tmp_path: Path) -> None:
     ours = compare(records, {}, machine, model)
     theirs = compare(records, {}, machine, model, lambda b, w, k, c, n: n * b / (w + n * c * k))
     assert list(theirs["ceiling tok/s"]) == pytest.approx(list(ours["ceiling tok/s"]))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"dtype": "BF16"}}',
+        b'{"a": {"shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"shape": ["x"], "data_offsets": [0, "y"]}}',
+        b"[1]",
+        b"[" * 90_000,
+        b"\xff\xfe",
+    ],
+    ids=lambda header: ascii(header[:30]),
+)
+def test_a_safetensors_header_without_tensors_is_refused(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        read_weights(file)

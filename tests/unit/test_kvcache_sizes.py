@@ -170,3 +170,24 @@ def test_total_is_the_sum_of_its_parts():
     assert plan.kv_cache == 4000 * 144 * 1024
     assert plan.activations == 2 * 2 * (4096 + 12288) + 4 * 151936
     assert plan.total == 16_000 + plan.kv_cache + plan.activations
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b'{"a": ' + b"9" * 5000])
+def test_a_config_that_is_no_text_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(sizes.ConfigError, match="not valid JSON"):
+        sizes.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[{"num_key_value_heads": n} for n in (-4, 0, [1, 2], "x", True)],
+        *[{"head_dim": n} for n in (-3, 0, "a", 0.5, [64])],
+        {"hidden_size": 2},
+    ],
+)
+def test_head_counts_that_are_none_are_refused(change):
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **change}
+    with pytest.raises(sizes.ConfigError):
+        sizes.cache_shape(config)

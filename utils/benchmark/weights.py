@@ -132,17 +132,24 @@ def _safetensors(file: Path) -> list[Tensor]:
             if length > file.stat().st_size:
                 raise WeightsError(f"{file} is damaged: its header is longer than the file")
             header = json.loads(stream.read(length))
-    except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return [
+            Tensor(
+                name,
+                math.prod(tensor["shape"]),
+                tensor["data_offsets"][1] - tensor["data_offsets"][0],
+            )
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        ]
+    except (OSError, struct.error, ValueError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"cannot read {file}: {error}") from error
-    return [
-        Tensor(
-            name,
-            math.prod(tensor["shape"]),
-            tensor["data_offsets"][1] - tensor["data_offsets"][0],
-        )
-        for name, tensor in header.items()
-        if name != "__metadata__"
-    ]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(
+            f"{file} is damaged: its header does not give every tensor a shape and offsets "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _gguf(file: Path) -> list[Tensor]:

@@ -84,7 +84,9 @@ def read_config(model: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"No config.json at {file}: is the model folder complete?") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8; nested too deeply
         raise ConfigError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{file} holds no JSON object.")
@@ -107,13 +109,18 @@ def cache_shape(config: Mapping[str, Any]) -> CacheShape:
     config = config.get("text_config") or config
     _refuse_other_caches(config)
     query_heads = _positive(config, "num_attention_heads")
-    kv_heads = int(config.get("num_key_value_heads") or query_heads)
+    kv_heads = query_heads
+    if config.get("num_key_value_heads") is not None:
+        kv_heads = _positive(config, "num_key_value_heads")
     if query_heads % kv_heads:
         raise ConfigError(f"{query_heads} query heads do not divide among {kv_heads} KV heads.")
-    head_dim = config.get("head_dim") or _positive(config, "hidden_size") // query_heads
+    if config.get("head_dim") is not None:
+        head_dim = _positive(config, "head_dim")
+    elif not (head_dim := _positive(config, "hidden_size") // query_heads):
+        raise ConfigError(f"hidden_size is smaller than the number of heads, {query_heads}.")
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     layers = _positive(config, "num_hidden_layers")
-    return CacheShape(layers, kv_heads, int(head_dim), query_heads, _known(dtype))
+    return CacheShape(layers, kv_heads, head_dim, query_heads, _known(dtype))
 
 
 def dtype_bytes(values: int, dtype: str) -> int:
@@ -294,7 +301,7 @@ def _known(dtype: str) -> str:
 
 def _positive(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"The config has no usable {key!r} (found {value!r}).")
     return value
 
