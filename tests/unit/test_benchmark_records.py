@@ -282,6 +282,8 @@ def test_files_that_break_the_parser_are_left_out(tmp_path: Path) -> None:
     assert len(caught) == 2
 
 
+TIMES = {"index": 0, "scheduled": 0.0, "sent": 0.0, "finished": 1.0}
+BAD_TIMES = ({"sent": None}, {"sent": "x"}, {"chunk_times": "abc"}, {"completion_tokens": "x"})
 SUMMARY = {"completed": 1, "failed": 0, "request_throughput": 1.0, "mean_ttft_ms": 1.0}
 
 
@@ -296,6 +298,8 @@ SUMMARY = {"completed": 1, "failed": 0, "request_throughput": 1.0, "mean_ttft_ms
         ("summary", {**SUMMARY, "completed": None}, "have to be numbers"),
         ("engine_version", 5, "'engine_version' is a int"),
         ("extra", [1], "'extra' is a list"),
+        ("model_sha256", 5, "'model_sha256' is a int"),
+        *[("traces", [{**TIMES, **bad}], "no numbers") for bad in BAD_TIMES],
     ],
 )
 def test_a_record_without_usable_figures_is_refused(

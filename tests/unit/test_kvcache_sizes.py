@@ -185,6 +185,8 @@ def test_a_config_that_is_no_text_is_refused(tmp_path, content):
         *[{"num_key_value_heads": n} for n in (-4, 0, [1, 2], "x", True)],
         *[{"head_dim": n} for n in (-3, 0, "a", 0.5, [64])],
         {"hidden_size": 2},
+        {"text_config": "x"},
+        {"text_config": [1]},
     ],
 )
 def test_head_counts_that_are_none_are_refused(change):

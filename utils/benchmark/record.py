@@ -247,6 +247,8 @@ def _check_types(values: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise TypeError(f"field {name!r} is a {type(values[name]).__name__}")
+    if not isinstance(values["model_sha256"], str | None):
+        raise TypeError(f"field 'model_sha256' is a {type(values['model_sha256']).__name__}")
     datetime.fromisoformat(values["date"])
     _check_summary(values["summary"])
     _check_load(values["load"])

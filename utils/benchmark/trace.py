@@ -132,12 +132,19 @@ class RequestTrace:
         """Reads `to_dict`'s output.
 
         Raises:
-            ValueError: If a field is missing or unknown.
+            ValueError: If a field is missing, unknown or of the wrong kind.
         """
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:
             raise ValueError(f"unknown trace fields: {', '.join(sorted(unknown))}")
         try:
-            return cls(**{**values, "chunk_times": tuple(values.get("chunk_times", ()))})
+            trace = cls(**{**values, "chunk_times": tuple(values.get("chunk_times", ()))})
         except TypeError as error:
             raise ValueError(f"incomplete trace: {error}") from error
+        times = [trace.scheduled, trace.sent, trace.finished, *trace.chunk_times]
+        counts = (trace.first_token, trace.prompt_tokens, trace.completion_tokens)
+        if not all(isinstance(time, int | float) for time in times) or not all(
+            isinstance(count, int | float | None) for count in counts
+        ):
+            raise ValueError("a trace has times or token counts that are no numbers")
+        return trace

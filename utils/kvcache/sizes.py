@@ -106,7 +106,7 @@ def cache_shape(config: Mapping[str, Any]) -> CacheShape:
         ConfigError: A needed field is missing, or the model keeps something other than one key
             and one value per token (latent attention, sliding windows, recurrent layers).
     """
-    config = config.get("text_config") or config
+    config = _text_config(config)
     _refuse_other_caches(config)
     query_heads = _positive(config, "num_attention_heads")
     kv_heads = query_heads
@@ -202,7 +202,7 @@ def decoder_parameters(config: Mapping[str, Any]) -> int:
     Embedding, and the output head where it is not tied; per layer the four attention projections,
     the three matrices of the gated MLP and the norms (with Qwen3's norms of queries and keys).
     """
-    config = config.get("text_config") or config
+    config = _text_config(config)
     shape = cache_shape(config)
     hidden, vocabulary = _positive(config, "hidden_size"), _positive(config, "vocab_size")
     query, kv = shape.query_heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -219,7 +219,7 @@ def activation_bytes(config: Mapping[str, Any], batch_tokens: int, dtype: str = 
     gated MLP, and the logits in float32 (all batch tokens: the worst case). Engines profile this
     with a dry run instead; treat the figure as an order of magnitude.
     """
-    config = config.get("text_config") or config
+    config = _text_config(config)
     shape = cache_shape(config)
     width = 2 * _positive(config, "hidden_size") + 2 * _positive(config, "intermediate_size")
     hidden = dtype_bytes(batch_tokens * width, shape.dtype if dtype == "auto" else dtype)
@@ -304,6 +304,13 @@ def _positive(config: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"The config has no usable {key!r} (found {value!r}).")
     return value
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config") or config
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"The config's text_config is no object (found {inner!r}).")
+    return inner
 
 
 def _refuse_other_caches(config: Mapping[str, Any]) -> None:
