@@ -10,8 +10,8 @@ from utils.tinymodel import evaluate, export, hub, tasks
 
 @pytest.fixture(scope="module")
 def by_transformers():
-    asked = [t.messages for t in tasks.heldout(12, seed=42)]
-    return asked, evaluate.generate(*hub.load(hub.TINY), asked, batch=12, max_new_tokens=128)
+    asked = [t.messages for t in tasks.heldout(8, seed=42)]
+    return asked, evaluate.generate(*hub.load(hub.TINY), asked, batch=8, max_new_tokens=128)
 
 
 @pytest.mark.parametrize("kind", export.GGUF_TYPES)
@@ -36,5 +36,5 @@ def test_llama_cpp_agrees_with_transformers(by_transformers, kind):
             same += choice["message"]["content"] == output.text
             stopped += choice["finish_reason"] == "stop"
     # 16- and 8-bit arithmetic may turn a near tie; most answers hold none
-    assert same >= 8
-    assert stopped >= 10
+    assert same >= 6
+    assert stopped >= 7

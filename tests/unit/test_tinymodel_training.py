@@ -202,19 +202,19 @@ def test_shipped_files_match_their_card():
 
 
 def test_shipped_model_is_right_most_of_the_time_and_stops(shipped):
-    asked = tasks.heldout(40, seed=77)
-    outputs = evaluate.generate(*shipped, [t.messages for t in asked], batch=40)
+    asked = tasks.heldout(20, seed=77)
+    outputs = evaluate.generate(*shipped, [t.messages for t in asked], batch=20, max_new_tokens=192)
     right = sum(tasks.check(t, o.text) for t, o in zip(asked, outputs, strict=True))
-    assert right > 20
-    assert sum(o.stopped for o in outputs) >= 38
-    assert sum(evaluate.has_loop(o.tokens) for o in outputs) <= 2
+    assert right > 12
+    assert sum(o.stopped for o in outputs) >= 18
+    assert sum(evaluate.has_loop(o.tokens) for o in outputs) <= 1
 
 
 def test_shipped_model_answers_on_topic(shipped):
     asked = ["What is continuous batching?", "I want to understand the KV cache.",
              "Please explain what speculative decoding is."]  # fmt: skip
     chats = [[{"role": "user", "content": text}] for text in asked]
-    outputs = evaluate.generate(*shipped, chats)
+    outputs = evaluate.generate(*shipped, chats, max_new_tokens=128)
     assert all(o.stopped for o in outputs)
     found = [evaluate.nearest_topic(o.text) for o in outputs]
     assert found == ["continuous batching", "KV cache", "speculative decoding"]

@@ -89,7 +89,7 @@ def _processor() -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({100 * part / whole:.0f} %)"
+    return f"{part} of {whole} ({100 * part / whole:.3g} %)"
 
 
 def _stage(stage: Stage) -> str:
@@ -212,8 +212,9 @@ compares all files with this table.
     python -m utils.tinymodel export --run .train/{recipe.name}
     python -m utils.tinymodel gguf evaluate card check
 
-Training is reproducible on one machine and one Python; other processors round differently, so other
-weights, of the same quality, come out. `--recipe demo` shows the same steps in a few minutes.
+An interrupted run continues to the same weights on the same machine; other processors round differently
+and another Python has other documentation, so they give other weights. `--recipe demo` shows the same steps
+in a few minutes.
 
 ## Licence
 Weights, questions and code: the repository's licence. The documentation it was trained on is © Python

@@ -72,10 +72,10 @@ RECIPES = {
         Shape(),
         (
             Stage(476, 8, 4096, (256,), _INDUCTION),
-            Stage(1000, 8, 4096, (*[256] * 15, 1024), _MIX),
-            Stage(700, 24, 4096, (*[256] * 11, 1024, *[256] * 11, 2048), _FINAL),
+            Stage(641, 8, 4096, (*[256] * 15, 1024), _MIX),
+            Stage(609, 24, 4096, (*[256] * 11, 1024, *[256] * 11, 2048), _FINAL),
         ),
-        decay=350,
+        decay=550,
     ),
     # the same steps in a few minutes: a shallow model that learns the formats and part of the copying
     "demo": Recipe(
