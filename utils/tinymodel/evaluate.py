@@ -230,6 +230,7 @@ def filled(tokenizer: Any, messages: Messages, size: int, seed: int) -> Messages
 
 def evaluate(folder: Path, n: int = 50) -> dict[str, Any]:
     """All measurements of the model in `folder` (bf16 weights computed in float32, greedy)."""
+    torch.set_num_threads(1)  # so small a model is faster on one
     model, tokenizer = hub.load(folder)
     return {
         "tasks": tasks_quality(model, tokenizer, n),
