@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import docker
 import docker.errors
 from docker.types import DeviceRequest, Ulimit
 
-import docker
 from utils.engines import guard
 from utils.engines.errors import EngineError, EngineStartError
 from utils.engines.spec import Container
