@@ -782,7 +782,7 @@ try:
         compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
     )
 except EngineError as reason:
-    print(f"No {modes[1]} engine to compare with:\n{reason}")
+    print(f"The {modes[1]} engine was not run here, so there is nothing to compare:\n{reason}")
 
 # %% [markdown]
 # **In words.** Compiling fuses kernels and removes work that is the same at every step: launching them one by

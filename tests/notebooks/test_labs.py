@@ -40,8 +40,10 @@ def test_notebook(stem, folder, run_notebook):
     measuring = ran.tagged("measures")
     assert measuring, "no cell is tagged as measuring"
     for id_ in measuring:
-        assert ran.took(id_) > 0.01, f"{id_} took {ran.took(id_)} s: did it measure?"
-        assert ran.printed(id_), f"{id_} shows nothing"
+        said = ran.printed(id_)
+        assert said, f"{id_} shows nothing"
+        quick = ran.took(id_) <= 0.01
+        assert not quick or "not run here" in said, f"{id_} took {ran.took(id_)} s: did it measure?"
     if ran.seconds > BUDGET_S:
         warnings.warn(
             f"{folder}/{stem}: {ran.seconds:.0f} s, budget {BUDGET_S:.0f} s", stacklevel=1
