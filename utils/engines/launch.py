@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 import time
 import weakref
 from pathlib import Path
@@ -348,7 +347,6 @@ class Progress:
         if not self.quiet:
             width = min(118, shutil.get_terminal_size().columns - 2)
             print(f"\r{f'{self.title}: {text}'[:width]:<{width}}", end="", flush=True)
-            sys.stdout.flush()
 
     def end(self, text: str) -> None:
         """Shows the last word, and ends the line."""
