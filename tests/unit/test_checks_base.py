@@ -18,14 +18,14 @@ def count_of(words, word):
     return sum(w == word for w in words)
 
 
-@check(reference=count_of, wrong={}, limit_s=0.3)
+@check(reference=count_of, limit_s=0.3)
 def count(attempt):
     """Counts a word."""
     expect_equal(attempt(WORDS, "a"), 2, what="'a' in a, b, a", hint="Count every one.")
     expect_equal(attempt([], "a"), 0, what="'a' in nothing")
 
 
-@check(reference=12, wrong={})
+@check(reference=12)
 def number(answer):
     """A value."""
     expect_equal(answer, 12, what="the number")
@@ -44,7 +44,7 @@ class Stack:
         return self.items.pop()
 
 
-@check(reference=Stack, wrong={})
+@check(reference=Stack)
 def stack(attempt):
     """A class."""
     one = attempt()
@@ -93,7 +93,7 @@ def test_a_stub_that_returns_dots_is_untouched(capsys):
 
 
 def test_a_mutable_reference_is_handed_back_as_a_copy():
-    @check(reference=[1, 2], wrong={})
+    @check(reference=[1, 2])
     def items(answer):
         expect_equal(answer, [1, 2], what="items")
 
@@ -163,7 +163,7 @@ def test_a_crash_in_a_method_is_told_with_its_line():
 
 
 def test_a_result_the_check_cannot_use_is_told_as_such():
-    @check(reference=lambda: [1], wrong={})
+    @check(reference=lambda: [1])
     def first(attempt):
         expect_equal(attempt()[0], 1, what="the first")
 
@@ -244,7 +244,7 @@ def test_changing_the_inputs_does_not_fool_the_check():
 
 
 def test_inputs_that_must_change_are_handed_over_themselves():
-    @check(reference=list.sort, wrong={}, copy_inputs=False)
+    @check(reference=list.sort, copy_inputs=False)
     def sort(attempt):
         items = [2, 1]
         attempt(items)
@@ -257,7 +257,7 @@ def test_inputs_that_must_change_are_handed_over_themselves():
 
 
 def test_inputs_that_cannot_be_copied_say_so():
-    @check(reference=lambda items: sum(items), wrong={})
+    @check(reference=lambda items: sum(items))
     def total(attempt):
         expect_equal(attempt(i for i in range(3)), 3, what="the sum")
 
@@ -343,13 +343,13 @@ def test_classes_are_checked_whole(capsys):
 
 
 def test_an_unfinished_stub_does_not_pass_for_an_expected_error(capsys):
-    @check(reference=lambda x: 1 / x, wrong={})
+    @check(reference=lambda x: 1 / x)
     def inverse(attempt):
         expect_raises(RuntimeError, lambda: attempt(0), what="1/0")
 
     assert inverse(lambda x: ...) is inverse.reference
 
-    @check(reference=lambda x: 1 / x, wrong={})
+    @check(reference=lambda x: 1 / x)
     def swallowed(attempt):
         try:
             attempt(0)

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nbgrader.utils import compute_checksum
 
 from utils.course.__main__ import main
 from utils.course.build import ROOT, build, drift, find_lab, read_labs
@@ -60,6 +61,14 @@ f = checks.f(f)
 guess = 14
 ### END SOLUTION
 
+# %% [markdown]
+# Why twice?
+
+# %% [markdown] answer="why" points=2
+# ### BEGIN SOLUTION
+# Because `scale` is 2.
+# ### END SOLUTION
+
 # %% tags=["measures"]
 print(f(2))
 '''
@@ -107,6 +116,8 @@ def test_the_learner_gets_stubs_and_the_instructor_the_solution(course):
     )
     assert cell(lab, "prediction-guess").source == "guess = None"
     source = cell(solved, "exercise-f").source
+    assert cell(lab, "answer-why").source == "*Write your answer here.*"
+    assert "`scale` is 2" in cell(solved, "answer-why").source
     assert "return scale * x" in source and "### BEGIN SOLUTION" in source and "#:" not in source
     ast.parse(source)
 
@@ -120,7 +131,7 @@ def test_the_facts_of_an_exercise_come_from_its_marker(course):
     )
     assert "<details>" in task
     assert lab.cells[0].source.endswith(
-        "*1 exercise · about 5 minutes of your own work · 3 points*"
+        "*1 exercise · about 5 minutes of your own work · 3 points, and 2 points for 1 written answer*"
     )
 
 
@@ -135,8 +146,14 @@ def test_nbgraders_metadata(course):
         assert (meta.pop("schema_version"), meta.pop("task")) == (3, False)
         if c.id in ("exercise-f", "prediction-guess"):
             assert meta == {"grade": False, "solution": True, "locked": False}
+        elif c.id == "answer-why":
+            assert meta == {"grade": True, "solution": True, "locked": False, "points": 2}
         elif c.id == "check-f":
-            assert meta == {"grade": True, "solution": False, "locked": True, "points": 3}
+            checksum = compute_checksum(c)
+            assert meta == {
+                **{"grade": True, "solution": False, "locked": True, "points": 3},
+                **{"cell_type": "code", "checksum": checksum},
+            }
         else:
             assert meta == {"grade": False, "solution": False, "locked": True}
     assert lab.cells[-1].metadata.tags == ["measures"]

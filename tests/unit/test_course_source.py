@@ -207,6 +207,52 @@ def test_a_prediction_must_name_its_variable(tmp_path):
     assert "no variable 'guess'" in only_problem(tmp_path, text).message
 
 
+ANSWER = "### BEGIN SOLUTION\n# Because.\n# ### END SOLUTION\n"
+
+
+def test_a_written_answer_is_markdown_with_points(tmp_path):
+    good = GOOD + '# %% [markdown] answer="why" points=2\n# ' + ANSWER
+    assert problems(tmp_path, good) == ()
+    assert "no points" in only_problem(tmp_path, good.replace(" points=2", "")).message
+    code = good.replace("# %% [markdown] answer", "# %% answer")
+    assert "an answer in a code cell" in problems(tmp_path, code)[0].message
+    assert "is taken" in only_problem(tmp_path, good.replace('"why"', '"f"')).message
+    without = good.replace("# ### BEGIN SOLUTION\n", "").replace("# ### END SOLUTION\n", "")
+    assert "has no solution region" in only_problem(tmp_path, without).message
+
+
+SETUP = "# %%\nimport math\n\nfrom a.b import c as d\n\nscale = 2\n\n"
+LATER = '# %% tags=["measures"]\nmeasured = 3\n\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return math.sqrt(d * scale)",
+        "rows = [len(y) for y in x]\n    return sum(rows, start=scale)",
+        "def inner(z):\n        return z + x\n    return inner(scale)",
+        "import json\n    return json.dumps(x)",
+    ],
+)
+def test_an_exercise_may_use_the_first_code_cell_and_its_own(tmp_path, body):
+    text = HEAD + SETUP + LATER + TASK + MARKER + BODY.replace("return x", body) + CHECK
+    assert problems(tmp_path, text) == ()
+
+
+@pytest.mark.parametrize("body", ["return measured * x", "return [measured for _ in x]"])
+def test_an_exercise_may_not_use_what_is_not_run_while_grading(tmp_path, body):
+    text = HEAD + SETUP + LATER + TASK + MARKER + BODY.replace("return x", body) + CHECK
+    found = only_problem(tmp_path, text)
+    assert "exercise 'f' uses measured of a cell that is not graded" in found.message
+    assert found.line == line_of(text, "exercise=")
+
+
+def test_an_exercise_may_use_an_earlier_one(tmp_path):
+    second = (TASK + MARKER + BODY + CHECK).replace('"f"', '"g"').replace("checks.f", "checks.g")
+    second = second.replace("def f(x)", "def g(x: f)").replace("f = checks.g(f)", "g = checks.g(g)")
+    assert problems(tmp_path, GOOD + second) == ()
+
+
 def test_a_lab_without_title_is_refused(tmp_path):
     found = only_problem(tmp_path, GOOD.replace("# # Lab", "# Lab"))
     assert (found.line, found.message) == (1, "the lab has no title")

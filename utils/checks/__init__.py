@@ -1,6 +1,6 @@
 """Checks: what an exercise must show. One file per lab, `lab_3_3_N.py`; base.py says how."""
 
-from utils.checks.base import Check, Outcome, Wrong, check
+from utils.checks.base import Check, Outcome, check
 from utils.checks.expect import expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks.failures import CheckFailed, NotAttempted
 from utils.checks.predictions import compare_prediction
@@ -10,7 +10,6 @@ __all__ = [
     "CheckFailed",
     "NotAttempted",
     "Outcome",
-    "Wrong",
     "check",
     "compare_prediction",
     "expect",

@@ -1,4 +1,8 @@
-"""A learner's answer as a check meets it: guarded, limited in time, errors traced to its cell."""
+"""A learner's answer as a check meets it: guarded, limited in time, errors traced to its cell.
+
+A check judges an `Answer`. In a notebook that is a `LocalAnswer`, the learner's own object; while
+grading it lives in another process (utils/grading), and the check does not see the difference.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,128 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from utils.checks.expect import brief
 
 
-class OutOfTime(BaseException):
-    """Not an Exception: a learner's `except Exception` must not swallow it."""
+class Stopped(BaseException):
+    """The answer was stopped from outside.
+
+    Not an Exception: neither a learner's nor a check's `except Exception` may swallow it.
+
+    Args:
+        message: what happened, in the exercise's own terms.
+        cause: as in `Outcome`: "time", or "limit" (memory, processes, a process that died).
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
-def signature_fault(learner: Any, reference: Any) -> str:
+def out_of_time(seconds: float) -> Stopped:
+    """What an answer that does not end is stopped with."""
+    return Stopped(f"it did not finish in {seconds:g} s. Does a loop in it never end?", "time")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What kind of thing an exercise asks for.
+
+    Attributes:
+        kind: "class", "function" or "value".
+        parameters: names of a function's parameters.
+    """
+
+    kind: str
+    parameters: tuple[str, ...] = ()
+
+    @classmethod
+    def like(cls, reference: Any) -> Wanted:
+        """The kind of thing that the reference is."""
+        if isinstance(reference, type):
+            return cls("class")
+        if not callable(reference):
+            return cls("value")
+        return cls("function", tuple(inspect.signature(reference).parameters))
+
+
+class Answer(Protocol):
+    """What a learner handed in for one exercise, wherever it lives."""
+
+    def empty(self) -> str:
+        """Why it is no attempt at all, as the rest of "not attempted (...)", or ""."""
+
+    def fault(self, wanted: Wanted) -> str:
+        """Why it is not the kind of thing that was asked for, or ""."""
+
+    def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
+        """What a check examines; errors of an unfinished stub are added to `unfinished`."""
+
+    def limit(self, seconds: float) -> AbstractContextManager[None]:
+        """Bounds what the body may ask of the answer; raises `Stopped` beyond."""
+
+    def place(self, error: BaseException) -> tuple[int, str]:
+        """Number and text of the line of the learner's cell that raised, or (0, "")."""
+
+
+class LocalAnswer:
+    """An answer that lives in this process."""
+
+    def __init__(self, learner: Any) -> None:
+        self.learner = learner
+
+    def empty(self) -> str:
+        """See `Answer`."""
+        return emptiness(self.learner)
+
+    def fault(self, wanted: Wanted) -> str:
+        """See `Answer`."""
+        return signature_fault(self.learner, wanted)
+
+    def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
+        """See `Answer`."""
+        return guard(self.learner, copy_inputs, unfinished)
+
+    def limit(self, seconds: float) -> AbstractContextManager[None]:
+        """See `Answer`."""
+        return time_limit(seconds)
+
+    def place(self, error: BaseException) -> tuple[int, str]:
+        """See `Answer`."""
+        return line_of(error, self.learner)
+
+
+def emptiness(learner: Any) -> str:
+    """Why a value is no attempt, or ""."""
+    return "it is still ..." if learner is ... else "it is still None" if learner is None else ""
+
+
+def signature_fault(learner: Any, wanted: Wanted) -> str:
     """Why the answer is not the kind of thing that was asked for, or ""."""
-    if isinstance(reference, type):
+    if wanted.kind == "class":
         return "" if isinstance(learner, type) else f"{brief(learner)} is not a class"
-    if not callable(reference):
+    if wanted.kind == "value":
         return "it is a function; give its result" if inspect.isfunction(learner) else ""
     if not callable(learner) or isinstance(learner, type):
         return f"{brief(learner)} is not a function. Did a variable take its name?"
-    wanted = list(inspect.signature(reference).parameters)
+    parameters = list(wanted.parameters)
     try:
         given = list(inspect.signature(learner).parameters.values())
     except (TypeError, ValueError):
         return f"{brief(learner)} is not a Python function"
     names = [parameter.name for parameter in given]
-    added = given[len(wanted) :]
-    if names[: len(wanted)] != wanted or any(p.default is p.empty for p in added):
-        return f"it takes ({', '.join(names)}), it should take ({', '.join(wanted)})"
+    added = given[len(parameters) :]
+    if names[: len(parameters)] != parameters or any(p.default is p.empty for p in added):
+        return f"it takes ({', '.join(names)}), it should take ({', '.join(parameters)})"
     return ""
 
 
-def guard(learner: Any, copy_inputs: bool, unfinished: list[NotImplementedError]) -> Any:
+def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
     """A function that hands on copies and notes an unfinished stub, whoever catches its error."""
     if not callable(learner) or isinstance(learner, type):
         return learner
@@ -80,7 +174,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise OutOfTime
+        raise out_of_time(seconds)
 
     began = time.monotonic()
     handler = signal.signal(signal.SIGALRM, interrupt)
@@ -95,10 +189,10 @@ def time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, rest, interval)
 
 
-def blame(error: BaseException, learner: Any) -> str:
+def blame(error: BaseException, place: tuple[int, str]) -> str:
     """What an exception says about the answer, with the line of the learner's cell."""
     named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    number, text = line_of(error, learner)
+    number, text = place
     if not number:
         return f"the check could not use what your code returned ({named})"
     return f"your code raised {named}, in line {number} of your cell: {text}"

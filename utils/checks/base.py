@@ -2,14 +2,7 @@
 
 A lab's file, `utils/checks/lab_3_3_N.py`, declares one check per exercise:
 
-    @check(
-        reference=ttft_of,
-        wrong={
-            "counts the chunk that only carries the role": first_chunk,
-            "starts when the request left, not when it was due": Wrong(late, says="scheduled"),
-            "returns milliseconds": lambda scheduled, chunks: 1000 * ttft_of(scheduled, chunks),
-        },
-    )
+    @check(reference=ttft_of)
     def ttft(attempt: Callable[..., float]) -> None:
         """Examines the learner's `ttft(scheduled, chunks)`."""
         expect_close(attempt(0.0, CHUNKS), 0.25, what="TTFT of the example", hint="In seconds?")
@@ -17,18 +10,19 @@ A lab's file, `utils/checks/lab_3_3_N.py`, declares one check per exercise:
 The function's name is the exercise's id (its title and points stand in the lab's source). Its
 body receives the learner's function, class or value and says what is wrong with `expect_*`.
 A function's arguments are deep copies, so a learner cannot change what the check compares with.
-`python -m utils.course checks` tries it on the reference, the empty stub and the wrong solutions.
+Learners have this file. What a grade rests on, and the wrong solutions that must be refused, stand
+where they have not: `solutions/grading/lab_3_3_N.py` (utils/grading/declare.py says how).
 '''
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from utils.checks.attempt import OutOfTime, blame, guard, line_of, signature_fault, time_limit
+from utils.checks.attempt import Answer, LocalAnswer, Stopped, Wanted, blame
 from utils.checks.failures import CheckFailed, NotAttempted, show
 
 GRADING = "COURSE_GRADING"
@@ -40,21 +34,13 @@ _GO_ON = (
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A wrong solution that must be refused with a message that contains `says`."""
-
-    solution: Any
-    says: str = ""
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a check found.
 
     Attributes:
         verdict: "right", "wrong" or "not attempted".
         message: in the exercise's own terms; "" when right.
-        cause: of a wrong answer: "answer", "signature", "exception" or "time".
+        cause: of a wrong answer: "answer", "signature", "exception", "time" or "limit".
     """
 
     verdict: str
@@ -69,7 +55,6 @@ class Check:
     exercise: str
     examine: Callable[[Any], None]
     reference: Any
-    wrong: Mapping[str, Wrong]
     limit_s: float
     copy_inputs: bool
 
@@ -99,27 +84,30 @@ class Check:
 
     def judge(self, learner: Any) -> Outcome:
         """Find out what an answer is worth, without showing or raising anything."""
-        if learner is None or learner is ...:
-            return Outcome("not attempted", f"it is still {'...' if learner is ... else 'None'}")
-        if fault := signature_fault(learner, self.reference):
+        return self.judge_answer(LocalAnswer(learner), self.examine)
+
+    def judge_answer(self, answer: Answer, examine: Callable[[Any], None]) -> Outcome:
+        """Judge an answer, wherever it lives, by one examination."""
+        if empty := answer.empty():
+            return Outcome("not attempted", empty)
+        if fault := answer.fault(Wanted.like(self.reference)):
             return Outcome("wrong", fault, "signature")
-        unfinished: list[NotImplementedError] = []
-        subject = guard(learner, self.copy_inputs, unfinished)
+        unfinished: list[Exception] = []
+        subject = answer.subject(self.copy_inputs, unfinished)
         outcome = Outcome("right")
         try:
-            with time_limit(self.limit_s):
-                self.examine(subject)
+            with answer.limit(self.limit_s):
+                examine(subject)
         except NotImplementedError as error:
             unfinished.append(error)
         except CheckFailed as failure:
             outcome = Outcome("wrong", str(failure), failure.cause)
-        except OutOfTime:
-            message = f"it did not finish in {self.limit_s:g} s. Does a loop in it never end?"
-            outcome = Outcome("wrong", message, "time")
+        except Stopped as stopped:
+            outcome = Outcome("wrong", str(stopped), stopped.cause)
         except (Exception, SystemExit) as error:
-            outcome = Outcome("wrong", blame(error, learner), "exception")
+            outcome = Outcome("wrong", blame(error, answer.place(error)), "exception")
         if unfinished:
-            number, _ = line_of(unfinished[0], learner)
+            number, _ = answer.place(unfinished[0])
             where = f"line {number} of your cell" if number else "your code"
             return Outcome("not attempted", f"{where} raises NotImplementedError")
         return outcome
@@ -128,7 +116,6 @@ class Check:
 def check(
     *,
     reference: Any,
-    wrong: Mapping[str, Any],
     limit_s: float = 20.0,
     copy_inputs: bool = True,
 ) -> Callable[[Callable[[Any], None]], Check]:
@@ -136,18 +123,12 @@ def check(
 
     Args:
         reference: a right solution; a learner who attempted nothing goes on with it.
-        wrong: wrong solutions by name, at least three; plain, or `Wrong(solution, says="...")`
-            to require words of the message. One that raises or never ends needs `says`.
         limit_s: seconds the whole check may take before it counts as an endless loop.
         copy_inputs: hand a function deep copies of its arguments. Turn it off where arguments
             cannot be copied (a generator) or must be changed (a queue).
     """
-    named = {
-        name: solution if isinstance(solution, Wrong) else Wrong(solution)
-        for name, solution in wrong.items()
-    }
 
     def declare(examine: Callable[[Any], None]) -> Check:
-        return Check(examine.__name__, examine, reference, named, limit_s, copy_inputs)
+        return Check(examine.__name__, examine, reference, limit_s, copy_inputs)
 
     return declare

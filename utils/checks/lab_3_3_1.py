@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from utils.benchmark import recommend
-from utils.checks import Wrong, check, expect_close, expect_equal, expect_type
+from utils.checks import check, expect_close, expect_equal, expect_type
 
 Events = list[tuple[float, str]]
 
@@ -32,62 +31,7 @@ def _stream_metrics(sent: float, events: Events, completion_tokens: int) -> dict
     return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
 
 
-def _chunks_as_tokens(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    return _stream_metrics(sent, events, sum(bool(text) for _, text in events))
-
-
-def _role_counts(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    first = events[0][0] - sent
-    right = _stream_metrics(sent, events, completion_tokens)
-    return {**right, "ttft": first, "tpot": (right["e2el"] - first) / (completion_tokens - 1)}
-
-
-def _first_token_too(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    right = _stream_metrics(sent, events, completion_tokens)
-    return {**right, "tpot": (right["e2el"] - right["ttft"]) / completion_tokens}
-
-
-def _whole_latency(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    right = _stream_metrics(sent, events, completion_tokens)
-    return {**right, "tpot": right["e2el"] / max(1, completion_tokens - 1)}
-
-
-def _strips(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    return _stream_metrics(sent, [(at, text.strip()) for at, text in events], completion_tokens)
-
-
-def _zero_for_one_chunk(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
-    times = [at for at, text in events if text]
-    ttft, e2el = times[0] - sent, times[-1] - sent
-    tpot = (e2el - ttft) / (completion_tokens - 1) if len(times) > 1 else 0.0
-    return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
-
-
-@check(
-    reference=_stream_metrics,
-    wrong={
-        "counts chunks as tokens": Wrong(_chunks_as_tokens, says="TPOT"),
-        "takes the role-only delta for a token": Wrong(_role_counts, says="TTFT"),
-        "divides by all tokens": Wrong(_first_token_too, says="first token"),
-        "TPOT from the whole latency": Wrong(_whole_latency, says="TPOT"),
-        "divides by zero for one token": Wrong(
-            lambda sent, events, completion_tokens: {
-                **_stream_metrics(sent, events, completion_tokens),
-                "tpot": (events[-2][0] - events[1][0]) / (completion_tokens - 1),
-            },
-            says="your code raised ZeroDivisionError",
-        ),
-        "takes a newline for no text": Wrong(_strips, says="newline"),
-        "decides by chunks whether TPOT is 0": Wrong(
-            _zero_for_one_chunk, says="your code raised ZeroDivisionError"
-        ),
-        "hard-coded to the example": lambda sent, events, completion_tokens: {
-            "ttft": 0.5,
-            "tpot": 0.1,
-            "e2el": 0.9,
-        },
-    },
-)
+@check(reference=_stream_metrics)
 def stream_metrics(attempt: Callable[[float, Events, int], dict[str, float]]) -> None:
     """Examines `stream_metrics(sent, events, completion_tokens)`."""
     got = attempt(10.0, STREAM, 5)
@@ -131,34 +75,7 @@ def _open_loop_latencies(arrivals: Sequence[float], service: float) -> list[floa
     return latencies
 
 
-def _omits(arrivals: Sequence[float], service: float) -> list[float]:
-    return [service for _ in arrivals]
-
-
-def _never_idle(arrivals: Sequence[float], service: float) -> list[float]:
-    return [(i + 1) * service - due + arrivals[0] for i, due in enumerate(arrivals)]
-
-
-def _only_the_one_before(arrivals: Sequence[float], service: float) -> list[float]:
-    waits = [max(0.0, a + service - b) for a, b in pairwise(arrivals)]
-    return [service, *(wait + service for wait in waits)]
-
-
-@check(
-    reference=_open_loop_latencies,
-    wrong={
-        "counts from when the request was sent": Wrong(_omits, says="coordinated omission"),
-        "the server is never idle": Wrong(_never_idle, says="idle"),
-        "waits for the one request before only": Wrong(_only_the_one_before, says="burst"),
-        "finish times instead of latencies": lambda arrivals, service: [
-            due + latency
-            for due, latency in zip(arrivals, _open_loop_latencies(arrivals, service), strict=True)
-        ],
-        "leaves out the service": lambda arrivals, service: [
-            latency - service for latency in _open_loop_latencies(arrivals, service)
-        ],
-    },
-)
+@check(reference=_open_loop_latencies)
 def open_loop_latencies(attempt: Callable[[Sequence[float], float], list[float]]) -> None:
     """Examines `open_loop_latencies(arrivals, service)`."""
     expect_close(
@@ -186,20 +103,7 @@ def _p99_of_runs(runs: Sequence[Sequence[float]]) -> float:
     return float(np.percentile(np.concatenate([np.asarray(run) for run in runs]), 99))
 
 
-@check(
-    reference=_p99_of_runs,
-    wrong={
-        "averages the runs' percentiles": Wrong(
-            lambda runs: float(np.mean([np.percentile(run, 99) for run in runs])), says="average"
-        ),
-        "the worst run's percentile": lambda runs: float(
-            max(np.percentile(run, 99) for run in runs)
-        ),
-        "the maximum": lambda runs: float(max(max(run) for run in runs)),
-        "the last run only": lambda runs: float(np.percentile(runs[-1], 99)),
-        "the median": lambda runs: float(np.median(np.concatenate(runs))),
-    },
-)
+@check(reference=_p99_of_runs)
 def p99_of_runs(attempt: Callable[[Sequence[Sequence[float]]], float]) -> None:
     """Examines `p99_of_runs(runs)`."""
     small, large = [50.0] * 10, [float(x) for x in range(1, 991)]
@@ -230,48 +134,7 @@ REQUESTS = [
 ]
 
 
-@check(
-    reference=_goodput,
-    wrong={
-        "counts failed requests": Wrong(
-            lambda requests, duration, ttft_limit, tpot_limit: (
-                sum(r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit for r in requests)
-                / duration
-            ),
-            says="failed",
-        ),
-        "one limit is enough": lambda requests, duration, ttft_limit, tpot_limit: (
-            sum(r["ok"] and (r["ttft"] <= ttft_limit or r["tpot"] <= tpot_limit) for r in requests)
-            / duration
-        ),
-        "a share instead of a rate": Wrong(
-            lambda requests, duration, ttft_limit, tpot_limit: (
-                _goodput(requests, 1.0, ttft_limit, tpot_limit) / len(requests)
-            ),
-            says="per second",
-        ),
-        "looks at TTFT alone": lambda requests, duration, ttft_limit, tpot_limit: _goodput(
-            requests, duration, ttft_limit, math.inf
-        ),
-        "below, not at, the limit": Wrong(
-            lambda requests, duration, ttft_limit, tpot_limit: (
-                sum(r["ok"] and r["ttft"] < ttft_limit and r["tpot"] < tpot_limit for r in requests)
-                / duration
-            ),
-            says="at a limit",
-        ),
-        "takes an unknown value for a good one": Wrong(
-            lambda requests, duration, ttft_limit, tpot_limit: (
-                sum(
-                    r["ok"] and not r["ttft"] > ttft_limit and not r["tpot"] > tpot_limit
-                    for r in requests
-                )
-                / duration
-            ),
-            says="NaN",
-        ),
-    },
-)
+@check(reference=_goodput)
 def goodput(attempt: Callable[[Sequence[dict[str, Any]], float, float, float], float]) -> None:
     """Examines `goodput(requests, duration, ttft_limit, tpot_limit)`."""
     expect_close(
@@ -306,40 +169,7 @@ def _mean_interval(values: Sequence[float], t: float) -> tuple[float, float]:
     return float(array.mean() - reach), float(array.mean() + reach)
 
 
-def _spread(values: Sequence[float], reach: float) -> tuple[float, float]:
-    mean = float(np.mean(values))
-    return mean - reach, mean + reach
-
-
-@check(
-    reference=_mean_interval,
-    wrong={
-        "standard deviation instead of standard error": Wrong(
-            lambda values, t: _spread(values, t * float(np.std(values, ddof=1))),
-            says="standard error",
-        ),
-        "divides by n, not n - 1": Wrong(
-            lambda values, t: _spread(values, t * float(np.std(values)) / len(values) ** 0.5),
-            says="n - 1",
-        ),
-        "divides by 2, whatever n": Wrong(
-            lambda values, t: _spread(values, t * float(np.std(values, ddof=1)) / 2), says="nine"
-        ),
-        "divides by n / 2": Wrong(
-            lambda values, t: _spread(
-                values, t * float(np.std(values, ddof=1)) / (len(values) / 2)
-            ),
-            says="nine",
-        ),
-        "leaves out t": lambda values, t: _spread(
-            values, float(np.std(values, ddof=1)) / len(values) ** 0.5
-        ),
-        "smallest and largest": lambda values, t: (min(values), max(values)),
-        "around the median": lambda values, t: tuple(
-            x - float(np.mean(values)) + float(np.median(values)) for x in _mean_interval(values, t)
-        ),
-    },
-)
+@check(reference=_mean_interval)
 def mean_interval(attempt: Callable[[Sequence[float], float], tuple[float, float]]) -> None:
     """Examines `mean_interval(values, t)`."""
     values = [100.0, 104.0, 99.0, 109.0]
@@ -368,32 +198,7 @@ def _decode_ceiling(
     return batch * bandwidth / (weight_bytes + batch * context * kv_bytes_per_token)
 
 
-@check(
-    reference=_decode_ceiling,
-    wrong={
-        "forgets that a batch shares the weights": Wrong(
-            lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-                bandwidth / (weight_bytes + context * kv_bytes_per_token)
-            ),
-            says="batch",
-        ),
-        "forgets the KV cache": Wrong(
-            lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-                batch * bandwidth / weight_bytes
-            ),
-            says="KV cache",
-        ),
-        "reads the KV cache of one": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-            batch * bandwidth / (weight_bytes + context * kv_bytes_per_token)
-        ),
-        "per request": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-            _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / batch
-        ),
-        "bits for bytes": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
-            _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / 8
-        ),
-    },
-)
+@check(reference=_decode_ceiling)
 def decode_ceiling(attempt: Callable[[float, float, float, int, int], float]) -> None:
     """Examines `decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch)`."""
     spark, llama = 273e9, 16.1e9
@@ -441,52 +246,7 @@ ROWS = [
 ]
 
 
-def _top(rows: Sequence[dict[str, Any]], good: Callable[[dict[str, Any]], bool]) -> str | None:
-    kept = [row for row in rows if good(row)]
-    return max(kept, key=lambda row: row["output_throughput"])["label"] if kept else None
-
-
-@check(
-    reference=recommend.best_for_api,
-    wrong={
-        "ignores the limit": Wrong(
-            lambda rows, ttft_limit_ms: _top(
-                rows, lambda row: row["concurrency"] == 32 and not row["failed"]
-            ),
-            says="limit",
-        ),
-        "looks at every concurrency": Wrong(
-            lambda rows, ttft_limit_ms: _top(
-                rows, lambda row: row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]
-            ),
-            says="highest concurrency",
-        ),
-        "counts runs with failures": Wrong(
-            lambda rows, ttft_limit_ms: _top(
-                rows, lambda row: row["concurrency"] == 32 and row["p95_ttft_ms"] <= ttft_limit_ms
-            ),
-            says="failed",
-        ),
-        "assumes 32": lambda rows, ttft_limit_ms: _top(
-            rows,
-            lambda row: (
-                row["concurrency"] == 32
-                and row["p95_ttft_ms"] <= ttft_limit_ms
-                and not row["failed"]
-            ),
-        ),
-        "drops failed runs, then looks for the highest concurrency": Wrong(
-            lambda rows, ttft_limit_ms: recommend.best_for_api(
-                [row for row in rows if not row["failed"]], ttft_limit_ms
-            ),
-            says="all rows",
-        ),
-        "lowest TTFT": lambda rows, ttft_limit_ms: min(
-            (r for r in rows if r["concurrency"] == 32 and not r["failed"]),
-            key=lambda row: row["p95_ttft_ms"],
-        )["label"],
-    },
-)
+@check(reference=recommend.best_for_api)
 def best_for_api(attempt: Callable[[Sequence[dict[str, Any]], float], str | None]) -> None:
     """Examines `best_for_api(rows, ttft_limit_ms)`."""
     what = "the engine for an API with p95 TTFT within 500 ms"

@@ -9,7 +9,6 @@ from typing import Any
 
 from utils.checks import (
     CheckFailed,
-    Wrong,
     check,
     expect,
     expect_close,
@@ -58,40 +57,7 @@ def _kv_bytes(config: Config, value_bytes: int) -> int:
     return int(2 * config["num_hidden_layers"] * kv_heads * head_dim * value_bytes)
 
 
-def _all_heads(config: Config, value_bytes: int) -> int:
-    return _kv_bytes({**config, "num_key_value_heads": config["num_attention_heads"]}, value_bytes)
-
-
-def _no_head_dim(config: Config, value_bytes: int) -> int:
-    return _kv_bytes({k: v for k, v in config.items() if k != "head_dim"}, value_bytes)
-
-
-def _width_over_kv_heads(config: Config, value_bytes: int) -> int:
-    kv_heads = config.get("num_key_value_heads", config["num_attention_heads"])
-    return _kv_bytes({"head_dim": config["hidden_size"] // kv_heads, **config}, value_bytes)
-
-
-def _both_fields_or_none(config: Config, value_bytes: int) -> int:
-    if "num_key_value_heads" not in config:
-        return int(2 * config["num_hidden_layers"] * config["hidden_size"] * value_bytes)
-    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"]
-    return int(config["num_hidden_layers"] * per_layer * value_bytes)
-
-
-@check(
-    reference=_kv_bytes,
-    wrong={
-        "keeps keys only": Wrong(lambda config, value_bytes: _kv_bytes(config, value_bytes) // 2),
-        "counts query heads": Wrong(_all_heads, says="KV heads"),
-        "divides hidden_size though head_dim is given": Wrong(_no_head_dim, says="head_dim"),
-        "divides hidden_size by KV heads": Wrong(_width_over_kv_heads, says="query heads"),
-        "needs head_dim where KV heads are given": Wrong(_both_fields_or_none, says="head_dim"),
-        "always two bytes": Wrong(lambda config, value_bytes: _kv_bytes(config, 2), says="FP8"),
-        "one layer": Wrong(
-            lambda config, value_bytes: _kv_bytes({**config, "num_hidden_layers": 1}, value_bytes)
-        ),
-    },
-)
+@check(reference=_kv_bytes)
 def kv_bytes_per_token(attempt: Callable[..., int]) -> None:
     """Examines the learner's `kv_bytes_per_token(config, value_bytes)`."""
     plain = attempt(PLAIN, 2)
@@ -122,35 +88,7 @@ def _capacity(
     return blocks, blocks // -(-request_tokens // block_size)
 
 
-def _shares_blocks(
-    budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int
-) -> tuple[int, int]:
-    blocks = budget_bytes // (token_bytes * block_size)
-    return blocks, blocks * block_size // request_tokens
-
-
-def _rounds_blocks_up(
-    budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int
-) -> tuple[int, int]:
-    blocks = -(-budget_bytes // (token_bytes * block_size))
-    return blocks, blocks // -(-request_tokens // block_size)
-
-
-def _one_block_more(
-    budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int
-) -> tuple[int, int]:
-    blocks = budget_bytes // (token_bytes * block_size)
-    return blocks, blocks // (request_tokens // block_size + 1)
-
-
-@check(
-    reference=_capacity,
-    wrong={
-        "lets requests share a block": Wrong(_shares_blocks, says="block of its own"),
-        "rounds the blocks up": Wrong(_rounds_blocks_up, says="budget"),
-        "a block too many for full blocks": Wrong(_one_block_more, says="exactly"),
-    },
-)
+@check(reference=_capacity)
 def capacity(attempt: Callable[..., tuple[int, int]]) -> None:
     """Examines the learner's `capacity(budget_bytes, token_bytes, block_size, request_tokens)`."""
     blocks, requests = _pair(attempt(1000, 10, 4, 9))
@@ -173,57 +111,7 @@ def _pair(answer: object) -> tuple[int, int]:
     return answer
 
 
-class _FreesShared(BlockPool):
-    def release(self, block: int) -> None:
-        self.references[block] = 0
-        self.free.append(block)
-
-
-class _NeverFrees(BlockPool):
-    def release(self, block: int) -> None:
-        if self.references[block] == 0:
-            raise ValueError(block)
-        self.references[block] -= 1
-
-
-class _FreesTwice(BlockPool):
-    def release(self, block: int) -> None:
-        self.references[block] = max(0, self.references[block] - 1)
-        if self.references[block] == 0:
-            self.free.append(block)
-
-
-class _NoReference(BlockPool):
-    def allocate(self) -> int:
-        if not self.free:
-            raise OutOfBlocks
-        return self.free.popleft()
-
-
-class _SharesFree(BlockPool):
-    def share(self, block: int) -> None:
-        self.references[block] += 1
-
-
-class _WrapsAround(BlockPool):
-    def allocate(self) -> int:
-        if not self.free:
-            self.references[0] += 1
-            return 0
-        return super().allocate()
-
-
-@check(
-    reference=BlockPool,
-    wrong={
-        "frees a block that others still use": Wrong(_FreesShared, says="still"),
-        "never gives a block back": Wrong(_NeverFrees, says="free list"),
-        "frees a block twice": Wrong(_FreesTwice, says="twice"),
-        "hands out a block without a reference": Wrong(_NoReference, says="reference"),
-        "shares a free block": Wrong(_SharesFree, says="free"),
-        "hands out a used block when none is free": Wrong(_WrapsAround, says="OutOfBlocks"),
-    },
-)
+@check(reference=BlockPool)
 def block_pool(attempt: type[BlockPool]) -> None:
     """Examines the learner's class `block_pool(num_blocks, block_size)`."""
     pool = attempt(3, 4)
@@ -283,103 +171,7 @@ def _append_slot(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[in
     return last, copy
 
 
-def _writes_in_place(pool: BlockPool, table: list[int], num_tokens: int) -> None:
-    if num_tokens % pool.block_size == 0:
-        table.append(pool.allocate())
-
-
-def _always_copies(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if num_tokens % pool.block_size == 0:
-        table.append(pool.allocate())
-        return None
-    last, table[-1] = table[-1], pool.allocate()
-    pool.release(last)
-    return last, table[-1]
-
-
-def _keeps_reference(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    answer = _append_slot(pool, table, num_tokens)
-    if answer is not None:
-        pool.share(answer[0])
-    return answer
-
-
-def _copies_full(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if num_tokens % pool.block_size or not table or pool.references[table[-1]] == 1:
-        return _append_slot(pool, table, num_tokens)
-    last, table[-1] = table[-1], pool.allocate()
-    pool.release(last)
-    table.append(pool.allocate())
-    return last, table[-2]
-
-
-def _copies_for_two(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if num_tokens % pool.block_size and pool.references[table[-1]] > 2:
-        return None
-    return _append_slot(pool, table, num_tokens)
-
-
-def _shared(pool: BlockPool, table: list[int], num_tokens: int) -> bool:
-    return num_tokens % pool.block_size > 0 and pool.references[table[-1]] > 1
-
-
-def _releases_first(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if not _shared(pool, table, num_tokens):
-        return _append_slot(pool, table, num_tokens)
-    original = table[-1]
-    pool.release(original)
-    table[-1] = pool.allocate()
-    return original, table[-1]
-
-
-def _pops_first(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if not _shared(pool, table, num_tokens):
-        return _append_slot(pool, table, num_tokens)
-    original = table.pop()
-    table.append(pool.allocate())
-    pool.release(original)
-    return original, table[-1]
-
-
-def _takes_from_free(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    if not _shared(pool, table, num_tokens):
-        return _append_slot(pool, table, num_tokens)
-    original, table[-1] = table[-1], pool.free.popleft()
-    pool.references[table[-1]] = 1
-    pool.release(original)
-    return original, table[-1]
-
-
-def _gives_up(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    try:
-        return _append_slot(pool, table, num_tokens)
-    except OutOfBlocks:
-        return None
-
-
-def _appends_copy(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
-    answer = _append_slot(pool, table, num_tokens)
-    if answer is not None:
-        table.insert(-1, answer[0])
-    return answer
-
-
-@check(
-    reference=_append_slot,
-    copy_inputs=False,
-    wrong={
-        "writes into a shared block": Wrong(_writes_in_place, says="other sequence"),
-        "copies a block of its own": Wrong(_always_copies, says="nobody else"),
-        "keeps its reference to the original": Wrong(_keeps_reference, says="lets go"),
-        "copies a full block": Wrong(_copies_full, says="full"),
-        "keeps the original in its table": Wrong(_appends_copy, says="block table"),
-        "copies only if exactly two share": Wrong(_copies_for_two, says="three"),
-        "lets go before it has a copy": Wrong(_releases_first, says="references"),
-        "takes the block out of the table first": Wrong(_pops_first, says="block table"),
-        "takes a copy past allocate": Wrong(_takes_from_free, says="OutOfBlocks"),
-        "returns None when no block is free": Wrong(_gives_up, says="OutOfBlocks"),
-    },
-)
+@check(reference=_append_slot, copy_inputs=False)
 def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
     """Examines the learner's `append_slot(pool, table, num_tokens)`."""
     pool = BlockPool(6, 4)
@@ -456,40 +248,7 @@ def _unused(lengths: list[int], block_size: int) -> float:
     return (held - sum(lengths)) / held
 
 
-def _per_token(lengths: list[int], block_size: int) -> float:
-    held = sum(-(-length // block_size) * block_size for length in lengths)
-    return (held - sum(lengths)) / sum(lengths)
-
-
-def _whole_block_more(lengths: list[int], block_size: int) -> float:
-    held = sum((length // block_size + 1) * block_size for length in lengths)
-    return (held - sum(lengths)) / held
-
-
-def _mean_of_shares(lengths: list[int], block_size: int) -> float:
-    return sum(_unused([length], block_size) for length in lengths) / len(lengths)
-
-
-def _half_a_block(lengths: list[int], block_size: int) -> float:
-    waste = len(lengths) * block_size / 2
-    return waste / (sum(lengths) + waste)
-
-
-def _blocks_of_four(lengths: list[int], block_size: int) -> float:
-    return _unused(lengths, 4)
-
-
-@check(
-    reference=_unused,
-    wrong={
-        "divides by tokens": Wrong(_per_token, says="held"),
-        "an empty block behind a full one": Wrong(_whole_block_more, says="exactly"),
-        "mean of the requests' shares": Wrong(_mean_of_shares, says="all requests"),
-        "half a block each, by rule of thumb": _half_a_block,
-        "blocks of 4, whatever block_size": Wrong(_blocks_of_four, says="block_size"),
-        "percent": Wrong(lambda lengths, block_size: 100 * _unused(lengths, block_size), "held"),
-    },
-)
+@check(reference=_unused)
 def unused_share(attempt: Callable[..., float]) -> None:
     """Examines the learner's `unused_share(lengths, block_size)`."""
     hint = "4 slots are held and 3 used: the answer is the share of the held slots, 0 to 1."
@@ -502,84 +261,7 @@ def unused_share(attempt: Callable[..., float]) -> None:
     expect_close(attempt([20], 16), 0.375, what="one request of 20 tokens, blocks of 16", hint=hint)
 
 
-def _schedule_with(
-    victim: int = -1,
-    requeue: str = "front",
-    admit: str = "in order",
-    budget: bool = True,
-    only_when_idle: bool = False,
-    whole_prompt: bool = True,
-    asks_for_one: bool = False,
-    plans_zero: bool = False,
-) -> Decide:
-    """A scheduler with one thing wrong."""
-
-    def schedule(waiting: Queue, running: list[Sequence], limits: Limits) -> dict[int, int]:
-        plan: dict[int, int] = {}
-        left = limits.token_budget if budget else 10**9
-        preempted, idle, position = False, not running, 0
-        while position < len(running) and (left > 0 or plans_zero):
-            sequence = running[position]
-            tokens = min(sequence.remaining, left)
-            while sequence in running and not sequence.fits(1 if asks_for_one else tokens):
-                loser = running.pop(victim)
-                plan.pop(loser.job.job_id, None)
-                loser.preempt()
-                preempted = True
-                (waiting.appendleft if requeue == "front" else waiting.append)(loser)
-            if sequence not in running:
-                break
-            position = running.index(sequence) + 1
-            sequence.take(tokens)
-            plan[sequence.job.job_id] = tokens
-            left -= tokens
-        may_admit = not preempted and (idle or not only_when_idle)
-        while may_admit and waiting and left > 0 and len(running) < limits.max_running:
-            if admit == "shortest":
-                waiting.rotate(-min(range(len(waiting)), key=lambda i: waiting[i].remaining))
-            if admit == "skips the long" and not limits.chunked_prefill:
-                short = (i for i, other in enumerate(waiting) if other.remaining <= left)
-                waiting.rotate(-next(short, 0))
-            sequence = waiting[0]
-            tokens = min(sequence.remaining, left)
-            needed = sequence.remaining if whole_prompt else tokens
-            chunk = tokens < sequence.remaining and not limits.chunked_prefill
-            if chunk or not sequence.fits(needed):
-                break
-            running.append(waiting.popleft())
-            sequence.take(tokens)
-            plan[sequence.job.job_id] = tokens
-            left -= tokens
-        return plan
-
-    return schedule
-
-
-@check(
-    reference=_reference_schedule,
-    copy_inputs=False,
-    wrong={
-        "preempts the oldest": Wrong(_schedule_with(victim=0), says="youngest"),
-        "sends the preempted to the end": Wrong(_schedule_with(requeue="back"), says="front"),
-        "lets the shortest overtake": Wrong(_schedule_with(admit="shortest"), says="first come"),
-        "ignores the token budget": Wrong(_schedule_with(budget=False), says="budget"),
-        "static: admits only when nobody runs": Wrong(
-            _schedule_with(only_when_idle=True), says="place is free"
-        ),
-        "admits a prompt that will not fit": Wrong(
-            _schedule_with(whole_prompt=False), says="whole prompt"
-        ),
-        "skips a prompt that is too long for the step": Wrong(
-            _schedule_with(admit="skips the long"), says="overtakes"
-        ),
-        "asks for room for one token, then takes more": Wrong(
-            _schedule_with(asks_for_one=True), says="request.fits"
-        ),
-        "plans 0 tokens when the budget is spent": Wrong(
-            _schedule_with(plans_zero=True), says="gets no tokens"
-        ),
-    },
-)
+@check(reference=_reference_schedule, copy_inputs=False)
 def schedule(attempt: Decide) -> None:
     """Examines the learner's `schedule(waiting, running, limits)`."""
     _admission(attempt)
@@ -699,45 +381,7 @@ def _predict(concurrency: int, tpot_s: dict[int, float]) -> float:
     return concurrency / (base + per_request * concurrency)
 
 
-def _proportional(concurrency: int, tpot_s: dict[int, float]) -> float:
-    return concurrency / tpot_s[min(tpot_s)]
-
-
-def _line_through_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
-    (low, fast), (high, slow) = sorted(tpot_s.items())
-    slope = (high / slow - low / fast) / (high - low)
-    return low / fast + slope * (concurrency - low)
-
-
-def _lower_level_is_one(concurrency: int, tpot_s: dict[int, float]) -> float:
-    (_, fast), (high, slow) = sorted(tpot_s.items())
-    return _predict(concurrency, {1: fast, high: slow})
-
-
-def _smaller_time_first(concurrency: int, tpot_s: dict[int, float]) -> float:
-    times = tpot_s.values()
-    return _predict(concurrency, {min(tpot_s): min(times), max(tpot_s): max(times)})
-
-
-def _time_instead(concurrency: int, tpot_s: dict[int, float]) -> float:
-    return concurrency / _predict(concurrency, tpot_s)
-
-
-def _one_request(concurrency: int, tpot_s: dict[int, float]) -> float:
-    return _predict(concurrency, tpot_s) / concurrency
-
-
-@check(
-    reference=_predict,
-    wrong={
-        "a step costs the same at any batch": Wrong(_proportional, says="longer"),
-        "a line through the throughputs": Wrong(_line_through_throughput, says="seconds"),
-        "returns the time of a step": Wrong(_time_instead, says="tokens per second"),
-        "takes the lower level for 1": Wrong(_lower_level_is_one, says="levels 4 and 16"),
-        "takes the smaller time for the lower level": Wrong(_smaller_time_first, says="falls"),
-        "returns one request's speed": Wrong(_one_request, says="all"),
-    },
-)
+@check(reference=_predict)
 def predict_throughput(attempt: Callable[..., float]) -> None:
     """Examines the learner's `predict_throughput(concurrency, tpot_s)`."""
     flat = attempt(10, {1: 0.01, 5: 0.01})

@@ -27,6 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("--headless", action="store_true", help="print the URL, open no browser")
     tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
+    graded = commands.add_parser("grade", help="grade a folder of submissions")
+    graded.add_argument("submissions", type=Path, help="one folder per student")
+    graded.add_argument("out", type=Path, help="where gradebook, feedback and report go")
+    graded.add_argument("--sandbox", default="bubblewrap", help="bubblewrap (default) or none")
+    graded.add_argument("--seed", help="of the hidden inputs, for instance the name of the class")
+    graded.add_argument("--jobs", type=int, help="notebooks judged at the same time")
     args = parser.parse_args(argv)
     try:
         if args.command == "build":
@@ -35,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             return _list(args.root)
         if args.command == "lab":
             open_lab(args.lab, headless=args.headless, root=args.root)
+        if args.command == "grade":
+            return _grade(args)
         from utils.course.trial import report
 
         return report(args.root, messages=args.messages)
@@ -63,6 +71,13 @@ def _check(root: Path, only: str | None) -> int:
         return 1
     print("every notebook is what its source makes")
     return 0
+
+
+def _grade(args: argparse.Namespace) -> int:
+    from utils.course.grade import Options, grade
+
+    given = {key: vars(args)[key] for key in ("sandbox", "seed", "jobs") if vars(args)[key]}
+    return grade(args.root, args.submissions.resolve(), args.out.resolve(), Options(**given))
 
 
 def _list(root: Path) -> int:

@@ -52,6 +52,15 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
 
   After the measurement: `compare_prediction(speedup_at_32, measured, what="...", unit="x")` from
   utils.checks. It says so when no prediction was made.
+* A **written answer** is a markdown cell that a person grades, in nbgrader's formgrader. What stands
+  between the markers is a model answer; the learner sees a line that asks for one. The cell before it
+  asks the question:
+
+      # %% [markdown] answer="why_not_more" points=2
+      # ### BEGIN SOLUTION
+      # The step is bound by arithmetic from there on.
+      # ### END SOLUTION
+
 * Other code cells hold at most 25 lines of code (blank lines and comments do not count); more
   belongs in a module. The only other key is `tags`, with `tags=["measures"]` for a cell that runs
   an engine (the tests want it to take time and to print) and `tags=["raises-exception"]` for one
@@ -62,8 +71,11 @@ fails when they differ. Notebooks are never edited by hand; `build` refuses to o
 somebody ran or edited. Ids of cells do not change when a cell is inserted: exercises, checks,
 tasks and predictions have theirs from the exercise, other cells from their own text.
 
+While a lab is graded, only its first code cell and the exercises run: what an exercise uses comes from
+there, from an earlier exercise, or from itself.
+
 nbgrader's metadata (schema 3) is written too: exercise and prediction cells are solution cells,
-check cells are grade cells with the exercise's points, everything else is locked.
+check cells are grade cells with the exercise's points, answers are both, everything else is locked.
 '''
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from utils.course.problems import Problem
 from utils.course.regions import Split, split_regions
+from utils.course.scope import names_from_elsewhere
 from utils.course.source import Cell, LabSource
+from utils.grading.cells import defined_names
 
 MAX_CODE_LINES = 25
 MAX_DIFFICULTY = 5
@@ -20,6 +22,7 @@ _KEYS = {
     "exercise": {"exercise", "title", "minutes", "difficulty", "points"},
     "check": {"check"},
     "prediction": {"prediction"},
+    "answer": {"answer", "points"},
     "plain": {"tags"},
 }
 Refuse = Callable[[Cell, int, str, str], None]
@@ -42,13 +45,15 @@ class Part:
     """A cell with its role in the lab.
 
     Attributes:
-        role: "exercise", "check", "prediction", "task" (the markdown before an exercise), "plain".
-        id: id of the exercise or prediction; "" for plain cells.
+        role: "exercise", "check", "prediction", "answer" (written, graded by a person), "task" (the
+            markdown before an exercise), "plain".
+        id: id of the exercise, prediction or answer; "" for plain cells.
         kind: "code" or "markdown".
         solved: source in the instructors' notebook.
         stubbed: source in the learners' notebook.
         tags: Jupyter cell tags.
         exercise: the facts of the exercise that an exercise, task or check cell belongs to.
+        points: what a written answer is worth.
     """
 
     role: str
@@ -58,6 +63,7 @@ class Part:
     stubbed: str
     tags: tuple[str, ...] = ()
     exercise: Exercise | None = None
+    points: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,11 @@ class Lab:
     parts: tuple[Part, ...]
     exercises: tuple[Exercise, ...]
     problems: tuple[Problem, ...]
+
+    @property
+    def answers(self) -> tuple[Part, ...]:
+        """The written answers."""
+        return tuple(part for part in self.parts if part.role == "answer")
 
 
 def read_lab(source: LabSource) -> Lab:
@@ -81,35 +92,41 @@ def read_lab(source: LabSource) -> Lab:
     roles = [_role(cell, refuse) for cell in source.cells]
     exercises: dict[str, Exercise] = {}
     parts: list[Part] = []
-    predictions: set[str] = set()
+    others: set[str] = set()  # ids of predictions and written answers
     for cell, role in zip(source.cells, roles, strict=True):
         id_ = str(cell.options.get(role, "")) if role != "plain" else ""
         if role != "plain" and not _ID.fullmatch(id_):
             refuse(cell, -1, f"{role}={id_!r} is not an id", "Use a Python name in lower case.")
         if role == "exercise":
-            if id_ in exercises or id_ in predictions:
+            if id_ in exercises or id_ in others:
                 refuse(cell, -1, f"the id {id_!r} is taken", "Give each exercise an id of its own.")
             exercises[id_] = _facts(cell, id_, len(exercises) + 1, refuse)
-        if role == "prediction":
-            if id_ in exercises or id_ in predictions:
-                refuse(cell, -1, f"the id {id_!r} is taken", "Give each prediction its own id.")
-            predictions.add(id_)
+        if role in ("prediction", "answer"):
+            if id_ in exercises or id_ in others:
+                refuse(cell, -1, f"the id {id_!r} is taken", f"Give each {role} its own id.")
+            others.add(id_)
         split = _split(cell, role, id_, refuse)
         tags = _tags(cell, refuse)
-        parts.append(Part(role, id_, cell.kind, split.solved, split.stubbed, tags))
+        points = _whole(cell, role, id_, "points", 100, refuse) if role == "answer" else 0
+        part = Part(role, id_, cell.kind, split.solved, split.stubbed, tags, points=points)
+        parts.append(part)
     parts = _join(source, parts, exercises, refuse)
+    if not problems:
+        _stands_alone(source, parts, refuse)
     problems.sort(key=lambda problem: problem.line)
     return Lab(source, tuple(parts), tuple(exercises.values()), tuple(problems))
 
 
 def _role(cell: Cell, refuse: Refuse) -> str:
-    roles = [role for role in ("exercise", "check", "prediction") if role in cell.options]
+    roles = [role for role in ("exercise", "check", "prediction", "answer") if role in cell.options]
     if len(roles) > 1:
         refuse(cell, -1, f"a cell cannot be {' and '.join(roles)}", "Keep one of the keys.")
     role = roles[0] if roles else "plain"
     if cell.kind not in ("code", "markdown"):
         refuse(cell, -1, f"a {cell.kind} cell", "Use a code or a markdown cell.")
-    if roles and cell.kind != "code":
+    if role == "answer" and cell.kind != "markdown":
+        refuse(cell, -1, "an answer in a code cell", "Add `[markdown]` to the marker.")
+    elif roles and role != "answer" and cell.kind != "code":
         refuse(cell, -1, f"a {role} in a markdown cell", "Remove `[markdown]` from the marker.")
     if _BROKEN in cell.options:
         message = f"the marker line does not parse at {cell.options[_BROKEN]!r}"
@@ -123,12 +140,7 @@ def _role(cell: Cell, refuse: Refuse) -> str:
 
 def _facts(cell: Cell, id_: str, number: int, refuse: Refuse) -> Exercise:
     def whole(key: str, most: int) -> int:
-        value = cell.options.get(key)
-        if type(value) is int and 1 <= value <= most:
-            return value
-        message = f"exercise {id_!r} has no {key}" if value is None else f"{key}={value!r}"
-        refuse(cell, -1, message, f"Write {key}=N on the marker line, N from 1 to {most}.")
-        return 1
+        return _whole(cell, "exercise", id_, key, most, refuse)
 
     title = cell.options.get("title")
     if not isinstance(title, str) or not title.strip():
@@ -141,6 +153,16 @@ def _facts(cell: Cell, id_: str, number: int, refuse: Refuse) -> Exercise:
         whole("difficulty", MAX_DIFFICULTY),
         whole("points", 100),
     )
+
+
+def _whole(cell: Cell, role: str, id_: str, key: str, most: int, refuse: Refuse) -> int:
+    """A whole number from 1 to `most` on the marker line."""
+    value = cell.options.get(key)
+    if type(value) is int and 1 <= value <= most:
+        return value
+    message = f"{role} {id_!r} has no {key}" if value is None else f"{key}={value!r}"
+    refuse(cell, -1, message, f"Write {key}=N on the marker line, N from 1 to {most}.")
+    return 1
 
 
 def _tags(cell: Cell, refuse: Refuse) -> tuple[str, ...]:
@@ -156,15 +178,17 @@ def _split(cell: Cell, role: str, id_: str, refuse: Refuse) -> Split:
     stub = f'raise NotImplementedError("Exercise {id_}: replace this line by your code")'
     if role == "prediction":
         stub = f"{id_} = None"
+    elif role == "answer":
+        stub = "*Write your answer here.*"
     faults: list[tuple[int, str, str]] = []
     split = split_regions(cell.source, stub, lambda *fault: faults.append(fault))
     for fault in faults:
         refuse(cell, *fault)
-    if role in ("exercise", "prediction"):
+    if role in ("exercise", "prediction", "answer"):
         if not split.regions:
             fix = "Put `### BEGIN SOLUTION` and `### END SOLUTION` around what the learner writes."
             refuse(cell, -1, f"{role} {id_!r} has no solution region", fix)
-        if not faults:
+        if not faults and role != "answer":
             _runs_untouched(cell, role, id_, split, refuse)
     elif split.regions:
         fix = 'Write exercise="..." on the marker line, or remove the markers.'
@@ -199,6 +223,24 @@ def _runs_untouched(cell: Cell, role: str, id_: str, split: Split, refuse: Refus
             message = f"the untouched cell of {id_!r} would stop Run All"
             fix = "Outside a function write a stub that runs: a line `#: name = ...` below BEGIN."
             refuse(cell, -1, message, fix)
+
+
+def _stands_alone(source: LabSource, parts: list[Part], refuse: Refuse) -> None:
+    """An exercise can be run with no more than the lab's first code cell and earlier exercises."""
+    known: set[str] = set()
+    first = True
+    for cell, part in zip(source.cells, parts, strict=True):
+        if part.kind == "code" and first:
+            known |= defined_names(part.solved)
+            first = False
+        elif part.role == "exercise":
+            used = names_from_elsewhere(part.solved) | names_from_elsewhere(part.stubbed)
+            if used - known:
+                lacking = ", ".join(sorted(used - known))
+                message = f"exercise {part.id!r} uses {lacking} of a cell that is not graded"
+                fix = "Define or import it in the lab's first code cell, or in the exercise."
+                refuse(cell, -1, message, fix)
+            known |= defined_names(part.solved)
 
 
 def _join(

@@ -73,11 +73,11 @@ def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) ->
     source = part.solved if solved else part.stubbed
     if part.role == "task" and part.exercise is not None:
         source = f"{_heading(part.exercise)}\n\n{source}"
-    if index == 0 and lab.exercises:
+    if index == 0 and (lab.exercises or lab.answers):
         source = f"{source}\n\n{_summary(lab)}"
     id_ = _cell_id(part, seen)
     metadata: dict[str, Any] = {"nbgrader": _nbgrader(part, id_)}
-    if part.role in ("exercise", "check", "prediction"):
+    if part.role in ("exercise", "check", "prediction", "answer"):
         metadata["deletable"] = False
     if part.role == "check":
         metadata["editable"] = False
@@ -87,7 +87,13 @@ def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) ->
     cell: dict[str, Any] = {"cell_type": part.kind, "id": id_, "metadata": metadata}
     if part.kind == "code":
         cell |= {"execution_count": None, "outputs": []}
-    return cell | {"source": lines}
+    cell["source"] = lines
+    if part.role == "check":  # JupyterLab's Validate button says when a check was changed
+        from nbgrader.utils import compute_checksum  # takes seconds to import
+
+        node = nbformat.from_dict({**cell, "source": source})  # type: ignore[no-untyped-call]
+        metadata["nbgrader"] |= {"cell_type": "code", "checksum": compute_checksum(node)}
+    return cell
 
 
 def _cell_id(part: Part, seen: Counter[str]) -> str:
@@ -100,9 +106,9 @@ def _cell_id(part: Part, seen: Counter[str]) -> str:
 
 
 def _nbgrader(part: Part, id_: str) -> dict[str, Any]:
-    writable = part.role in ("exercise", "prediction")
+    writable = part.role in ("exercise", "prediction", "answer")
     metadata: dict[str, Any] = {
-        "grade": part.role == "check",
+        "grade": part.role in ("check", "answer"),
         "grade_id": id_,
         "locked": not writable,
         "schema_version": 3,
@@ -111,6 +117,8 @@ def _nbgrader(part: Part, id_: str) -> dict[str, Any]:
     }
     if part.role == "check" and part.exercise is not None:
         metadata["points"] = part.exercise.points
+    if part.role == "answer":
+        metadata["points"] = part.points
     return metadata
 
 
@@ -125,4 +133,9 @@ def _summary(lab: Lab) -> str:
     minutes = count(sum(exercise.minutes for exercise in lab.exercises), "minute")
     points = count(sum(exercise.points for exercise in lab.exercises), "point")
     exercises = count(len(lab.exercises), "exercise")
-    return f"*{exercises} · about {minutes} of your own work · {points}*"
+    written = ""
+    if lab.answers:
+        answers = count(len(lab.answers), "written answer")
+        more = count(sum(answer.points for answer in lab.answers), "point")
+        written = f", and {more} for {answers}"
+    return f"*{exercises} · about {minutes} of your own work · {points}{written}*"

@@ -9,22 +9,14 @@ def ttft_of(scheduled, chunks):
     return next(at for at, text in chunks if text) - scheduled
 
 
-@check(
-    reference=ttft_of,
-    wrong={
-        "counts the chunk without text": lambda scheduled, chunks: chunks[0][0] - scheduled,
-        "milliseconds": lambda scheduled, chunks: 1000 * ttft_of(scheduled, chunks),
-        "hard-coded": lambda scheduled, chunks: 0.5,
-    },
-    limit_s=1.0,
-)
+@check(reference=ttft_of, limit_s=1.0)
 def ttft(attempt):
     """Examines `ttft(scheduled, chunks)`."""
     expect_close(attempt(10.0, EXAMPLE), 0.5, what="TTFT of the example", hint="In seconds?")
     expect_close(attempt(0.0, [(1.25, "a")]), 1.25, what="TTFT of a single chunk")
 
 
-@check(reference=12288, wrong={"keys only": 6144, "bits": 98304, "float": 12288.0})
+@check(reference=12288)
 def kv_bytes(answer):
     """Examines the number."""
     expect_equal(answer, 12288, what="bytes per token")

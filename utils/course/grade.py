@@ -1,0 +1,336 @@
+"""`make grade`: a folder of submissions becomes a gradebook, feedback pages, a CSV file and a report.
+
+Two stages. Each notebook is judged in a process of its own, and the findings are written to
+`OUT/judged/`; then they are entered into nbgrader's gradebook, one after the other. Both go on where
+they were stopped, and neither does again what is done: findings carry a digest of all that they depend
+on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+from utils.benchmark.files import to_json, write_whole
+from utils.course.build import read_labs
+from utils.course.collect import Submission, collect
+from utils.course.gradebook import Gradebook, judgement_path, read_judgement
+from utils.course.graded_report import Graded, print_summary, write_report
+from utils.course.notebook import render
+from utils.course.problems import CourseError
+from utils.course.trial import checks_of, modules
+from utils.grading.cells import MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
+from utils.grading.declare import DEFAULT_SEED, FOLDER, Grading, load_gradings
+from utils.grading.judge import Judge
+from utils.grading.sandbox import Limits, Sandbox, SandboxError, find_sandbox
+from utils.grading.seal import build_sealed
+from utils.grading.session import Session
+
+COURSE_FILE = "course.json"
+ENTERED = ".entered"
+_PR_SET_PDEATHSIG = 1
+_MEMORY_BYTES = 3 << 30  # of one notebook's judge, which reads what the learner's code returns
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to grade.
+
+    Attributes:
+        sandbox: "bubblewrap" or "none".
+        seed: of the hidden parts' inputs; a gradebook keeps to the one it began with.
+        jobs: notebooks judged at the same time.
+        limits: of what a submission may take.
+    """
+
+    sandbox: str = "bubblewrap"
+    seed: str = DEFAULT_SEED
+    jobs: int = os.cpu_count() or 1
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class GradedLab:
+    """A lab with all that its grades depend on; `digest` stands for that."""
+
+    notebook: str
+    cells: LabCells
+    gradings: Mapping[str, Grading]
+    number: str
+    digest: str
+
+
+def grade(root: Path, submissions: Path, out: Path, options: Options | None = None) -> int:
+    """Grade a folder of submissions.
+
+    Args:
+        root: the instructors' repository.
+        submissions: `<student>/lab-3.3.N-*.ipynb`.
+        out: nbgrader's course folder; made, or gone on with.
+        options: how.
+
+    Returns:
+        0, or 1 when something could not be graded.
+
+    Raises:
+        CourseError: it cannot begin; the message says what to do.
+    """
+    options = options or Options()
+    labs = read_graded_labs(root, options.seed)
+    found = collect(submissions, labs)
+    with _hold(out, options), tempfile.TemporaryDirectory(prefix="grading-") as scratch:
+        sandbox = _sandbox(root, Path(scratch), labs, options)
+        for line in sandbox.protections():
+            print(f"  {line}")
+        print(f"  {options.limits}\n", flush=True)
+        failed = _judge_all(root, out, found.submissions, labs, sandbox, options)
+        book = Gradebook(out)
+        for name, lab in labs.items():
+            book.add_lab(name, lab.notebook)
+        entered = [item for item in found.submissions if str(item) not in failed]
+        for item in entered:
+            _enter(book, out, item, labs[item.lab])
+        scores = book.scores()
+        graded = [
+            Graded(
+                item.student,
+                item.lab,
+                *scores[item.student, item.lab],
+                read_judgement(out, item.student, item.lab),
+            )
+            for item in entered
+        ]
+        earlier = sorted({f"{s}/{lab}" for s, lab in scores} - {str(item) for item in entered})
+        facts = {
+            "protections": [*sandbox.protections(), str(options.limits)],
+            "seed": options.seed,
+            "complaints": list(found.complaints),
+            "failed": failed,
+            "earlier": earlier,
+        }
+        paths = [book.export(), write_report(out, graded, facts)]
+    print_summary(graded, facts, [*paths, out / "feedback", out / "gradebook.db"])
+    return 1 if failed else 0
+
+
+def read_graded_labs(root: Path, seed: str) -> dict[str, GradedLab]:
+    """All labs with exercises, by name.
+
+    Raises:
+        CourseError: a source breaks a rule, or this is a release.
+    """
+    try:
+        gradings = load_gradings(root)
+    except FileNotFoundError as error:
+        raise CourseError(str(error)) from error
+    machinery = [
+        *(root / "utils" / "grading").glob("*.py"),
+        *(root / "utils" / "checks").glob("[!l]*.py"),
+    ]
+    found = {}
+    for lab in read_labs(root):
+        if not lab.exercises:
+            continue
+        notebook = render(lab, solved=False)
+        number, name = lab.source.number, lab.source.stem
+        module = f"lab_{number.replace('.', '_')}.py"
+        digest = hashlib.sha256(f"{notebook}{seed}".encode())
+        for path in [
+            root / FOLDER / module,
+            root / "utils" / "checks" / module,
+            *sorted(machinery),
+        ]:
+            digest.update(path.read_bytes())
+        cells = read_lab_cells(json.loads(notebook), name)
+        by_exercise = gradings.get(number, {})
+        if missing := [slot.id for slot in cells.exercises if slot.id not in by_exercise]:
+            raise CourseError(f"{FOLDER / module} does not grade {', '.join(missing)} of {name}.")
+        found[name] = GradedLab(notebook, cells, by_exercise, number, digest.hexdigest())
+    return found
+
+
+def _sandbox(root: Path, scratch: Path, labs: Mapping[str, GradedLab], options: Options) -> Sandbox:
+    sealed, home = scratch / "course", scratch / "home"
+    home.mkdir()
+    gradings = [grading for lab in labs.values() for grading in lab.gradings.values()]
+    build_sealed(root, sealed, [seal for grading in gradings for seal in grading.seals()])
+    try:
+        return find_sandbox(options.sandbox, sealed, root / "models", home)
+    except SandboxError as error:
+        raise CourseError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _hold(out: Path, options: Options) -> Iterator[None]:
+    """Take the folder for this grading alone, after a look at whether it is one of ours."""
+    facts = {"made_by": "make grade", "seed": options.seed}
+    course = out / COURSE_FILE
+    if out.exists() and not out.is_dir():
+        raise CourseError(f"OUT={out} is a file. Name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not course.is_file():
+        raise CourseError(
+            f"{out} holds other things than grades. Name an empty folder, or a new one."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CourseError(
+                f"Another grading writes to {out}. Wait for it, or stop it."
+            ) from error
+        if course.is_file():
+            seed = json.loads(course.read_text(encoding="utf-8")).get("seed")
+            if seed != options.seed:
+                raise CourseError(
+                    f"{out} was graded with SEED={seed}. Go on with that, or name another OUT."
+                )
+        else:
+            write_whole(course, to_json(facts))
+        yield
+
+
+# ---- judging
+
+
+def _judge_all(
+    root: Path,
+    out: Path,
+    submissions: Sequence[Submission],
+    labs: Mapping[str, GradedLab],
+    sandbox: Sandbox,
+    options: Options,
+) -> dict[str, str]:
+    """Judge what is not judged yet; returns why, for each that could not be."""
+    failed: dict[str, str] = {}
+    waiting = [item for item in submissions if not _judged(out, item, labs[item.lab])]
+    ready = len(submissions) - len(waiting)
+    print(f"{len(submissions)} notebooks, {ready} of them judged before", flush=True)
+    running: dict[ForkProcess, tuple[Submission, float]] = {}
+    context = multiprocessing.get_context("fork")
+    waiting.reverse()
+    try:
+        while waiting or running:
+            while waiting and len(running) < options.jobs:
+                item = waiting.pop()
+                task = _Task(root, out, item, labs[item.lab], sandbox, options)
+                process = context.Process(target=task.run, daemon=True)
+                process.start()
+                running[process] = (item, time.monotonic() + options.limits.clock_s)
+            for process, (item, deadline) in list(running.items()):
+                process.join(0.05)
+                if process.is_alive() and time.monotonic() < deadline:
+                    continue
+                process.kill()
+                process.join()
+                del running[process]
+                if reason := _outcome(out, item, labs[item.lab]):
+                    failed[str(item)] = reason
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+    return failed
+
+
+def _outcome(out: Path, item: Submission, lab: GradedLab) -> str:
+    """Print the line of one notebook; returns why it could not be judged, or ""."""
+    failure = judgement_path(out, item.student, item.lab).with_suffix(".failed")
+    if _judged(out, item, lab):
+        found = read_judgement(out, item.student, item.lab)
+        most = sum(exercise.points for exercise in found.exercises)
+        notes = f", {len(found.notes)} notes" if found.notes else ""
+        print(f"  {item.student:<24} {item.lab:<36} {found.score:>3}/{most}{notes}", flush=True)
+        return ""
+    reason = "the grader's process ended"
+    if failure.is_file():
+        reason = failure.read_text(encoding="utf-8")
+        failure.unlink()
+    print(f"  {item.student:<24} {item.lab:<36} NOT GRADED: {reason.splitlines()[0]}", flush=True)
+    return reason
+
+
+def _key(item: Submission, lab: GradedLab) -> str:
+    digest = hashlib.sha256(lab.digest.encode())
+    with item.path.open("rb") as file:
+        digest.update(file.read(MAX_FILE_BYTES + 1))
+    return digest.hexdigest()
+
+
+def _judged(out: Path, item: Submission, lab: GradedLab) -> bool:
+    path = judgement_path(out, item.student, item.lab)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return bool(stored["key"] == _key(item, lab))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One notebook, judged in a process of its own: what a submission makes it do ends with it."""
+
+    root: Path
+    out: Path
+    item: Submission
+    lab: GradedLab
+    sandbox: Sandbox
+    options: Options
+
+    def run(self) -> None:
+        """Judge, and write the findings whole."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.RLIM_INFINITY))
+        path = judgement_path(self.out, self.item.student, self.item.lab)
+        try:
+            descriptor = os.open(self.item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as file:
+                handed = pick(file.read(MAX_FILE_BYTES + 1), self.lab.cells)
+            checks = checks_of(modules()[self.lab.number])
+            judge = Judge(
+                self.lab.cells,
+                checks,
+                lambda spent: Session(self.sandbox, self.options.limits, spent),
+                gradings=self.lab.gradings,
+                root=self.root,
+                seed=self.options.seed,
+            )
+            judgement = judge.judge(handed)
+            found = {
+                "key": _key(self.item, self.lab),
+                "judgement": judgement.to_dict(),
+                "texts": handed.texts,
+            }
+            write_whole(path, to_json(found))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            write_whole(path.with_suffix(".failed"), reason)
+
+
+# ---- entering
+
+
+def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> None:
+    """Enter one notebook's findings, unless these very findings are entered."""
+    path = judgement_path(out, item.student, item.lab)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    stamp = path.with_suffix(ENTERED)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == found["key"]:
+        return
+    notebook = merge(json.loads(lab.notebook), found["texts"])
+    book.enter(item.student, item.lab, notebook)
+    write_whole(stamp, found["key"])

@@ -1,0 +1,216 @@
+"""The gradebook: nbgrader's, fed with what the judge found.
+
+nbgrader keeps the scores (SQLite), makes the feedback pages and the CSV file, and shows the course in
+its formgrader. It executes nothing here: where its own autograder would run a notebook, `Verdicts` puts
+in what the judge has found, as the outputs of the check cells.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+from nbgrader.apps.api import NbGraderAPI
+from nbgrader.plugins.export import CsvExportPlugin
+from nbgrader.preprocessors import (
+    CheckCellMetadata,
+    ComputeChecksums,
+    LimitOutput,
+    NbGraderPreprocessor,
+    SaveAutoGrades,
+    SaveCells,
+)
+from traitlets.config import Config
+
+from utils.grading.judge import ExerciseResult, Judgement
+
+JUDGED = "judged"
+CONFIG = """# Read by nbgrader and its formgrader; written by `make grade`.
+from utils.course.gradebook import configure
+
+configure(get_config())  # noqa: F821
+"""
+
+
+class GradebookError(Exception):
+    """nbgrader refused something; the message holds its log."""
+
+
+def configure(config: Config) -> Config:
+    """What this course's nbgrader does differently; see the module."""
+    config.GenerateAssignment.preprocessors = [ComputeChecksums, SaveCells, CheckCellMetadata]
+    config.Autograde.autograde_preprocessors = [
+        Verdicts,
+        LimitOutput,
+        SaveAutoGrades,
+        CheckCellMetadata,
+    ]
+    return config
+
+
+class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
+    """Puts into a notebook what the judge found; stands where nbgrader executes."""
+
+    def preprocess(
+        self, nb: NotebookNode, resources: dict[str, Any]
+    ) -> tuple[NotebookNode, dict[str, Any]]:
+        """See nbconvert; runs in the course's folder."""
+        facts = resources["nbgrader"]
+        judgement = read_judgement(Path.cwd(), facts["student"], facts["assignment"])
+        by_id = {exercise.id: exercise for exercise in judgement.exercises}
+        for cell in nb.cells:
+            role, _, key = cell.get("id", "").partition("-")
+            if role == "exercise" and key in by_id:
+                cell.outputs = _nodes(by_id[key].outputs)
+            elif role == "check" and key in by_id:
+                cell.outputs = _nodes(_verdict(by_id[key]))
+        nb.cells.insert(1, _how_it_was_graded(judgement))
+        return nb, resources
+
+
+def judgement_path(out: Path, student: str, lab: str) -> Path:
+    """Where the judge's findings on one notebook are kept."""
+    return out / JUDGED / student / f"{lab}.json"
+
+
+def read_judgement(out: Path, student: str, lab: str) -> Judgement:
+    """Read one notebook's findings."""
+    path = judgement_path(out, student, lab)
+    return Judgement.from_dict(json.loads(path.read_text(encoding="utf-8"))["judgement"])
+
+
+def _nodes(outputs: list[dict[str, Any]]) -> list[NotebookNode]:
+    return [nbformat.from_dict(output) for output in outputs]  # type: ignore[no-untyped-call]
+
+
+def _verdict(result: ExerciseResult) -> list[dict[str, Any]]:
+    """Outputs of a check cell, from which nbgrader reads the score (its `determine_grade`)."""
+    lines = [f"{result.id}: {result.score} of {result.points} points"]
+    for part in result.parts:
+        sign = "✔" if part.score else "✘"
+        why = f": {part.message}" if part.message else ""
+        lines.append(f"  {sign} {part.score}/{part.points}  {part.title}{why}")
+    if result.message and not any(result.message == part.message for part in result.parts):
+        lines.append(f"  {result.message}")
+    text = "\n".join(lines) + "\n"
+    outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": "stdout", "text": text}]
+    if result.score == 0:
+        message = result.message or result.verdict
+        outputs.append(
+            {
+                "output_type": "error",
+                "ename": "NotAttempted" if result.verdict == "not attempted" else "CheckFailed",
+                "evalue": message,
+                "traceback": [f"{result.id}: {result.verdict}. {message}"],
+            }
+        )
+    elif result.score < result.points:
+        partial = {
+            "data": {"text/plain": str(result.score)},
+            "execution_count": None,
+            "metadata": {},
+        }
+        outputs.append({"output_type": "execute_result"} | partial)
+    return outputs
+
+
+def _how_it_was_graded(judgement: Judgement) -> NotebookNode:
+    """A cell for the learner. Its text may quote the learner, so nothing of it is markup."""
+    said = [note.learner for note in judgement.notes if note.learner]
+    lines = ["### How this notebook was graded", ""]
+    lines += [
+        "Your exercises were run in the course's own copy of the lab; cells that start an engine were "
+        "not run. The points of each exercise stand below its check, part by part. Parts were tried on "
+        "inputs that differ from those of the check you have.",
+        "",
+    ]
+    if said:
+        lines += ["<ul>", *(f"<li>{html.escape(' '.join(text.split()))}</li>" for text in said)]
+        lines += ["</ul>", ""]
+    cell: NotebookNode = new_markdown_cell("\n".join(lines))  # type: ignore[no-untyped-call]
+    cell.id = "how-it-was-graded"
+    return cell
+
+
+def path_with_tools() -> str:
+    """PATH with this environment's programs: nbgrader calls one (alembic) by its bare name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+class Gradebook:
+    """nbgrader on one course folder.
+
+    Args:
+        out: the folder; `gradebook.db`, `submitted/`, `autograded/` and `feedback/` are made in it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        os.environ["PATH"] = path_with_tools()
+        (out / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
+        config = configure(Config())
+        config.CourseDirectory.root = str(out)
+        logging.getLogger("traitlets").setLevel(logging.ERROR)
+        self._api = NbGraderAPI(config=config)
+        self._api.log_level = logging.ERROR
+
+    def add_lab(self, lab: str, notebook: str) -> None:
+        """Make a lab known: its cells and points.
+
+        Raises:
+            GradebookError: its cells are not those that earlier submissions were graded with.
+        """
+        path = self.out / "source" / lab / f"{lab}.ipynb"
+        if path.is_file() and path.read_text(encoding="utf-8") == notebook and self._knows(lab):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(notebook, encoding="utf-8")
+        self._do(self._api.generate_assignment(lab, force=True))
+
+    def _knows(self, lab: str) -> bool:
+        with self._api.gradebook as gradebook:
+            return any(a.name == lab and a.notebooks for a in gradebook.assignments)
+
+    def enter(self, student: str, lab: str, notebook: Mapping[str, Any]) -> None:
+        """Enter one submission: score, feedback. Its judgement must have been written.
+
+        Raises:
+            GradebookError: nbgrader failed.
+        """
+        path = self.out / "submitted" / student / lab / f"{lab}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+        self._do(self._api.autograde(lab, student, force=True))
+        self._do(self._api.generate_feedback(lab, student, force=True))
+
+    def scores(self) -> dict[tuple[str, str], tuple[float, float, bool]]:
+        """By student and lab: points, the most possible, and whether some await a person."""
+        with self._api.gradebook as gradebook:
+            return {
+                (s.student.id, s.assignment.name): (s.score, s.max_score, s.needs_manual_grade)
+                for assignment in gradebook.assignments
+                for s in assignment.submissions
+            }
+
+    def export(self) -> Path:
+        """Write `grades.csv`, nbgrader's own export."""
+        path = self.out / "grades.csv"
+        plugin = CsvExportPlugin()
+        plugin.to, plugin.student, plugin.assignment = str(path), [], []
+        with self._api.gradebook as gradebook:
+            plugin.export(gradebook)
+        return path
+
+    def _do(self, result: Mapping[str, Any]) -> None:
+        if not result["success"]:
+            log = "\n".join(str(result.get(key, "")) for key in ("log", "error")).strip()
+            raise GradebookError(log[-3000:])
