@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     graded.add_argument("--sandbox", default="bubblewrap", help="bubblewrap (default) or none")
     graded.add_argument("--seed", help="of the hidden inputs, for instance the name of the class")
     graded.add_argument("--jobs", type=int, help="notebooks judged at the same time")
+    sample = commands.add_parser("sample-class", help="write submissions to practise on")
+    sample.add_argument("folder", type=Path, help="where to; one folder per student")
     args = parser.parse_args(argv)
     try:
         if args.command == "build":
@@ -41,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             return _list(args.root)
         if args.command == "lab":
             open_lab(args.lab, headless=args.headless, root=args.root)
+        if args.command == "sample-class":
+            return _sample_class(args.root, args.folder)
         if args.command == "grade":
             return _grade(args)
         from utils.course.trial import report
@@ -78,6 +82,14 @@ def _grade(args: argparse.Namespace) -> int:
 
     given = {key: vars(args)[key] for key in ("sandbox", "seed", "jobs") if vars(args)[key]}
     return grade(args.root, args.submissions.resolve(), args.out.resolve(), Options(**given))
+
+
+def _sample_class(root: Path, folder: Path) -> int:
+    from utils.grading.declare import load_sample_class
+
+    written = load_sample_class(root).write_class(root, folder)
+    print(f"wrote {len(written)} submissions to {folder}")
+    return 0
 
 
 def _list(root: Path) -> int:

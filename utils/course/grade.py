@@ -100,6 +100,8 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
         book = Gradebook(out)
         for name, lab in labs.items():
             book.add_lab(name, lab.notebook)
+        for student in found.students:
+            book.add_student(student)
         entered = [item for item in found.submissions if str(item) not in failed]
         for item in entered:
             _enter(book, out, item, labs[item.lab])

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nbgrader.preprocessors import (
     SaveAutoGrades,
     SaveCells,
 )
+from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
 from utils.grading.judge import ExerciseResult, Judgement
@@ -174,7 +176,12 @@ class Gradebook:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(notebook, encoding="utf-8")
-        self._do(self._api.generate_assignment(lab, force=True))
+        self._do(lambda: self._api.generate_assignment(lab, force=True))
+
+    def add_student(self, student: str) -> None:
+        """Make a student known, also one who handed in nothing."""
+        with self._api.gradebook as gradebook:
+            gradebook.update_or_create_student(student)
 
     def _knows(self, lab: str) -> bool:
         with self._api.gradebook as gradebook:
@@ -189,8 +196,8 @@ class Gradebook:
         path = self.out / "submitted" / student / lab / f"{lab}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
-        self._do(self._api.autograde(lab, student, force=True))
-        self._do(self._api.generate_feedback(lab, student, force=True))
+        self._do(lambda: self._api.autograde(lab, student, force=True))
+        self._do(lambda: self._api.generate_feedback(lab, student, force=True))
 
     def scores(self) -> dict[tuple[str, str], tuple[float, float, bool]]:
         """By student and lab: points, the most possible, and whether some await a person."""
@@ -210,7 +217,10 @@ class Gradebook:
             plugin.export(gradebook)
         return path
 
-    def _do(self, result: Mapping[str, Any]) -> None:
+    def _do(self, step: Callable[[], Mapping[str, Any]]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)  # nbgrader's sessions, under SQLAlchemy 2
+            result = step()
         if not result["success"]:
             log = "\n".join(str(result.get(key, "")) for key in ("log", "error")).strip()
             raise GradebookError(log[-3000:])

@@ -145,6 +145,11 @@ def load_gradings(root: Path) -> dict[str, dict[str, Grading]]:
     return found
 
 
+def load_sample_class(root: Path) -> ModuleType:
+    """The module `solutions/grading/sample_class.py`."""
+    return _load(root / FOLDER / "sample_class.py")
+
+
 def _load(path: Path) -> ModuleType:
     name = f"course_grading.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -167,11 +167,11 @@ class Judge:
         else:
             worker.keep(text, slot)
             self._parts(worker, slot, answer, result)
-        if worker.alive and worker.session().listening():
+        if worker.listens_now():
             learner = f"The cell of {slot.id} opened a port, which nobody could reach."
             notes.append(Note(learner, f"{slot.id}: listens on a port (in the sandbox)", slot.id))
-        if error is not None and error.name == "NameError":
-            notes += _left_out(slot, error, handed)
+        notes += _left_out(slot, f"{error} {result.message}", handed)
+        worker.sweep()
         return result
 
     def _parts(
@@ -214,6 +214,7 @@ class _Worker:
         self._cells: list[tuple[str, str]] = []  # text that runs, and the untouched cell
         self._session: Session | None = None
         self._lifted: list[str] = []
+        self._listens = False
 
     @property
     def alive(self) -> bool:
@@ -240,7 +241,7 @@ class _Worker:
 
     def _prepare(self, session: Session) -> None:
         try:
-            _, error = session.run(self.judge.lab.setup)
+            _, error = session.run(self.judge.lab.setup, ours=True)
             gradings = self.judge.gradings or {}
             session.agree({kind for grading in gradings.values() for kind in grading.returns})
             self._unseal(session, self._lifted)
@@ -270,6 +271,17 @@ class _Worker:
         except Stopped as stopped:
             return Outcome("wrong", str(stopped), stopped.cause)
         return check.judge_answer(answer, examine)
+
+    def listens_now(self) -> bool:
+        """Whether a port was opened since this was asked last."""
+        before = self._listens
+        self._listens = self.alive and self.session().listening()
+        return self._listens and not before
+
+    def sweep(self) -> None:
+        """End a session in which an exercise left processes: the next one starts afresh."""
+        if self.alive and self.session().strays():
+            self.close()
 
     def lift(self, grading: Grading | None) -> None:
         """Bring back what was sealed for an exercise that is judged now."""
@@ -309,10 +321,12 @@ def _no_answer(slot: Slot, error: LearnersError | None) -> str:
     return f"the cell does not run: it raised {error}{where}"
 
 
-def _left_out(slot: Slot, error: LearnersError, handed: HandedIn) -> Iterable[Note]:
+def _left_out(slot: Slot, said: str, handed: HandedIn) -> Iterable[Note]:
     """A name that only a cell of the learner's own defines."""
-    for name in set().union(*map(defined_names, handed.others)):
-        if repr(name) in error.text:
+    if "NameError" not in said:
+        return
+    for name in sorted(set().union(*map(defined_names, handed.others))):
+        if repr(name) in said:
             yield Note(
                 f"{name!r} is defined in a cell of your own. Only the exercises' cells are graded: "
                 f"put it into the cell of {slot.id}.",

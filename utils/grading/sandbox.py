@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-NOBODY = 65534
+_FIRST_USER = 1_000_000  # above it nobody has files
 _TEMPORARY_BYTES = 64 << 20
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/fonts", "/etc/alternatives")
@@ -40,7 +40,8 @@ class Limits:
     Attributes:
         memory_bytes: of all processes of one notebook together, and data of each.
         processes: at once, threads included.
-        cell_s: seconds of processor time that one cell may take; a check has its own limit.
+        cell_s: seconds of processor time that one cell may take.
+        check_s: the same for one check or hidden part, where the check does not say less.
         notebook_s: seconds of processor time of one notebook, all restarts included.
         idle_s: seconds that a cell or a check may wait without computing anything.
         clock_s: seconds by the clock for one notebook; the last resort.
@@ -49,6 +50,7 @@ class Limits:
     memory_bytes: int = 2 << 30
     processes: int = 96
     cell_s: float = 20.0
+    check_s: float = 20.0
     notebook_s: float = 180.0
     idle_s: float = 20.0
     clock_s: float = 1800.0
@@ -56,8 +58,8 @@ class Limits:
     def __str__(self) -> str:
         return (
             f"{self.memory_bytes / 2**30:g} GiB of memory and {self.processes} processes per "
-            f"notebook; {self.cell_s:g} s of processor time per cell and {self.notebook_s:g} s per "
-            f"notebook; {self.idle_s:g} s of waiting"
+            f"notebook; {self.cell_s:g} s of processor time per cell and per check, "
+            f"{self.notebook_s:g} s per notebook; {self.idle_s:g} s of waiting"
         )
 
 
@@ -81,6 +83,7 @@ def _variables(course: str, home: str) -> dict[str, str]:
         "HOME": home,
         "IPYTHONDIR": f"{home}/ipython",
         "LANG": "C.UTF-8",
+        "LOGNAME": "learner",
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": f"{home}/matplotlib",
         "OMP_NUM_THREADS": "1",
@@ -158,7 +161,8 @@ class Bubblewrap:
         command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", "/course/labs"]
         command += ["--chdir", "/course/labs", "--"]
         if root:
-            drop = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+            user = str(_FIRST_USER + os.getpid())  # processes are counted by user
+            drop = ["--reuid", user, "--regid", user, "--clear-groups"]
             drop += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
             command += [shutil.which("setpriv") or "setpriv", *drop]
         return [*command, sys.executable, *python]
@@ -170,7 +174,7 @@ class Bubblewrap:
     def protections(self) -> list[str]:
         """See `Sandbox`."""
         user = (
-            f"another user ({NOBODY}), no capabilities, no new privileges"
+            "another user for each notebook, no capabilities, no new privileges"
             if os.geteuid() == 0
             else "a user namespace of its own, no capabilities, no further user namespaces"
         )

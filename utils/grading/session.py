@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -91,6 +91,7 @@ class Session:
                 raise
             said = self._errors.decode(errors="replace")[-_ERROR_TEXT:]
             raise RuntimeError(f"the worker did not start: {stopped}\n{said}") from stopped
+        self._family = len(self._tree.children(recursive=True))
 
     def __enter__(self) -> Session:
         return self
@@ -132,18 +133,27 @@ class Session:
 
     # ---- asking
 
-    def run(self, code: str) -> tuple[list[dict[str, Any]], LearnersError | None]:
-        """Run a cell: what it showed (nbformat's outputs, text and pictures), what ended it."""
-        reply = self._ask("run", code=code)
-        with _untrusted("what the cell showed"):
+    def run(
+        self, code: str, *, ours: bool = False
+    ) -> tuple[list[dict[str, Any]], LearnersError | None]:
+        """Run a cell: what it showed (nbformat's outputs, text and pictures), what ended it.
+
+        Args:
+            code: the cell.
+            ours: whether it is the course's own, which gets more time.
+        """
+        with self.budget(_START_S if ours else self.limits.cell_s):
+            reply = self._exchange("run", code=code)
+        with self._reading("what the cell showed"):
             error = reply["error"]
             return list(_outputs(reply["outputs"])), None if error is None else _described(error)
 
     def look(self, variable: str, wanted: Wanted) -> RemoteAnswer | None:
         """What the cells made of a variable; None if there is none."""
         asked = {"variable": variable, "kind": wanted.kind, "parameters": wanted.parameters}
-        found = self._ask("look", **asked)
-        with _untrusted("your answer"):
+        with self.budget(self.limits.cell_s):
+            found = self._exchange("look", **asked)
+        with self._reading("your answer"):
             return RemoteAnswer(self, found) if found["found"] is True else None
 
     def agree(self, classes: Iterable[type]) -> None:
@@ -161,7 +171,16 @@ class Session:
 
     def read(self, node: Any) -> Any:
         """A value that stands alone in a reply."""
-        return Codec(self, self.classes, agree=True).decode(node)
+        with self._reading("your answer"):
+            return Codec(self, self.classes, agree=True).decode(node)
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Whatever a reply holds that it should not ends the session, and nothing else."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            self._end(f"{what} cannot be read ({error})")
 
     def use(self, handle: int, how: str, *args: Any, restore: bool = False, **kwargs: Any) -> Any:
         """Call, read or change what is behind a handle.
@@ -172,7 +191,7 @@ class Session:
         codec = Codec(self, self.classes, agree=True)
         sent = codec.encode([list(args), kwargs])
         reply = self._exchange("use", handle=handle, how=how, arguments=sent, restore=restore)
-        with _untrusted("its result"):
+        with self._reading("its result"):
             result, _ = codec.decode(reply["value"])
             error = None if reply["error"] is None else _described(reply["error"]).rebuild()
         if error is not None:
@@ -180,8 +199,8 @@ class Session:
         return result
 
     def _ask(self, operation: str, **what: Any) -> dict[str, Any]:
-        """One request of the grader's own, within the limit of a cell."""
-        with self.budget(self.limits.cell_s):
+        """One request of the grader's own."""
+        with self.budget(_START_S):
             return self._exchange(operation, **what)
 
     def _exchange(self, operation: str, **what: Any) -> dict[str, Any]:
@@ -195,7 +214,7 @@ class Session:
         self._send(to_bytes({"n": self._number, "op": operation} | what))
         reply = self._receive(self._number)
         if "failed" in reply:
-            raise Died(f"your code broke the process it ran in ({str(reply['failed'])[:200]})")
+            self._end(f"your code broke the process it ran in ({str(reply['failed'])[:200]})")
         return reply
 
     # ---- wire.Handles
@@ -258,32 +277,34 @@ class Session:
             return None
         size = int.from_bytes(self._buffer[:4], "big")
         if size > MAX_BYTES:
-            raise Died("your code wrote into the grader's pipe")
+            self._end("your code wrote into the grader's pipe")
         if len(self._buffer) < 4 + size:
             return None
         text, self._buffer = self._buffer[4 : 4 + size], self._buffer[4 + size :]
         try:
             return from_bytes(text)
         except WireError as error:
-            raise Died(f"your code wrote into the grader's pipe ({error})") from error
+            self._end(f"your code wrote into the grader's pipe ({error})")
 
     def _look(self, waited_s: float = 0.0) -> None:
         """See what the worker takes; end what takes too much."""
         if self._process.poll() is not None:
             raise self._gone()
-        memory, seconds, count, busy = 0, 0.0, 0, False
+        seconds, busy, family = 0.0, False, []
         with contextlib.suppress(psutil.Error):
-            for process in [self._tree, *self._tree.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    memory += process.memory_info().rss
-                    seconds += sum(process.cpu_times()[:4])
-                    busy = busy or process.status() not in _WAITING
-                    count += 1
+            family = [self._tree, *self._tree.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                seconds += sum(process.cpu_times()[:4])
+                busy = busy or process.status() not in _WAITING
         self._seen_s = max(self._seen_s, seconds)
         self._idle_s = 0.0 if busy else self._idle_s + waited_s
         limits = self.limits
+        memory = sum(_memory(process, shared=True) for process in family)
         if memory > limits.memory_bytes:
-            took = f"{memory / 2**30:.1f} GiB of memory in {count} processes"
+            memory = sum(_memory(process, shared=False) for process in family)
+        if memory > limits.memory_bytes:
+            took = f"{memory / 2**30:.1f} GiB of memory in {len(family)} processes"
             self._end(f"it took {took}; the limit is {limits.memory_bytes / 2**30:g} GiB")
         if self.spent_s > limits.notebook_s:
             self.close()
@@ -293,7 +314,7 @@ class Session:
         if self._idle_s > limits.idle_s:
             self._end(f"it waited for {limits.idle_s:g} s, and nothing came", "time")
 
-    def _end(self, message: str, cause: str = "limit") -> None:
+    def _end(self, message: str, cause: str = "limit") -> NoReturn:
         self.close()
         raise Died(message, cause)
 
@@ -308,6 +329,12 @@ class Session:
         killed = -status if status < 0 else status - 128 if status > 128 else 0
         how = f" ({names[killed]})" if killed in names else ""
         return Died(f"your code ended the process it ran in{how}")
+
+    def strays(self) -> bool:
+        """Whether more processes run than at the start."""
+        with contextlib.suppress(psutil.Error):
+            return len(self._tree.children(recursive=True)) > self._family
+        return False
 
     def listening(self) -> bool:
         """Whether the worker's side listens on a port."""
@@ -383,8 +410,7 @@ class RemoteAnswer:
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
         """See `Answer`."""
         if self._value is not None:
-            with _untrusted("your answer"):
-                return self.session.read(self._value)
+            return self.session.read(self._value)
         remote = self._remote
         assert isinstance(remote, Remote)
 
@@ -401,7 +427,7 @@ class RemoteAnswer:
 
     def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         """See `Answer`."""
-        return self.session.budget(seconds)
+        return self.session.budget(min(seconds, self.session.limits.check_s))
 
     def place(self, error: BaseException) -> tuple[int, str]:
         """See `Answer`."""
@@ -440,6 +466,16 @@ class LearnersError:
         return made
 
 
+def _memory(process: psutil.Process, *, shared: bool) -> int:
+    """Bytes of a process: what it shares with others counted whole, or (slower) by its part."""
+    with contextlib.suppress(psutil.Error):
+        if not shared:
+            return int(process.memory_full_info().pss)
+    with contextlib.suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0
+
+
 def _described(error: dict[str, Any]) -> LearnersError:
     name = str(error["name"])[:80]
     return LearnersError(
@@ -474,12 +510,3 @@ def _outputs(nodes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 base64.b64decode(picture, validate=True)
                 data["image/png"] = picture
             yield {"output_type": "display_data", "data": data, "metadata": {}}
-
-
-@contextlib.contextmanager
-def _untrusted(what: str) -> Iterator[None]:
-    """Whatever a reply holds that it should not ends the session, and nothing else."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise Died(f"{what} cannot be read ({error})") from error
