@@ -528,10 +528,22 @@ choices = recommend.guide(rows, best_for_api(rows, limit_ms), limit_ms)
 recommend.guide_table(choices)
 
 # %% [markdown]
-# The last columns hold your records against the table that everybody copies. Where they disagree, say
-# why in a sentence: another machine? another model size? an engine that did not run here? A
-# recommendation is only as wide as its records.
+# The last columns hold your records against the table that everybody copies. **Your answer**, in three or four
+# sentences below (your instructor reads it): take one row in which the two disagree, or agree by chance. Which
+# engine do you recommend for that use, which of your figures decide it, and how far does the recommendation
+# reach: another machine, another model size, an engine that did not run here?
+
+# %% [markdown] answer="recommendation" points=2
+# ### BEGIN SOLUTION
+# One point: an engine, a use, and the figures of the learner's own table that decide between the two best (for an
+# API the throughput at the highest concurrency with p95 TTFT within the limit; for chat TTFT and TPOT of one
+# request), with the interval of repeats in mind: a smaller difference decides nothing.
 #
+# One point: the limit. The records are of one machine and one model. A model of a few megabytes shows an engine's
+# overhead, a model of 8B shows memory bandwidth; an engine that did not run here may still be the best.
+# ### END SOLUTION
+
+# %% [markdown]
 # ## 9. The report
 #
 # Your records as one page: comparison, plots, recommendation, the judged table, what did not run, and

@@ -715,11 +715,25 @@ if "BF16, tight" in squeezed:
 # **In words.** A prompt is admitted when *it* fits; that every running request will want more blocks soon is
 # not counted. So the engine admits gladly, runs full, and throws the youngest out, whose work is done again.
 # Twice the blocks need not mean half the preemptions: twice as many run at once, and when they reach the end
-# of a block at the same step, they all want the next one. What did your two engines show, and what did your
-# scheduler say? Watch
-# `vllm:num_preemptions_total` in production: a steady climb says that the cache is too small or
-# `--max-num-seqs` too large.
+# of a block at the same step, they all want the next one. Watch `vllm:num_preemptions_total` in production: a
+# steady climb says that the cache is too small or `--max-num-seqs` too large.
 #
+# **Your answer**, in three or four sentences below (your instructor reads it): how many preemptions did your two
+# engines count, and what had your scheduler predicted? Explain one difference, between the two or from the
+# prediction, by what happens at one step.
+
+# %% [markdown] answer="preemptions" points=2
+# ### BEGIN SOLUTION
+# One point: the counts of both engines and both predictions, from the learner's own run (or that the FP8 engine
+# was not run here, and why).
+#
+# One point: a cause at a step. With twice the blocks twice as many requests are admitted; they were admitted
+# together, so they need their next block in the same step, and as many are thrown out as blocks are missing.
+# Prediction and count differ where the engine admits in another step than the simulation: arrivals take time,
+# a step of the engine may hold more tokens, and block 0 is not for tokens.
+# ### END SOLUTION
+
+# %% [markdown]
 # ### Does quantisation change the answers?
 #
 # Same prompts, greedy decoding: the share of requests with exactly the same text. Other batches round

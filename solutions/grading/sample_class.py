@@ -162,9 +162,13 @@ def _check_that_always_passes(notebook: Notebook) -> None:
 
 
 def _scripts(notebook: Notebook) -> None:
-    """Saved outputs, a message and a type name that a browser would run."""
+    """Saved outputs, a message and a written answer that a browser would run."""
     script = "<script>document.title = 'changed'</script>"
     html = {"output_type": "display_data", "metadata": {}, "data": {"text/html": script}}
+    _cell(notebook, "answer-recommendation")["source"] = (
+        f"{script} <img src=x onerror=\"document.title = 'changed'\"> "
+        "[look](javascript:alert%281%29) $\\href{javascript:alert(1)}{x}$ </pre><script>1</script>"
+    )
     cell = _cell(notebook, f"exercise-{VICTIM}")
     cell["outputs"] = [html]
     cell["source"] = (

@@ -91,13 +91,27 @@ def test_the_csv_file_has_a_line_for_everybody(graded_class):
 
 def test_nothing_that_a_browser_would_run_gets_through(graded_class):
     lab = LABS["3.3.1"].source.stem
-    for folder in ("feedback", "autograded", "submitted"):
-        for path in (graded_class.out / folder / "scripts").rglob("*"):
-            if path.is_file() and path.suffix == ".html":
-                assert "<script>document.title" not in path.read_text()
-                assert "document.title" in path.read_text(), "the message is shown, as text"
+    page = (graded_class.out / "feedback" / "scripts" / lab / f"{lab}.html").read_text()
+    assert page.count("document.title") >= 3, "message, answer and code are shown, as text"
+    assert "<script>document.title" not in page and "<img src=x" not in page
+    assert 'href="javascript:' not in page
     autograded = (graded_class.out / "autograded" / "scripts" / lab / f"{lab}.ipynb").read_text()
     assert "text/html" not in autograded
+
+
+def test_written_answers_wait_for_a_person(graded_class):
+    with sqlite3.connect(graded_class.out / "gradebook.db") as book:
+        rows = book.execute(
+            "select student.id, grade.needs_manual_grade, grade.auto_score from grade "
+            "join base_cell on grade.cell_id = base_cell.id "
+            "join submitted_notebook on grade.notebook_id = submitted_notebook.id "
+            "join submitted_assignment on submitted_notebook.assignment_id = submitted_assignment.id "
+            "join student on submitted_assignment.student_id = student.id "
+            "where base_cell.name = 'answer-recommendation'"
+        ).fetchall()
+    found = {student: (bool(waits), score) for student, waits, score in rows}
+    assert found["good"] == (True, None)
+    assert found["untouched"] == (False, 0.0), "who wrote nothing needs no reader"
 
 
 def test_the_protections_are_named(graded_class):

@@ -1,6 +1,6 @@
 """Checks: what an exercise must show. One file per lab, `lab_3_3_N.py`; base.py says how."""
 
-from utils.checks.base import Check, Outcome, check
+from utils.checks.base import Check, Outcome, check, checks_of
 from utils.checks.expect import expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks.failures import CheckFailed, NotAttempted
 from utils.checks.predictions import compare_prediction
@@ -11,6 +11,7 @@ __all__ = [
     "NotAttempted",
     "Outcome",
     "check",
+    "checks_of",
     "compare_prediction",
     "expect",
     "expect_close",

@@ -20,6 +20,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from utils.checks.attempt import Answer, LocalAnswer, Stopped, Wanted, blame
@@ -132,3 +133,8 @@ def check(
         return Check(examine.__name__, examine, reference, limit_s, copy_inputs)
 
     return declare
+
+
+def checks_of(module: ModuleType) -> dict[str, Check]:
+    """The checks that a lab's module declares, by the name they stand under."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Check)}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from utils.course.build import ROOT, build, drift, read_labs
-from utils.course.lab import open_lab
+from utils.course.lab import open_formgrader, open_lab
 from utils.course.notebook import GENERATED_BY, count
 from utils.course.problems import CourseError
 
@@ -33,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     graded.add_argument("--sandbox", default="bubblewrap", help="bubblewrap (default) or none")
     graded.add_argument("--seed", help="of the hidden inputs, for instance the name of the class")
     graded.add_argument("--jobs", type=int, help="notebooks judged at the same time")
+    form = commands.add_parser("formgrader", help="open nbgrader's formgrader, for points by hand")
+    form.add_argument("out", type=Path, help="the folder that was graded into")
+    form.add_argument("--headless", action="store_true", help="print the URL, open no browser")
+    commands.add_parser("progress", help="a learner's milestones")
     sample = commands.add_parser("sample-class", help="write submissions to practise on")
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
     args = parser.parse_args(argv)
@@ -43,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
             return _list(args.root)
         if args.command == "lab":
             open_lab(args.lab, headless=args.headless, root=args.root)
+        if args.command == "formgrader":
+            open_formgrader(args.out.resolve(), headless=args.headless)
+        if args.command == "progress":
+            from utils.course.progress import print_progress
+
+            return print_progress(args.root)
         if args.command == "sample-class":
             return _sample_class(args.root, args.folder)
         if args.command == "grade":
@@ -95,12 +105,16 @@ def _sample_class(root: Path, folder: Path) -> int:
 def _list(root: Path) -> int:
     for lab in read_labs(root):
         minutes = sum(exercise.minutes for exercise in lab.exercises)
-        points = count(sum(exercise.points for exercise in lab.exercises), "point")
+        points = sum(exercise.points for exercise in lab.exercises)
+        points += sum(answer.points for answer in lab.answers)
         exercises = count(len(lab.exercises), "exercise")
-        print(f"{lab.source.stem}: {exercises}, {minutes} min, {points}")
+        print(f"{lab.source.stem}: {exercises}, {minutes} min, {count(points, 'point')}")
         for e in lab.exercises:
             facts = f"{'★' * e.difficulty:<5} {e.minutes:>3} min {count(e.points, 'point'):>9}"
             print(f"  {e.number}. {e.title:<44} {facts}  {e.id}")
+        for answer in lab.answers:
+            facts = f"{'':<5} {'':>7} {count(answer.points, 'point'):>9}"
+            print(f"     {'written answer, graded by a person':<44} {facts}  {answer.id}")
     return 0
 
 

@@ -25,13 +25,14 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from utils.benchmark.files import to_json, write_whole
+from utils.checks import checks_of
 from utils.course.build import read_labs
 from utils.course.collect import Submission, collect
 from utils.course.gradebook import Gradebook, judgement_path, read_judgement
 from utils.course.graded_report import Graded, print_summary, write_report
 from utils.course.notebook import render
 from utils.course.problems import CourseError
-from utils.course.trial import checks_of, modules
+from utils.course.trial import modules
 from utils.grading.cells import MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
 from utils.grading.declare import DEFAULT_SEED, FOLDER, Grading, load_gradings
 from utils.grading.judge import Judge
@@ -327,12 +328,20 @@ class _Task:
 
 
 def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> None:
-    """Enter one notebook's findings, unless these very findings are entered."""
+    """Enter one notebook's findings, unless these very findings are entered.
+
+    What a person has entered since only makes the feedback page due again.
+    """
     path = judgement_path(out, item.student, item.lab)
     found = json.loads(path.read_text(encoding="utf-8"))
     stamp = path.with_suffix(ENTERED)
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == found["key"]:
+    done = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+    if done.get("key") != found["key"]:
+        notebook = merge(lab.cells, json.loads(lab.notebook), found["texts"])
+        book.enter(item.student, item.lab, notebook)
+    elif done["by_hand"] != book.by_hand(item.student, item.lab):
+        book.feedback(item.student, item.lab)
+    else:
         return
-    notebook = merge(json.loads(lab.notebook), found["texts"])
-    book.enter(item.student, item.lab, notebook)
-    write_whole(stamp, found["key"])
+    by_hand = book.by_hand(item.student, item.lab)
+    write_whole(stamp, to_json({"key": found["key"], "by_hand": by_hand}))

@@ -7,17 +7,14 @@ in what the judge has found, as the outputs of the check cells.
 
 from __future__ import annotations
 
-import html
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 from nbgrader.apps.api import NbGraderAPI
@@ -33,7 +30,10 @@ from nbgrader.preprocessors import (
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
-from utils.grading.judge import ExerciseResult, Judgement
+from utils.course.lab import path_with_tools
+from utils.grading.cells import as_text
+from utils.grading.judge import Judgement
+from utils.grading.shown import nodes, verdict_outputs
 
 JUDGED = "judged"
 CONFIG = """# Read by nbgrader and its formgrader; written by `make grade`.
@@ -72,9 +72,9 @@ class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
         for cell in nb.cells:
             role, _, key = cell.get("id", "").partition("-")
             if role == "exercise" and key in by_id:
-                cell.outputs = _nodes(by_id[key].outputs)
+                cell.outputs = nodes(by_id[key].outputs)
             elif role == "check" and key in by_id:
-                cell.outputs = _nodes(_verdict(by_id[key]))
+                cell.outputs = nodes(verdict_outputs(by_id[key]))
         nb.cells.insert(1, _how_it_was_graded(judgement))
         return nb, resources
 
@@ -90,43 +90,8 @@ def read_judgement(out: Path, student: str, lab: str) -> Judgement:
     return Judgement.from_dict(json.loads(path.read_text(encoding="utf-8"))["judgement"])
 
 
-def _nodes(outputs: list[dict[str, Any]]) -> list[NotebookNode]:
-    return [nbformat.from_dict(output) for output in outputs]  # type: ignore[no-untyped-call]
-
-
-def _verdict(result: ExerciseResult) -> list[dict[str, Any]]:
-    """Outputs of a check cell, from which nbgrader reads the score (its `determine_grade`)."""
-    lines = [f"{result.id}: {result.score} of {result.points} points"]
-    for part in result.parts:
-        sign = "✔" if part.score else "✘"
-        why = f": {part.message}" if part.message else ""
-        lines.append(f"  {sign} {part.score}/{part.points}  {part.title}{why}")
-    if result.message and not any(result.message == part.message for part in result.parts):
-        lines.append(f"  {result.message}")
-    text = "\n".join(lines) + "\n"
-    outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": "stdout", "text": text}]
-    if result.score == 0:
-        message = result.message or result.verdict
-        outputs.append(
-            {
-                "output_type": "error",
-                "ename": "NotAttempted" if result.verdict == "not attempted" else "CheckFailed",
-                "evalue": message,
-                "traceback": [f"{result.id}: {result.verdict}. {message}"],
-            }
-        )
-    elif result.score < result.points:
-        partial = {
-            "data": {"text/plain": str(result.score)},
-            "execution_count": None,
-            "metadata": {},
-        }
-        outputs.append({"output_type": "execute_result"} | partial)
-    return outputs
-
-
 def _how_it_was_graded(judgement: Judgement) -> NotebookNode:
-    """A cell for the learner. Its text may quote the learner, so nothing of it is markup."""
+    """A cell for the learner. What it says may quote the learner, so it is shown as text."""
     said = [note.learner for note in judgement.notes if note.learner]
     lines = ["### How this notebook was graded", ""]
     lines += [
@@ -136,16 +101,10 @@ def _how_it_was_graded(judgement: Judgement) -> NotebookNode:
         "",
     ]
     if said:
-        lines += ["<ul>", *(f"<li>{html.escape(' '.join(text.split()))}</li>" for text in said)]
-        lines += ["</ul>", ""]
+        lines.append(as_text("\n".join(f"• {' '.join(text.split())}" for text in said)))
     cell: NotebookNode = new_markdown_cell("\n".join(lines))  # type: ignore[no-untyped-call]
     cell.id = "how-it-was-graded"
     return cell
-
-
-def path_with_tools() -> str:
-    """PATH with this environment's programs: nbgrader calls one (alembic) by its bare name."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 class Gradebook:
@@ -197,7 +156,27 @@ class Gradebook:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
         self._do(lambda: self._api.autograde(lab, student, force=True))
+        self.feedback(student, lab)
+
+    def feedback(self, student: str, lab: str) -> None:
+        """Write the feedback page of one submission anew."""
         self._do(lambda: self._api.generate_feedback(lab, student, force=True))
+
+    def by_hand(self, student: str, lab: str) -> list[list[Any]]:
+        """What a person has entered for one submission: points, extra points, comments."""
+        with self._api.gradebook as gradebook:
+            submission = gradebook.find_submission(lab, student)
+            rows = [
+                [grade.name, grade.manual_score, grade.extra_credit]
+                for notebook in submission.notebooks
+                for grade in notebook.grades
+            ]
+            rows += [
+                [comment.name, comment.manual_comment]
+                for notebook in submission.notebooks
+                for comment in notebook.comments
+            ]
+        return sorted((row for row in rows if any(row[1:])), key=str)
 
     def scores(self) -> dict[tuple[str, str], tuple[float, float, bool]]:
         """By student and lab: points, the most possible, and whether some await a person."""

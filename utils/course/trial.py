@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import utils.checks
-from utils.checks import Check
+from utils.checks import Check, checks_of
 from utils.checks.attempt import LocalAnswer
 from utils.course.build import read_labs
 from utils.course.stored import Memory
@@ -61,11 +61,6 @@ def modules() -> dict[str, ModuleType]:
         for name in names
         if name.startswith("lab_")
     }
-
-
-def checks_of(module: ModuleType) -> dict[str, Check]:
-    """The checks that a module declares, by the name they stand under."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, Check)}
 
 
 def try_module(lab: str, module: ModuleType, gradings: Mapping[str, Grading]) -> Iterator[Trial]:

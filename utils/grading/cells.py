@@ -8,6 +8,7 @@ it found.
 from __future__ import annotations
 
 import ast
+import html
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -276,10 +277,22 @@ def defined_names(text: str) -> set[str]:
     return names
 
 
-def merge(notebook: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The instructors' notebook with a learner's texts in their cells."""
+def merge(lab: LabCells, notebook: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """The instructors' notebook with a learner's texts in their cells; none of it is markup."""
+    stubs = {slot.cell: slot.stub for slot in lab.slots}
     cells = []
     for cell in notebook["cells"]:
-        text = texts.get(str(cell.get("id")))
-        cells.append(dict(cell) if text is None else {**cell, "source": text})
+        id_ = str(cell.get("id"))
+        if id_ not in stubs or id_ not in texts or same(texts[id_], stubs[id_]):
+            cells.append(dict(cell))
+        else:
+            text = texts[id_]
+            cells.append(
+                {**cell, "source": as_text(text) if cell["cell_type"] == "markdown" else text}
+            )
     return {**notebook, "cells": cells}
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows a text as it is: no tags, no links, no formulas."""
+    return f'<pre style="white-space: pre-wrap">\n{html.escape(text)}\n</pre>'

@@ -178,7 +178,7 @@ class Judge:
         self, worker: _Worker, slot: Slot, answer: RemoteAnswer, result: ExerciseResult
     ) -> None:
         check, grading = self.checks[slot.id], self._grading(slot)
-        own = Part("the lab's check", slot.points, lambda subject, _: check.examine(subject))
+        own = Part("the lab's check", slot.points, lambda attempt, rng: check.examine(attempt))
         outcomes: list[Outcome] = []
         for part in grading.parts if grading else [own]:
             rng = grading.source(self.seed, part) if grading else random.Random()

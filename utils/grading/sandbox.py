@@ -13,8 +13,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -64,7 +64,17 @@ class Limits:
 
 
 class Sandbox(Protocol):
-    """A way to start the worker process."""
+    """A way to start the worker process.
+
+    Attributes:
+        cwd: the folder to start it in; None for this process's own.
+        own_user: whether its processes can be counted apart from everybody else's.
+    """
+
+    @property
+    def cwd(self) -> Path | None: ...  # noqa: D102
+    @property
+    def own_user(self) -> bool: ...  # noqa: D102
 
     def command(self, python: Sequence[str]) -> list[str]:
         """The command line that runs `python` (arguments of the interpreter) inside."""
@@ -97,12 +107,20 @@ def _variables(course: str, home: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Plain:
-    """No sandbox: a process of this user, bounded in memory, processes and time."""
+    """No sandbox: a process of this user, bounded in memory and time.
+
+    Attributes:
+        course: the folder that holds `utils`.
+        home: scratch folder.
+        cwd: where it starts.
+        inherit: whether it sees this process's environment (a learner's own machine).
+    """
 
     course: Path
     home: Path
+    cwd: Path | None = None
     inherit: bool = False
-    extra: Mapping[str, str] = field(default_factory=dict)
+    own_user = False
 
     def command(self, python: Sequence[str]) -> list[str]:
         """See `Sandbox`."""
@@ -110,14 +128,18 @@ class Plain:
 
     def environment(self) -> dict[str, str]:
         """See `Sandbox`."""
-        kept = dict(os.environ) if self.inherit else {}
-        return kept | _variables(str(self.course), str(self.home)) | dict(self.extra)
+        variables = _variables(str(self.course), str(self.home))
+        return (
+            {**variables, **os.environ, "PYTHONPATH": str(self.course)}
+            if self.inherit
+            else variables
+        )
 
     def protections(self) -> list[str]:
         """See `Sandbox`."""
         return [
             "NO SANDBOX: submissions ran as you, with your files and your network in reach",
-            "a process of its own, without the answers; memory, processes and time bounded",
+            "a process of its own, without the answers; memory and time bounded",
         ]
 
 
@@ -132,6 +154,8 @@ class Bubblewrap:
 
     course: Path
     models: Path
+    cwd = None
+    own_user = True
 
     def command(self, python: Sequence[str]) -> list[str]:
         """See `Sandbox`."""
@@ -235,7 +259,7 @@ def find_sandbox(kind: str, course: Path, models: Path, home: Path) -> Sandbox:
         SandboxError: it is not installed, or does not work here.
     """
     if kind == "none":
-        return Plain(course, home)
+        return Plain(course, home, cwd=home)
     if kind != "bubblewrap":
         raise SandboxError(f"There is no sandbox {kind!r}: SANDBOX=bubblewrap or SANDBOX=none.")
     if platform.system() != "Linux":

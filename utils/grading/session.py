@@ -68,10 +68,12 @@ class Session:
         self._errors = b""
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        numbers = [theirs_in, theirs_out, limits.memory_bytes, limits.processes, 64 << 20]
+        processes = limits.processes if sandbox.own_user else -1
+        numbers = [theirs_in, theirs_out, limits.memory_bytes, processes, 64 << 20]
         command = ["-P", "-m", "utils.grading.worker", *map(str, numbers)]
         self._process = subprocess.Popen(
             sandbox.command(command),
+            cwd=sandbox.cwd,
             env=sandbox.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -306,6 +308,8 @@ class Session:
         if memory > limits.memory_bytes:
             took = f"{memory / 2**30:.1f} GiB of memory in {len(family)} processes"
             self._end(f"it took {took}; the limit is {limits.memory_bytes / 2**30:g} GiB")
+        if len(family) > limits.processes:
+            self._end(f"it started {len(family)} processes; the limit is {limits.processes}")
         if self.spent_s > limits.notebook_s:
             self.close()
             raise _overdrawn(limits)

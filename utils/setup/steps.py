@@ -128,10 +128,14 @@ def build_course(shell: Shell, target: Path) -> None:
         pip(shell, python, f"torch=={TORCH}")
     pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
     pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-    # JupyterLab would ask on its first start whether to fetch news from the network.
-    news = "@jupyterlab/apputils-extension:announcements"
+    # JupyterLab would ask on its first start whether to fetch news from the network. Of nbgrader, labs
+    # show the Validate button; instructors open its formgrader by its address (make formgrader).
+    hidden = ["@jupyterlab/apputils-extension:announcements"]
+    panels = ("assignment-list", "course-list", "create-assignment", "formgrader", "menu")
+    hidden += [f"@jupyter/nbgrader:{panel}" for panel in panels]
     configure(
-        target / "etc/jupyter/labconfig/page_config.json", {"disabledExtensions": {news: True}}
+        target / "etc/jupyter/labconfig/page_config.json",
+        {"disabledExtensions": dict.fromkeys(hidden, True)},
     )
     # Without their state, saved progress bars come back as errors when a notebook is opened again.
     widgets = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}

@@ -1,0 +1,168 @@
+"""`make progress`: the course's seven milestones, from the learner's own notebooks and records."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.benchmark.record import Record
+from utils.benchmark.records import RecordWarning, load_all, records_dir
+from utils.course.notebook import count, digest
+from utils.grading.judge import ExerciseResult
+from utils.grading.local import judge_here
+
+Evidence = Callable[[Sequence[Record]], str]
+_SIGNS = {"done": "✔", "begun": "◐", "open": "○", "to come": "·"}
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """One of the course's milestones.
+
+    Attributes:
+        title: what a learner has at the end of it.
+        lab: number of the lab that leads there.
+        evidence: describes what the learner has measured for it, or "" while that is missing.
+        missing: what is missing then.
+    """
+
+    title: str
+    lab: str
+    evidence: Evidence
+    missing: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a learner is with one milestone: `state` is "done", "begun", "open" or "to come"."""
+
+    milestone: Milestone
+    state: str
+    exercises: str
+    measured: str
+    to_do: tuple[str, ...] = ()
+
+
+def _report(records: Sequence[Record]) -> str:
+    engines = {record.engine for record in records}
+    if len(engines) < 2 or not (records_dir() / "report.html").is_file():
+        return ""
+    return f"report.html, {count(len(records), 'run')} of {len(engines)} engines"
+
+
+def _runs(of: Callable[[Record], bool]) -> Evidence:
+    def evidence(records: Sequence[Record]) -> str:
+        found = sum(map(of, records))
+        return count(found, "run") if found else ""
+
+    return evidence
+
+
+def _levels(records: Sequence[Record]) -> str:
+    levels = {record.load.get("concurrency") for record in records if record.engine == "vllm"} - {
+        None
+    }
+    return f"vLLM at {len(levels)} levels of concurrency" if len(levels) > 1 else ""
+
+
+def _speculates(method: str) -> Evidence:
+    return _runs(lambda record: method in " ".join(record.command).lower())
+
+
+MILESTONES = (
+    Milestone("benchmark report", "3.3.1", _report, "a report of two engines or more"),
+    Milestone(
+        "SGLang with RadixAttention",
+        "3.3.2",
+        _runs(lambda record: record.engine == "sglang"),
+        "a run of SGLang",
+    ),
+    Milestone(
+        "vLLM continuous batching", "3.3.3", _levels, "runs of vLLM at two levels of concurrency"
+    ),
+    Milestone("Medusa speed-up", "3.3.4", _speculates("medusa"), "a run with Medusa heads"),
+    Milestone("EAGLE-3 comparison", "3.3.5", _speculates("eagle3"), "a run with EAGLE-3"),
+    Milestone(
+        "TensorRT-LLM",
+        "3.3.6",
+        _runs(lambda record: record.engine == "tensorrt_llm"),
+        "a run of TensorRT-LLM",
+    ),
+    Milestone(
+        "production API",
+        "3.3.7",
+        _runs(lambda record: record.engine == "gateway"),
+        "a run against your API",
+    ),
+)
+
+
+def standings(root: Path) -> list[Standing]:
+    """How far the learner in this folder is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordWarning)
+        records = load_all()
+    return [_standing(root, milestone, records) for milestone in MILESTONES]
+
+
+def _standing(root: Path, milestone: Milestone, records: Sequence[Record]) -> Standing:
+    path = next((root / "labs").glob(f"lab-{milestone.lab}-*.ipynb"), None)
+    measured = milestone.evidence(records)
+    if path is None:
+        return Standing(milestone, "to come", "", measured)
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        total = sum(str(cell["id"]).startswith("check-") for cell in notebook["cells"])
+        if notebook["metadata"]["course"]["digest"] == digest(notebook["cells"]):
+            results: list[ExerciseResult] = []
+        else:
+            results = judge_here(notebook)[1].exercises
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        return Standing(milestone, "open", f"{path.name} cannot be judged: {error}", measured)
+    right = sum(result.verdict == "right" for result in results)
+    to_do = [
+        f"{r.id}: {r.message}" if r.message else r.id
+        for r in results
+        if r.verdict not in ("right", "not attempted")
+    ]
+    to_do += _unwritten(notebook)
+    exercises = f"{right} of {count(total, 'exercise')}"
+    if right == total and measured:
+        return Standing(milestone, "done", exercises, measured, tuple(to_do))
+    state = "begun" if results or measured else "open"
+    return Standing(milestone, state, exercises, measured, tuple(to_do) if results else ())
+
+
+def _unwritten(notebook: Any) -> list[str]:
+    """Written answers that are still the line that asks for one."""
+    answers = [cell for cell in notebook["cells"] if str(cell.get("id")).startswith("answer-")]
+    return [
+        f"{cell['id'].removeprefix('answer-')}: nothing is written yet"
+        for cell in answers
+        if "".join(cell["source"]).strip() in ("", "*Write your answer here.*")
+    ]
+
+
+def print_progress(root: Path) -> int:
+    """Print the milestones, and what is to be done for those that are begun."""
+    found = standings(root)
+    print(f"{'milestone':<30} {'lab':<6} {'right':<18} measured by you")
+    for standing in found:
+        milestone = standing.milestone
+        if standing.state == "to come":
+            facts = f"{'to come':<18} {standing.measured}"
+        else:
+            measured = standing.measured or f"missing: {milestone.missing}"
+            facts = f"{standing.exercises:<18} {measured}"
+        sign = _SIGNS[standing.state]
+        print(f"{sign} {milestone.title:<28} {milestone.lab:<6} {facts}".rstrip())
+        for line in standing.to_do:
+            text = " ".join(line.split())
+            print(f"      {text[:160]}{'...' if len(text) > 160 else ''}")
+    done = sum(standing.state == "done" for standing in found)
+    print(f"\n{done} of {len(found)} milestones done. Your records are in {records_dir()}.")
+    return 0
