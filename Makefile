@@ -1,10 +1,10 @@
-# Every command a person types. Needs Python 3.11 or newer (make lab PYTHON=python3.12 for another one).
+# Every command a learner types. Needs Python 3.11 or newer (make lab PYTHON=python3.12 for another one).
 PYTHON ?= python3
 RUN := .venv/bin/python
 LAB ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: lab-exists help lab test setup check build bench-client lock clean
+.PHONY: help setup course-env lab lab-exists progress clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,24 +19,13 @@ lab-exists:  # before set-up, which takes minutes
 	@ls labs/lab-3.3.$(patsubst 3.3.%,%,$(LAB))-*.ipynb >/dev/null 2>&1 || \
 	  { echo "There is no lab $(LAB). These are the labs:"; ls labs/*.ipynb; exit 2; }
 
-test: setup check  ## run everything that is checked: style, types, unit tests, engines, every notebook
-	@$(RUN) -m pytest tests --durations=10
+course-env:  # without the engines: minutes less
+	@$(PYTHON) -m utils.setup --only course
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy
-	@$(RUN) -m utils.course build --check
-	@$(RUN) -m utils.course checks
-
-build:  ## make the notebooks from solutions/*.py
-	@$(RUN) -m utils.course build
-
-bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
-	@$(RUN) -m benchmarks.client_overhead
-
-lock:  ## pin the course environment anew, from pyproject.toml
-	@$(RUN) -m utils.setup.lock
+progress: course-env  ## the course's milestones, and what you have done of them
+	@$(RUN) -m utils.course progress
 
 clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
 	rm -rf .venv .engines .setup .run
+
+-include solutions/instructors.mk

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("--headless", action="store_true", help="print the URL, open no browser")
     tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
+    release = commands.add_parser("release", help="write the folder that learners get")
+    release.add_argument("target", type=Path, help="the folder")
     graded = commands.add_parser("grade", help="grade a folder of submissions")
     graded.add_argument("submissions", type=Path, help="one folder per student")
     graded.add_argument("out", type=Path, help="where gradebook, feedback and report go")
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             open_lab(args.lab, headless=args.headless, root=args.root)
         if args.command == "formgrader":
             open_formgrader(args.out.resolve(), headless=args.headless)
+        if args.command == "release":
+            return _release(args.root, args.target.resolve())
         if args.command == "progress":
             from utils.course.progress import print_progress
 
@@ -92,6 +96,13 @@ def _grade(args: argparse.Namespace) -> int:
 
     given = {key: vars(args)[key] for key in ("sandbox", "seed", "jobs") if vars(args)[key]}
     return grade(args.root, args.submissions.resolve(), args.out.resolve(), Options(**given))
+
+
+def _release(root: Path, target: Path) -> int:
+    from utils.course.release import report_release, write_release
+
+    report_release(target, write_release(root, target))
+    return 0
 
 
 def _sample_class(root: Path, folder: Path) -> int:

@@ -79,7 +79,7 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
 def _of_student(student: str, folder: Path, labs: list[str]) -> tuple[list[Submission], list[str]]:
     found: dict[str, Submission] = {}
     complaints: list[str] = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: (path.stem not in labs, path.name)):
         name = _LAB.match(path.name)
         if path.suffix != ".ipynb" or name is None:
             continue

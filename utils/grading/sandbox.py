@@ -94,7 +94,7 @@ def _variables(course: str, home: str) -> dict[str, str]:
         "IPYTHONDIR": f"{home}/ipython",
         "LANG": "C.UTF-8",
         "LOGNAME": "learner",
-        "MPLBACKEND": "agg",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as in JupyterLab
         "MPLCONFIGDIR": f"{home}/matplotlib",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

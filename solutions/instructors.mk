@@ -1,0 +1,41 @@
+# What instructors and authors type besides; a release does not have it. Included by the Makefile.
+.PHONY: test check build release grade formgrader class page bench-client bench-grade lock
+.PHONY: grade-names form-names
+
+test: setup check  ## run everything that is checked: style, types, unit tests, grading, engines, every notebook
+	@$(RUN) -m pytest tests --durations=10
+
+check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -m utils.course build --check
+	@$(RUN) -m utils.course checks
+
+build:  ## make the notebooks from solutions/*.py
+	@$(RUN) -m utils.course build
+
+release: course-env  ## write what learners get, and nothing else, to TO=release
+	@$(RUN) -m utils.course release "$(or $(TO),release)"
+
+grade: grade-names course-env  ## grade SUBMISSIONS=dir into OUT=dir (SEED=name of the class, SANDBOX=none, JOBS=2)
+	@$(RUN) -m utils.course grade "$(SUBMISSIONS)" "$(OUT)" $(if $(SEED),--seed "$(SEED)") \
+	  $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(JOBS),--jobs $(JOBS))
+
+grade-names:
+	@$(if $(and $(SUBMISSIONS),$(OUT)),,echo "Name both folders: make grade SUBMISSIONS=dir OUT=dir"; exit 2)
+
+formgrader: form-names course-env  ## open nbgrader's formgrader on OUT=dir, for points by hand; HEADLESS=1 prints the URL
+	@$(RUN) -m utils.course formgrader "$(OUT)" $(if $(HEADLESS),--headless)
+
+form-names:
+	@$(if $(OUT),,echo "Name the folder that was graded into: make formgrader OUT=dir"; exit 2)
+
+class: course-env  ## write a class of submissions to practise on to TO=class
+	@$(RUN) -m utils.course sample-class "$(or $(TO),class)"
+
+bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
+	@$(RUN) -m benchmarks.client_overhead
+
+lock:  ## pin the course environment anew, from pyproject.toml
+	@$(RUN) -m utils.setup.lock

@@ -1,0 +1,158 @@
+"""JupyterLab as learners and instructors open it: the Validate button, the formgrader."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from utils.course.build import ROOT
+from utils.course.grade import grade
+from utils.course.lab import formgrader_command, jupyter_command
+from utils.course.problems import CourseError
+from utils.grading.declare import load_sample_class
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@contextlib.contextmanager
+def serving(command, cwd, log):
+    """A Jupyter server; gives a function that asks it: (path, body or None) -> (status, text)."""
+    with log.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
+    try:
+        found = None
+        for _ in range(300):
+            found = re.search(r"(http://127\.0\.0\.1:\d+)/\S+?token=(\w+)", log.read_text())
+            if found or server.poll() is not None:
+                break
+            time.sleep(0.2)
+        assert found, log.read_text()
+
+        def ask(path, body=None):
+            request = urllib.request.Request(
+                found[1] + path,
+                data=None if body is None else json.dumps(body).encode(),
+                headers={"Authorization": f"token {found[2]}", "Content-Type": "application/json"},
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=120) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+
+        yield ask
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def lab_server(tmp_path_factory):
+    """The course as `make lab` opens it, with some learners' notebooks in labs/."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "labs").mkdir()
+    samples = load_sample_class(ROOT)
+    samples.write_class(ROOT, folder / "class")
+    for student in ("good", "partial", "untouched", "check-edited", "marks-missing", "cut-off"):
+        (path,) = (folder / "class" / student).iterdir()
+        shutil.copy(path, folder / "labs" / f"{student}.ipynb")
+    command = jupyter_command(folder / "labs" / "good.ipynb", headless=True, root=folder)
+    with serving(command, ROOT, folder / "log") as ask:
+        yield ask
+
+
+def validate(ask, name):
+    status, text = ask("/assignments/validate", {"path": f"labs/{name}.ipynb"})
+    assert status == 200
+    return json.loads(text)
+
+
+def test_a_right_notebook_passes_without_an_engine(lab_server):
+    began = time.monotonic()
+    assert validate(lab_server, "good") == {"success": True, "value": {}}
+    assert time.monotonic() - began < 60
+
+
+def test_what_is_wrong_is_told_in_the_exercises_terms(lab_server):
+    failed = validate(lab_server, "partial")["value"]["failed"]
+    said = {entry["source"].split()[0]: entry["raw_error"] for entry in failed}
+    assert set(said) == {"stream_metrics", "goodput", "mean_interval"}
+    assert "the first token belongs to TTFT" in said["stream_metrics"]
+    assert "not attempted" in said["goodput"]
+
+
+def test_an_untouched_notebook_does_not_pass_on_the_references(lab_server):
+    failed = validate(lab_server, "untouched")["value"]["failed"]
+    assert len(failed) == 7
+    assert all("not attempted" in entry["raw_error"] for entry in failed)
+
+
+def test_an_edited_check_is_noticed(lab_server):
+    assert "changed" in validate(lab_server, "check-edited")["value"]
+
+
+@pytest.mark.parametrize("name", ["marks-missing", "cut-off"])
+def test_a_notebook_that_is_no_lab_says_so(lab_server, name):
+    answer = validate(lab_server, name)
+    assert answer["success"] is False and answer["value"]
+
+
+def test_paths_outside_the_course_are_refused(lab_server):
+    assert lab_server("/assignments/validate", {"path": "../../etc/passwd"})[0] == 403
+
+
+def test_of_nbgrader_learners_see_the_validate_button_alone(lab_server):
+    from nbgrader import __version__
+
+    status, text = lab_server(f"/nbgrader_version?version={__version__}")
+    assert (status, json.loads(text)) == (200, {"success": True})
+    for path in ("/formgrader", "/assignments", "/formgraders"):
+        assert lab_server(path)[0] == 404, path
+
+
+def test_the_formgrader_opens_on_a_graded_class(tmp_path):
+    samples = load_sample_class(ROOT)
+    samples.write_class(ROOT, tmp_path / "all")
+    for student in ("good", "scripts"):
+        shutil.copytree(tmp_path / "all" / student, tmp_path / "some" / student)
+    out = tmp_path / "out"
+    assert grade(ROOT, tmp_path / "some", out) == 0
+    command = formgrader_command(out, headless=True)
+    with serving([sys.executable, *command[1:]], out, tmp_path / "log") as ask:
+        status, text = ask("/formgrader/gradebook")
+        assert status == 200 and "Manual Grading" in text
+        lab = "lab-3.3.1-engine-benchmark"
+        status, text = ask(f"/formgrader/api/submitted_notebooks/{lab}/{lab}")
+        entries = {entry["student"]: entry for entry in json.loads(text)}
+        assert status == 200 and set(entries) == {"good", "scripts"}
+        assert entries["good"]["needs_manual_grade"] and entries["good"]["score"] == 18
+        status, page = ask(f"/formgrader/submissions/{entries['scripts']['id']}")
+        assert status == 200 and "answer-recommendation" in page
+        assert "<script>document.title" not in page and 'href="javascript:' not in page
+        answer = next(
+            g
+            for g in json.loads(
+                ask(f"/formgrader/api/grades?submission_id={entries['good']['id']}")[1]
+            )
+            if g["name"] == "answer-recommendation"
+        )
+        assert (answer["auto_score"], answer["max_score"]) == (None, 2.0)
+
+
+def test_the_formgrader_needs_a_gradebook(tmp_path):
+    from utils.course.lab import open_formgrader
+
+    with pytest.raises(CourseError, match="holds no gradebook"):
+        open_formgrader(tmp_path, headless=True)

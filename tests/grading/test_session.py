@@ -1,0 +1,246 @@
+"""The sandbox holds, and the session takes nothing on trust."""
+
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from utils.checks.attempt import Stopped, Wanted
+from utils.course.build import ROOT
+from utils.grading.sandbox import Limits, Plain, SandboxError, find_sandbox
+from utils.grading.seal import build_sealed
+from utils.grading.session import Session
+
+pytestmark = pytest.mark.timeout(300)
+LIMITS = Limits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30)
+FUNCTION, CLASS, VALUE = Wanted("function", ("x",)), Wanted("class"), Wanted("value")
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sandbox")
+    build_sealed(ROOT, folder / "course", ["utils.kvcache.blocks.BlockPool"])
+    return find_sandbox("bubblewrap", folder / "course", ROOT / "models", folder)
+
+
+@pytest.fixture
+def session(sandbox):
+    with Session(sandbox, LIMITS) as session:
+        yield session
+
+
+def value(session, code):
+    """What a cell assigns to `seen`, as plain values."""
+    _, error = session.run(f"import json\n{code}\nseen = json.dumps(seen)")
+    assert error is None, error
+    answer = session.look("seen", VALUE)
+    return json.loads(answer.subject(True, []))
+
+
+def test_it_sees_python_and_the_course_and_nothing_else(session):
+    roots = value(session, "import os\nseen = sorted(os.listdir('/'))")
+    usual = {
+        "bin",
+        "course",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "sbin",
+        "tmp",
+        "usr",
+    }
+    assert set(roots) - usual <= {
+        os.path.normpath(path).split("/")[1] for path in (os.sys.prefix, os.sys.base_prefix)
+    }
+    assert value(session, "seen = sorted(os.listdir('/course'))") == ["labs", "models", "utils"]
+    for path in (ROOT / "solutions", ROOT / "utils", ROOT / "labs", ROOT / ".git"):
+        assert value(session, f"seen = os.path.exists({str(path)!r})") is False
+
+
+def test_it_is_nobody_and_alone(session):
+    facts = "seen = [os.getuid(), [p for p in os.listdir('/proc') if p.isdigit()]]"
+    uid, processes = value(session, f"import os\n{facts}")
+    assert uid != 0 or os.geteuid() != 0
+    assert len(processes) <= 4
+    status = value(session, "seen = open('/proc/self/status').read()")
+    assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
+
+
+def test_it_can_write_in_its_own_folder_and_nowhere_else(session):
+    assert (
+        value(session, "import os\nopen('mine', 'w').write('x')\nseen = os.getcwd()")
+        == "/course/labs"
+    )
+    for place in ("/course/utils/x", "/usr/x", "/x", os.sys.prefix + "/x"):
+        _, error = session.run(f"open({place!r}, 'w')")
+        assert error.name in ("OSError", "PermissionError")
+    _, error = session.run("open('big', 'wb').write(bytes(100 << 20))")
+    assert error.name == "OSError"
+
+
+def test_two_submissions_share_neither_files_nor_ports(sandbox):
+    with Session(sandbox, LIMITS) as one, Session(sandbox, LIMITS) as other:
+        code = "import socket\nopen('/tmp/left', 'w').write('answers')\n"
+        assert one.run(code + "server = socket.create_server(('127.0.0.1', 8765))")[1] is None
+        assert one.listening() and not other.listening()
+        _, error = other.run(
+            "import socket\nsocket.create_connection(('127.0.0.1', 8765), timeout=2)"
+        )
+        assert error.name == "ConnectionRefusedError"
+        assert other.run("open('/tmp/left')")[1].name == "FileNotFoundError"
+
+
+def test_there_is_no_network(session):
+    _, error = session.run("import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=2)")
+    assert "unreachable" in error.text
+
+
+def test_functions_are_called_with_exact_values_and_errors_come_back(session):
+    session.run(
+        "def double(x):\n    if x is None:\n        raise KeyError('none')\n    return x * 2\n"
+    )
+    answer = session.look("double", FUNCTION)
+    assert (answer.empty(), answer.fault(FUNCTION)) == ("", "")
+    unfinished = []
+    double = answer.subject(True, unfinished)
+    with session.budget(5):
+        assert double(np.float64(1.5)) == 3.0 and type(double(np.float64(1))) is np.float64
+        assert double([1]) == [1, 1]
+        with pytest.raises(KeyError) as caught:
+            double(None)
+    assert str(caught.value) == "'none'" and type(caught.value).__name__ == "KeyError"
+    assert answer.place(caught.value) == (3, "raise KeyError('none')")
+    assert unfinished == []
+
+
+def test_arguments_are_changed_in_place_only_where_that_is_asked_for(session):
+    session.run("def grow(x):\n    x.append(7)\n")
+    answer = session.look("grow", FUNCTION)
+    items = [1]
+    with session.budget(5):
+        answer.subject(True, [])(items)
+        assert items == [1]
+        answer.subject(False, [])(items)
+    assert items == [1, 7]
+
+
+def test_classes_live_there_and_are_used_from_here(session):
+    session.run(
+        "class Box:\n    def __init__(self, size):\n        self.size = size\n        self.items = []\n"
+        "    def put(self, item):\n        self.items.append(item)\n        return len(self.items)\n"
+        "    def __len__(self):\n        return len(self.items)\n"
+        "class Sly(Box):\n    __eq__ = lambda self, other: True\n    __hash__ = None\n"
+    )
+    with session.budget(5):
+        box = session.look("Box", CLASS).subject(True, [])(3)
+        assert (box.put("a"), box.put("b"), box.items, box.size) == (1, 2, ["a", "b"], 3)
+        box.size = 9
+        assert box.size == 9 and len(box) == 2 and type(box).__name__ == "Box"
+        with pytest.raises(AttributeError):
+            _ = box.nothing
+        sly = session.look("Sly", CLASS).subject(True, [])(1)
+        assert sly != 1 and sly != box
+
+
+def test_faults_and_stubs_are_seen(session):
+    session.run("def f(y): return y\ng = ...\nh = lambda x: ...\nclass K: pass\n")
+    assert "it should take (x)" in session.look("f", FUNCTION).fault(FUNCTION)
+    assert session.look("g", FUNCTION).empty() == "it is still ..."
+    assert "is not a class" in session.look("f", CLASS).fault(CLASS)
+    assert session.look("nothing", FUNCTION) is None
+    unfinished = []
+    with session.budget(5), pytest.raises(NotImplementedError):
+        session.look("h", FUNCTION).subject(True, unfinished)(1)
+    assert len(unfinished) == 1
+
+
+def test_what_cells_show_is_cut_and_made_harmless(session):
+    code = (
+        "import sys\nfrom IPython.display import HTML, display\n"
+        "print('a' * 100_000)\nprint('b' * 10, file=sys.stderr)\n"
+        "display(HTML('<script>1</script>'))\n"
+        "import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(1, 1))\ndisplay(fig)\n"
+    )
+    outputs, error = session.run(code)
+    assert error is None
+    text = outputs[0]["text"]
+    assert text.startswith("aaa") and "the rest was cut" in text and len(text) < 21_000
+    assert outputs[1] == {"output_type": "stream", "name": "stderr", "text": "b" * 10 + "\n"}
+    assert all(set(o["data"]) <= {"text/plain", "image/png"} for o in outputs[2:])
+    assert "image/png" in outputs[3]["data"]
+
+
+def test_magics_awaits_and_syntax_errors(session):
+    assert session.run("%time 1 + 1")[1] is None
+    assert session.run("import asyncio\nawait asyncio.sleep(0)")[1] is None
+    _, error = session.run("def f(:\n    pass")
+    assert (error.name, error.line) == ("SyntaxError", 1)
+
+
+def test_waiting_is_ended_and_computing_is_not_waiting(sandbox):
+    with Session(sandbox, LIMITS) as session:
+        busy = "import time\nend = time.process_time() + 3.5\nwhile time.process_time() < end: pass"
+        assert session.run(busy)[1] is None
+        began = time.monotonic()
+        with pytest.raises(Stopped, match="it waited for 3 s"):
+            session.run("import time\ntime.sleep(1000)")
+        assert time.monotonic() - began < 30
+        assert session.closed
+
+
+def test_a_session_that_has_used_up_its_notebooks_time_does_not_start(sandbox):
+    with pytest.raises(Stopped, match="the notebook took more than 180 s in all"):
+        Session(sandbox, LIMITS, spent_s=181)
+
+
+def test_sealed_code_comes_back(session):
+    code = "from utils.kvcache.blocks import BlockPool\nblock = BlockPool(3, 4).allocate()"
+    assert "not in reach" in session.run(code)[1].text
+    source = (ROOT / "utils" / "kvcache" / "blocks.py").read_text()
+    session.unseal("utils.kvcache.blocks", ["BlockPool"], source)
+    assert session.run(code)[1] is None
+    assert session.look("block", VALUE).subject(True, []) == 0
+
+
+def test_chance_is_the_same_each_time(session):
+    code = "import random\nseen = [random.random(), float(__import__('numpy').random.rand())]"
+    session.seed(3)
+    first = value(session, code)
+    session.seed(3)
+    assert value(session, code) == first
+
+
+def test_no_sandbox_is_named_as_what_it_is(tmp_path):
+    build_sealed(ROOT, tmp_path / "course", [])
+    plain = find_sandbox("none", tmp_path / "course", ROOT / "models", tmp_path)
+    assert isinstance(plain, Plain)
+    assert "NO SANDBOX" in plain.protections()[0]
+    with Session(plain, LIMITS) as session:
+        assert value(session, "import utils\nseen = utils.__file__").startswith(
+            str(tmp_path / "course")
+        )
+        assert "COURSE" not in str(
+            value(session, "import os\nseen = sorted(set(os.environ) - {'COURSE_PROFILE'})")
+        )
+
+
+def test_a_sandbox_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
+    ask = {"course": tmp_path, "models": tmp_path, "home": tmp_path}
+    with pytest.raises(SandboxError, match="There is no sandbox 'docker'"):
+        find_sandbox("docker", **ask)
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SandboxError, match=r"Permission denied(.|\n)*SANDBOX=none"):
+        find_sandbox("bubblewrap", **ask)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SandboxError, match="apt install bubblewrap"):
+        find_sandbox("bubblewrap", **ask)
