@@ -31,11 +31,17 @@ formgrader: form-names course-env  ## open nbgrader's formgrader on OUT=dir, for
 form-names:
 	@$(if $(OUT),,echo "Name the folder that was graded into: make formgrader OUT=dir"; exit 2)
 
-class: course-env  ## write a class of submissions to practise on to TO=class
-	@$(RUN) -m utils.course sample-class "$(or $(TO),class)"
+class: course-env  ## write a class of submissions to practise on to TO=class (ONLY="good partial" for some)
+	@$(RUN) -m utils.course sample-class "$(or $(TO),class)" $(if $(ONLY),--only $(ONLY))
+
+page: course-env  ## make the terminal output in solutions/README.md anew
+	@$(RUN) -m utils.course page
 
 bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
 	@$(RUN) -m benchmarks.client_overhead
+
+bench-grade: course-env  ## how long a class of 60 takes to grade
+	@$(RUN) -m benchmarks.grade_class
 
 lock:  ## pin the course environment anew, from pyproject.toml
 	@$(RUN) -m utils.setup.lock

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from utils.course.problems import CourseError
 
 Notebook = dict[str, Any]
 VICTIM = "p99_of_runs"  # the exercise that hostile cells stand in for: the third of seven
@@ -37,10 +39,13 @@ class Sample:
     instructor: str = ""
 
 
-def write_class(root: Path, folder: Path) -> list[Path]:
-    """Write every sample to `folder/<student>/`."""
+def write_class(root: Path, folder: Path, only: Collection[str] | None = None) -> list[Path]:
+    """Write every sample, or those named, to `folder/<student>/`."""
+    if unknown := set(only or ()) - SAMPLES.keys():
+        raise CourseError(f"No such students: {', '.join(sorted(unknown))}. There are: {', '.join(SAMPLES)}.")
     written = []
-    for student, sample in SAMPLES.items():
+    for student in only or SAMPLES:
+        sample = SAMPLES[student]
         where = {"solved": "solutions", "untouched": "labs"}[sample.start]
         path = next((root / where).glob(f"lab-{sample.lab}-*.ipynb"))
         notebook = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
 
-One execution per notebook serves all that is asserted of it. The same by hand:
-`pytest --nbmake --nbmake-timeout=240 labs` and `COURSE_GRADING=1 pytest --nbmake ... solutions`.
+The learners' are executed where learners have them, in a release. One execution per notebook serves all
+that is asserted of it. The same by hand: `pytest --nbmake --nbmake-timeout=240 labs` and
+`COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 
 import warnings
@@ -9,6 +10,7 @@ import warnings
 import pytest
 
 from utils.course.build import ROOT
+from utils.course.release import write_release
 from utils.profiles import load_profile
 
 # A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
@@ -23,14 +25,25 @@ def test_every_notebook_is_run_here():
         assert sorted(path.stem for path in (ROOT / folder).glob("*.ipynb")) == STEMS
 
 
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """A release, with the engines that are set up here."""
+    folder = tmp_path_factory.mktemp("released") / "course"
+    write_release(ROOT, folder)
+    (folder / ".engines").symlink_to(ROOT / ".engines")
+    return folder
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(LIMIT_S + 60)
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("folder", ["labs", "solutions"])
-def test_notebook(stem, folder, run_notebook):
+def test_notebook(stem, folder, run_notebook, released, monkeypatch):
     solved = folder == "solutions"
-    files = sorted((ROOT / folder).iterdir())
-    ran = run_notebook(ROOT / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
+    root = ROOT if solved else released
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    files = sorted((root / folder).iterdir())
+    ran = run_notebook(root / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
     if ran.error:
         pytest.fail(ran.error, pytrace=False)
     for id_ in ran.with_role("check"):
@@ -49,4 +62,4 @@ def test_notebook(stem, folder, run_notebook):
             f"{folder}/{stem}: {ran.seconds:.0f} s, budget {BUDGET_S:.0f} s", stacklevel=1
         )
     assert [process.cmdline() for process in ran.left_running] == []
-    assert sorted((ROOT / folder).iterdir()) == files, "it writes beside the notebooks"
+    assert sorted((root / folder).iterdir()) == files, "it writes beside the notebooks"

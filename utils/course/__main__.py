@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.course.build import ROOT, build, drift, read_labs
 from utils.course.lab import open_formgrader, open_lab
 from utils.course.notebook import GENERATED_BY, count
+from utils.course.page import write_page
 from utils.course.problems import CourseError
 
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("progress", help="a learner's milestones")
     sample = commands.add_parser("sample-class", help="write submissions to practise on")
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
+    sample.add_argument("--only", nargs="*", help="names of the students; default, all")
+    commands.add_parser("page", help="make the terminal output in the instructors' page anew")
     args = parser.parse_args(argv)
     try:
         if args.command == "build":
@@ -58,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
 
             return print_progress(args.root)
         if args.command == "sample-class":
-            return _sample_class(args.root, args.folder)
+            return _sample_class(args.root, args.folder, args.only)
+        if args.command == "page":
+            write_page(args.root)
+            return 0
         if args.command == "grade":
             return _grade(args)
         from utils.course.trial import report
@@ -105,10 +111,10 @@ def _release(root: Path, target: Path) -> int:
     return 0
 
 
-def _sample_class(root: Path, folder: Path) -> int:
+def _sample_class(root: Path, folder: Path, only: list[str] | None) -> int:
     from utils.grading.declare import load_sample_class
 
-    written = load_sample_class(root).write_class(root, folder)
+    written = load_sample_class(root).write_class(root, folder, only)
     print(f"wrote {len(written)} submissions to {folder}")
     return 0
 

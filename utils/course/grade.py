@@ -30,7 +30,7 @@ from utils.course.build import read_labs
 from utils.course.collect import Submission, collect
 from utils.course.gradebook import Gradebook, judgement_path, read_judgement
 from utils.course.graded_report import Graded, print_summary, write_report
-from utils.course.notebook import render
+from utils.course.notebook import count, render
 from utils.course.problems import CourseError
 from utils.course.trial import modules
 from utils.grading.cells import MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
@@ -255,7 +255,7 @@ def _outcome(out: Path, item: Submission, lab: GradedLab) -> str:
     if _judged(out, item, lab):
         found = read_judgement(out, item.student, item.lab)
         most = sum(exercise.points for exercise in found.exercises)
-        notes = f", {len(found.notes)} notes" if found.notes else ""
+        notes = f", {count(len(found.notes), 'note')}" if found.notes else ""
         print(f"  {item.student:<24} {item.lab:<36} {found.score:>3}/{most}{notes}", flush=True)
         return ""
     reason = "the grader's process ended"
