@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from utils.checks import CheckFailed, expect, expect_close, expect_equal, expect_raises
+from utils.checks import CheckFailed, expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks import lab_3_3_3 as lab
 from utils.checks.lab_3_3_3 import Config, Decide, Queue
 from utils.grading.declare import Grading, Wrong
@@ -183,6 +183,16 @@ class _SharesFree(BlockPool):
         self.references[block] += 1
 
 
+class _NumbersNothing(BlockPool):
+    """Hands out things that are no blocks, and never touches the pool."""
+
+    def allocate(self) -> int:
+        return object()  # type: ignore[return-value]
+
+    def release(self, block: int) -> None:
+        return None
+
+
 class _WrapsAround(BlockPool):
     def allocate(self) -> int:
         if not self.free:
@@ -200,6 +210,7 @@ block_pool = Grading(
         "hands out a block without a reference": Wrong(_NoReference, says="reference"),
         "shares a free block": Wrong(_SharesFree, says="free"),
         "hands out a used block when none is free": Wrong(_WrapsAround, says="OutOfBlocks"),
+        "hands out what is no block": Wrong(_NumbersNothing, says="two blocks"),
     },
 )
 
@@ -216,6 +227,8 @@ def _play(attempt: type[BlockPool], rng: random.Random, shares: float) -> None:
             pool.share(held[-1])
         elif choice < 0.6 and len(set(held)) < blocks:
             block = pool.allocate()
+            expect_type(block, int, what="a block's number")
+            expect(0 <= block < blocks, f"there is no block {block} in a pool of {blocks}")
             expect(block not in held, f"block {block} was handed out twice")
             held.append(block)
         elif held:

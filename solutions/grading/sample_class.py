@@ -329,6 +329,21 @@ def schedule(waiting, running, limits):
 """,
 }
 
+LISTENS = """
+import gc
+worker = next(o for o in gc.get_objects() if type(o).__name__ == "Worker")
+heard, unseal = [], worker.operations["unseal"]
+worker.operations["unseal"] = lambda message: (heard.append(message["source"]), unseal(message))[1]
+"""
+USES_WHAT_IT_HEARD = """
+import sys, types
+space = vars(sys.modules.setdefault("heard", types.ModuleType("heard")))
+exec(next(source for source in heard if "class BlockTable" in source), space)
+
+def append_slot(pool, table, num_tokens):
+    return space["BlockTable"](pool, table, num_tokens).grow()
+"""
+
 SAMPLES: dict[str, Sample] = {
     "good": Sample(),
     "good-lab-3": Sample(lab="3.3.3"),
@@ -525,6 +540,13 @@ SAMPLES: dict[str, Sample] = {
         "p99_of_runs = found[0].reference\n",
         "IndexError",
         "uses gc, sys",
+    ),
+    "keeps-what-is-unsealed": Sample(
+        _answers({"block_pool": LISTENS + OTHER_STYLES_3["block_pool"], "append_slot": USES_WHAT_IT_HEARD}),
+        lab="3.3.3",
+        scores={"append_slot": 0},
+        learner="not in reach",
+        instructor="block_pool: uses gc",
     ),
     "writes-into-the-pipe": _hostile(
         "import os\n"

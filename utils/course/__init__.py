@@ -1,4 +1,4 @@
-"""Instructors' tools: build the notebooks, list the labs, try the checks."""
+"""Opening a lab, progress; instructors' tools: build, check, release, grade."""
 
 from utils.course.build import build, drift, find_lab, read_labs
 from utils.course.problems import CourseError, Problem, SourceError

@@ -90,6 +90,8 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
         CourseError: it cannot begin; the message says what to do.
     """
     options = options or Options()
+    if out.is_relative_to(submissions) or submissions.is_relative_to(out):
+        raise CourseError(f"{out} and {submissions} lie one in the other. Keep them apart.")
     labs = read_graded_labs(root, options.seed)
     found = collect(submissions, labs)
     with _hold(out, options), tempfile.TemporaryDirectory(prefix="grading-") as scratch:

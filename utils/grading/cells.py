@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import nbformat
 
 MAX_FILE_BYTES = 200 << 20
+MAX_TEXT = 100_000
 CHECK = "check-"
 
 
@@ -130,6 +131,8 @@ def pick(data: bytes, lab: LabCells) -> HandedIn:
     for slot in lab.exercises:
         if slot.cell not in handed.texts:
             _by_name(handed, slot, rest)
+    for slot in lab.slots:
+        _not_too_long(handed, slot)
     _look_at_checks(handed, lab, cells)
     handed.others = [
         cell.text for cell in rest if cell.kind == "code" and not cell.id.startswith(CHECK)
@@ -230,6 +233,14 @@ def _by_name(handed: HandedIn, slot: Slot, rest: list[_Cell]) -> None:
     else:
         learner = f"The cell of {slot.id} is missing, so it was not graded. Start from a fresh lab."
         handed.notes.append(Note(learner, f"{slot.id}: its cell is missing", slot.id))
+
+
+def _not_too_long(handed: HandedIn, slot: Slot) -> None:
+    length = len(handed.texts.get(slot.cell, ""))
+    if length > MAX_TEXT:
+        handed.texts[slot.cell] = handed.texts[slot.cell][:MAX_TEXT]
+        learner = f"The cell of {slot.id} has {length} characters; {MAX_TEXT} of them were graded."
+        handed.notes.append(Note(learner, f"{slot.id}: {length} characters", slot.id))
 
 
 def _look_at_checks(handed: HandedIn, lab: LabCells, cells: list[_Cell]) -> None:

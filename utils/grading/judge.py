@@ -18,7 +18,7 @@ from utils.checks import Check, Outcome
 from utils.checks.attempt import Stopped, Wanted
 from utils.grading.cells import HandedIn, LabCells, Note, Slot, defined_names, same
 from utils.grading.declare import DEFAULT_SEED, Grading, Part
-from utils.grading.seal import dotted, split_name
+from utils.grading.seal import by_module, dotted, sealed_source
 from utils.grading.session import LearnersError, RemoteAnswer, Session
 
 _UNUSUAL_MODULES = """
@@ -291,12 +291,12 @@ class _Worker:
                 self._unseal(self.session(), grading.seals())
 
     def _unseal(self, session: Session, seals: Iterable[str]) -> None:
-        by_module: dict[Path, list[str]] = {}
-        for seal in seals:
-            module, name = split_name(self.judge.root, seal)
-            by_module.setdefault(module, []).append(name)
-        for module, names in by_module.items():
-            source = (self.judge.root / module).read_text(encoding="utf-8")
+        """Give code back; what is still sealed of the same module does not travel with it."""
+        root, gradings = self.judge.root, self.judge.gradings or {}
+        every = [seal for grading in gradings.values() for seal in grading.seals()]
+        still = by_module(root, [seal for seal in every if seal not in self._lifted])
+        for module, names in by_module(root, seals).items():
+            source = sealed_source(root, module, still.get(module, []))
             session.unseal(dotted(module), names, source)
 
     def close(self) -> None:
@@ -353,7 +353,7 @@ def _unusual(slot: Slot, text: str) -> Iterable[Note]:
         elif isinstance(node, ast.Attribute) and node.attr.startswith("__"):
             found |= {node.attr} - {"__init__", "__name__", "__class__", "__doc__"}
     if found:
-        what = ", ".join(sorted(found))
+        what = ", ".join(sorted(found))[:200]
         learner = (
             f"The cell of {slot.id} uses {what}. No exercise needs that; your instructor sees it."
         )

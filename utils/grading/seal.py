@@ -40,14 +40,23 @@ def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
     shutil.copytree(root / "utils", target / "utils", ignore=left_out)
     for path in (target / "utils" / "checks").glob("lab_*.py"):
         path.write_text(_CHECKS, encoding="utf-8")
-    by_module: dict[Path, list[str]] = {}
+    for module, names in by_module(root, seals).items():
+        (target / module).write_text(sealed_source(root, module, names), encoding="utf-8")
+    compileall.compile_dir(target, quiet=1)  # nobody can write there later
+
+
+def by_module(root: Path, seals: Iterable[str]) -> dict[Path, list[str]]:
+    """Names within each module's file (below `root`)."""
+    found: dict[Path, list[str]] = {}
     for seal in dict.fromkeys(seals):
         module, qualname = split_name(root, seal)
-        by_module.setdefault(module, []).append(qualname)
-    for module, names in by_module.items():
-        path = target / module
-        path.write_text(_sealed(path.read_text(encoding="utf-8"), module, names), encoding="utf-8")
-    compileall.compile_dir(target, quiet=1)  # nobody can write there later
+        found.setdefault(module, []).append(qualname)
+    return found
+
+
+def sealed_source(root: Path, module: Path, names: Iterable[str]) -> str:
+    """The text of one module with the named functions and classes sealed."""
+    return _sealed((root / module).read_text(encoding="utf-8"), module, names)
 
 
 def split_name(root: Path, name: str) -> tuple[Path, str]:

@@ -127,7 +127,7 @@ class Session:
         """Bound what the body asks of the worker, in its processor seconds; `Stopped` beyond.
 
         Processor time, not the clock's: a busy machine makes no answer wrong. A worker that waits
-        for something (sleeps, reads) is stopped after `limits.idle_s` of waiting.
+        (sleeps, reads) is stopped after `limits.idle_s` of waiting in all.
         """
         self._look()
         self._until, self._seconds, self._idle_s = self.spent_s + seconds, seconds, 0.0
@@ -299,8 +299,9 @@ class Session:
             with contextlib.suppress(psutil.Error):
                 seconds += sum(process.cpu_times()[:4])
                 busy = busy or process.status() not in _WAITING
+        computed_s = seconds - self._seen_s
         self._seen_s = max(self._seen_s, seconds)
-        self._idle_s = 0.0 if busy else self._idle_s + waited_s
+        self._idle_s += 0.0 if busy or computed_s > waited_s / 2 else waited_s
         limits = self.limits
         memory = sum(_memory(process, shared=True) for process in family)
         if memory > limits.memory_bytes:
