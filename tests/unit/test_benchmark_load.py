@@ -204,7 +204,7 @@ def test_interrupt_cancels_everything_and_returns_at_once() -> None:
         start = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
             go(server, 50, ClosedLoop(10))
-        assert time.perf_counter() - start < 3
+        assert time.perf_counter() - start < 30, "it waited for answers, which take 60 s"
         timer.join()
         deadline = time.perf_counter() + 2
         while server.in_flight and time.perf_counter() < deadline:
