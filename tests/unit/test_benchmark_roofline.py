@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 from test_benchmark_report import scaled
 
 from utils.benchmark import Cited, ClosedLoop
+from utils.benchmark import machine as machine_module
 from utils.benchmark.ceilings import Ceiling, Claim, decode_ceiling, judge, prefill_ceiling
 from utils.benchmark.machine import (
+    MATMUL_SHAPES,
     MIB,
     Bandwidth,
     Machine,
@@ -229,6 +231,21 @@ def test_only_a_cited_accelerator_gains_flops_from_narrow_operands() -> None:
     assert DGX_SPARK.flops_at(8) == 2 * DGX_SPARK.flops_at(16) == 250e12
     measured = Machine("m", DGX_SPARK.bandwidths, 1.0, "bfloat16", "measured", "s")
     assert measured.flops_at(4) == measured.flops_at(16) == 1.0
+
+
+def test_products_that_would_take_minutes_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def rate(shape: tuple[int, int, int], *_: object) -> float:
+        tried.append(shape)
+        return 0.5e9  # a CPU that emulates bfloat16
+
+    monkeypatch.setattr(machine_module, "_matmul_rate", rate)
+    assert measure_machine(working_set=4 * MIB, seconds=8.0).flops == 0.5e9
+    assert tried == [MATMUL_SHAPES[0]]
+    monkeypatch.setattr(machine_module, "_matmul_rate", lambda shape, *_: rate(shape) * 1000)
+    assert measure_machine(working_set=4 * MIB, seconds=8.0).flops == 0.5e12
+    assert tried[1:] == list(MATMUL_SHAPES)
 
 
 def test_measuring_this_machine() -> None:

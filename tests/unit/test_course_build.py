@@ -300,7 +300,7 @@ def test_a_course_without_labs_says_how_to_make_them(tmp_path):
 def test_list_shows_exercises_and_sums(course, capsys):
     assert main(["--root", str(course), "list"]) == 0
     said = capsys.readouterr().out
-    assert "lab-3.3.9-sample: 1 exercise, 5 min, 3 points" in said
+    assert "lab-3.3.9-sample: 1 exercise, 5 min, 5 points" in said
     assert "1. Eff" in said and "★★" in said
 
 

@@ -117,7 +117,7 @@ def measure_machine(
     shapes = MATMUL_SHAPES if device == "cpu" else ((8192, 8192, 8192),)
     budget = seconds / (len(sizes) + len(shapes))
     bandwidths = tuple(measure_bandwidth(size, caches, budget, most, device) for size in sizes)
-    flops = max(_matmul_rate(shape, budget, most, device) for shape in shapes)
+    flops = _best_matmul_rate(shapes, budget, most, device)
     threads_text = f"1 and {most} threads" if device == "cpu" else "CUDA"
     return Machine(
         name=torch.cuda.get_device_name() if device == "cuda" else str(describe_host()["cpu"]),
@@ -204,6 +204,22 @@ def _free_memory(device: Device) -> int:
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
+
+
+def _best_matmul_rate(
+    shapes: Sequence[tuple[int, int, int]], seconds: float, threads: int, device: Device
+) -> float:
+    """The best rate of several products, FLOP/s, from small to large.
+
+    A product that would take longer than its share of the time by itself is left out: a CPU
+    without bfloat16 instructions emulates them, and a large product takes minutes.
+    """
+    best = 0.0
+    for rows, inner, columns in shapes:
+        if best and 2 * rows * inner * columns / best > seconds:
+            break
+        best = max(best, _matmul_rate((rows, inner, columns), seconds, threads, device))
+    return best
 
 
 def _matmul_rate(
