@@ -9,7 +9,6 @@ on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -36,13 +35,13 @@ from utils.course.trial import modules
 from utils.grading.cells import MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
 from utils.grading.declare import DEFAULT_SEED, FOLDER, Grading, load_gradings
 from utils.grading.judge import Judge
+from utils.grading.orphan import end_with_parent
 from utils.grading.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 from utils.grading.seal import build_sealed
 from utils.grading.session import Session
 
 COURSE_FILE = "course.json"
 ENTERED = ".entered"
-_PR_SET_PDEATHSIG = 1
 _MEMORY_BYTES = 3 << 30  # of one notebook's judge, which reads what the learner's code returns
 
 
@@ -298,7 +297,7 @@ class _Task:
     def run(self) -> None:
         """Judge, and write the findings whole."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.RLIM_INFINITY))
         path = judgement_path(self.out, self.item.student, self.item.lab)
         try:

@@ -7,12 +7,10 @@ do with that is to send other values, and values are what the grader judges.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import random
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
@@ -25,12 +23,12 @@ from traitlets.config import Config
 
 from utils.checks.attempt import Wanted, emptiness, line_of, signature_fault
 from utils.checks.expect import brief
+from utils.grading.orphan import end_with_parent
 from utils.grading.wire import Codec, WireError, from_bytes, to_bytes
 
 TEXT_LIMIT = 20_000
 _CUT = "\n[... the rest was cut: {} characters are kept]\n"
 _MAX_PICTURES = 3
-_PR_SET_PDEATHSIG = 1
 
 
 class Things:
@@ -258,17 +256,10 @@ def _read(channel: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _end_with_parent() -> None:
-    """A loop without end must not outlive a grader that was killed."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Answer requests on two file descriptors until the other side closes."""
     source, target, memory, processes, file_bytes = map(int, sys.argv[1:6])
-    _end_with_parent()
+    end_with_parent()
     requests, replies = os.fdopen(source, "rb"), os.fdopen(target, "wb")
     _limit(memory, processes, file_bytes)
     worker = Worker()
