@@ -529,7 +529,7 @@ recommend.guide_table(choices)
 
 # %% [markdown]
 # The last columns hold your records against the table that everybody copies. **Your answer**, in three or four
-# sentences below (your instructor reads it): take one row in which the two disagree, or agree by chance. Which
+# sentences of plain text in the cell below (your instructor reads it): take one row in which the two disagree, or agree by chance. Which
 # engine do you recommend for that use, which of your figures decide it, and how far does the recommendation
 # reach: another machine, another model size, an engine that did not run here?
 

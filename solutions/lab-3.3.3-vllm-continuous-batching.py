@@ -718,7 +718,7 @@ if "BF16, tight" in squeezed:
 # of a block at the same step, they all want the next one. Watch `vllm:num_preemptions_total` in production: a
 # steady climb says that the cache is too small or `--max-num-seqs` too large.
 #
-# **Your answer**, in three or four sentences below (your instructor reads it): how many preemptions did your two
+# **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): how many preemptions did your two
 # engines count, and what had your scheduler predicted? Explain one difference, between the two or from the
 # prediction, by what happens at one step.
 

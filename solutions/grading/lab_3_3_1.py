@@ -72,6 +72,13 @@ stream_metrics = Grading(
         "decides by chunks whether TPOT is 0": Wrong(
             _zero_for_one_chunk, says="your code raised ZeroDivisionError"
         ),
+        "adds a key": Wrong(
+            lambda sent, events, completion_tokens: {
+                **_stream_metrics(sent, events, completion_tokens),
+                "itl": 0.1,
+            },
+            says="the keys",
+        ),
         "hard-coded to the example": lambda sent, events, completion_tokens: {
             "ttft": 0.5,
             "tpot": 0.1,
@@ -101,6 +108,7 @@ def _(attempt: Callable[..., dict[str, float]], rng: random.Random) -> None:
         tokens = chunks + rng.randint(0, 9)
         got, wanted = attempt(sent, events, tokens), _stream_metrics(sent, events, tokens)
         expect_type(got, dict, what="what stream_metrics returns")
+        expect_equal(sorted(got), ["e2el", "tpot", "ttft"], what="the keys")
         what = f"of a stream with {chunks} texts among {len(events)} events"
         expect_close(got.get("ttft"), wanted["ttft"], what=f"TTFT {what}")
         expect_close(got.get("e2el"), wanted["e2el"], what=f"end-to-end latency {what}")
@@ -422,6 +430,12 @@ best_for_api = Grading(
             ),
             says="all rows",
         ),
+        "below, not at, the limit": Wrong(
+            lambda rows, ttft_limit_ms: recommend.best_for_api(
+                [row for row in rows if row["p95_ttft_ms"] != ttft_limit_ms], ttft_limit_ms
+            ),
+            says="at the limit",
+        ),
         "lowest TTFT": lambda rows, ttft_limit_ms: min(
             (r for r in rows if r["concurrency"] == 32 and not r["failed"]),
             key=lambda row: row["p95_ttft_ms"],
@@ -446,22 +460,28 @@ def _rows(rng: random.Random, failing: float) -> list[dict[str, Any]]:
     ]
 
 
-def _choices(attempt: Callable[..., Any], rng: random.Random, failing: float, what: str) -> None:
-    for _ in range(40):
-        rows, limit = _rows(rng, failing), rng.uniform(100, 1400)
+def _choices(attempt: Callable[..., Any], rng: random.Random, failing: float, none: bool) -> None:
+    tried = 0
+    while tried < 30:
+        rows = _rows(rng, failing)
         rng.shuffle(rows)
+        p95s = [row["p95_ttft_ms"] for row in rows]
+        limit = rng.choice([rng.uniform(100, 1400), rng.choice(p95s), max(p95s)])
         wanted = recommend.best_for_api(rows, limit)
-        expect_equal(attempt(rows, limit), wanted, what=f"{what}, p95 of TTFT within {limit:.0f} ms")
+        if wanted is not None or none:
+            tried += 1
+            what = f"the engine of {len(rows)} rows, p95 of TTFT within {limit:.0f} ms"
+            expect_equal(attempt(rows, limit), wanted, what=what)
 
 
 @best_for_api.part("the fastest within the limit, at the highest concurrency", points=2)
 def _(attempt: Callable[..., str | None], rng: random.Random) -> None:
-    _choices(attempt, rng, 0.0, "the engine of 10 to 15 rows")
+    _choices(attempt, rng, 0.0, none=False)
 
 
-@best_for_api.part("runs with failed requests", points=1)
+@best_for_api.part("runs with failed requests, and no engine within the limit", points=1)
 def _(attempt: Callable[..., str | None], rng: random.Random) -> None:
-    _choices(attempt, rng, 0.5, "the engine of rows half of which failed")
+    _choices(attempt, rng, 0.5, none=True)
 
 
 

@@ -560,14 +560,15 @@ def _state(rng: random.Random, blocks: int, tokens: int, running: int, budget: i
         lengths = [rng.randint(1, tokens) for _ in range(count)]
         return [Sequence(Job(next(ids), 0, n, 50), BlockTable(pool)) for n in lengths]
 
+    chunked = rng.random() < 0.6
     started = []
     for sequence in some(running):
-        part = rng.choice([sequence.remaining, rng.randint(1, sequence.remaining)])
+        # Without chunks, a prompt that runs has been read whole.
+        part = rng.randint(1, sequence.remaining) if chunked and rng.random() < 0.5 else sequence.remaining
         if sequence.fits(part):
             sequence.take(part)
             sequence.generated = int(sequence.remaining == 0)
             started.append(sequence)
-    chunked = rng.random() < 0.6
     return deque(some(rng.randint(1, 5))), started, Limits(budget, rng.randint(3, 6), chunked)
 
 
@@ -584,9 +585,9 @@ def _same_step(attempt: Decide, seed: int, **size: int) -> None:
         plan = attempt(waiting, running, limits)
     except OutOfBlocks as error:
         raise CheckFailed(f"take() raised OutOfBlocks. {case}") from error
-    expect_equal(plan, wanted, what=f"the plan. {case}: the plan")
+    expect_equal(plan, wanted, what=f"the plan of {case}")
     for name, got, right in zip(("waiting", "running"), mine, theirs, strict=False):
-        expect_equal(lab._ids(got), lab._ids(right), what=f"{name} after the step. {case}: {name}")
+        expect_equal(lab._ids(got), lab._ids(right), what=f"{name} after {case}")
 
 
 @schedule.part("steps with room for everybody", points=2)

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     graded.add_argument("out", type=Path, help="where gradebook, feedback and report go")
     graded.add_argument("--sandbox", default="bubblewrap", help="bubblewrap (default) or none")
     graded.add_argument("--seed", help="of the hidden inputs, for instance the name of the class")
-    graded.add_argument("--jobs", type=int, help="notebooks judged at the same time")
+    graded.add_argument("--jobs", help="notebooks judged at the same time")
     form = commands.add_parser("formgrader", help="open nbgrader's formgrader, for points by hand")
     form.add_argument("out", type=Path, help="the folder that was graded into")
     form.add_argument("--headless", action="store_true", help="print the URL, open no browser")
@@ -46,33 +46,46 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
     args = parser.parse_args(argv)
     try:
-        if args.command == "build":
-            return _check(args.root, args.lab) if args.check else _build(args)
-        if args.command == "list":
-            return _list(args.root)
-        if args.command == "lab":
-            open_lab(args.lab, headless=args.headless, root=args.root)
-        if args.command == "formgrader":
-            open_formgrader(args.out.resolve(), headless=args.headless)
-        if args.command == "release":
-            return _release(args.root, args.target.resolve())
-        if args.command == "progress":
-            from utils.course.progress import print_progress
-
-            return print_progress(args.root)
-        if args.command == "sample-class":
-            return _sample_class(args.root, args.folder, args.only)
-        if args.command == "page":
-            write_page(args.root)
-            return 0
-        if args.command == "grade":
-            return _grade(args)
-        from utils.course.trial import report
-
-        return report(args.root, messages=args.messages)
+        return _run(args)
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.strerror or error}: {error.filename}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    root: Path = args.root
+    match args.command:
+        case "build":
+            return _check(root, args.lab) if args.check else _build(args)
+        case "list":
+            return _list(root)
+        case "lab":
+            open_lab(args.lab, headless=args.headless, root=root)
+        case "formgrader":
+            open_formgrader(args.out.resolve(), headless=args.headless)
+        case "release":
+            return _release(root, args.target.resolve())
+        case "grade":
+            return _grade(args)
+        case "sample-class":
+            return _sample_class(root, args.folder, args.only)
+        case "page":
+            write_page(root)
+            return 0
+        case "progress":
+            from utils.course.progress import print_progress
+
+            return print_progress(root)
+        case _:
+            from utils.course.trial import report
+
+            return report(root, messages=args.messages)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -101,6 +114,10 @@ def _grade(args: argparse.Namespace) -> int:
     from utils.course.grade import Options, grade
 
     given = {key: vars(args)[key] for key in ("sandbox", "seed", "jobs") if vars(args)[key]}
+    if "jobs" in given:
+        if not (given["jobs"].isdecimal() and int(given["jobs"])):
+            raise CourseError(f"JOBS={given['jobs']} is no whole number from 1 on.")
+        given["jobs"] = int(given["jobs"])
     return grade(args.root, args.submissions.resolve(), args.out.resolve(), Options(**given))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.course.problems import CourseError
 
 _STUDENT = re.compile(r"\w[\w.@ -]{0,63}")
-_LAB = re.compile(r"lab-3\.3\.\d+")
+_LAB = re.compile(r"(lab-3\.3\.\d+)\b.*\.ipynb")
+_MACHINES = ("__MACOSX", "desktop.ini", "Thumbs.db")  # left by unpacking, nobody's
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,23 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
     students: list[str] = []
     complaints: list[str] = []
     names = list(labs)
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith(".") or not (entry.is_dir() or entry.is_symlink()):
-            continue
-        if entry.is_symlink():
-            complaints.append(f"{entry.name}: a link, not a folder; not followed")
-        elif not _STUDENT.fullmatch(entry.name) or entry.name != entry.name.strip():
-            complaints.append(
-                f"{entry.name!r}: not graded; rename the folder (letters, digits, spaces, . _ @ -)"
-            )
+    for path in _visible(folder):
+        student = unicodedata.normalize("NFC", path.name)  # macOS writes ö as two characters
+        if path.is_symlink():
+            complaints.append(f"{path.name}: a link; not followed")
+        elif not path.is_dir():
+            complaints.append(f"{path.name}: not graded; it is in no student's folder")
+        elif not _STUDENT.fullmatch(student) or student != student.strip():
+            rule = "letters, digits, spaces, . _ @ -"
+            complaints.append(f"{path.name!r}: not graded; rename the folder ({rule})")
+        elif student in students:
+            complaints.append(f"{path.name!r}: not graded; another folder has the same name")
         else:
-            students.append(entry.name)
-            mine, said = _of_student(entry.name, Path(entry.path), names)
+            students.append(student)
+            try:
+                mine, said = _of_student(student, path, names)
+            except OSError as error:
+                mine, said = [], [f"{student}: not graded; {error.strerror}: {error.filename}"]
             found += mine
             complaints += said
     if not students:
@@ -76,24 +82,34 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
     return Collected(tuple(found), tuple(students), tuple(complaints))
 
 
+def _visible(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and path.name not in _MACHINES:
+            yield path
+
+
 def _of_student(student: str, folder: Path, labs: list[str]) -> tuple[list[Submission], list[str]]:
-    found: dict[str, Submission] = {}
+    copies: dict[str, list[Path]] = {}
     complaints: list[str] = []
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem not in labs, path.name)):
-        name = _LAB.match(path.name)
-        if path.suffix != ".ipynb" or name is None:
-            continue
-        lab = next((lab for lab in labs if lab.startswith(name[0] + "-")), None)
-        if not stat.S_ISREG(path.lstat().st_mode):
-            complaints.append(f"{student}: {path.name} is no plain file; not graded")
-        elif lab is None:
+    for path in _visible(folder):
+        name = _LAB.fullmatch(path.name)
+        lab = next((lab for lab in labs if name and lab.startswith(name[1] + "-")), None)
+        if lab is None:
             complaints.append(f"{student}: {path.name} is no lab of this course; not graded")
-        elif lab in found and path.stem != lab:
-            complaints.append(f"{student}: {path.name} was not graded, {lab}.ipynb is there too")
+        elif not stat.S_ISREG(path.lstat().st_mode):
+            complaints.append(f"{student}: {path.name} is no plain file; not graded")
         else:
-            found[lab] = Submission(student, lab, path)
-    if not found and not complaints:
+            copies.setdefault(lab, []).append(path)
+    found = []
+    for lab, paths in copies.items():
+        # The file as it was named; else the newest of its copies.
+        taken = max(paths, key=lambda path: (path.stem == lab, path.stat().st_mtime, path.name))
+        found.append(Submission(student, lab, taken))
+        for other in paths:
+            if other != taken:
+                complaints.append(f"{student}: {other.name} was not graded, {taken.name} was")
+    if not found:
         deeper = next(folder.rglob("lab-3.3.*.ipynb"), None)
         where = f"; move {deeper.relative_to(folder)} up into it" if deeper else ""
         complaints.append(f"{student}: no notebook of a lab in the folder{where}")
-    return list(found.values()), complaints
+    return found, complaints

@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,9 @@ from pathlib import Path
 from utils.benchmark.files import to_json, write_whole
 from utils.checks import checks_of
 from utils.course.build import read_labs
-from utils.course.collect import Submission, collect
-from utils.course.gradebook import Gradebook, judgement_path, read_judgement
+from utils.course.collect import Collected, Submission, collect
+from utils.course.findings import Findings, findings_path, read_findings
+from utils.course.gradebook import Gradebook
 from utils.course.graded_report import Graded, print_summary, write_report
 from utils.course.notebook import count, render
 from utils.course.problems import CourseError
@@ -91,46 +92,61 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
     options = options or Options()
     if out.is_relative_to(submissions) or submissions.is_relative_to(out):
         raise CourseError(f"{out} and {submissions} lie one in the other. Keep them apart.")
-    labs = read_graded_labs(root, options.seed)
+    labs = read_graded_labs(root, options)
     found = collect(submissions, labs)
-    with _hold(out, options), tempfile.TemporaryDirectory(prefix="grading-") as scratch:
-        sandbox = _sandbox(root, Path(scratch), labs, options)
+    with _hold(out, options) as scratch:
+        sandbox = _sandbox(root, scratch, labs, options)
+        _begin(out, options)
         for line in sandbox.protections():
             print(f"  {line}")
         print(f"  {options.limits}\n", flush=True)
         failed = _judge_all(root, out, found.submissions, labs, sandbox, options)
+        judged = [item for item in found.submissions if str(item) not in failed]
         book = Gradebook(out)
-        for name, lab in labs.items():
-            book.add_lab(name, lab.notebook)
+        for name in dict.fromkeys(item.lab for item in found.submissions):
+            book.add_lab(name, labs[name].notebook)
         for student in found.students:
             book.add_student(student)
-        entered = [item for item in found.submissions if str(item) not in failed]
-        for item in entered:
-            _enter(book, out, item, labs[item.lab])
+        outdated = [str(item) for item in judged if _enter(book, out, item, labs[item.lab])]
         scores = book.scores()
         graded = [
             Graded(
                 item.student,
                 item.lab,
+                item.path,
                 *scores[item.student, item.lab],
-                read_judgement(out, item.student, item.lab),
+                read_findings(out, item.student, item.lab).judgement,
             )
-            for item in entered
+            for item in judged
         ]
-        earlier = sorted({f"{s}/{lab}" for s, lab in scores} - {str(item) for item in entered})
         facts = {
             "protections": [*sandbox.protections(), str(options.limits)],
             "seed": options.seed,
-            "complaints": list(found.complaints),
+            "complaints": [*found.complaints, *_absent(found)],
             "failed": failed,
-            "earlier": earlier,
+            "earlier": sorted(
+                {f"{s}/{lab}" for s, lab in scores} - set(map(str, found.submissions))
+            ),
+            "outdated": outdated,
         }
         paths = [book.export(), write_report(out, graded, facts)]
     print_summary(graded, facts, [*paths, out / "feedback", out / "gradebook.db"])
     return 1 if failed else 0
 
 
-def read_graded_labs(root: Path, seed: str) -> dict[str, GradedLab]:
+def _absent(found: Collected) -> list[str]:
+    """Who handed in some lab, but not each that others did."""
+    labs = sorted({item.lab for item in found.submissions})
+    handed = {(item.student, item.lab) for item in found.submissions}
+    return [
+        f"{student}: handed in nothing for {lab}"
+        for student in found.students
+        for lab in labs
+        if (student, lab) not in handed and any((student, other) in handed for other in labs)
+    ]
+
+
+def read_graded_labs(root: Path, options: Options) -> dict[str, GradedLab]:
     """All labs with exercises, by name.
 
     Raises:
@@ -151,7 +167,7 @@ def read_graded_labs(root: Path, seed: str) -> dict[str, GradedLab]:
         notebook = render(lab, solved=False)
         number, name = lab.source.number, lab.source.stem
         module = f"lab_{number.replace('.', '_')}.py"
-        digest = hashlib.sha256(f"{notebook}{seed}".encode())
+        digest = hashlib.sha256(f"{notebook} {options.seed} {options.sandbox}".encode())
         for path in [
             root / FOLDER / module,
             root / "utils" / "checks" / module,
@@ -178,16 +194,21 @@ def _sandbox(root: Path, scratch: Path, labs: Mapping[str, GradedLab], options: 
 
 
 @contextlib.contextmanager
-def _hold(out: Path, options: Options) -> Iterator[None]:
-    """Take the folder for this grading alone, after a look at whether it is one of ours."""
-    facts = {"made_by": "make grade", "seed": options.seed}
-    course = out / COURSE_FILE
+def _hold(out: Path, options: Options) -> Iterator[Path]:
+    """Take the folder for this grading alone, if it is one of ours; gives a scratch folder in it."""
+    course, scratch = out / COURSE_FILE, out / ".scratch"
     if out.exists() and not out.is_dir():
         raise CourseError(f"OUT={out} is a file. Name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not course.is_file():
+    if out.is_dir() and not course.is_file() and {p.name for p in out.iterdir()} - {".lock"}:
         raise CourseError(
             f"{out} holds other things than grades. Name an empty folder, or a new one."
         )
+    if course.is_file():
+        seed = json.loads(course.read_text(encoding="utf-8")).get("seed")
+        if seed != options.seed:
+            raise CourseError(
+                f"{out} was graded with SEED={seed}. Go on with that, or name another OUT."
+            )
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -196,15 +217,19 @@ def _hold(out: Path, options: Options) -> Iterator[None]:
             raise CourseError(
                 f"Another grading writes to {out}. Wait for it, or stop it."
             ) from error
-        if course.is_file():
-            seed = json.loads(course.read_text(encoding="utf-8")).get("seed")
-            if seed != options.seed:
-                raise CourseError(
-                    f"{out} was graded with SEED={seed}. Go on with that, or name another OUT."
-                )
-        else:
-            write_whole(course, to_json(facts))
-        yield
+        shutil.rmtree(scratch, ignore_errors=True)  # of a grading that was killed
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _begin(out: Path, options: Options) -> None:
+    """Mark the folder as ours."""
+    facts = {"made_by": "make grade", "seed": options.seed}
+    if not (out / COURSE_FILE).is_file():
+        write_whole(out / COURSE_FILE, to_json(facts))
 
 
 # ---- judging
@@ -252,9 +277,9 @@ def _judge_all(
 
 def _outcome(out: Path, item: Submission, lab: GradedLab) -> str:
     """Print the line of one notebook; returns why it could not be judged, or ""."""
-    failure = judgement_path(out, item.student, item.lab).with_suffix(".failed")
+    failure = findings_path(out, item.student, item.lab).with_suffix(".failed")
     if _judged(out, item, lab):
-        found = read_judgement(out, item.student, item.lab)
+        found = read_findings(out, item.student, item.lab).judgement
         most = sum(exercise.points for exercise in found.exercises)
         notes = f", {count(len(found.notes), 'note')}" if found.notes else ""
         print(f"  {item.student:<24} {item.lab:<36} {found.score:>3}/{most}{notes}", flush=True)
@@ -275,11 +300,9 @@ def _key(item: Submission, lab: GradedLab) -> str:
 
 
 def _judged(out: Path, item: Submission, lab: GradedLab) -> bool:
-    path = judgement_path(out, item.student, item.lab)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return bool(stored["key"] == _key(item, lab))
-    except (OSError, ValueError, KeyError):
+        return read_findings(out, item.student, item.lab).key == _key(item, lab)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -299,7 +322,7 @@ class _Task:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.RLIM_INFINITY))
-        path = judgement_path(self.out, self.item.student, self.item.lab)
+        path = findings_path(self.out, self.item.student, self.item.lab)
         try:
             descriptor = os.open(self.item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(descriptor, "rb") as file:
@@ -313,13 +336,9 @@ class _Task:
                 root=self.root,
                 seed=self.options.seed,
             )
-            judgement = judge.judge(handed)
-            found = {
-                "key": _key(self.item, self.lab),
-                "judgement": judgement.to_dict(),
-                "texts": handed.texts,
-            }
-            write_whole(path, to_json(found))
+            key, judgement = _key(self.item, self.lab), judge.judge(handed)
+            found = Findings(key, judgement, handed.texts, handed.shown, handed.readable)
+            write_whole(path, to_json(found.to_dict()))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             write_whole(path.with_suffix(".failed"), reason)
@@ -328,21 +347,26 @@ class _Task:
 # ---- entering
 
 
-def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> None:
+def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> bool:
     """Enter one notebook's findings, unless these very findings are entered.
 
     What a person has entered since only makes the feedback page due again.
+
+    Returns:
+        Whether points given by hand are of an earlier submission.
     """
-    path = judgement_path(out, item.student, item.lab)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    stamp = path.with_suffix(ENTERED)
+    found = read_findings(out, item.student, item.lab)
+    stamp = findings_path(out, item.student, item.lab).with_suffix(ENTERED)
     done = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
-    if done.get("key") != found["key"]:
-        notebook = merge(lab.cells, json.loads(lab.notebook), found["texts"])
+    outdated = False
+    if done.get("key") != found.key:
+        notebook = merge(lab.cells, json.loads(lab.notebook), found.texts)
         book.enter(item.student, item.lab, notebook)
+        outdated = bool(done and book.by_hand(item.student, item.lab))
     elif done["by_hand"] != book.by_hand(item.student, item.lab):
         book.feedback(item.student, item.lab)
     else:
-        return
+        return bool(done["outdated"])
     by_hand = book.by_hand(item.student, item.lab)
-    write_whole(stamp, to_json({"key": found["key"], "by_hand": by_hand}))
+    write_whole(stamp, to_json({"key": found.key, "by_hand": by_hand, "outdated": outdated}))
+    return outdated

@@ -30,12 +30,12 @@ from nbgrader.preprocessors import (
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
+from utils.course.findings import Findings, read_findings
 from utils.course.lab import path_with_tools
+from utils.course.problems import CourseError
 from utils.grading.cells import as_text
-from utils.grading.judge import Judgement
 from utils.grading.shown import nodes, verdict_outputs
 
-JUDGED = "judged"
 CONFIG = """# Read by nbgrader and its formgrader; written by `make grade`.
 from utils.course.gradebook import configure
 
@@ -43,12 +43,18 @@ configure(get_config())  # noqa: F821
 """
 
 
-class GradebookError(Exception):
-    """nbgrader refused something; the message holds its log."""
+class GradebookError(CourseError):
+    """nbgrader refused something; the message says what to do, or holds its log."""
 
 
-def configure(config: Config) -> Config:
-    """What this course's nbgrader does differently; see the module."""
+def configure(config: Config, out: Path | None = None) -> Config:
+    """What this course's nbgrader does differently; see the module.
+
+    Args:
+        config: nbgrader's.
+        out: the course's folder; default, the current one.
+    """
+    config.Exchange.root = str((out or Path.cwd()) / "exchange")  # not used; it asks for one
     config.GenerateAssignment.preprocessors = [ComputeChecksums, SaveCells, CheckCellMetadata]
     config.Autograde.autograde_preprocessors = [
         Verdicts,
@@ -67,39 +73,32 @@ class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
     ) -> tuple[NotebookNode, dict[str, Any]]:
         """See nbconvert; runs in the course's folder."""
         facts = resources["nbgrader"]
-        judgement = read_judgement(Path.cwd(), facts["student"], facts["assignment"])
-        by_id = {exercise.id: exercise for exercise in judgement.exercises}
+        found = read_findings(Path.cwd(), facts["student"], facts["assignment"])
+        by_id = {exercise.id: exercise for exercise in found.judgement.exercises}
         for cell in nb.cells:
             role, _, key = cell.get("id", "").partition("-")
             if role == "exercise" and key in by_id:
                 cell.outputs = nodes(by_id[key].outputs)
             elif role == "check" and key in by_id:
                 cell.outputs = nodes(verdict_outputs(by_id[key]))
-        nb.cells.insert(1, _how_it_was_graded(judgement))
+            elif role == "cell" and cell.cell_type == "code":
+                cell.outputs = nodes(found.shown.get(cell.id, []))
+        nb.cells.insert(1, _how_it_was_graded(found))
         return nb, resources
 
 
-def judgement_path(out: Path, student: str, lab: str) -> Path:
-    """Where the judge's findings on one notebook are kept."""
-    return out / JUDGED / student / f"{lab}.json"
-
-
-def read_judgement(out: Path, student: str, lab: str) -> Judgement:
-    """Read one notebook's findings."""
-    path = judgement_path(out, student, lab)
-    return Judgement.from_dict(json.loads(path.read_text(encoding="utf-8"))["judgement"])
-
-
-def _how_it_was_graded(judgement: Judgement) -> NotebookNode:
+def _how_it_was_graded(found: Findings) -> NotebookNode:
     """A cell for the learner. What it says may quote the learner, so it is shown as text."""
-    said = [note.learner for note in judgement.notes if note.learner]
+    said = [note.learner for note in found.judgement.notes if note.learner]
     lines = ["### How this notebook was graded", ""]
-    lines += [
-        "Your exercises were run in the course's own copy of the lab; cells that start an engine were "
-        "not run. The points of each exercise stand below its check, part by part. Parts were tried on "
-        "inputs that differ from those of the check you have.",
-        "",
-    ]
+    if found.readable:
+        lines += [
+            "Your exercises were run in the course's own copy of the lab. Their points stand below "
+            "each check, part by part; parts are tried on other inputs than those of the check you "
+            "have. Cells that start an engine were not run: what they show is what you handed in, "
+            "and nobody has checked it.",
+            "",
+        ]
     if said:
         lines.append(as_text("\n".join(f"• {' '.join(text.split())}" for text in said)))
     cell: NotebookNode = new_markdown_cell("\n".join(lines))  # type: ignore[no-untyped-call]
@@ -118,7 +117,8 @@ class Gradebook:
         self.out = out
         os.environ["PATH"] = path_with_tools()
         (out / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
-        config = configure(Config())
+        (out / "exchange").mkdir(exist_ok=True)
+        config = configure(Config(), out)
         config.CourseDirectory.root = str(out)
         logging.getLogger("traitlets").setLevel(logging.ERROR)
         self._api = NbGraderAPI(config=config)
@@ -202,4 +202,9 @@ class Gradebook:
             result = step()
         if not result["success"]:
             log = "\n".join(str(result.get(key, "")) for key in ("log", "error")).strip()
-            raise GradebookError(log[-3000:])
+            if "Cannot add or remove cells" in log:
+                raise GradebookError(
+                    f"The cells of a lab have changed since {self.out} was begun, and submissions are "
+                    "in its gradebook. Grade into another OUT, or with the course as it was."
+                )
+            raise GradebookError(f"nbgrader failed:\n{log[-3000:]}")

@@ -19,14 +19,30 @@ _SIGNS = {"right": "●", "partly right": "◐", "wrong": "○", "not attempted"
 
 @dataclass(frozen=True)
 class Graded:
-    """One graded notebook: points of the gradebook, and what the judge found."""
+    """One graded notebook.
+
+    Attributes:
+        student: whose.
+        lab: name of the lab.
+        path: what was handed in.
+        score: points in the gradebook, those given by hand included.
+        most: points that can be had.
+        awaits_a_person: whether some points are still to be given by hand.
+        judgement: what the judge found.
+    """
 
     student: str
     lab: str
+    path: Path
     score: float
     most: float
     awaits_a_person: bool
     judgement: Judgement
+
+    @property
+    def by_hand(self) -> float:
+        """Points that a person gave, or took."""
+        return self.score - self.judgement.score
 
 
 def write_report(out: Path, graded: Sequence[Graded], facts: Mapping[str, Any]) -> Path:
@@ -56,6 +72,8 @@ def print_summary(
     print(f"\n{waiting} await points by hand (make formgrader); {notes} with notes to look at")
     for complaint in facts["complaints"]:
         print(f"  {complaint}")
+    for name in facts["outdated"]:
+        print(f"  {name}: handed in anew; points given by hand are of the earlier one, look again")
     for name, reason in facts["failed"].items():
         print(f"  NOT GRADED {name}: {reason.splitlines()[0]}")
     for name in facts["earlier"]:

@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 
 from utils.course.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+from utils.grading.cells import read_lab_cells
 
 GENERATED_BY = "python -m utils.course build"
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -24,12 +25,15 @@ def render(lab: Lab, *, solved: bool) -> str:
     """
     seen: Counter[str] = Counter()
     cells = [_cell(lab, index, part, solved, seen) for index, part in enumerate(lab.parts)]
+    seen.clear()
+    fresh = [_cell(lab, index, part, False, seen) for index, part in enumerate(lab.parts)]
     notebook = {
         "cells": cells,
         "metadata": {
             "course": {
                 "digest": digest(cells),
                 "generated_by": GENERATED_BY,
+                "lab": read_lab_cells({"cells": fresh}, lab.source.stem).to_dict(),
                 "source": f"solutions/{lab.source.path.name}",
             },
             "kernelspec": _KERNEL,
@@ -87,13 +91,7 @@ def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) ->
     cell: dict[str, Any] = {"cell_type": part.kind, "id": id_, "metadata": metadata}
     if part.kind == "code":
         cell |= {"execution_count": None, "outputs": []}
-    cell["source"] = lines
-    if part.role == "check":  # JupyterLab's Validate button says when a check was changed
-        from nbgrader.utils import compute_checksum  # takes seconds to import
-
-        node = nbformat.from_dict({**cell, "source": source})  # type: ignore[no-untyped-call]
-        metadata["nbgrader"] |= {"cell_type": "code", "checksum": compute_checksum(node)}
-    return cell
+    return cell | {"source": lines}
 
 
 def _cell_id(part: Part, seen: Counter[str]) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.benchmark.record import Record
 from utils.benchmark.records import RecordWarning, load_all, records_dir
-from utils.course.notebook import count, digest
-from utils.grading.judge import ExerciseResult
-from utils.grading.local import judge_here
+from utils.course.notebook import count
+from utils.grading.local import stand
 
 Evidence = Callable[[Sequence[Record]], str]
 _SIGNS = {"done": "✔", "begun": "◐", "open": "○", "to come": "·"}
@@ -101,57 +98,42 @@ MILESTONES = (
 )
 
 
-def standings(root: Path) -> list[Standing]:
-    """How far the learner in this folder is."""
+def standings(root: Path) -> Iterator[Standing]:
+    """How far the learner in this folder is, milestone by milestone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecordWarning)
         records = load_all()
-    return [_standing(root, milestone, records) for milestone in MILESTONES]
+    for milestone in MILESTONES:
+        yield _standing(root, milestone, records)
 
 
 def _standing(root: Path, milestone: Milestone, records: Sequence[Record]) -> Standing:
-    path = next((root / "labs").glob(f"lab-{milestone.lab}-*.ipynb"), None)
+    paths = (root / "labs").glob(f"lab-{milestone.lab}-*.ipynb")
+    path = min(paths, key=lambda path: len(path.name), default=None)  # not one of its copies
     measured = milestone.evidence(records)
     if path is None:
         return Standing(milestone, "to come", "", measured)
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        total = sum(str(cell["id"]).startswith("check-") for cell in notebook["cells"])
-        if notebook["metadata"]["course"]["digest"] == digest(notebook["cells"]):
-            results: list[ExerciseResult] = []
-        else:
-            results = judge_here(notebook)[1].exercises
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        return Standing(milestone, "open", f"{path.name} cannot be judged: {error}", measured)
+        found = stand(path.read_bytes())
+    except (OSError, ValueError, RuntimeError) as error:
+        return Standing(milestone, "open", "not judged", measured, (f"{path.name}: {error}",))
+    results = found.judgement.exercises
     right = sum(result.verdict == "right" for result in results)
-    to_do = [
-        f"{r.id}: {r.message}" if r.message else r.id
-        for r in results
-        if r.verdict not in ("right", "not attempted")
-    ]
-    to_do += _unwritten(notebook)
-    exercises = f"{right} of {count(total, 'exercise')}"
-    if right == total and measured:
+    exercises = f"{right} of {count(len(results), 'exercise')}"
+    to_do = [f"{r.id}: {r.message}" for r in results if r.verdict not in ("right", "not attempted")]
+    to_do += [note.learner for note in found.judgement.notes if note.learner]
+    to_do += [f"{id_}: nothing is written yet" for id_ in found.unwritten]
+    if right == len(results) and measured:
         return Standing(milestone, "done", exercises, measured, tuple(to_do))
-    state = "begun" if results or measured else "open"
-    return Standing(milestone, state, exercises, measured, tuple(to_do) if results else ())
-
-
-def _unwritten(notebook: Any) -> list[str]:
-    """Written answers that are still the line that asks for one."""
-    answers = [cell for cell in notebook["cells"] if str(cell.get("id")).startswith("answer-")]
-    return [
-        f"{cell['id'].removeprefix('answer-')}: nothing is written yet"
-        for cell in answers
-        if "".join(cell["source"]).strip() in ("", "*Write your answer here.*")
-    ]
+    state = "begun" if found.begun or measured else "open"
+    return Standing(milestone, state, exercises, measured, tuple(to_do) if found.begun else ())
 
 
 def print_progress(root: Path) -> int:
     """Print the milestones, and what is to be done for those that are begun."""
-    found = standings(root)
     print(f"{'milestone':<30} {'lab':<6} {'right':<18} measured by you")
-    for standing in found:
+    done = 0
+    for standing in standings(root):
         milestone = standing.milestone
         if standing.state == "to come":
             facts = f"{'to come':<18} {standing.measured}"
@@ -159,10 +141,10 @@ def print_progress(root: Path) -> int:
             measured = standing.measured or f"missing: {milestone.missing}"
             facts = f"{standing.exercises:<18} {measured}"
         sign = _SIGNS[standing.state]
-        print(f"{sign} {milestone.title:<28} {milestone.lab:<6} {facts}".rstrip())
+        print(f"{sign} {milestone.title:<28} {milestone.lab:<6} {facts}".rstrip(), flush=True)
         for line in standing.to_do:
             text = " ".join(line.split())
-            print(f"      {text[:160]}{'...' if len(text) > 160 else ''}")
-    done = sum(standing.state == "done" for standing in found)
-    print(f"\n{done} of {len(found)} milestones done. Your records are in {records_dir()}.")
+            print(f"      {text[:160]}{'...' if len(text) > 160 else ''}", flush=True)
+        done += standing.state == "done"
+    print(f"\n{done} of {len(MILESTONES)} milestones done. Your records are in {records_dir()}.")
     return 0

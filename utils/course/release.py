@@ -6,6 +6,7 @@ folder takes its name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -37,18 +38,16 @@ def write_release(root: Path, target: Path) -> list[str]:
         Names of the answers that labs need to keep running, so that learners have them too.
 
     Raises:
-        CourseError: the target holds something else, a source breaks a rule, or a solution was
-            found in what would be released.
+        CourseError: the target holds something else (an earlier release may be replaced, if nobody
+            worked in it), a source breaks a rule, or a solution was found in what would be released.
     """
     labs = read_labs(root)
     within_reach = _needed_by_labs(root)
-    if (
-        target.exists()
-        and not (target / MARK).is_file()
-        and (target.is_file() or any(target.iterdir()))
-    ):
+    if target.exists() and (others := _not_released(target)):
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise CourseError(
-            f"{target} holds other things than a release. Name another folder: TO=..."
+            f"{target} holds other things than a release, or one that somebody worked in: {shown}. "
+            "Name another folder: TO=..."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -60,7 +59,7 @@ def write_release(root: Path, target: Path) -> list[str]:
             )
         beside.chmod(0o755)
         if target.exists():
-            target.replace(Path(scratch) / "earlier") if target.is_dir() else target.unlink()
+            target.replace(Path(scratch) / "earlier")
         beside.replace(target)
     return within_reach
 
@@ -78,8 +77,28 @@ def _fill(root: Path, folder: Path, labs: Iterable[Lab]) -> None:
     for path in root.glob("*.md"):
         text = _INSTRUCTORS.sub("", path.read_text(encoding="utf-8"))
         (folder / path.name).write_text(text, encoding="utf-8")
-    facts = {"made_by": "make release", "commit": _commit(root)}
+    facts = {"made_by": "make release", "commit": _commit(root), "files": _digests(folder)}
     (folder / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MARK
+    }
+
+
+def _not_released(folder: Path) -> list[str]:
+    """Files in a folder that no release put there, or that were changed since."""
+    if not folder.is_dir():
+        return [folder.name]
+    try:
+        released = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [path.name for path in folder.iterdir()]
+    now = _digests(folder)
+    return [name for name, digest in now.items() if released.get(name) != digest]
 
 
 def _commit(root: Path) -> str:

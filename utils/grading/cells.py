@@ -1,7 +1,7 @@
 """What a learner wrote, picked out of whatever was handed in.
 
-Nothing else of a handed-in notebook is used: its exercises go into the instructors' own notebook.
-So this reads with patience (old formats, missing and doubled cells, lost metadata), and notes what
+Nothing else of a handed-in notebook is run: its exercises go into the instructors' own notebook. So
+this reads with patience (old formats, missing, split and doubled cells, lost metadata), and notes what
 it found.
 """
 
@@ -10,15 +10,18 @@ from __future__ import annotations
 import ast
 import html
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import nbformat
 
+from utils.grading.outputs import harmless
+
 MAX_FILE_BYTES = 200 << 20
 MAX_TEXT = 100_000
 CHECK = "check-"
+ANSWER = "answer-"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Slot:
         id: of the exercise, prediction or answer.
         cell: id of its cell, such as "exercise-ttft".
         stub: what it holds untouched.
+        before: id of the cell in front of it.
         variable: name that an exercise's check examines; "" otherwise.
         check: source of its check cell; "" otherwise.
         points: what it is worth.
@@ -52,6 +56,7 @@ class Slot:
     id: str
     cell: str
     stub: str
+    before: str = ""
     variable: str = ""
     check: str = ""
     points: int = 0
@@ -71,57 +76,75 @@ class LabCells:
         """All that learners fill, predictions and written answers too."""
         return (*self.exercises, *self.others)
 
+    @property
+    def answers(self) -> tuple[Slot, ...]:
+        """The written answers."""
+        return tuple(slot for slot in self.others if slot.cell.startswith(ANSWER))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabCells:
+        """Reads `to_dict`'s output."""
+        exercises, others = (
+            tuple(Slot(**slot) for slot in values[name]) for name in ("exercises", "others")
+        )
+        return cls(values["name"], values["setup"], exercises, others)
+
 
 @dataclass
 class HandedIn:
-    """What was found: texts by cell id, the sources of all other cells, and notes."""
+    """What was found.
+
+    Attributes:
+        texts: of the cells that a learner fills, by cell id.
+        elsewhere: sources of all other code cells, the lab's own and the learner's.
+        shown: outputs of the lab's other code cells as they were handed in, made harmless.
+        notes: what is to be said about it.
+        readable: whether it was a notebook.
+    """
 
     texts: dict[str, str] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    shown: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    readable: bool = True
 
 
 def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
-    """The slots of a lab, from its generated notebook.
-
-    Raises:
-        ValueError: it is not a lab of this course.
-    """
+    """The slots of a lab, from its untouched notebook."""
     cells = list(_cells(notebook))
-    code = [cell.text for cell in cells if cell.kind == "code"]
+    setup = next((cell.text for cell in cells if cell.kind == "code"), "")
     checks = {cell.id.removeprefix(CHECK): cell for cell in cells if cell.id.startswith(CHECK)}
     exercises, others = [], []
-    for cell in cells:
+    for before, cell in zip([None, *cells], cells, strict=False):
         role, _, key = cell.id.partition("-")
+        front = before.id if before else ""
         if role == "exercise" and key in checks:
             check = checks[key]
             variable = next(iter(defined_names(check.text)), "")  # name = checks.<id>(name)
-            exercises.append(Slot(key, cell.id, cell.text, variable, check.text, check.points))
+            slot = Slot(key, cell.id, cell.text, front, variable, check.text, check.points)
+            exercises.append(slot)
         elif role in ("prediction", "answer"):
-            others.append(Slot(key, cell.id, cell.text, points=cell.points))
-    if not exercises or not code:
-        raise ValueError(f"{name} is no lab of this course: it has no exercise with a check")
-    return LabCells(name, code[0], tuple(exercises), tuple(others))
+            others.append(Slot(key, cell.id, cell.text, front, points=cell.points))
+    return LabCells(name, setup, tuple(exercises), tuple(others))
 
 
 def pick(data: bytes, lab: LabCells) -> HandedIn:
     """Find the learner's texts in a handed-in file; never raises."""
     handed = HandedIn()
     try:
-        notebook = _parse(data)
-        cells = list(_cells(notebook))
+        cells = list(_cells(_parse(data)))
     except Exception as error:
-        reason = (
-            str(error) if isinstance(error, _Unreadable) else f"{type(error).__name__}: {error}"
+        named = isinstance(error, _Unreadable)
+        reason = (str(error) if named else f"{type(error).__name__}: {error}")[:300]
+        learner = (
+            f"Your file could not be read as a notebook ({reason}), so nothing in it was graded. "
+            "Hand in the .ipynb file that JupyterLab saved."
         )
-        handed.notes.append(
-            Note(
-                f"Your file could not be read as a notebook ({reason[:300]}), so nothing in it was "
-                "graded. Open it in JupyterLab, save it, and hand it in again.",
-                f"unreadable: {reason[:300]}",
-            )
-        )
-        return handed
+        return HandedIn(notes=[Note(learner, f"unreadable: {reason}")], readable=False)
     taken: set[int] = set()
     for slot in lab.slots:
         found = [i for i, cell in enumerate(cells) if cell.id == slot.cell]
@@ -131,12 +154,15 @@ def pick(data: bytes, lab: LabCells) -> HandedIn:
     for slot in lab.exercises:
         if slot.cell not in handed.texts:
             _by_name(handed, slot, rest)
+    for slot in lab.answers:
+        _written_beside(handed, slot, cells)
     for slot in lab.slots:
         _not_too_long(handed, slot)
     _look_at_checks(handed, lab, cells)
-    handed.others = [
-        cell.text for cell in rest if cell.kind == "code" and not cell.id.startswith(CHECK)
-    ]
+    for cell in rest:
+        if cell.kind == "code" and not cell.id.startswith(CHECK):
+            handed.elsewhere.append(cell.text)
+            handed.shown.setdefault(cell.id, harmless(cell.outputs))
     return handed
 
 
@@ -149,6 +175,8 @@ class _Cell(NamedTuple):
     id: str
     text: str
     points: int
+    outputs: Any
+    ours: bool
 
 
 def _parse(data: bytes) -> Mapping[str, Any]:
@@ -184,37 +212,30 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[_Cell]:
         yield _Cell(
             str(cell.get("cell_type")),
             id_ if isinstance(id_, str) else "",
-            text,
+            text.encode("utf-8", "replace").decode(),  # half a character cannot be written
             points if type(points) is int else 0,
+            cell.get("outputs"),
+            bool(marks),
         )
 
 
 def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:
-    """Choose among the cells that claim to be this slot."""
-    texts = [cell.text for cell in found]
-    if not texts:
+    """The text of the cells that claim to be this slot: one, or the pieces of one, in order."""
+    if not found:
         return
-    attempted = [text for text in texts if not same(text, slot.stub)]
-    handed.texts[slot.cell] = attempted[-1] if attempted else texts[-1]
-    if len(texts) > 1:
-        which = "the last one that you changed" if attempted else "one of them, all untouched,"
-        handed.notes.append(
-            Note(
-                f"The cell of {slot.id} is there {len(texts)} times; {which} was graded.",
-                f"{slot.id}: the cell is there {len(texts)} times, "
-                f"{len(set(attempted))} different attempts",
-                slot.id,
-            )
-        )
+    attempted = [cell.text for cell in found if not same(cell.text, slot.stub)]
+    handed.texts[slot.cell] = "\n\n".join(attempted) if attempted else slot.stub
+    if len(found) > 1:
+        one = len(attempted) < 2
+        how = "the one that you changed counts" if one else "they were taken one after the other"
+        learner = f"The cell of {slot.id} is there {len(found)} times; {how}."
+        attempts = f"{slot.id}: the cell is there {len(found)} times, {len(attempted)} changed"
+        handed.notes.append(Note(learner, attempts, slot.id))
     kinds = {cell.kind for cell in found}
     if slot.variable and kinds != {"code"}:
-        handed.notes.append(
-            Note(
-                f"The cell of {slot.id} is not a code cell any more; it was graded as one.",
-                f"{slot.id}: the type of its cell was changed to {', '.join(sorted(kinds))}",
-                slot.id,
-            )
-        )
+        learner = f"The cell of {slot.id} is not a code cell any more; it was graded as one."
+        changed = f"{slot.id}: the type of its cell was changed to {', '.join(sorted(kinds))[:50]}"
+        handed.notes.append(Note(learner, changed, slot.id))
 
 
 def _by_name(handed: HandedIn, slot: Slot, rest: list[_Cell]) -> None:
@@ -232,6 +253,28 @@ def _by_name(handed: HandedIn, slot: Slot, rest: list[_Cell]) -> None:
         handed.notes.append(Note(learner, f"{slot.id}: found by name, its id is lost", slot.id))
     else:
         learner = f"The cell of {slot.id} is missing, so it was not graded. Start from a fresh lab."
+        handed.notes.append(Note(learner, f"{slot.id}: its cell is missing", slot.id))
+
+
+def _written_beside(handed: HandedIn, slot: Slot, cells: list[_Cell]) -> None:
+    """An answer that was written into a cell of the learner's own, behind the one meant for it."""
+    if not same(handed.texts.get(slot.cell, slot.stub), slot.stub):
+        return
+    places = [i for i, cell in enumerate(cells) if cell.id in (slot.cell, slot.before)]
+    beside = []
+    for cell in cells[places[0] + 1 :] if places else []:
+        if cell.id == slot.cell:
+            continue
+        if cell.ours:
+            break
+        if cell.kind == "markdown" and cell.text.strip():
+            beside.append(cell.text)
+    if beside:
+        handed.texts[slot.cell] = "\n\n".join(beside)
+        learner = f"Your answer to {slot.id} stood in a cell of your own; it was taken from there."
+        handed.notes.append(Note(learner, f"{slot.id}: written into a cell beside", slot.id))
+    elif slot.cell not in handed.texts:
+        learner = f"The cell of {slot.id} is missing, and no answer was found in its place."
         handed.notes.append(Note(learner, f"{slot.id}: its cell is missing", slot.id))
 
 
@@ -288,6 +331,11 @@ def defined_names(text: str) -> set[str]:
     return names
 
 
+def names_in(texts: Iterable[str]) -> list[str]:
+    """Names that any of these cells defines, sorted."""
+    return sorted(set().union(*map(defined_names, texts)))
+
+
 def merge(lab: LabCells, notebook: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
     """The instructors' notebook with a learner's texts in their cells; none of it is markup."""
     stubs = {slot.cell: slot.stub for slot in lab.slots}
@@ -298,9 +346,8 @@ def merge(lab: LabCells, notebook: Mapping[str, Any], texts: Mapping[str, str]) 
             cells.append(dict(cell))
         else:
             text = texts[id_]
-            cells.append(
-                {**cell, "source": as_text(text) if cell["cell_type"] == "markdown" else text}
-            )
+            source = as_text(text) if cell["cell_type"] == "markdown" else text
+            cells.append({**cell, "source": source})
     return {**notebook, "cells": cells}
 
 

@@ -44,6 +44,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from utils.checks import Check
+from utils.grading.seal import seals_of
 
 FOLDER = Path("solutions") / "grading"
 DEFAULT_SEED = "inference"
@@ -112,12 +113,7 @@ class Grading:
 
     def seals(self) -> tuple[str, ...]:
         """Dotted names of all that is out of reach while this exercise is graded."""
-        reference = self.check.reference
-        names = list(self.twins)
-        module = getattr(reference, "__module__", "")
-        if module.startswith("utils.") and not module.startswith("utils.checks."):
-            names.append(f"{module}.{reference.__qualname__}")
-        return tuple(names)
+        return seals_of(self.check, self.twins)
 
     def source(self, seed: str, part: Part) -> random.Random:
         """The random inputs of one part; the same for the same seed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,11 +17,12 @@ from typing import Any
 
 from utils.checks import Check, Outcome
 from utils.checks.attempt import Stopped, Wanted
-from utils.grading.cells import HandedIn, LabCells, Note, Slot, defined_names, same
+from utils.grading.cells import HandedIn, LabCells, Note, Slot, names_in, same
 from utils.grading.declare import DEFAULT_SEED, Grading, Part
-from utils.grading.seal import by_module, dotted, sealed_source
+from utils.grading.seal import by_module, dotted, sealed_source, seals_of
 from utils.grading.session import LearnersError, RemoteAnswer, Session
 
+SAYS = "The lab's own check says:"
 _UNUSUAL_MODULES = """
     atexit builtins ctypes gc importlib inspect io multiprocessing nbgrader os pathlib pickle psutil
     resource shutil signal socket subprocess sys tempfile threading utils __main__
@@ -98,9 +100,9 @@ class Judge:
         lab: its cells.
         checks: its checks, by exercise.
         start: starts a worker; takes the processor seconds that are spent already.
+        root: the course's folder, for what is sealed.
         gradings: the hidden parts by exercise; without them (a learner's copy) the lab's own
             check is the only part.
-        root: the course's folder, for what is sealed.
         seed: of the hidden parts' inputs.
     """
 
@@ -110,12 +112,16 @@ class Judge:
         checks: Mapping[str, Check],
         start: Callable[[float], Session],
         *,
-        gradings: Mapping[str, Grading] | None = None,
         root: Path,
+        gradings: Mapping[str, Grading] | None = None,
         seed: str = DEFAULT_SEED,
     ) -> None:
-        self.lab, self.checks, self.start = lab, checks, start
-        self.gradings, self.root, self.seed = gradings, root, seed
+        self.lab, self.checks, self.start, self.root, self.seed = lab, checks, start, root, seed
+        self.gradings = gradings or {}
+        self.seals = {
+            id_: self.gradings[id_].seals() if id_ in self.gradings else seals_of(check)
+            for id_, check in checks.items()
+        }
 
     def judge(self, handed: HandedIn) -> Judgement:
         """Judge what was handed in.
@@ -130,13 +136,10 @@ class Judge:
                 text = handed.texts.get(slot.cell)
                 result = self._exercise(worker, slot, text, judgement.notes, handed)
                 judgement.exercises.append(result)
-                worker.lift(self._grading(slot))
+                worker.lift(slot)
         finally:
             worker.close()
         return judgement
-
-    def _grading(self, slot: Slot) -> Grading | None:
-        return self.gradings.get(slot.id) if self.gradings is not None else None
 
     def _exercise(
         self, worker: _Worker, slot: Slot, text: str | None, notes: list[Note], handed: HandedIn
@@ -167,6 +170,9 @@ class Judge:
         else:
             worker.keep(text, slot)
             self._parts(worker, slot, answer, result)
+        if result.verdict == "right" and result.message:
+            about = f"{slot.id}: right in every part, and the lab's own check refuses it"
+            notes.append(Note(f"{slot.id}: {result.message}", about, slot.id))
         if worker.listens_now():
             learner = f"The cell of {slot.id} opened a port, which nobody could reach."
             notes.append(Note(learner, f"{slot.id}: listens on a port (in the sandbox)", slot.id))
@@ -177,7 +183,7 @@ class Judge:
     def _parts(
         self, worker: _Worker, slot: Slot, answer: RemoteAnswer, result: ExerciseResult
     ) -> None:
-        check, grading = self.checks[slot.id], self._grading(slot)
+        check, grading = self.checks[slot.id], self.gradings.get(slot.id)
         own = Part("the lab's check", slot.points, lambda attempt, rng: check.examine(attempt))
         outcomes: list[Outcome] = []
         for part in grading.parts if grading else [own]:
@@ -193,17 +199,13 @@ class Judge:
                 PartResult(part.title, part.points, part.points if right else 0, message)
             )
         verdicts = {outcome.verdict for outcome in outcomes}
-        if verdicts == {"right"}:
-            result.verdict = "right"
-            return
-        result.verdict = "partly right" if "right" in verdicts else "wrong"
-        if verdicts == {"not attempted"}:
-            result.verdict = "not attempted"
-        result.message = next(o.message for o in outcomes if o.verdict != "right")
+        mixed = "partly right" if "right" in verdicts else "wrong"
+        result.verdict = next(iter(verdicts)) if len(verdicts) == 1 else mixed
+        result.message = next((o.message for o in outcomes if o.verdict != "right"), "")
         if grading and worker.alive and result.verdict != "not attempted":
             said = worker.examine(check, answer, check.examine)
             if said.verdict == "wrong":
-                result.message = said.message
+                result.message = f"{SAYS} {said.message}"
 
 
 class _Worker:
@@ -242,8 +244,8 @@ class _Worker:
     def _prepare(self, session: Session) -> None:
         try:
             _, error = session.run(self.judge.lab.setup, ours=True)
-            gradings = self.judge.gradings or {}
-            session.agree({kind for grading in gradings.values() for kind in grading.returns})
+            gradings = self.judge.gradings.values()
+            session.agree({kind for grading in gradings for kind in grading.returns})
             self._unseal(session, self._lifted)
         except Stopped as stopped:
             raise RuntimeError(f"the lab's first cell does not run: {stopped}") from stopped
@@ -283,17 +285,17 @@ class _Worker:
         if self.alive and self.session().strays():
             self.close()
 
-    def lift(self, grading: Grading | None) -> None:
+    def lift(self, slot: Slot) -> None:
         """Bring back what was sealed for an exercise that is judged now."""
-        if grading is not None and grading.seals():
-            self._lifted += grading.seals()
-            if self.alive:
-                self._unseal(self.session(), grading.seals())
+        seals = self.judge.seals[slot.id]
+        self._lifted += seals
+        if seals and self.alive:
+            self._unseal(self.session(), seals)
 
     def _unseal(self, session: Session, seals: Iterable[str]) -> None:
         """Give code back; what is still sealed of the same module does not travel with it."""
-        root, gradings = self.judge.root, self.judge.gradings or {}
-        every = [seal for grading in gradings.values() for seal in grading.seals()]
+        root = self.judge.root
+        every = [seal for seals in self.judge.seals.values() for seal in seals]
         still = by_module(root, [seal for seal in every if seal not in self._lifted])
         for module, names in by_module(root, seals).items():
             source = sealed_source(root, module, still.get(module, []))
@@ -322,17 +324,17 @@ def _no_answer(slot: Slot, error: LearnersError | None) -> str:
 
 
 def _left_out(slot: Slot, said: str, handed: HandedIn) -> Iterable[Note]:
-    """A name that only a cell of the learner's own defines."""
+    """A name that only a cell defines that is not run."""
     if "NameError" not in said:
         return
-    for name in sorted(set().union(*map(defined_names, handed.others))):
+    for name in names_in(handed.elsewhere):
         if repr(name) in said:
-            yield Note(
-                f"{name!r} is defined in a cell of your own. Only the exercises' cells are graded: "
-                f"put it into the cell of {slot.id}.",
-                f"{slot.id}: uses {name!r} from a cell that the learner added",
-                slot.id,
+            learner = (
+                f"{name!r} is defined in a cell that is not run while a lab is graded. Put all that "
+                f"{slot.id} needs into its own cell."
             )
+            instructor = f"{slot.id}: uses {name!r} from a cell that is not graded"
+            yield Note(learner, instructor, slot.id)
 
 
 def _unusual(slot: Slot, text: str) -> Iterable[Note]:
@@ -350,7 +352,7 @@ def _unusual(slot: Slot, text: str) -> Iterable[Note]:
             found |= {(node.module or "").split(".")[0]} & modules
         elif isinstance(node, ast.Name) and node.id in names:
             found.add(node.id)
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("__"):
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"__\w+__", node.attr):
             found |= {node.attr} - {"__init__", "__name__", "__class__", "__doc__"}
     if found:
         what = ", ".join(sorted(found))[:200]

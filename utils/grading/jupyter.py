@@ -1,65 +1,64 @@
-"""JupyterLab's Validate button on a lab: nbgrader's, with the course's own way to run a notebook.
+"""JupyterLab's Validate button on a lab: nbgrader's button, answered by the course.
 
 nbgrader would run every cell, engines and all, and take the reference for an answer where nothing was
-attempted. Here the exercises are run and judged alone. A Jupyter server extension; `make lab` puts it
-in the place of nbgrader's.
+attempted. Here the exercises are run and judged alone, in a process of their own. A Jupyter server
+extension; `make lab` puts it in the place of nbgrader's.
 """
 
 from __future__ import annotations
 
+import asyncio
+import html
+import json
 from pathlib import Path
 from typing import Any
 
-from jsonschema import ValidationError
 from jupyter_server.utils import url_path_join
-from nbformat import NotebookNode
-from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, NbGraderPreprocessor
 from nbgrader.server_extensions.validate_assignment.handlers import (
     NbGraderVersionHandler,
     ValidateAssignmentHandler,
 )
-from nbgrader.validator import Validator
 from tornado import web
-from traitlets import List
 
-from utils.grading.local import judge_here
-from utils.grading.shown import nodes, verdict_outputs
-
-
-class JudgeExercises(NbGraderPreprocessor):  # type: ignore[misc]
-    """Fills in the outputs of the checks."""
-
-    def preprocess(
-        self, nb: NotebookNode, resources: dict[str, Any]
-    ) -> tuple[NotebookNode, dict[str, Any]]:
-        """See nbconvert."""
-        _, judgement = judge_here(nb)
-        by_id = {f"check-{result.id}": result for result in judgement.exercises}
-        for cell in nb.cells:
-            result = by_id.get(cell.metadata.get("nbgrader", {}).get("grade_id"))
-            if result is not None and cell.cell_type == "code":
-                cell.outputs = nodes(verdict_outputs(result))
-        return nb, resources
-
-
-class LabValidator(Validator):  # type: ignore[misc]
-    """nbgrader's validator, but for how the notebook is run."""
-
-    preprocessors = List([CheckCellMetadata, ClearOutput, JudgeExercises])
+from utils.grading.local import Standing, stand
 
 
 class ValidateLabHandler(ValidateAssignmentHandler):  # type: ignore[misc]
-    """Answers the button."""
+    """Answers the button; the server goes on with other things meanwhile."""
 
-    def validate_notebook(self, path: str) -> dict[str, Any]:
-        """See nbgrader: {"success": ..., "value": ...}; a notebook that is no lab says so."""
-        target = (Path(self.root_dir) / path).resolve()
-        if not target.is_relative_to(Path(self.root_dir).resolve()):
-            raise web.HTTPError(403, "Access denied: path outside allowed directory")
+    @web.authenticated
+    async def post(self) -> None:
+        """{"path": notebook} -> {"success": ..., "value": ...}, as nbgrader's button reads it."""
+        path = self.get_argument("path", None) or (self.get_json_body() or {}).get("path", "")
+        root = Path(self.root_dir).resolve()
+        target = (root / path).resolve()
+        if not target.is_relative_to(root):
+            raise web.HTTPError(403, "Access denied: path outside the course")
         try:
-            return {"success": True, "value": LabValidator().validate(str(target))}
-        except (ValueError, RuntimeError, ValidationError) as error:
-            return {"success": False, "value": str(error)}
+            loop = asyncio.get_running_loop()
+            standing = await loop.run_in_executor(None, lambda: stand(target.read_bytes()))
+            answer = {"success": True, "value": failures(standing)}
+        except (OSError, ValueError, RuntimeError) as error:
+            answer = {"success": False, "value": str(error)}
+        self.finish(json.dumps(answer))
+
+
+def failures(standing: Standing) -> dict[str, Any]:
+    """What is still to do, as the button shows it; nothing where all is done."""
+    checks = {slot.id: slot.check for slot in standing.lab.exercises}
+    notes = standing.judgement.notes
+    failed = []
+    for result in standing.judgement.exercises:
+        if result.verdict != "right":
+            about = [note.learner for note in notes if note.exercise == result.id]
+            lines = [f"{result.verdict}: {result.message}", *about]
+            failed.append((checks[result.id], "\n".join(lines)))
+    for id_ in standing.unwritten:
+        failed.append((f"written answer: {id_}", "nothing is written yet"))
+    entries = [
+        {"source": source, "error": html.escape(said), "raw_error": said} for source, said in failed
+    ]
+    return {"failed": entries} if entries else {}
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:

@@ -10,15 +10,14 @@ import importlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.checks import checks_of
-from utils.grading.cells import LabCells, pick, read_lab_cells
+from utils.grading.cells import LabCells, pick, same
 from utils.grading.judge import Judge, Judgement
 from utils.grading.sandbox import Limits, Plain
+from utils.grading.seal import build_sealed, seals_of
 from utils.grading.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,39 +28,60 @@ class NoLab(ValueError):
     """The notebook is not a lab of this course, or its marks are lost; says what to do."""
 
 
-def lab_number(notebook: Mapping[str, Any]) -> str:
-    """Number of the lab that a notebook was made from: "3.3.1".
+@dataclass(frozen=True)
+class Standing:
+    """How a learner's notebook stands.
+
+    Attributes:
+        lab: the lab as it was untouched.
+        judgement: of its exercises, by the lab's own checks.
+        unwritten: ids of written answers that are missing.
+        begun: whether any exercise or answer was changed.
+    """
+
+    lab: LabCells
+    judgement: Judgement
+    unwritten: tuple[str, ...]
+    begun: bool
+
+
+def stand(data: bytes) -> Standing:
+    """Judge every exercise of a notebook.
+
+    Args:
+        data: the file's content.
 
     Raises:
-        NoLab: it does not say.
+        NoLab: it is not a lab of this course, or cannot be read.
+        RuntimeError: no process could be started for it.
     """
-    course = notebook.get("metadata", {}).get("course", {})
-    found = re.search(r"lab-(3\.3\.\d+)-", str(course.get("source")))
-    if found is None:
-        raise NoLab(
-            "This notebook does not say which lab it is. Start from a fresh copy of the lab."
-        )
-    return found[1]
-
-
-def judge_here(notebook: Mapping[str, Any]) -> tuple[LabCells, Judgement]:
-    """Judge every exercise of a notebook by the lab's own checks.
-
-    Raises:
-        NoLab: it is not a lab of this course.
-    """
-    number = lab_number(notebook)
+    number, lab = _original(data)
+    handed = pick(data, lab)
+    texts = {slot.cell: handed.texts.get(slot.cell, slot.stub) for slot in lab.slots}
+    unwritten = tuple(slot.id for slot in lab.answers if same(texts[slot.cell], slot.stub))
+    begun = any(not same(texts[slot.cell], slot.stub) for slot in (*lab.exercises, *lab.answers))
     try:
         module = importlib.import_module(f"utils.checks.lab_{number.replace('.', '_')}")
-        lab = read_lab_cells(notebook, f"lab {number}")
-    except (ImportError, ValueError) as error:
-        raise NoLab(f"This notebook is no lab of this course: {error}.") from error
-    # What it held untouched is not known here: the checks themselves see an untouched exercise.
-    lab = replace(lab, exercises=tuple(replace(slot, stub="") for slot in lab.exercises))
-    handed = pick(json.dumps(notebook).encode(), lab)
-    with tempfile.TemporaryDirectory(prefix="checking-") as home:
-        sandbox = Plain(ROOT, Path(home), cwd=ROOT / "labs", inherit=True)
-        judge = Judge(
-            lab, checks_of(module), lambda spent: Session(sandbox, _LIMITS, spent), root=ROOT
-        )
-        return lab, judge.judge(handed)
+    except ImportError as error:
+        raise NoLab(f"Lab {number} has no checks in this copy of the course.") from error
+    checks = checks_of(module)
+    with tempfile.TemporaryDirectory(prefix="checking-") as scratch:
+        course = Path(scratch) / "course"
+        build_sealed(ROOT, course, [seal for check in checks.values() for seal in seals_of(check)])
+        (course / "models").symlink_to(ROOT / "models")
+        sandbox = Plain(course, Path(scratch), cwd=ROOT / "labs", inherit=True)
+        judge = Judge(lab, checks, lambda spent: Session(sandbox, _LIMITS, spent), root=ROOT)
+        return Standing(lab, judge.judge(handed), unwritten, begun)
+
+
+def _original(data: bytes) -> tuple[str, LabCells]:
+    """Number of the lab that a notebook was made from, and its cells as they were."""
+    try:
+        course = json.loads(data)["metadata"]["course"]
+        number = re.search(r"lab-(3\.3\.\d+)-", str(course["source"]))
+        return str(number[1] if number else ""), LabCells.from_dict(course["lab"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NoLab(
+            "This notebook does not say which lab it is, or is damaged. Copy your answers into a "
+            "fresh copy of the lab."
+        ) from error

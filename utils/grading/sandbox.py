@@ -166,6 +166,9 @@ class Bubblewrap:
         command += (
             _for_root() if root else ["--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
         )
+        # What is mounted first may be mounted upon: the course, or Python, can lie below /tmp.
+        command += ["--proc", "/proc", "--dev", "/dev"]
+        command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", "/tmp"]
         for path in _SYSTEM:
             if os.path.islink(path):
                 command += ["--symlink", os.readlink(path), path]
@@ -173,12 +176,10 @@ class Bubblewrap:
                 command += ["--ro-bind", path, path]
         for path in _FILES:
             command += ["--ro-bind-try", path, path]
-        made: set[str] = set()
+        made: set[str] = {"/tmp"}
         for path in dict.fromkeys((sys.base_prefix, sys.prefix)):
             if not path.startswith("/usr/"):
                 command += [*_parents(path, made), "--ro-bind", path, path]
-        command += ["--proc", "/proc", "--dev", "/dev"]
-        command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", "/tmp"]
         command += ["--perms", "0755", "--dir", "/course"]
         command += ["--ro-bind", str(self.course / "utils"), "/course/utils"]
         command += ["--ro-bind", str(self.models), "/course/models"]
@@ -275,8 +276,10 @@ def find_sandbox(kind: str, course: Path, models: Path, home: Path) -> Sandbox:
     )
     if tried.returncode:
         raise SandboxError(
-            f"Bubblewrap does not work on this machine: {tried.stderr.strip()[-500:]}\n"
-            "User namespaces may be switched off (Ubuntu: sysctl "
-            f"kernel.apparmor_restrict_unprivileged_userns). {_NEXT_STEP}"
+            f"Bubblewrap does not work here: {tried.stderr.strip()[-500:]}\n"
+            "If it may not make a namespace: they can be switched off (Ubuntu: sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0 allows them). If Python is not found or "
+            "may not be read: it must be readable by all. To grade without a sandbox, if you trust "
+            "every submission: make grade ... SANDBOX=none"
         )
     return sandbox

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from utils.checks import Check
+
 _CHECKS = '''"""The checks are not here while a lab is graded: the grader calls what you wrote."""
 
 
@@ -23,6 +25,14 @@ def __getattr__(name: str) -> object:
 '''
 _BODY = "raise RuntimeError({!r})"
 _REASON = "{} is the course's own answer to an exercise: not in reach while that is graded"
+
+
+def seals_of(check: Check, twins: Iterable[str] = ()) -> tuple[str, ...]:
+    """Dotted names of all that is out of reach while an exercise is graded: its reference too."""
+    reference = check.reference
+    module = getattr(reference, "__module__", "")
+    own = module.startswith("utils.") and not module.startswith("utils.checks.")
+    return (*twins, *([f"{module}.{reference.__qualname__}"] if own else []))
 
 
 def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
@@ -42,7 +52,7 @@ def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
         path.write_text(_CHECKS, encoding="utf-8")
     for module, names in by_module(root, seals).items():
         (target / module).write_text(sealed_source(root, module, names), encoding="utf-8")
-    compileall.compile_dir(target, quiet=1)  # nobody can write there later
+    compileall.compile_dir(target / "utils", quiet=1)  # nobody can write there later
 
 
 def by_module(root: Path, seals: Iterable[str]) -> dict[Path, list[str]]:

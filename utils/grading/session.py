@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import builtins
 import contextlib
 import os
@@ -18,14 +17,13 @@ from typing import Any, NoReturn
 import psutil
 
 from utils.checks.attempt import Stopped, Wanted, out_of_time
+from utils.grading.outputs import harmless
 from utils.grading.sandbox import Limits, Sandbox
 from utils.grading.wire import MAX_BYTES, Codec, WireError, from_bytes, to_bytes
 
 _START_S = 60.0
 _LOOK_S = 0.1
 _ERROR_TEXT = 4000
-_MAX_OUTPUTS = 10
-_MAX_TEXT = 25_000
 _WAITING = (psutil.STATUS_SLEEPING, psutil.STATUS_IDLE, psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 
@@ -148,7 +146,7 @@ class Session:
             reply = self._exchange("run", code=code)
         with self._reading("what the cell showed"):
             error = reply["error"]
-            return list(_outputs(reply["outputs"])), None if error is None else _described(error)
+            return harmless(reply["outputs"]), None if error is None else _described(error)
 
     def look(self, variable: str, wanted: Wanted) -> RemoteAnswer | None:
         """What the cells made of a variable; None if there is none."""
@@ -501,17 +499,3 @@ def _exception(name: str) -> type[BaseException] | None:
     found = getattr(holder, qualname, None)
     fits = isinstance(found, type) and issubclass(found, (Exception, SystemExit))
     return found if fits else None
-
-
-def _outputs(nodes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Outputs of a cell, made anew: text and pictures, nothing that a browser would run."""
-    for node in nodes[:_MAX_OUTPUTS]:
-        if node["output_type"] == "stream":
-            name = "stderr" if node["name"] == "stderr" else "stdout"
-            yield {"output_type": "stream", "name": name, "text": str(node["text"])[:_MAX_TEXT]}
-        else:
-            data = {"text/plain": str(node["data"].get("text/plain", ""))[:_MAX_TEXT]}
-            if picture := node["data"].get("image/png"):
-                base64.b64decode(picture, validate=True)
-                data["image/png"] = picture
-            yield {"output_type": "display_data", "data": data, "metadata": {}}

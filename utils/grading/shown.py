@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import nbformat
@@ -20,27 +21,28 @@ def verdict_outputs(result: ExerciseResult) -> list[dict[str, Any]]:
     lines = [f"{result.id}: {result.score} of {result.points} points"]
     for part in result.parts:
         sign = "✔" if part.score else "✘"
-        why = f": {part.message}" if part.message else ""
-        lines.append(f"  {sign} {part.score}/{part.points}  {part.title}{why}")
-    if result.message and not any(result.message == part.message for part in result.parts):
-        lines.append(f"  {result.message}")
+        lines.append(f"  {sign} {part.score}/{part.points}  {part.title}")
+        lines += _folded(part.message, "         ")
+    if result.parts and result.message not in {part.message for part in result.parts}:
+        lines += _folded(result.message, "  ")
     text = "\n".join(lines) + "\n"
     outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": "stdout", "text": text}]
     if result.score == 0:
-        message = result.message or result.verdict
+        said = [] if result.parts else _folded(result.message, "")
         outputs.append(
             {
                 "output_type": "error",
                 "ename": "NotAttempted" if result.verdict == "not attempted" else "CheckFailed",
-                "evalue": message,
-                "traceback": [f"{result.id}: {result.verdict}. {message}"],
+                "evalue": result.message,
+                "traceback": [f"{result.id}: {result.verdict}", *said],
             }
         )
     elif result.score < result.points:
-        partial = {
-            "data": {"text/plain": str(result.score)},
-            "execution_count": None,
-            "metadata": {},
-        }
-        outputs.append({"output_type": "execute_result"} | partial)
+        data = {"data": {"text/plain": str(result.score)}, "execution_count": None, "metadata": {}}
+        outputs.append({"output_type": "execute_result"} | data)
     return outputs
+
+
+def _folded(text: str, indent: str) -> list[str]:
+    """Lines that fit a page."""
+    return textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)

@@ -67,6 +67,13 @@ class Cut(io.TextIOBase):
         return "".join(self.kept) + (_CUT.format(TEXT_LIMIT) if self.cut else "")
 
 
+class Shell(InteractiveShell):
+    """IPython without a terminal or a window."""
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """`%matplotlib` asks for it; there is none to enable."""
+
+
 class Worker:
     """Runs cells in IPython, and looks at, calls and reads what they define."""
 
@@ -75,7 +82,7 @@ class Worker:
         self.classes: set[type] = set()
         config = Config()
         config.HistoryManager.enabled = False
-        self.shell = InteractiveShell.instance(config=config)
+        self.shell = Shell.instance(config=config)
         self.shell.showtraceback = _say_nothing  # type: ignore[method-assign]
         self.operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "run": self.run,
