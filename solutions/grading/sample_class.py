@@ -157,6 +157,22 @@ def _helper_cell(notebook: Notebook) -> None:
     notebook["cells"].insert(notebook["cells"].index(cell), added)
 
 
+def _split(notebook: Notebook) -> None:
+    """Cut in two with JupyterLab's *Split Cell*, which gives both halves the marks."""
+    head, tail = RIGHT.split("\n", 1)
+    _doubled(f"exercise-{VICTIM}", source=f"{head.replace('p99_of_runs', 'p99')}\n{tail}")(notebook)
+    _cell(notebook, f"exercise-{VICTIM}")["source"] = "half = 99 / 2\n"
+    _cell(notebook, "pasted")["source"] += "\n\ndef p99_of_runs(runs):\n    return p99(runs) + 0 * half\n"
+
+
+def _answer_in_own_cell(notebook: Notebook) -> None:
+    """The answer stands behind the cell that was meant for it, which still says what to write."""
+    answer = _cell(notebook, "answer-recommendation")
+    written = {**answer, "id": "added", "metadata": {}}
+    notebook["cells"].insert(notebook["cells"].index(answer) + 1, written)
+    answer["source"] = "*Write your answer here.*"
+
+
 def _retyped(notebook: Notebook) -> None:
     _cell(notebook, f"exercise-{VICTIM}")["cell_type"] = "markdown"
 
@@ -388,8 +404,8 @@ SAMPLES: dict[str, Sample] = {
     "exercise-doubled": Sample(
         _doubled(f"exercise-{VICTIM}", source="def p99_of_runs(runs):\n    return 0.0\n"),
         scores={VICTIM: 0},
-        learner="the last one that you changed",
-        instructor="2 different attempts",
+        learner="they were taken one after the other",
+        instructor="the cell is there 2 times, 2 changed",
     ),
     "id-doubled": Sample(
         _changed_in_the_first_of_two, scores={VICTIM: 0}, learner="is there 2 times", instructor="2 times"
@@ -402,9 +418,18 @@ SAMPLES: dict[str, Sample] = {
     "helper-in-own-cell": Sample(
         _helper_cell,
         scores={VICTIM: 0},
-        learner="'percentile_of_all' is defined in a cell of your own",
-        instructor="from a cell that the learner added",
+        learner="'percentile_of_all' is defined in a cell that is not run",
+        instructor="from a cell that is not graded",
     ),
+    "cell-split": Sample(
+        _split, learner="they were taken one after the other", instructor="the cell is there 2 times, 2 changed"
+    ),
+    "answer-in-own-cell": Sample(
+        _answer_in_own_cell,
+        learner="was not in its cell; it was taken from the one behind",
+        instructor="recommendation: taken from the cell behind",
+    ),
+    "magics": _hostile("%matplotlib inline\n" + RIGHT, "", points=2),
     "format-3": Sample(_version_3),
     "no-json": Sample(
         lambda notebook: b"My answers are in the other file.",

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from utils.course.build import ROOT, read_labs
-from utils.course.gradebook import read_judgement
+from utils.course.findings import read_findings
 from utils.grading.declare import load_sample_class
 
 pytestmark = pytest.mark.timeout(1200)
@@ -25,6 +25,11 @@ def expected_points(sample):
     }
 
 
+def judged(graded_class, student):
+    lab = LABS[SAMPLES[student].lab].source.stem
+    return read_findings(graded_class.out, student, lab).judgement
+
+
 def test_the_class_is_large_and_has_every_kind():
     assert len(SAMPLES) >= 20
     assert set(LABS) == {sample.lab for sample in SAMPLES.values()}
@@ -33,7 +38,7 @@ def test_the_class_is_large_and_has_every_kind():
 @pytest.mark.parametrize("student", SAMPLES)
 def test_each_exercise_gets_the_points_it_deserves(student, graded_class):
     sample = SAMPLES[student]
-    judgement = read_judgement(graded_class.out, student, LABS[sample.lab].source.stem)
+    judgement = judged(graded_class, student)
     got = {exercise.id: exercise.score for exercise in judgement.exercises}
     wanted = expected_points(sample)
     reasons = {
@@ -56,8 +61,7 @@ def test_the_learner_reads_why(student, graded_class):
 @pytest.mark.parametrize("student", SAMPLES)
 def test_the_instructor_reads_what_to_look_at(student, graded_class):
     sample = SAMPLES[student]
-    lab = LABS[sample.lab].source.stem
-    notes = [note.instructor for note in read_judgement(graded_class.out, student, lab).notes]
+    notes = [note.instructor for note in judged(graded_class, student).notes]
     assert any(sample.instructor in note for note in notes) or not sample.instructor
     if student.startswith(("good", "untouched")):
         assert notes == []

@@ -20,6 +20,15 @@ from utils.course.problems import CourseError
 from utils.grading.declare import load_sample_class
 
 pytestmark = pytest.mark.timeout(300)
+STUDENTS = (
+    "good",
+    "partial",
+    "untouched",
+    "check-edited",
+    "marks-missing",
+    "helper-in-own-cell",
+    "cut-off",
+)
 
 
 @contextlib.contextmanager
@@ -65,7 +74,7 @@ def lab_server(tmp_path_factory):
     (folder / "labs").mkdir()
     samples = load_sample_class(ROOT)
     samples.write_class(ROOT, folder / "class")
-    for student in ("good", "partial", "untouched", "check-edited", "marks-missing", "cut-off"):
+    for student in STUDENTS:
         (path,) = (folder / "class" / student).iterdir()
         shutil.copy(path, folder / "labs" / f"{student}.ipynb")
     command = jupyter_command(folder / "labs" / "good.ipynb", headless=True, root=folder)
@@ -95,18 +104,31 @@ def test_what_is_wrong_is_told_in_the_exercises_terms(lab_server):
 
 def test_an_untouched_notebook_does_not_pass_on_the_references(lab_server):
     failed = validate(lab_server, "untouched")["value"]["failed"]
-    assert len(failed) == 7
-    assert all("not attempted" in entry["raw_error"] for entry in failed)
+    assert len(failed) == 8
+    assert all("not attempted" in entry["raw_error"] for entry in failed[:7])
+    assert failed[7]["source"] == "written answer: recommendation"
 
 
-def test_an_edited_check_is_noticed(lab_server):
-    assert "changed" in validate(lab_server, "check-edited")["value"]
+def test_an_edited_check_is_not_the_one_that_judges(lab_server):
+    (failed,) = validate(lab_server, "check-edited")["value"]["failed"]
+    assert (
+        failed["raw_error"].startswith("wrong: ")
+        and "The original was used." in failed["raw_error"]
+    )
 
 
-@pytest.mark.parametrize("name", ["marks-missing", "cut-off"])
-def test_a_notebook_that_is_no_lab_says_so(lab_server, name):
-    answer = validate(lab_server, name)
-    assert answer["success"] is False and answer["value"]
+def test_lost_marks_do_not_matter_here(lab_server):
+    assert validate(lab_server, "marks-missing") == {"success": True, "value": {}}
+
+
+def test_a_cell_that_is_not_run_while_a_lab_is_graded_is_named(lab_server):
+    (failed,) = validate(lab_server, "helper-in-own-cell")["value"]["failed"]
+    assert "Put all that p99_of_runs needs into its own cell" in failed["raw_error"]
+
+
+def test_a_notebook_that_is_no_lab_says_so(lab_server):
+    answer = validate(lab_server, "cut-off")
+    assert answer["success"] is False and "fresh copy of the lab" in answer["value"]
 
 
 def test_paths_outside_the_course_are_refused(lab_server):

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nbgrader.utils import compute_checksum
 
 from utils.course.__main__ import main
 from utils.course.build import ROOT, build, drift, find_lab, read_labs
@@ -18,6 +17,7 @@ from utils.course.exercises import read_lab
 from utils.course.notebook import render
 from utils.course.problems import CourseError, SourceError
 from utils.course.source import read_source
+from utils.grading.cells import LabCells, read_lab_cells
 
 SOURCE = '''\
 # %% [markdown]
@@ -149,14 +149,20 @@ def test_nbgraders_metadata(course):
         elif c.id == "answer-why":
             assert meta == {"grade": True, "solution": True, "locked": False, "points": 2}
         elif c.id == "check-f":
-            checksum = compute_checksum(c)
-            assert meta == {
-                **{"grade": True, "solution": False, "locked": True, "points": 3},
-                **{"cell_type": "code", "checksum": checksum},
-            }
+            assert meta == {"grade": True, "solution": False, "locked": True, "points": 3}
         else:
             assert meta == {"grade": False, "solution": False, "locked": True}
     assert lab.cells[-1].metadata.tags == ["measures"]
+
+
+def test_both_notebooks_hold_the_untouched_lab(course):
+    build(course)
+    name = "lab-3.3.9-sample.ipynb"
+    fresh, solved = (load(course / folder / name) for folder in ("labs", "solutions"))
+    cells = read_lab_cells(fresh, "lab-3.3.9-sample")
+    assert "NotImplementedError" in cells.exercises[0].stub
+    for notebook in (fresh, solved):
+        assert LabCells.from_dict(notebook.metadata.course.lab) == cells
 
 
 def test_a_second_build_writes_nothing(course):

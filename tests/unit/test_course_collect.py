@@ -1,6 +1,7 @@
 """Names in the folder of submissions: what is graded, and what is complained about."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,20 @@ def test_students_and_labs_are_found(tmp_path):
         f"b.c_d@e-f/{LABS[0]}",
     ]
     assert found.students == ("anna", "b.c_d@e-f")
-    assert len(found.complaints) == 1 and "'Ünal, B': not graded; rename" in found.complaints[0]
+    assert found.complaints == (
+        "anna: notes.txt is no lab of this course; not graded",
+        "readme.txt: not graded; it is in no student's folder",
+        "'Ünal, B': not graded; rename the folder (letters, digits, spaces, . _ @ -)",
+    )
+
+
+def test_a_name_is_one_name_however_it_is_written(tmp_path):
+    put(tmp_path, "Jo\u0308rg", "lab-3.3.1-x.ipynb")
+    put(tmp_path, "J\u00f6rg", "lab-3.3.1-x.ipynb")
+    put(tmp_path, "__MACOSX", "lab-3.3.1-x.ipynb")
+    found = collect(tmp_path, LABS)
+    assert found.students == ("J\u00f6rg",) and len(found.submissions) == 1
+    assert len(found.complaints) == 1 and "another folder has the same name" in found.complaints[0]
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "-rf", "a*b", "a\nb", "a,b", "x" * 65, "a'b", " "])
@@ -42,11 +56,34 @@ def test_names_that_would_break_a_gradebook_are_complained_about(tmp_path, name)
     assert len(found.complaints) == 1
 
 
-def test_two_files_of_one_lab(tmp_path):
-    put(tmp_path, "anna", f"{LABS[0]}.ipynb", f"{LABS[0]}-Copy1.ipynb")
+def test_of_several_files_of_one_lab_its_own_name_counts_or_else_the_newest(tmp_path):
+    own, copied, again = (f"{LABS[0]}{end}.ipynb" for end in ("", "-Copy1", " (2)"))
+    put(tmp_path, "anna", own, copied)
+    put(tmp_path, "bob", copied, again)
+    for age, path in enumerate([tmp_path / "anna" / copied, tmp_path / "bob" / again]):
+        os.utime(path, (2e9 - age, 2e9 - age))
     found = collect(tmp_path, LABS)
-    assert [s.path.name for s in found.submissions] == [f"{LABS[0]}.ipynb"]
-    assert "Copy1.ipynb was not graded" in found.complaints[0]
+    assert [s.path.name for s in found.submissions] == [own, again]
+    assert found.complaints == (
+        f"anna: {copied} was not graded, {own} was",
+        f"bob: {copied} was not graded, {again} was",
+    )
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    put(tmp_path, "anna", "lab-3.3.1-x.ipynb")
+    put(tmp_path, "bob", "lab-3.3.1-x.ipynb")
+    listed = Path.iterdir
+
+    def refuse_bobs(folder):  # as the system does, but for root too
+        if folder.name == "bob":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_bobs)
+    found = collect(tmp_path, LABS)
+    assert [s.student for s in found.submissions] == ["anna"]
+    assert "bob: not graded; Permission denied" in found.complaints[0]
 
 
 def test_links_pipes_and_folders_are_not_opened(tmp_path):

@@ -28,9 +28,7 @@ def course(tmp_path, monkeypatch):
 def hand_in(course, name):
     sample = load_sample_class(ROOT).SAMPLES[name]
     path = next((course / "labs").glob(f"lab-{sample.lab}-*.ipynb"))
-    fresh = json.loads(path.read_text())
     notebook = json.loads((ROOT / "solutions" / path.name).read_text())
-    notebook["metadata"] = fresh["metadata"]  # a learner's work began as a fresh lab
     data = sample.make(notebook)
     path.write_bytes(json.dumps(notebook).encode() if data is None else data)
     return path
@@ -100,8 +98,16 @@ def test_a_written_answer_that_is_missing_is_told(course):
     assert by_lab(course)["3.3.1"].to_do == ("recommendation: nothing is written yet",)
 
 
+def test_what_grading_would_note_is_told(course):
+    hand_in(course, "helper-in-own-cell")
+    found = by_lab(course)["3.3.1"]
+    assert found.exercises == "6 of 7 exercises"
+    assert any("is defined in a cell that is not run" in line for line in found.to_do)
+
+
 def test_a_broken_notebook_is_told_and_stops_nobody(course, capsys):
     hand_in(course, "cut-off")
     found = by_lab(course)
-    assert found["3.3.1"].state == "open" and "cannot be judged" in found["3.3.1"].exercises
+    assert (found["3.3.1"].state, found["3.3.1"].exercises) == ("open", "not judged")
+    assert "is damaged. Copy your answers" in found["3.3.1"].to_do[0]
     assert found["3.3.3"].exercises == "0 of 7 exercises"

@@ -1,5 +1,6 @@
 """A release holds what learners get and nothing that they should not have."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -114,14 +115,37 @@ def test_nothing_is_written_when_something_would_leak(tmp_path, released, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_release_is_replaced_and_anything_else_is_not(tmp_path):
+def test_an_earlier_release_is_replaced(released, tmp_path):
     target = tmp_path / "release"
-    target.mkdir()
-    (target / MARK).write_text("{}")
-    (target / "old").write_text("old")
+    shutil.copytree(released, target)
+    facts = json.loads((target / MARK).read_text())
+    (target / "old.md").write_text("of another version")
+    digest = hashlib.sha256(b"of another version").hexdigest()[:16]
+    (target / MARK).write_text(json.dumps({**facts, "files": {**facts["files"], "old.md": digest}}))
     write_release(ROOT, target)
-    assert not (target / "old").exists() and (target / "labs").is_dir()
+    assert not (target / "old.md").exists() and (target / "labs").is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("what", ["changed", "new", "mark lost"])
+def test_a_release_that_somebody_worked_in_is_left_alone(released, tmp_path, what):
+    target = tmp_path / "release"
+    shutil.copytree(released, target)
+    mine = next((target / "labs").glob("lab-3.3.1-*.ipynb"))
+    match what:
+        case "changed":
+            mine.write_text(mine.read_text() + "\n")
+        case "new":
+            mine = target / "labs" / "lab-3.3.1-mine.ipynb"
+            mine.write_text("{}")
+        case "mark lost":
+            (target / MARK).write_text("{}")
+    with pytest.raises(CourseError, match=r"one that somebody worked in(.|\n)*TO="):
+        write_release(ROOT, target)
+    assert mine.is_file()
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("mine")

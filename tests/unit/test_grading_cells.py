@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from utils.course.build import ROOT, read_labs
 from utils.course.notebook import render
-from utils.grading.cells import as_text, defined_names, merge, pick, read_lab_cells, same
+from utils.grading.cells import (
+    LabCells,
+    as_text,
+    defined_names,
+    merge,
+    names_in,
+    pick,
+    read_lab_cells,
+    same,
+)
 
 LAB = next(lab for lab in read_labs(ROOT) if lab.source.number == "3.3.1")
 STUBBED, SOLVED = (json.loads(render(LAB, solved=solved)) for solved in (False, True))
@@ -30,9 +39,9 @@ def test_the_slots_of_a_lab():
     assert "from utils.profiles import load_profile" in CELLS.setup
 
 
-def test_a_notebook_that_is_no_lab():
-    with pytest.raises(ValueError, match="no lab of this course"):
-        read_lab_cells({"cells": []}, "x")
+def test_a_lab_travels_as_json():
+    assert LabCells.from_dict(json.loads(json.dumps(CELLS.to_dict()))) == CELLS
+    assert LabCells.from_dict(SOLVED["metadata"]["course"]["lab"]) == CELLS
 
 
 def test_a_whole_notebook_needs_no_notes():
@@ -66,7 +75,7 @@ def test_written_answers_are_merged_as_text():
     assert untouched == STUBBED
 
 
-def test_of_two_attempts_the_last_one_counts_and_untouched_copies_do_not():
+def test_pieces_of_a_cell_are_joined_and_untouched_copies_do_not_count():
     notebook = json.loads(json.dumps(SOLVED))
     place = next(i for i, c in enumerate(notebook["cells"]) if c["id"] == "exercise-goodput")
     stub = next(c for c in STUBBED["cells"] if c["id"] == "exercise-goodput")
@@ -74,20 +83,51 @@ def test_of_two_attempts_the_last_one_counts_and_untouched_copies_do_not():
     assert "len(good) / duration" in handed(notebook).texts["exercise-goodput"]
     notebook["cells"].insert(place + 1, {**stub, "id": "another", "source": "goodput = 1"})
     found = handed(notebook)
-    assert found.texts["exercise-goodput"] == "goodput = 1"
+    first, second = found.texts["exercise-goodput"].rsplit("\n\n", 1)
+    assert "len(good) / duration" in first and second == "goodput = 1"
     (note,) = found.notes
     assert note.exercise == "goodput" and "there 3 times" in note.learner
-    assert "2 different attempts" in note.instructor
+    assert "there 3 times, 2 changed" in note.instructor
 
 
-def test_cells_without_marks_are_found_by_what_they_define_but_never_a_check():
+def test_an_answer_in_a_cell_behind_the_one_meant_for_it_is_taken():
+    notebook = json.loads(json.dumps(STUBBED))
+    place = next(i for i, c in enumerate(notebook["cells"]) if c["id"] == "answer-recommendation")
+    mine = {"cell_type": "markdown", "id": "mine", "metadata": {}, "source": "I take vLLM."}
+    notebook["cells"].insert(place + 1, mine)
+    found = handed(notebook)
+    assert found.texts["answer-recommendation"] == "I take vLLM."
+    assert [note.instructor for note in found.notes] == [
+        "recommendation: taken from the cell behind"
+    ]
+    del notebook["cells"][place]
+    assert handed(notebook).texts["answer-recommendation"] == "I take vLLM."
+    notebook["cells"].remove(mine)
+    found = handed(notebook)
+    assert "answer-recommendation" not in found.texts
+    assert "no answer was found" in found.notes[0].learner
+
+
+def test_cells_that_are_not_graded_are_kept_apart():
+    notebook = json.loads(json.dumps(SOLVED))
+    mine = {"cell_type": "code", "id": "mine", "metadata": {}, "source": "helper = 1"}
+    shown = {"output_type": "stream", "name": "stdout", "text": "7 tok/s"}
+    notebook["cells"].append({**mine, "outputs": [shown]})
+    found = handed(notebook)
+    assert "helper" in names_in(found.elsewhere) and "goodput" not in names_in(found.elsewhere)
+    assert found.shown["mine"] == [shown]
+
+
+def test_cells_without_marks_are_found_by_what_they_define_or_follow_but_never_a_check():
     notebook = json.loads(json.dumps(SOLVED))
     for cell in notebook["cells"]:
         cell["metadata"] = {}
         del cell["id"]
     found = handed(notebook)
-    assert len(found.texts) == len(CELLS.exercises)
+    assert len(found.texts) == len(CELLS.exercises) + len(CELLS.answers)
     assert "checks." not in "".join(found.texts.values())
+    model_answer = next(c for c in SOLVED["cells"] if c["id"] == "answer-recommendation")
+    assert found.texts["answer-recommendation"] == "".join(model_answer["source"])
 
 
 def test_markdown_that_was_an_exercise_still_is():
@@ -119,7 +159,7 @@ def test_files_that_are_no_notebooks(data, says):
     found = pick(data, CELLS)
     assert found.texts == {}
     (note,) = found.notes
-    assert says in note.learner and "hand it in again" in note.learner
+    assert says in note.learner and "Hand in the .ipynb file" in note.learner
     assert note.instructor.startswith("unreadable")
 
 

@@ -48,6 +48,7 @@ class Slot:
         cell: id of its cell, such as "exercise-ttft".
         stub: what it holds untouched.
         before: id of the cell in front of it.
+        question: text of that cell, for a written answer; "" otherwise.
         variable: name that an exercise's check examines; "" otherwise.
         check: source of its check cell; "" otherwise.
         points: what it is worth.
@@ -57,6 +58,7 @@ class Slot:
     cell: str
     stub: str
     before: str = ""
+    question: str = ""
     variable: str = ""
     check: str = ""
     points: int = 0
@@ -121,14 +123,17 @@ def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
     exercises, others = [], []
     for before, cell in zip([None, *cells], cells, strict=False):
         role, _, key = cell.id.partition("-")
-        front = before.id if before else ""
+        front, question = (before.id, before.text) if before else ("", "")
         if role == "exercise" and key in checks:
             check = checks[key]
             variable = next(iter(defined_names(check.text)), "")  # name = checks.<id>(name)
-            slot = Slot(key, cell.id, cell.text, front, variable, check.text, check.points)
-            exercises.append(slot)
-        elif role in ("prediction", "answer"):
-            others.append(Slot(key, cell.id, cell.text, front, points=cell.points))
+            exercises.append(
+                Slot(key, cell.id, cell.text, front, "", variable, check.text, check.points)
+            )
+        elif role == "answer":
+            others.append(Slot(key, cell.id, cell.text, front, question, points=cell.points))
+        elif role == "prediction":
+            others.append(Slot(key, cell.id, cell.text, front))
     return LabCells(name, setup, tuple(exercises), tuple(others))
 
 
@@ -257,22 +262,28 @@ def _by_name(handed: HandedIn, slot: Slot, rest: list[_Cell]) -> None:
 
 
 def _written_beside(handed: HandedIn, slot: Slot, cells: list[_Cell]) -> None:
-    """An answer that was written into a cell of the learner's own, behind the one meant for it."""
+    """An answer that stands in another cell: one of the learner's own, or one that lost its marks."""
     if not same(handed.texts.get(slot.cell, slot.stub), slot.stub):
         return
-    places = [i for i, cell in enumerate(cells) if cell.id in (slot.cell, slot.before)]
+    following: list[_Cell] = []
+    for place, cell in enumerate(cells):
+        if cell.id in (slot.cell, slot.before):
+            following = cells[place + 1 :]
+            break
+        if same(cell.text, slot.question):
+            following = cells[place + 1 : place + 2]  # without marks nothing says where to stop
     beside = []
-    for cell in cells[places[0] + 1 :] if places else []:
+    for cell in following:
         if cell.id == slot.cell:
             continue
         if cell.ours:
             break
-        if cell.kind == "markdown" and cell.text.strip():
+        if cell.kind == "markdown" and cell.text.strip() and not same(cell.text, slot.stub):
             beside.append(cell.text)
     if beside:
         handed.texts[slot.cell] = "\n\n".join(beside)
-        learner = f"Your answer to {slot.id} stood in a cell of your own; it was taken from there."
-        handed.notes.append(Note(learner, f"{slot.id}: written into a cell beside", slot.id))
+        learner = f"Your answer to {slot.id} was not in its cell; it was taken from the one behind."
+        handed.notes.append(Note(learner, f"{slot.id}: taken from the cell behind", slot.id))
     elif slot.cell not in handed.texts:
         learner = f"The cell of {slot.id} is missing, and no answer was found in its place."
         handed.notes.append(Note(learner, f"{slot.id}: its cell is missing", slot.id))
