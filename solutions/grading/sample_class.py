@@ -199,6 +199,13 @@ def _scripts(notebook: Notebook) -> None:
     )
 
 
+def _half_characters(notebook: Notebook) -> None:
+    """Lone surrogates, which JSON can hold and a file cannot."""
+    added = {"cell_type": "code", "id": "\ud800", "metadata": {}, "outputs": [], "source": "\ud800"}
+    notebook["cells"].insert(1, added)
+    _cell(notebook, "answer-recommendation")["source"] = "vLLM \udfff"
+
+
 OTHER_STYLES = {
     "stream_metrics": """
 from itertools import dropwhile
@@ -359,6 +366,29 @@ exec(next(source for source in heard if "class BlockTable" in source), space)
 def append_slot(pool, table, num_tokens):
     return space["BlockTable"](pool, table, num_tokens).grow()
 """
+
+WORKER = "import gc\nworker = next(o for o in gc.get_objects() if type(o).__name__ == 'Worker')\n"
+SENDS_OTHER_INPUTS_BACK = f"""
+{WORKER}
+use = worker.operations["use"]
+worker.operations["use"] = lambda message: use({{**message, "restore": True}})
+
+def p99_of_runs(runs):
+    for run in runs:
+        run[:] = [0.0] * len(run)
+    return 0.0
+"""
+EMPTIES_ITS_INPUT = """
+def open_loop_latencies(arrivals, service):
+    arrivals[:] = []
+    return arrivals
+"""
+DIES_WHEN_CODE_COMES_BACK = f"""
+{WORKER}
+worker.operations["unseal"] = lambda message: os._exit(1)
+import os
+"""
+COLOURS = 'print("\\x1b[31mred\\x1b[0m, \\x1b[38mno colour, \\x1b[38;5m, 10 %\\r100 %")\n'
 
 SAMPLES: dict[str, Sample] = {
     "good": Sample(),
@@ -573,6 +603,25 @@ SAMPLES: dict[str, Sample] = {
         learner="not in reach",
         instructor="block_pool: uses gc",
     ),
+    "sends-other-inputs-back": _hostile(SENDS_OTHER_INPUTS_BACK, "p99 of", "uses gc"),
+    "empties-its-input": Sample(
+        _answers({"open_loop_latencies": EMPTIES_ITS_INPUT}),
+        scores={"open_loop_latencies": 0},
+        learner="got 0 items",
+    ),
+    "dies-when-code-comes-back": Sample(
+        _answers({"block_pool": DIES_WHEN_CODE_COMES_BACK + OTHER_STYLES_3["block_pool"]}),
+        lab="3.3.3",
+        instructor="block_pool: uses gc, os",
+    ),
+    "colours": _hostile(COLOURS + RIGHT, "red, no colour, 100 %", points=2),
+    "raises-in-colours": _hostile(
+        "def p99_of_runs(runs):\n    raise ValueError('\\x1b[38m \\x1b]0;title\\x07 no')\n", "ValueError: "
+    ),
+    "takes-long-to-show": _hostile(
+        "x = 1" + "\n" * 20_000 + "y = 2\n" + RIGHT, "takes too long to show", points=2
+    ),
+    "half-a-character": Sample(_half_characters),
     "writes-into-the-pipe": _hostile(
         "import os\n"
         "for number in range(3, 40):\n"
@@ -585,6 +634,10 @@ SAMPLES: dict[str, Sample] = {
     "returns-nests": _hostile(
         "def p99_of_runs(runs):\n    nest = []\n    for _ in range(5000): nest = [nest]\n    return nest\n",
         "nested too deeply",
+    ),
+    "returns-shared-items": _hostile(
+        "def p99_of_runs(runs):\n    nest = [0]\n    for _ in range(50): nest = [nest, nest]\n    return nest\n",
+        "more than 4000000 items",
     ),
     "returns-itself": _hostile(
         "def p99_of_runs(runs):\n    me = []\n    me.append(me)\n    return me\n", "expected float"

@@ -98,6 +98,18 @@ def test_links_pipes_and_folders_are_not_opened(tmp_path):
     assert "\n".join(found.complaints).count("no plain file") == 2
 
 
+def test_names_that_a_terminal_should_not_get_are_written_as_python_does(tmp_path, capsys):
+    put(tmp_path, "anna", "lab-3.3.1-x.ipynb", "lab-3.3.1-\x1b[2J.ipynb", "n\x1b]0;x\x07otes")
+    put(tmp_path, "bob", "in\x1b[2J/lab-3.3.1-x.ipynb")
+    (tmp_path / "bob" / os.fsdecode(b"lab-3.3.3-\xff.txt")).write_text("")
+    (tmp_path / os.fsdecode(b"\xff\x1b.txt")).write_text("")
+    said = "\n".join(collect(tmp_path, LABS).complaints)
+    print(said)
+    assert said.replace("\n", "").isprintable()
+    assert r"'n\x1b]0;x\x07otes' is no lab" in said and r"'lab-3.3.3-\udcff.txt'" in said
+    assert r"move 'in\x1b[2J/lab-3.3.1-x.ipynb' up" in said
+
+
 def test_an_unknown_lab_and_an_empty_or_deeper_folder(tmp_path):
     put(tmp_path, "anna", "lab-3.3.9-x.ipynb")
     put(tmp_path, "bob", "work/labs/lab-3.3.1-x.ipynb")

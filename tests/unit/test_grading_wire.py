@@ -1,5 +1,6 @@
 """Values cross between grader and learner's process exactly, or not at all."""
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -91,6 +92,27 @@ def test_half_a_character_does_not_break_what_comes_after():
     got = there("\ud800x")
     assert got == "\\ud800x"
     got.encode()
+
+
+@pytest.mark.parametrize("text", ['{"n": "\ud800"}', '{"n": "\\ud800"}', '{"n": 1}'])
+def test_a_message_is_utf_8_whatever_json_would_take(text):
+    with pytest.raises(WireError, match="no JSON"):
+        from_bytes(text.encode("utf-16-le", "surrogatepass"))
+    assert "\ud800" not in from_bytes(text.encode("utf-8", "backslashreplace")).values()
+    deep = b'{"\\ud800":' * 900 + b"1" + b"}" * 900
+    with contextlib.suppress(WireError):
+        from_bytes(deep)
+
+
+def test_lists_that_share_their_items_are_counted_as_they_would_be_written_out():
+    nest = [0]
+    for _ in range(10):
+        nest = [nest, nest]
+    assert there(nest) == nest
+    for _ in range(20):
+        nest = [nest, nest]
+    with pytest.raises(WireError, match="more than 4000000 items"):
+        there(nest)
 
 
 def test_one_object_twice_is_one_object_twice():

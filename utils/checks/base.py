@@ -94,11 +94,10 @@ class Check:
         if fault := answer.fault(Wanted.like(self.reference)):
             return Outcome("wrong", fault, "signature")
         unfinished: list[Exception] = []
-        subject = answer.subject(self.copy_inputs, unfinished)
         outcome = Outcome("right")
         try:
             with answer.limit(self.limit_s):
-                examine(subject)
+                examine(answer.subject(self.copy_inputs, unfinished))
         except NotImplementedError as error:
             unfinished.append(error)
         except CheckFailed as failure:

@@ -25,21 +25,23 @@ from pathlib import Path
 
 from utils.benchmark.files import to_json, write_whole
 from utils.checks import checks_of
+from utils.checks.attempt import Stopped
 from utils.course.build import read_labs
 from utils.course.collect import Collected, Submission, collect
 from utils.course.findings import Findings, findings_path, read_findings
-from utils.course.gradebook import Gradebook
+from utils.course.gradebook import Gradebook, GradebookError
 from utils.course.graded_report import Graded, print_summary, write_report
 from utils.course.notebook import count, render
 from utils.course.problems import CourseError
 from utils.course.trial import modules
-from utils.grading.cells import MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
+from utils.grading.cells import ANSWER, MAX_FILE_BYTES, LabCells, merge, pick, read_lab_cells
 from utils.grading.declare import DEFAULT_SEED, FOLDER, Grading, load_gradings
 from utils.grading.judge import Judge
 from utils.grading.orphan import end_with_parent
 from utils.grading.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 from utils.grading.seal import build_sealed
 from utils.grading.session import Session
+from utils.grading.shown import showable
 
 COURSE_FILE = "course.json"
 ENTERED = ".entered"
@@ -107,7 +109,8 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
             book.add_lab(name, labs[name].notebook)
         for student in found.students:
             book.add_student(student)
-        outdated = [str(item) for item in judged if _enter(book, out, item, labs[item.lab])]
+        outdated = _enter_all(book, out, judged, labs, failed)
+        judged = [item for item in judged if str(item) not in failed]
         scores = book.scores()
         graded = [
             Graded(
@@ -337,14 +340,37 @@ class _Task:
                 seed=self.options.seed,
             )
             key, judgement = _key(self.item, self.lab), judge.judge(handed)
-            found = Findings(key, judgement, handed.texts, handed.shown, handed.readable)
+            texts = {
+                cell: text if cell.startswith(ANSWER) else showable(text)
+                for cell, text in handed.texts.items()
+            }
+            found = Findings(key, judgement, texts, handed.shown, handed.readable)
             write_whole(path, to_json(found.to_dict()))
-        except Exception as error:
+        except (Exception, Stopped) as error:
             reason = f"{type(error).__name__}: {error}"
             write_whole(path.with_suffix(".failed"), reason)
 
 
 # ---- entering
+
+
+def _enter_all(
+    book: Gradebook,
+    out: Path,
+    judged: Sequence[Submission],
+    labs: Mapping[str, GradedLab],
+    failed: dict[str, str],
+) -> list[str]:
+    """Enter all; adds to `failed` what nbgrader cannot take. Returns those with outdated points."""
+    outdated = []
+    for item in judged:
+        try:
+            if _enter(book, out, item, labs[item.lab]):
+                outdated.append(str(item))
+        except GradebookError as error:
+            failed[str(item)] = str(error)
+            print(f"  {item}: NOT ENTERED (see the report)", flush=True)
+    return outdated
 
 
 def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> bool:

@@ -20,6 +20,7 @@ from utils.grading.outputs import harmless
 
 MAX_FILE_BYTES = 200 << 20
 MAX_TEXT = 100_000
+MAX_SHOWN = 8 << 20  # characters of a notebook's outputs that are kept
 CHECK = "check-"
 ANSWER = "answer-"
 
@@ -164,10 +165,17 @@ def pick(data: bytes, lab: LabCells) -> HandedIn:
     for slot in lab.slots:
         _not_too_long(handed, slot)
     _look_at_checks(handed, lab, cells)
+    room = MAX_SHOWN
     for cell in rest:
         if cell.kind == "code" and not cell.id.startswith(CHECK):
             handed.elsewhere.append(cell.text)
-            handed.shown.setdefault(cell.id, harmless(cell.outputs))
+            outputs = harmless(cell.outputs)
+            room -= len(json.dumps(outputs))
+            if room > 0:
+                handed.shown.setdefault(cell.id, outputs)
+    if room <= 0:
+        learner = "Your notebook holds very large outputs; the feedback leaves some of them out."
+        handed.notes.append(Note(learner, f"more than {MAX_SHOWN >> 20} MB of outputs"))
     return handed
 
 
@@ -215,13 +223,18 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[_Cell]:
         id_ = marks.get("grade_id") or cell.get("id")
         points = marks.get("points")
         yield _Cell(
-            str(cell.get("cell_type")),
-            id_ if isinstance(id_, str) else "",
-            text.encode("utf-8", "replace").decode(),  # half a character cannot be written
+            _writable(str(cell.get("cell_type"))),
+            _writable(id_) if isinstance(id_, str) else "",
+            _writable(text),
             points if type(points) is int else 0,
             cell.get("outputs"),
             bool(marks),
         )
+
+
+def _writable(text: str) -> str:
+    """Half a character (a lone surrogate) can stand in JSON, but in no file."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:

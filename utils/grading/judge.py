@@ -7,6 +7,7 @@ a new worker takes its place, with the untouched cell where the bad one was.
 from __future__ import annotations
 
 import ast
+import contextlib
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -260,7 +261,8 @@ class _Worker:
         """Let the untouched cell stand for one that does not run: later cells may name it."""
         self._cells.append((slot.stub, slot.stub))
         if self.alive:
-            self.session().run(slot.stub)
+            with contextlib.suppress(Stopped):  # the next session runs it
+                self.session().run(slot.stub)
 
     def examine(
         self, check: Check, answer: RemoteAnswer, examine: Callable[[Any], None]
@@ -290,7 +292,8 @@ class _Worker:
         seals = self.judge.seals[slot.id]
         self._lifted += seals
         if seals and self.alive:
-            self._unseal(self.session(), seals)
+            with contextlib.suppress(Stopped):  # the next session gets it
+                self._unseal(self.session(), seals)
 
     def _unseal(self, session: Session, seals: Iterable[str]) -> None:
         """Give code back; what is still sealed of the same module does not travel with it."""
@@ -328,7 +331,7 @@ def _left_out(slot: Slot, said: str, handed: HandedIn) -> Iterable[Note]:
     if "NameError" not in said:
         return
     for name in names_in(handed.elsewhere):
-        if repr(name) in said:
+        if f"name {name!r} is not defined" in said:
             learner = (
                 f"{name!r} is defined in a cell that is not run while a lab is graded. Put all that "
                 f"{slot.id} needs into its own cell."

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Any
 
 MAX_OUTPUTS = 12
 MAX_TEXT = 25_000
 MAX_PICTURE = 600_000  # characters of base64
+_COLOURS = re.compile(r"\x1b\[[0-9;:?]{0,40}[a-zA-Z]")  # what terminals take for colours
+_UNPRINTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -40,8 +43,14 @@ def _harmless(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any, most: int = MAX_TEXT) -> str:
-    text = "".join(map(str, value)) if isinstance(value, list) else str(value or "")
-    return text[:most].encode("utf-8", "replace").decode()
+    return plain("".join(map(str, value)) if isinstance(value, list) else str(value or ""), most)
+
+
+def plain(text: str, most: int = MAX_TEXT) -> str:
+    """A text without what only terminals understand: colours, a line that overwrites itself."""
+    lines = text[:most].encode("utf-8", "replace").decode().replace("\r\n", "\n").split("\n")
+    shown = "\n".join(line.rsplit("\r", 1)[-1] for line in lines)  # a progress bar's last state
+    return _UNPRINTED.sub("", _COLOURS.sub("", shown))
 
 
 def _is_png(picture: str) -> bool:

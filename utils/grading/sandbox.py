@@ -19,10 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from utils.grading.syscalls import can_refuse
+
 _FIRST_USER = 1_000_000  # above it nobody has files
 _TEMPORARY_BYTES = 64 << 20
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/fonts", "/etc/alternatives")
+_REFUSED = "no system calls that make uncounted memory or new namespaces (seccomp)"
 _NEXT_STEP = (
     "Install it (Debian, Ubuntu: apt install bubblewrap), or grade without a sandbox, if you trust "
     "every submission: make grade ... SANDBOX=none"
@@ -68,7 +71,8 @@ class Sandbox(Protocol):
 
     Attributes:
         cwd: the folder to start it in; None for this process's own.
-        own_user: whether its processes can be counted apart from everybody else's.
+        own_user: whether it has a user of its own, whose processes can be counted and who is
+            refused some system calls.
     """
 
     @property
@@ -184,6 +188,7 @@ class Bubblewrap:
         command += ["--ro-bind", str(self.course / "utils"), "/course/utils"]
         command += ["--ro-bind", str(self.models), "/course/models"]
         command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", "/course/labs"]
+        command += ["--remount-ro", "/dev", "--remount-ro", "/"]  # no memory to be had there
         command += ["--chdir", "/course/labs", "--"]
         if root:
             user = str(_FIRST_USER + os.getpid())  # processes are counted by user
@@ -207,8 +212,10 @@ class Bubblewrap:
             f"{version()}: process table, file system, IPC and host name of its own",
             "no network but its own loopback",
             user,
+            *([_REFUSED] if can_refuse() else []),
             "files: Python and the course read-only, the course without answers; no other "
-            f"submission, no gradebook; {_TEMPORARY_BYTES >> 20} MiB of temporary space",
+            f"submission, no gradebook; {_TEMPORARY_BYTES >> 20} MiB of temporary space in each of two "
+            "folders",
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import copy
 import os
 import select
 import signal
@@ -17,8 +18,9 @@ from typing import Any, NoReturn
 import psutil
 
 from utils.checks.attempt import Stopped, Wanted, out_of_time
-from utils.grading.outputs import harmless
+from utils.grading.outputs import harmless, plain
 from utils.grading.sandbox import Limits, Sandbox
+from utils.grading.syscalls import can_refuse
 from utils.grading.wire import MAX_BYTES, Codec, WireError, from_bytes, to_bytes
 
 _START_S = 60.0
@@ -58,6 +60,7 @@ class Session:
         self.classes: set[type] = set()
         self._spent_before = spent_s
         self._seen_s = 0.0
+        self._took_s: dict[tuple[int, float], float] = {}  # by process, also those that ended
         self._until, self._seconds = spent_s + _START_S, _START_S
         self._idle_s = 0.0
         self.closed = False
@@ -68,7 +71,8 @@ class Session:
         self._from, theirs_out = os.pipe()
         processes = limits.processes if sandbox.own_user else -1
         numbers = [theirs_in, theirs_out, limits.memory_bytes, processes, 64 << 20]
-        command = ["-P", "-m", "utils.grading.worker", *map(str, numbers)]
+        refuse = int(sandbox.own_user and can_refuse())
+        command = ["-P", "-m", "utils.grading.worker", *map(str, [*numbers, refuse])]
         self._process = subprocess.Popen(
             sandbox.command(command),
             cwd=sandbox.cwd,
@@ -179,15 +183,31 @@ class Session:
         """Whatever a reply holds that it should not ends the session, and nothing else."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             self._end(f"{what} cannot be read ({error})")
 
     def use(self, handle: int, how: str, *args: Any, restore: bool = False, **kwargs: Any) -> Any:
         """Call, read or change what is behind a handle.
 
+        Args:
+            handle: its number.
+            how: "call", or one of the worker's `_USES`.
+            args: values; with kwargs, for a call.
+            restore: whether the caller's objects change as the learner's code changes them.
+            kwargs: see args.
+
         Raises:
             Exception: what the learner's code raised, rebuilt.
         """
+        if not restore:  # whatever the reply says of them, it says of copies
+            args, kwargs = copy.deepcopy((args, kwargs))
         codec = Codec(self, self.classes, agree=True)
         sent = codec.encode([list(args), kwargs])
         reply = self._exchange("use", handle=handle, how=how, arguments=sent, restore=restore)
@@ -214,7 +234,9 @@ class Session:
         self._send(to_bytes({"n": self._number, "op": operation} | what))
         reply = self._receive(self._number)
         if "failed" in reply:
-            self._end(f"your code broke the process it ran in ({str(reply['failed'])[:200]})")
+            with self._reading("a failure"):
+                said = plain(str(reply["failed"]), 200)
+            self._end(f"your code broke the process it ran in ({said})")
         return reply
 
     # ---- wire.Handles
@@ -230,7 +252,7 @@ class Session:
         name = str(described.get("name"))
         name = name if name.isidentifier() and len(name) <= 80 else "object"
         kind = type(name, (Remote,), {})
-        return kind(self, int(described["h"]), str(described.get("repr"))[:200])
+        return kind(self, int(described["h"]), plain(str(described.get("repr")), 200))
 
     # ---- the pipe
 
@@ -290,13 +312,17 @@ class Session:
         """See what the worker takes; end what takes too much."""
         if self._process.poll() is not None:
             raise self._gone()
-        seconds, busy, family = 0.0, False, []
+        waited_for, busy, family = 0.0, False, []
         with contextlib.suppress(psutil.Error):
             family = [self._tree, *self._tree.children(recursive=True)]
         for process in family:
             with contextlib.suppress(psutil.Error):
-                seconds += sum(process.cpu_times()[:4])
+                times = process.cpu_times()
+                waited_for += sum(times[:4])
+                self._took_s[process.pid, process.create_time()] = sum(times[:2])
                 busy = busy or process.status() not in _WAITING
+        # A child's time is added to its parent's when that waits for it, which it need not do.
+        seconds = max(waited_for, sum(self._took_s.values()))
         computed_s = seconds - self._seen_s
         self._seen_s = max(self._seen_s, seconds)
         self._idle_s += 0.0 if busy or computed_s > waited_s / 2 else waited_s
@@ -383,6 +409,9 @@ class Remote:
     def __getitem__(self, key: Any) -> Any:
         return self._use("item", key)
 
+    def __deepcopy__(self, memo: object) -> Remote:
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Remote) and other._handle == self._handle
 
@@ -398,7 +427,8 @@ class RemoteAnswer:
 
     def __init__(self, session: Session, found: dict[str, Any]) -> None:
         self.session = session
-        self._empty, self._fault = str(found["empty"])[:200], str(found["fault"])[:500]
+        self._empty = plain(str(found["empty"]), 200)
+        self._fault = plain(str(found["fault"]), 500)
         self._value = found.get("value")
         self._remote = session.take(found)
 
@@ -484,9 +514,9 @@ def _described(error: dict[str, Any]) -> LearnersError:
     return LearnersError(
         tuple(map(str, error["mro"])),
         name if name.isidentifier() else "Error",
-        str(error["text"])[:2000],
+        plain(str(error["text"]), 2000),
         int(error["line"]),
-        str(error["code"])[:200],
+        plain(str(error["code"]), 200),
     )
 
 

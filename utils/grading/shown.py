@@ -1,4 +1,4 @@
-"""How a verdict looks in a notebook: the outputs of a check cell."""
+"""How a submission looks: its texts, and a verdict as the outputs of a check cell."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import textwrap
 from typing import Any
 
 import nbformat
+from nbconvert.filters import Highlight2HTML
 from nbformat import NotebookNode
 
+from utils.checks.attempt import Stopped, time_limit
 from utils.grading.judge import ExerciseResult
+
+_colour = Highlight2HTML(pygments_lexer="ipython3")  # type: ignore[no-untyped-call]
+_TO_COLOUR_S = 5.0
+_NOT_SHOWN = "# What was handed in here was run, but takes too long to show."
+
+
+def showable(text: str) -> str:
+    """The text of a code cell, or a sentence in its place.
+
+    The pages that nbgrader makes are coloured by Pygments, whose time can grow with the square of the
+    length (thousands of empty lines); so it is tried here, where only one notebook waits.
+    """
+    try:
+        with time_limit(_TO_COLOUR_S):
+            _colour(text)
+    except Stopped:
+        return _NOT_SHOWN
+    return text
 
 
 def nodes(outputs: list[dict[str, Any]]) -> list[NotebookNode]:

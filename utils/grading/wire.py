@@ -26,6 +26,7 @@ import numpy as np
 
 MAX_BYTES = 16 << 20
 _MAX_DEPTH = 60
+_MAX_ITEMS = 4_000_000  # of a value, written out: lists in lists can share their items
 _EXACT_INT = 1 << 62
 
 
@@ -62,12 +63,13 @@ def from_bytes(text: bytes) -> dict[str, Any]:
         WireError: it is no JSON object.
     """
     try:
-        message = json.loads(text)
+        message = json.loads(text.decode())
+        message = _readable(message) if b"\\ud" in text.lower() else message
     except (ValueError, RecursionError) as error:
         raise WireError(f"no JSON: {error}") from error
     if not isinstance(message, dict):
         raise WireError("no JSON object")
-    return _readable(message) if b"\\ud" in text.lower() else message
+    return message
 
 
 class Codec:
@@ -87,6 +89,8 @@ class Codec:
         self._by_number: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}  # by id(); _by_number keeps the objects alive
         self._written: set[int] = set()
+        self._items = 0  # of what is decoded so far, written out
+        self._items_of: dict[int, int] = {}
 
     # ---- to the wire
 
@@ -175,12 +179,16 @@ class Codec:
             IndexError,
             AttributeError,
             OverflowError,
+            RecursionError,
         ) as error:
             raise WireError(f"{type(error).__name__}: {error}") from error
 
     def _decode(self, node: Any, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise WireError("nested too deeply")
+        self._items += 1
+        if self._items > _MAX_ITEMS:
+            raise WireError(f"more than {_MAX_ITEMS} items")
         if type(node) is not dict:
             if isinstance(node, list):
                 raise WireError("a list that is none")
@@ -201,7 +209,7 @@ class Codec:
             "scalar": lambda: _from_raw(node)[()],
             "enum": lambda: self._class(node["c"])[node["v"]],  # type: ignore[index]
             "handle": lambda: self.handles.take(node),
-            "same": lambda: self._by_number[node["n"]],
+            "same": lambda: self._again(node["n"]),
         }
         if kind in simple:
             return simple[kind]()
@@ -211,7 +219,7 @@ class Codec:
         self, node: dict[str, Any], kind: str, each: Callable[[Any], list[Any]]
     ) -> Any:
         """Make (or find) the object first, then fill it: what is in it may point back to it."""
-        number = node["n"]
+        number, before = node["n"], self._items
         fresh = number not in self._by_number
         mine: Any = None if fresh else self._by_number[number]
         if fresh:
@@ -237,7 +245,12 @@ class Codec:
             mine.update(zip(keys, items, strict=True)) if kind == "dict" else (
                 mine.update(items) if kind == "set" else mine.extend(items)
             )
+        self._items_of[number] = self._items - before
         return mine
+
+    def _again(self, number: int) -> Any:
+        self._items += self._items_of.get(number, 0)
+        return self._by_number[number]
 
     def _empty(self, node: dict[str, Any], kind: str) -> Any:
         if kind == "array":

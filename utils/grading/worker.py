@@ -24,6 +24,7 @@ from traitlets.config import Config
 from utils.checks.attempt import Wanted, emptiness, line_of, signature_fault
 from utils.checks.expect import brief
 from utils.grading.orphan import end_with_parent
+from utils.grading.syscalls import refuse_for_ever
 from utils.grading.wire import Codec, WireError, from_bytes, to_bytes
 
 TEXT_LIMIT = 20_000
@@ -265,10 +266,12 @@ def _read(channel: BinaryIO, size: int) -> bytes:
 
 def main() -> None:
     """Answer requests on two file descriptors until the other side closes."""
-    source, target, memory, processes, file_bytes = map(int, sys.argv[1:6])
+    source, target, memory, processes, file_bytes, refuse = map(int, sys.argv[1:7])
     end_with_parent()
     requests, replies = os.fdopen(source, "rb"), os.fdopen(target, "wb")
     _limit(memory, processes, file_bytes)
+    if refuse:
+        refuse_for_ever()
     worker = Worker()
 
     def send(message: dict[str, Any]) -> None:
