@@ -177,6 +177,61 @@ def test_what_cells_show_is_cut_and_made_harmless(session):
     assert "image/png" in outputs[3]["data"]
 
 
+def test_what_only_terminals_understand_is_dropped(session):
+    outputs, error = session.run("print('\\x1b[31mred\\x1b[0m \\x1b[38m \\x07!', '1 %\\r99 %')")
+    assert (error, outputs[0]["text"]) == (None, "99 %\n")
+    outputs, error = session.run(
+        "print('\\x1b[31mred\\x1b[0m \\x1b[38m \\x07!')\nraise ValueError('\\x1b[38m')"
+    )
+    assert (error.text, outputs[0]["text"]) == ("", "red  !\n")
+
+
+def test_there_is_no_memory_that_nobody_counts_and_no_new_namespace(session):
+    for code in (
+        "import os\nos.memfd_create('mine')",
+        "open('/dev/shm/mine', 'w')",
+        "open('/mine', 'w')",
+        "open('/dev/mine', 'w')",
+        "from multiprocessing.shared_memory import SharedMemory\nSharedMemory(create=True, size=9)",
+    ):
+        _, error = session.run(code)
+        assert error.name in ("PermissionError", "OSError"), code
+    refused = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "seen = [libc.shmget(0, 4096, 0o1600), libc.msgget(0, 0o1600), libc.unshare(0x10000000)]"
+    )
+    assert value(session, refused) == [-1, -1, -1]
+    started = "import os\npid = os.fork()\nif pid == 0: os._exit(7)\nseen = os.waitpid(pid, 0)[1]"
+    assert value(session, started) == 7 << 8
+
+
+def test_children_that_nobody_waits_for_are_counted_too(sandbox):
+    code = (
+        "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "while True:\n"
+        "    if os.fork() == 0:\n"
+        "        while time.process_time() < 1: pass\n"
+        "        os._exit(0)\n"
+        "    time.sleep(1.5)\n"
+    )
+    with Session(sandbox, LIMITS) as session, pytest.raises(Stopped, match="did not finish in 5 s"):
+        session.run(code)
+
+
+def test_a_reply_may_say_nothing_of_the_graders_own_objects(session):
+    session.run(
+        "import gc\nworker = next(o for o in gc.get_objects() if type(o).__name__ == 'Worker')\n"
+        "use = worker.operations['use']\n"
+        "worker.operations['use'] = lambda message: use({**message, 'restore': True})\n"
+        "def f(x):\n    x[:] = [9]\n    return x\n"
+    )
+    f = session.look("f", FUNCTION).subject(True, [])
+    mine = [1, 2]
+    with session.budget(5):
+        assert f(mine) == [9]
+    assert mine == [1, 2]
+
+
 def test_magics_awaits_and_syntax_errors(session):
     assert session.run("%time 1 + 1")[1] is None
     assert session.run("import asyncio\nawait asyncio.sleep(0)")[1] is None
