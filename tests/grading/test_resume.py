@@ -13,8 +13,10 @@ import pytest
 
 from utils.course.build import ROOT
 from utils.course.grade import Options, grade, read_graded_labs
+from utils.course.gradebook import Gradebook, GradebookError
 from utils.course.problems import CourseError
 from utils.grading.declare import DEFAULT_SEED, load_sample_class
+from utils.grading.sandbox import Limits
 
 pytestmark = pytest.mark.timeout(600)
 STUDENTS = ("good", "partial", "untouched", "no-json", "check-doubled", "kills-its-kernel")
@@ -89,6 +91,39 @@ def test_a_second_grading_does_nothing_again_and_changes_nothing(submissions, un
 def test_from_nothing_the_same_submissions_get_the_same_grades(submissions, undisturbed, tmp_path):
     assert grade(ROOT, submissions, tmp_path / "out", Options(jobs=1)) == 0
     assert contents(tmp_path / "out") == contents(undisturbed)
+
+
+@pytest.fixture
+def two(submissions, tmp_path):
+    for student in ("no-json", "untouched"):
+        shutil.copytree(submissions / student, tmp_path / "two" / student)
+    return tmp_path / "two"
+
+
+def test_a_notebook_that_nbgrader_refuses_stops_nobody(two, tmp_path, monkeypatch, capsys):
+    enter = Gradebook.enter
+
+    def refuse_one(book, student, lab, notebook):
+        if student == "no-json":
+            raise GradebookError("nbgrader failed:\nit cannot show this")
+        enter(book, student, lab, notebook)
+
+    monkeypatch.setattr(Gradebook, "enter", refuse_one)
+    assert grade(ROOT, two, tmp_path / "out") == 1
+    assert (
+        "NOT GRADED no-json/lab-3.3.1-engine-benchmark: nbgrader failed" in capsys.readouterr().out
+    )
+    assert "it cannot show this" in (tmp_path / "out" / "report.html").read_text()
+    assert list((tmp_path / "out" / "feedback").iterdir()) == [tmp_path / "out/feedback/untouched"]
+    monkeypatch.setattr(Gradebook, "enter", enter)
+    assert grade(ROOT, two, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "feedback" / "no-json").is_dir()
+
+
+def test_a_notebook_that_takes_for_ever_stops_nobody(two, tmp_path, capsys):
+    options = Options(limits=Limits(clock_s=0.0))
+    assert grade(ROOT, two, tmp_path / "out", options) == 1
+    assert "NOT GRADED: 0 s passed" in capsys.readouterr().out
 
 
 def test_points_given_by_hand_survive_and_reach_the_feedback(submissions, undisturbed, tmp_path):

@@ -266,10 +266,16 @@ def _judge_all(
                 process.join(0.05)
                 if process.is_alive() and time.monotonic() < deadline:
                     continue
+                in_time = not process.is_alive()
                 process.kill()
                 process.join()
                 del running[process]
-                if reason := _outcome(out, item, labs[item.lab]):
+                why = (
+                    "the grader's process ended"
+                    if in_time
+                    else f"{options.limits.clock_s:g} s passed"
+                )
+                if reason := _outcome(out, item, labs[item.lab], why):
                     failed[str(item)] = reason
     finally:
         for process in running:
@@ -278,8 +284,15 @@ def _judge_all(
     return failed
 
 
-def _outcome(out: Path, item: Submission, lab: GradedLab) -> str:
-    """Print the line of one notebook; returns why it could not be judged, or ""."""
+def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
+    """Print the line of one notebook; returns why it could not be judged, or "".
+
+    Args:
+        out: the course's folder.
+        item: the notebook.
+        lab: its lab.
+        reason: what to say where the judge said nothing.
+    """
     failure = findings_path(out, item.student, item.lab).with_suffix(".failed")
     if _judged(out, item, lab):
         found = read_findings(out, item.student, item.lab).judgement
@@ -287,7 +300,6 @@ def _outcome(out: Path, item: Submission, lab: GradedLab) -> str:
         notes = f", {count(len(found.notes), 'note')}" if found.notes else ""
         print(f"  {item.student:<24} {item.lab:<36} {found.score:>3}/{most}{notes}", flush=True)
         return ""
-    reason = "the grader's process ended"
     if failure.is_file():
         reason = failure.read_text(encoding="utf-8")
         failure.unlink()
