@@ -618,6 +618,11 @@ SAMPLES: dict[str, Sample] = {
     "raises-in-colours": _hostile(
         "def p99_of_runs(runs):\n    raise ValueError('\\x1b[38m \\x1b]0;title\\x07 no')\n", "ValueError: "
     ),
+    "raises-what-checks-raise": _hostile(
+        "from utils.checks import CheckFailed\ndef p99_of_runs(runs):\n    raise CheckFailed('right')\n",
+        "your code raised CheckFailed: right",
+        "uses utils",
+    ),
     "takes-long-to-show": _hostile(
         "x = 1" + "\n" * 20_000 + "y = 2\n" + RIGHT, "takes too long to show", points=2
     ),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import psutil
 
 from utils.checks.attempt import Stopped, Wanted, out_of_time
+from utils.checks.failures import CheckFailed
 from utils.grading.outputs import harmless, plain
 from utils.grading.sandbox import Limits, Sandbox
 from utils.grading.syscalls import can_refuse
@@ -527,5 +528,9 @@ def _exception(name: str) -> type[BaseException] | None:
     if module.startswith("utils."):
         holder = sys.modules.get(module)
     found = getattr(holder, qualname, None)
-    fits = isinstance(found, type) and issubclass(found, (Exception, SystemExit))
+    fits = (
+        isinstance(found, type)
+        and issubclass(found, (Exception, SystemExit))
+        and not issubclass(found, CheckFailed)  # that only a check may raise
+    )
     return found if fits else None
