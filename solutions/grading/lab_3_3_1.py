@@ -85,6 +85,7 @@ stream_metrics = Grading(
             "e2el": 0.9,
         },
     },
+    twins=tuple(f"utils.benchmark.trace.RequestTrace.{name}" for name in ("ttft", "tpot", "e2el")),
 )
 
 
@@ -253,6 +254,7 @@ goodput = Grading(
             says="NaN",
         ),
     },
+    twins=("utils.benchmark.stats.Slo.met_by",),
 )
 
 

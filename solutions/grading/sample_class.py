@@ -378,6 +378,13 @@ def p99_of_runs(runs):
         run[:] = [0.0] * len(run)
     return 0.0
 """
+COURSES_METRICS = """
+from utils.benchmark.trace import RequestTrace
+
+def stream_metrics(sent, events, completion_tokens):
+    trace = object.__new__(RequestTrace)
+    return {"ttft": RequestTrace.ttft(trace), "tpot": 0.0, "e2el": 0.0}
+"""
 EMPTIES_ITS_INPUT = """
 def open_loop_latencies(arrivals, service):
     arrivals[:] = []
@@ -613,6 +620,18 @@ SAMPLES: dict[str, Sample] = {
         _answers({"block_pool": DIES_WHEN_CODE_COMES_BACK + OTHER_STYLES_3["block_pool"]}),
         lab="3.3.3",
         instructor="block_pool: uses gc, os",
+    ),
+    "breaks-what-comes-after": Sample(
+        _answer(VICTIM, f"{WORKER}import os\nworker.operations['run'] = lambda message: os._exit(1)\n{RIGHT}"),
+        scores={"goodput": 0},
+        learner="ended the process",
+        instructor="p99_of_runs: uses gc, os",
+    ),
+    "takes-the-courses-metrics": Sample(
+        _answer("stream_metrics", COURSES_METRICS),
+        scores={"stream_metrics": 0},
+        learner="RequestTrace.ttft is the course's own answer",
+        instructor="uses utils",
     ),
     "colours": _hostile(COLOURS + RIGHT, "red, no colour, 100 %", points=2),
     "raises-in-colours": _hostile(

@@ -105,13 +105,14 @@ def test_a_notebook_that_nbgrader_refuses_stops_nobody(two, tmp_path, monkeypatc
 
     def refuse_one(book, student, lab, notebook):
         if student == "no-json":
-            raise GradebookError("nbgrader failed:\nit cannot show this")
+            raise GradebookError("nbgrader failed: no\nit cannot show this")
         enter(book, student, lab, notebook)
 
     monkeypatch.setattr(Gradebook, "enter", refuse_one)
     assert grade(ROOT, two, tmp_path / "out") == 1
     assert (
-        "NOT GRADED no-json/lab-3.3.1-engine-benchmark: nbgrader failed" in capsys.readouterr().out
+        "NOT GRADED no-json/lab-3.3.1-engine-benchmark: nbgrader failed: no\n"
+        in capsys.readouterr().out
     )
     assert "it cannot show this" in (tmp_path / "out" / "report.html").read_text()
     assert list((tmp_path / "out" / "feedback").iterdir()) == [tmp_path / "out/feedback/untouched"]

@@ -15,7 +15,7 @@ from utils.grading.seal import build_sealed
 from utils.grading.session import Session
 
 pytestmark = pytest.mark.timeout(300)
-LIMITS = Limits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30)
+LIMITS = Limits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30, files=1000)
 FUNCTION, CLASS, VALUE = Wanted("function", ("x",)), Wanted("class"), Wanted("value")
 
 
@@ -203,6 +203,12 @@ def test_there_is_no_memory_that_nobody_counts_and_no_new_namespace(session):
     assert value(session, refused) == [-1, -1, -1]
     started = "import os\npid = os.fork()\nif pid == 0: os._exit(7)\nseen = os.waitpid(pid, 0)[1]"
     assert value(session, started) == 7 << 8
+
+
+def test_files_are_counted(session):
+    code = "for i in range(10**7): open(f'/tmp/{i}', 'w').close()"
+    with pytest.raises(Stopped, match="the limit is 1000"):
+        session.run(code)
 
 
 def test_children_that_nobody_waits_for_are_counted_too(sandbox):

@@ -207,4 +207,5 @@ class Gradebook:
                     f"The cells of a lab have changed since {self.out} was begun, and submissions are "
                     "in its gradebook. Grade into another OUT, or with the course as it was."
                 )
-            raise GradebookError(f"nbgrader failed:\n{log[-3000:]}")
+            last = log.splitlines()[-1] if log else "it does not say why"
+            raise GradebookError(f"nbgrader failed: {last}\n{log[-3000:]}")

@@ -157,9 +157,12 @@ def pick(data: bytes, lab: LabCells) -> HandedIn:
         taken.update(found)
         _take(handed, slot, [cells[i] for i in found])
     rest = [cell for i, cell in enumerate(cells) if i not in taken]
-    for slot in lab.exercises:
-        if slot.cell not in handed.texts:
-            _by_name(handed, slot, rest)
+    missing = [slot for slot in lab.exercises if slot.cell not in handed.texts]
+    defining = [
+        (cell, defined_names(cell.text)) for cell in rest if missing and cell.kind == "code"
+    ]
+    for slot in missing:
+        _by_name(handed, slot, defining)
     for slot in lab.answers:
         _written_beside(handed, slot, cells)
     for slot in lab.slots:
@@ -256,14 +259,12 @@ def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:
         handed.notes.append(Note(learner, changed, slot.id))
 
 
-def _by_name(handed: HandedIn, slot: Slot, rest: list[_Cell]) -> None:
+def _by_name(handed: HandedIn, slot: Slot, defining: list[tuple[_Cell, set[str]]]) -> None:
     """A cell that lost its id and metadata is known by what it defines."""
     kept = [
         cell.text
-        for cell in rest
-        if cell.kind == "code"
-        and slot.variable in defined_names(cell.text)
-        and not same(cell.text, slot.check)
+        for cell, names in defining
+        if slot.variable in names and not same(cell.text, slot.check)
     ]
     if kept:
         handed.texts[slot.cell] = kept[-1]

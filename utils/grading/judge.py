@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +235,23 @@ class _Worker:
             spent_s = self._session.spent_s if self._session is not None else 0.0
             self._session = session = self.judge.start(spent_s)
             self._prepare(session)
-            for index, (text, stub) in enumerate(self._cells):
+            for index, (text, _) in enumerate(self._cells):
                 try:
                     session.run(text)
-                except Stopped:  # it ran before, and does not now
-                    self._cells[index] = (stub, stub)
+                except Stopped as stopped:  # it ran before, and does not now
+                    self._blame(index, stopped)
                     break
         return self._session
+
+    def _blame(self, index: int, stopped: Stopped) -> None:
+        """Let the untouched cell stand for this one; if it does, for all: one left a thread behind."""
+        text, stub = self._cells[index]
+        if text != stub:
+            self._cells[index] = (stub, stub)
+        elif any(text != stub for text, stub in self._cells):
+            self._cells = [(stub, stub) for _, stub in self._cells]
+        else:
+            raise RuntimeError(f"the lab's untouched cells do not run: {stopped}") from stopped
 
     def _prepare(self, session: Session) -> None:
         try:
@@ -330,14 +341,15 @@ def _left_out(slot: Slot, said: str, handed: HandedIn) -> Iterable[Note]:
     """A name that only a cell defines that is not run."""
     if "NameError" not in said:
         return
-    for name in names_in(handed.elsewhere):
-        if f"name {name!r} is not defined" in said:
-            learner = (
-                f"{name!r} is defined in a cell that is not run while a lab is graded. Put all that "
-                f"{slot.id} needs into its own cell."
-            )
-            instructor = f"{slot.id}: uses {name!r} from a cell that is not graded"
-            yield Note(learner, instructor, slot.id)
+    missing = (
+        name for name in names_in(handed.elsewhere) if f"name {name!r} is not defined" in said
+    )
+    for name in islice(missing, 3):
+        learner = (
+            f"{name!r} is defined in a cell that is not run while a lab is graded. Put all that "
+            f"{slot.id} needs into its own cell."
+        )
+        yield Note(learner, f"{slot.id}: uses {name!r} from a cell that is not graded", slot.id)
 
 
 def _unusual(slot: Slot, text: str) -> Iterable[Note]:

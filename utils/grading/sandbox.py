@@ -43,6 +43,7 @@ class Limits:
     Attributes:
         memory_bytes: of all processes of one notebook together, and data of each.
         processes: at once, threads included.
+        files: in temporary folders.
         cell_s: seconds of processor time that one cell may take.
         check_s: the same for one check or hidden part, where the check does not say less.
         notebook_s: seconds of processor time of one notebook, all restarts included.
@@ -52,6 +53,7 @@ class Limits:
 
     memory_bytes: int = 2 << 30
     processes: int = 96
+    files: int = 20_000
     cell_s: float = 20.0
     check_s: float = 20.0
     notebook_s: float = 180.0
@@ -60,8 +62,8 @@ class Limits:
 
     def __str__(self) -> str:
         return (
-            f"{self.memory_bytes / 2**30:g} GiB of memory and {self.processes} processes per "
-            f"notebook; {self.cell_s:g} s of processor time per cell and per check, "
+            f"{self.memory_bytes / 2**30:g} GiB of memory, {self.processes} processes and "
+            f"{self.files} files per notebook; {self.cell_s:g} s of processor time per cell and per check, "
             f"{self.notebook_s:g} s per notebook; {self.idle_s:g} s of waiting"
         )
 
@@ -73,12 +75,15 @@ class Sandbox(Protocol):
         cwd: the folder to start it in; None for this process's own.
         own_user: whether it has a user of its own, whose processes can be counted and who is
             refused some system calls.
+        temporary: folders that it may write to, as it sees them, and which end with it.
     """
 
     @property
     def cwd(self) -> Path | None: ...  # noqa: D102
     @property
     def own_user(self) -> bool: ...  # noqa: D102
+    @property
+    def temporary(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def command(self, python: Sequence[str]) -> list[str]:
         """The command line that runs `python` (arguments of the interpreter) inside."""
@@ -125,6 +130,7 @@ class Plain:
     cwd: Path | None = None
     inherit: bool = False
     own_user = False
+    temporary = ()
 
     def command(self, python: Sequence[str]) -> list[str]:
         """See `Sandbox`."""
@@ -160,6 +166,7 @@ class Bubblewrap:
     models: Path
     cwd = None
     own_user = True
+    temporary = ("/tmp", "/course/labs")
 
     def command(self, python: Sequence[str]) -> list[str]:
         """See `Sandbox`."""

@@ -59,6 +59,7 @@ class Session:
             raise _overdrawn(limits)
         self.limits = limits
         self.classes: set[type] = set()
+        self._temporary = sandbox.temporary
         self._spent_before = spent_s
         self._seen_s = 0.0
         self._took_s: dict[tuple[int, float], float] = {}  # by process, also those that ended
@@ -246,7 +247,7 @@ class Session:
         """See `wire.Handles`."""
         if isinstance(thing, Remote):
             return {"h": object.__getattribute__(thing, "_handle")}
-        raise WireError(f"a check cannot hand over a {type(thing).__name__} while grading")
+        raise WireError(f"a check can hand on plain values, not a {type(thing).__name__}")
 
     def take(self, described: dict[str, Any]) -> object:
         """See `wire.Handles`."""
@@ -336,6 +337,8 @@ class Session:
             self._end(f"it took {took}; the limit is {limits.memory_bytes / 2**30:g} GiB")
         if len(family) > limits.processes:
             self._end(f"it started {len(family)} processes; the limit is {limits.processes}")
+        if (files := self._files()) > limits.files:
+            self._end(f"it made {files} files; the limit is {limits.files}")
         if self.spent_s > limits.notebook_s:
             self.close()
             raise _overdrawn(limits)
@@ -343,6 +346,16 @@ class Session:
             self._end(str(out_of_time(self._seconds)), "time")
         if self._idle_s > limits.idle_s:
             self._end(f"it waited for {limits.idle_s:g} s, and nothing came", "time")
+
+    def _files(self) -> int:
+        """Files in the temporary folders; each takes memory of the kernel's, also an empty one."""
+        made = 0
+        with contextlib.suppress(psutil.Error, OSError, IndexError):
+            inside = self._tree.children(recursive=True)[-1].pid
+            for folder in self._temporary:
+                facts = os.statvfs(f"/proc/{inside}/root{folder}")
+                made += facts.f_files - facts.f_ffree
+        return made
 
     def _end(self, message: str, cause: str = "limit") -> NoReturn:
         self.close()
