@@ -395,7 +395,7 @@ DIES_WHEN_CODE_COMES_BACK = f"""
 worker.operations["unseal"] = lambda message: os._exit(1)
 import os
 """
-COLOURS = 'print("\\x1b[31mred\\x1b[0m, \\x1b[38mno colour, \\x1b[38;5m, 10 %\\r100 %")\n'
+COLOURS = 'print("\\x1b[31mred\\x1b[0m, \\x1b[38mno colour\\x1b[38;5m", "10 %\\r100 %", sep="\\n")\n'
 
 SAMPLES: dict[str, Sample] = {
     "good": Sample(),
@@ -631,9 +631,9 @@ SAMPLES: dict[str, Sample] = {
         _answer("stream_metrics", COURSES_METRICS),
         scores={"stream_metrics": 0},
         learner="RequestTrace.ttft is the course's own answer",
-        instructor="uses utils",
+        instructor="uses __new__, utils",
     ),
-    "colours": _hostile(COLOURS + RIGHT, "red, no colour, 100 %", points=2),
+    "colours": _hostile(COLOURS + RIGHT, "red, no colour\n100 %", points=2),
     "raises-in-colours": _hostile(
         "def p99_of_runs(runs):\n    raise ValueError('\\x1b[38m \\x1b]0;title\\x07 no')\n", "ValueError: "
     ),
