@@ -62,7 +62,11 @@ def test_what_a_learner_should_not_have_is_not(released):
 
 def test_the_makefile_offers_what_learners_can_use(released):
     said = subprocess.run(
-        ["make", "help"], cwd=released, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "help"],
+        cwd=released,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     commands = {line.split()[0] for line in said.stdout.splitlines()}
     assert commands == {"help", "setup", "lab", "progress", "clean"}
