@@ -352,9 +352,9 @@ def schedule(waiting, running, limits):
 """,
 }
 
-LISTENS = """
-import gc
-worker = next(o for o in gc.get_objects() if type(o).__name__ == "Worker")
+WORKER = "import gc\nworker = next(o for o in gc.get_objects() if type(o).__name__ == 'Worker')\n"
+LISTENS = f"""
+{WORKER}
 heard, unseal = [], worker.operations["unseal"]
 worker.operations["unseal"] = lambda message: (heard.append(message["source"]), unseal(message))[1]
 """
@@ -366,8 +366,6 @@ exec(next(source for source in heard if "class BlockTable" in source), space)
 def append_slot(pool, table, num_tokens):
     return space["BlockTable"](pool, table, num_tokens).grow()
 """
-
-WORKER = "import gc\nworker = next(o for o in gc.get_objects() if type(o).__name__ == 'Worker')\n"
 SENDS_OTHER_INPUTS_BACK = f"""
 {WORKER}
 use = worker.operations["use"]

@@ -58,9 +58,9 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
     for path in _visible(folder):
         student = unicodedata.normalize("NFC", path.name)  # macOS writes ö as two characters
         if path.is_symlink():
-            complaints.append(f"{printable(path.name)}: a link; not followed")
+            complaints.append(f"{_printable(path.name)}: a link; not followed")
         elif not path.is_dir():
-            complaints.append(f"{printable(path.name)}: not graded; it is in no student's folder")
+            complaints.append(f"{_printable(path.name)}: not graded; it is in no student's folder")
         elif not _STUDENT.fullmatch(student) or student != student.strip():
             rule = "letters, digits, spaces, . _ @ -"
             complaints.append(f"{path.name!r}: not graded; rename the folder ({rule})")
@@ -71,7 +71,7 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
             try:
                 mine, said = _of_student(student, path, names)
             except OSError as error:
-                file = printable(str(error.filename))
+                file = _printable(str(error.filename))
                 mine, said = [], [f"{student}: not graded; {error.strerror}: {file}"]
             found += mine
             complaints += said
@@ -83,7 +83,7 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
     return Collected(tuple(found), tuple(students), tuple(complaints))
 
 
-def printable(name: str) -> str:
+def _printable(name: str) -> str:
     """A file's name as it is, or, with characters that no terminal should get, as Python writes it."""
     return name if name.isprintable() else ascii(name)
 
@@ -98,7 +98,7 @@ def _of_student(student: str, folder: Path, labs: list[str]) -> tuple[list[Submi
     copies: dict[str, list[Path]] = {}
     complaints: list[str] = []
     for path in _visible(folder):
-        name, number = printable(path.name), _LAB.fullmatch(path.name)
+        name, number = _printable(path.name), _LAB.fullmatch(path.name)
         lab = next((lab for lab in labs if number and lab.startswith(number[1] + "-")), None)
         if lab is None:
             complaints.append(f"{student}: {name} is no lab of this course; not graded")
@@ -113,11 +113,11 @@ def _of_student(student: str, folder: Path, labs: list[str]) -> tuple[list[Submi
         found.append(Submission(student, lab, taken))
         for other in paths:
             if other != taken:
-                names = printable(other.name), printable(taken.name)
-                complaints.append("{}: {} was not graded, {} was".format(student, *names))
+                name, instead = _printable(other.name), _printable(taken.name)
+                complaints.append(f"{student}: {name} was not graded, {instead} was")
     if not found:
-        deeper = next(folder.rglob("lab-3.3.*.ipynb"), None)
-        inside = printable(str(deeper.relative_to(folder))) if deeper else ""
-        where = f"; move {inside} up into it" if inside else ""
+        where = ""
+        if deeper := next(folder.rglob("lab-3.3.*.ipynb"), None):
+            where = f"; move {_printable(str(deeper.relative_to(folder)))} up into it"
         complaints.append(f"{student}: no notebook of a lab in the folder{where}")
     return found, complaints

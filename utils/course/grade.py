@@ -248,7 +248,7 @@ def _judge_all(
 ) -> dict[str, str]:
     """Judge what is not judged yet; returns why, for each that could not be."""
     failed: dict[str, str] = {}
-    waiting = [item for item in submissions if not _judged(out, item, labs[item.lab])]
+    waiting = [item for item in submissions if _found(out, item, labs[item.lab]) is None]
     ready = len(submissions) - len(waiting)
     print(f"{len(submissions)} notebooks, {ready} of them judged before", flush=True)
     running: dict[ForkProcess, tuple[Submission, float]] = {}
@@ -266,15 +266,12 @@ def _judge_all(
                 process.join(0.05)
                 if process.is_alive() and time.monotonic() < deadline:
                     continue
-                in_time = not process.is_alive()
+                why = "the grader's process ended"
+                if process.is_alive():
+                    why = f"{options.limits.clock_s:g} s passed"
                 process.kill()
                 process.join()
                 del running[process]
-                why = (
-                    "the grader's process ended"
-                    if in_time
-                    else f"{options.limits.clock_s:g} s passed"
-                )
                 if reason := _outcome(out, item, labs[item.lab], why):
                     failed[str(item)] = reason
     finally:
@@ -294,11 +291,11 @@ def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
         reason: what to say where the judge said nothing.
     """
     failure = findings_path(out, item.student, item.lab).with_suffix(".failed")
-    if _judged(out, item, lab):
-        found = read_findings(out, item.student, item.lab).judgement
-        most = sum(exercise.points for exercise in found.exercises)
-        notes = f", {count(len(found.notes), 'note')}" if found.notes else ""
-        print(f"  {item.student:<24} {item.lab:<36} {found.score:>3}/{most}{notes}", flush=True)
+    if found := _found(out, item, lab):
+        judgement = found.judgement
+        most = sum(exercise.points for exercise in judgement.exercises)
+        notes = f", {count(len(judgement.notes), 'note')}" if judgement.notes else ""
+        print(f"  {item.student:<24} {item.lab:<36} {judgement.score:>3}/{most}{notes}", flush=True)
         return ""
     if failure.is_file():
         reason = failure.read_text(encoding="utf-8")
@@ -307,18 +304,25 @@ def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
     return reason
 
 
-def _key(item: Submission, lab: GradedLab) -> str:
+def _read(path: Path) -> bytes:
+    """A submission's bytes, of a plain file alone, and no more than one too many."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _key(data: bytes, lab: GradedLab) -> str:
     digest = hashlib.sha256(lab.digest.encode())
-    with item.path.open("rb") as file:
-        digest.update(file.read(MAX_FILE_BYTES + 1))
+    digest.update(data)
     return digest.hexdigest()
 
 
-def _judged(out: Path, item: Submission, lab: GradedLab) -> bool:
+def _found(out: Path, item: Submission, lab: GradedLab) -> Findings | None:
+    """What the judge found, if it has judged this very notebook."""
     try:
-        return read_findings(out, item.student, item.lab).key == _key(item, lab)
+        found = read_findings(out, item.student, item.lab)
+        return found if found.key == _key(_read(item.path), lab) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 @dataclass(frozen=True)
@@ -339,9 +343,8 @@ class _Task:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.RLIM_INFINITY))
         path = findings_path(self.out, self.item.student, self.item.lab)
         try:
-            descriptor = os.open(self.item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
-                handed = pick(file.read(MAX_FILE_BYTES + 1), self.lab.cells)
+            data = _read(self.item.path)
+            handed = pick(data, self.lab.cells)
             checks = checks_of(modules()[self.lab.number])
             judge = Judge(
                 self.lab.cells,
@@ -351,11 +354,12 @@ class _Task:
                 root=self.root,
                 seed=self.options.seed,
             )
-            key, judgement = _key(self.item, self.lab), judge.judge(handed)
+            judgement = judge.judge(handed)
             texts = {
                 cell: text if cell.startswith(ANSWER) else showable(text)
                 for cell, text in handed.texts.items()
             }
+            key = _key(data, self.lab)
             found = Findings(key, judgement, texts, handed.shown, handed.readable)
             write_whole(path, to_json(found.to_dict()))
         except (Exception, Stopped) as error:

@@ -23,10 +23,8 @@ def render(lab: Lab, *, solved: bool) -> str:
         lab: a lab without problems.
         solved: the instructors' notebook, with solutions; else the learners'.
     """
-    seen: Counter[str] = Counter()
-    cells = [_cell(lab, index, part, solved, seen) for index, part in enumerate(lab.parts)]
-    seen.clear()
-    fresh = [_cell(lab, index, part, False, seen) for index, part in enumerate(lab.parts)]
+    fresh = _cells(lab, solved=False)
+    cells = _cells(lab, solved=True) if solved else fresh
     notebook = {
         "cells": cells,
         "metadata": {
@@ -71,6 +69,11 @@ def count(number: int, noun: str) -> str:
 
 def _text(source: str | list[str]) -> str:
     return source if isinstance(source, str) else "".join(source)
+
+
+def _cells(lab: Lab, *, solved: bool) -> list[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    return [_cell(lab, index, part, solved, seen) for index, part in enumerate(lab.parts)]
 
 
 def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) -> dict[str, Any]:

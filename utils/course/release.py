@@ -165,7 +165,7 @@ def _needed_by_labs(root: Path) -> list[str]:
         for grading in by_exercise.values()
         for name in grading.seals()
     ]
-    return sorted({*(f"utils.checks.lab_{lab.replace('.', '_')}" for lab in modules()), *names})
+    return sorted({*(module.__name__ for module in modules().values()), *names})
 
 
 def report_release(target: Path, within_reach: list[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from utils.grading.outputs import harmless
+from utils.grading.outputs import harmless, writable
 
 MAX_FILE_BYTES = 200 << 20
 MAX_TEXT = 100_000
@@ -48,8 +48,8 @@ class Slot:
         id: of the exercise, prediction or answer.
         cell: id of its cell, such as "exercise-ttft".
         stub: what it holds untouched.
-        before: id of the cell in front of it.
-        question: text of that cell, for a written answer; "" otherwise.
+        before: of a written answer, id of the cell in front of it; "" otherwise.
+        question: text of that cell.
         variable: name that an exercise's check examines; "" otherwise.
         check: source of its check cell; "" otherwise.
         points: what it is worth.
@@ -124,17 +124,24 @@ def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
     exercises, others = [], []
     for before, cell in zip([None, *cells], cells, strict=False):
         role, _, key = cell.id.partition("-")
-        front, question = (before.id, before.text) if before else ("", "")
         if role == "exercise" and key in checks:
             check = checks[key]
             variable = next(iter(defined_names(check.text)), "")  # name = checks.<id>(name)
             exercises.append(
-                Slot(key, cell.id, cell.text, front, "", variable, check.text, check.points)
+                Slot(
+                    key,
+                    cell.id,
+                    cell.text,
+                    variable=variable,
+                    check=check.text,
+                    points=check.points,
+                )
             )
         elif role == "answer":
+            front, question = (before.id, before.text) if before else ("", "")
             others.append(Slot(key, cell.id, cell.text, front, question, points=cell.points))
         elif role == "prediction":
-            others.append(Slot(key, cell.id, cell.text, front))
+            others.append(Slot(key, cell.id, cell.text))
     return LabCells(name, setup, tuple(exercises), tuple(others))
 
 
@@ -226,18 +233,13 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[_Cell]:
         id_ = marks.get("grade_id") or cell.get("id")
         points = marks.get("points")
         yield _Cell(
-            _writable(str(cell.get("cell_type"))),
-            _writable(id_) if isinstance(id_, str) else "",
-            _writable(text),
+            writable(str(cell.get("cell_type"))),
+            writable(id_) if isinstance(id_, str) else "",
+            writable(text),
             points if type(points) is int else 0,
             cell.get("outputs"),
             bool(marks),
         )
-
-
-def _writable(text: str) -> str:
-    """Half a character (a lone surrogate) can stand in JSON, but in no file."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:

@@ -24,7 +24,6 @@ from utils.grading.declare import DEFAULT_SEED, Grading, Part
 from utils.grading.seal import by_module, dotted, sealed_source, seals_of
 from utils.grading.session import LearnersError, RemoteAnswer, Session
 
-SAYS = "The lab's own check says:"
 _UNUSUAL_MODULES = """
     atexit builtins ctypes gc importlib inspect io multiprocessing nbgrader os pathlib pickle psutil
     resource shutil signal socket subprocess sys tempfile threading utils __main__
@@ -207,7 +206,7 @@ class Judge:
         if grading and worker.alive and result.verdict != "not attempted":
             said = worker.examine(check, answer, check.examine)
             if said.verdict == "wrong":
-                result.message = f"{SAYS} {said.message}"
+                result.message = f"The lab's own check says: {said.message}"
 
 
 class _Worker:

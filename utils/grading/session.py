@@ -22,7 +22,7 @@ from utils.checks.failures import CheckFailed
 from utils.grading.outputs import harmless, plain
 from utils.grading.sandbox import Limits, Sandbox
 from utils.grading.syscalls import can_refuse
-from utils.grading.wire import MAX_BYTES, Codec, WireError, from_bytes, to_bytes
+from utils.grading.wire import MAX_BYTES, UNREADABLE, Codec, WireError, from_bytes, to_bytes
 
 _START_S = 60.0
 _LOOK_S = 0.1
@@ -59,10 +59,10 @@ class Session:
             raise _overdrawn(limits)
         self.limits = limits
         self.classes: set[type] = set()
-        self._temporary = sandbox.temporary
         self._spent_before = spent_s
         self._seen_s = 0.0
         self._took_s: dict[tuple[int, float], float] = {}  # by process, also those that ended
+        self._temporary: list[str] = []  # known once the worker is up: its root is ours before
         self._until, self._seconds = spent_s + _START_S, _START_S
         self._idle_s = 0.0
         self.closed = False
@@ -97,7 +97,9 @@ class Session:
                 raise
             said = self._errors.decode(errors="replace")[-_ERROR_TEXT:]
             raise RuntimeError(f"the worker did not start: {stopped}\n{said}") from stopped
-        self._family = len(self._tree.children(recursive=True))
+        family = self._tree.children(recursive=True)
+        self._family = len(family)
+        self._temporary = [f"/proc/{family[-1].pid}/root{folder}" for folder in sandbox.temporary]
 
     def __enter__(self) -> Session:
         return self
@@ -185,14 +187,7 @@ class Session:
         """Whatever a reply holds that it should not ends the session, and nothing else."""
         try:
             yield
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except UNREADABLE as error:
             self._end(f"{what} cannot be read ({error})")
 
     def use(self, handle: int, how: str, *args: Any, restore: bool = False, **kwargs: Any) -> Any:
@@ -350,10 +345,8 @@ class Session:
     def _files(self) -> int:
         """Files in the temporary folders; each takes memory of the kernel's, also an empty one."""
         made = 0
-        with contextlib.suppress(psutil.Error, OSError, IndexError):
-            inside = self._tree.children(recursive=True)[-1].pid
-            for folder in self._temporary:
-                facts = os.statvfs(f"/proc/{inside}/root{folder}")
+        with contextlib.suppress(OSError):
+            for facts in map(os.statvfs, self._temporary):
                 made += facts.f_files - facts.f_ffree
         return made
 

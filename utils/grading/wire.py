@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 
 MAX_BYTES = 16 << 20
+# What reading a forged message may raise.
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 _MAX_DEPTH = 60
 _MAX_ITEMS = 4_000_000  # of a value, written out: lists in lists can share their items
 _EXACT_INT = 1 << 62
@@ -172,15 +174,7 @@ class Codec:
             return self._decode(node, 0)
         except WireError:
             raise
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except UNREADABLE as error:
             raise WireError(f"{type(error).__name__}: {error}") from error
 
     def _decode(self, node: Any, depth: int) -> Any:
