@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from utils import profiles
@@ -47,7 +49,37 @@ def test_levels_get_at_least_twice_their_concurrency():
     assert load.requests_at(1) == load.requests_per_level
 
 
-def test_every_profile_is_bfloat16_and_has_a_model_for_vllm_and_llama_cpp():
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "bfloat16"),
+        ("flags\t\t: fpu avx512f amx_tile amx_bf16\n", "bfloat16"),
+        ("processor\t: 0\nFeatures\t: fp asimd i8mm bf16\n", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512f avx512bw\n", "float32"),
+        ("Features\t: fp asimd asimddp\n", "float32"),
+        ("model name\t: bf16 avx512_bf16\nflags\t\t: fpu avx2\n", "float32"),
+        ("flags\t\t: not_avx512_bf16\n", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_the_cpus_instructions_decide_the_dtype(cpuinfo, expected, monkeypatch, tmp_path):
+    assert profiles.dtype_for(cpuinfo) == expected
+    monkeypatch.setattr(profiles, "CPUINFO", tmp_path / "cpuinfo")
+    assert profiles.cpu_dtype() == "float32"
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert profiles.cpu_dtype() == expected
+
+
+def test_a_profile_says_its_dtype_and_knows_its_bytes():
+    assert load_profile("cpu").dtype == profiles.cpu_dtype()
     for profile in PROFILES.values():
-        assert profile.dtype == "bfloat16"
+        assert f"in {profile.dtype}" in profile.description
+    assert [load_profile(name).dtype_name for name in ("cuda", "spark")] == ["BF16", "BF16"]
+    single = replace(PROFILES["cpu"], dtype="float32")
+    assert (single.dtype_name, single.value_bytes) == ("FP32", 4)
+    assert PROFILES["cuda"].value_bytes == 2
+
+
+def test_every_profile_has_a_model_for_vllm_and_llama_cpp():
+    for profile in PROFILES.values():
         assert {"vllm", "llama_cpp", "llama_cpp_quantised", "transformers"} <= set(profile.models)

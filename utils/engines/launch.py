@@ -33,7 +33,7 @@ from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
 from utils.engines.runtime import Handle, check_port, free_port, gist, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
-from utils.profiles import Profile, load_profile
+from utils.profiles import DTYPES, Profile, load_profile
 
 POLL_S = 0.25
 _CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager")
@@ -59,7 +59,7 @@ class RunningEngine:
         version: What the engine says its version is.
         command: The command that runs it.
         options: The options it was started with.
-        quantisation: Weight format, `BF16` or for instance `Q8_0`.
+        quantisation: Weight format, `BF16`, `FP32` or for instance `Q8_0`.
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
     """
@@ -130,7 +130,7 @@ def quantisation_of(model: str, dtype: str) -> str:
         return name.removesuffix(".gguf").rpartition("-")[2].upper()
     if ":" in name:
         return name.rpartition(":")[2].upper()
-    return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}.get(dtype, dtype)
+    return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
 def stop_all() -> None:
