@@ -111,12 +111,23 @@ def test_the_weight_format_is_read_from_the_name(model, expected):
     assert quantisation_of(model, "bfloat16") == expected
 
 
+def test_a_name_without_a_format_has_that_of_the_dtype():
+    assert quantisation_of("Qwen/Qwen3-8B", "float32") == "FP32"
+    assert quantisation_of("Qwen/Qwen3-8B", "int4") == "int4"
+
+
 @pytest.mark.parametrize(
     ("log", "code", "expected"),
     [
         ("OSError: [Errno 98] Address already in use", 1, "port is taken"),
         ("ValueError: No available memory for the cache blocks", 1, "too little memory"),
         ("401 Client Error: Unauthorized for url", 1, "HF_TOKEN"),
+        (
+            "NotImplementedError: FP8 KV cache on CPU requires x86 with AVX-512 or AMX.\n"
+            "Worker proc VllmWorker-0 died unexpectedly",
+            1,
+            "this CPU cannot",
+        ),
         (
             "OSError: x does not appear to have a file named config.json",
             1,

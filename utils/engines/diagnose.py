@@ -28,6 +28,11 @@ HINTS: tuple[tuple[str, str], ...] = (
         "the model is not there or not whole: check the path or hub id.",
     ),
     (
+        r"FP8 KV cache on CPU requires",
+        "this CPU cannot: vLLM keeps a KV cache in FP8 only on x86-64 with AVX-512 or AMX. Leave out "
+        "kv_cache_dtype.",
+    ),
+    (
         r"Worker proc .* died unexpectedly|EngineDeadError|EngineCore encountered an issue",
         "a worker process of the engine died: start it again; if it dies again, the lines above its "
         "death in the log name the cause.",
