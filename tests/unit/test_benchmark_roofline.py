@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFWriter
 from safetensors.numpy import save_file
 from test_benchmark_report import scaled
@@ -249,14 +251,28 @@ def test_products_that_would_take_minutes_are_not_tried(monkeypatch: pytest.Monk
 
 
 def test_measuring_this_machine() -> None:
-    machine = measure_machine(working_set=4 * MIB, seconds=1.0)
+    machine = measure_machine(working_set=4 * MIB, seconds=1.0, dtype="float32")
     assert machine.origin == "measured" and machine.flops > 1e8
-    assert [band.working_set for band in machine.bandwidths] == [
-        MIB,
-        4 * MIB,
-    ] and 1e8 < machine.bandwidth < 1e13
+    assert [band.working_set for band in machine.bandwidths] == [MIB, 2 * MIB, 4 * MIB]
+    assert 1e8 < machine.bandwidth < 1e13 and machine.flops_dtype == "float32"
     text = str(machine)
-    assert "GB/s" in text and "TFLOP/s" in text and "4 MiB" in text
+    assert "GB/s" in text and "float32 products" in text and "4 MiB" in text
+    assert "best float32 matrix product" in text
+
+
+def test_products_are_measured_in_the_dtype_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def rate(shape: object, seconds: float, threads: int, device: str, dtype: object) -> float:
+        tried.append(dtype)
+        return 1e15
+
+    monkeypatch.setattr(machine_module, "_matmul_rate", rate)
+    assert measure_machine(working_set=MIB, seconds=0.5).flops_dtype == "bfloat16"
+    measure_machine(working_set=MIB, seconds=0.5, dtype="float32")
+    assert set(tried) == {torch.bfloat16, torch.float32}
 
 
 def test_levels_are_named() -> None:
@@ -283,6 +299,31 @@ def test_our_own_records_beside_their_ceilings(tmp_path: Path) -> None:
     assert frame["ceiling tok/s"].iloc[0] == pytest.approx(expected)
     own = compare(records, {}, machine, model, lambda bandwidth, *_: bandwidth / 1e4)
     assert list(own["ceiling tok/s"]) == [100, 100]
+
+
+def test_weights_are_counted_in_the_dtype_that_the_engine_holds_them_in(tmp_path: Path) -> None:
+    quantised = {"q": np.zeros(8, np.int8)}
+    save_file(tensors(tied=False) | quantised, tmp_path / "model.safetensors")
+    stored, wide = read_weights(tmp_path), read_weights(tmp_path, "float32")
+    assert wide.total_bytes - 8 == 2 * (stored.total_bytes - 8)
+    assert wide.decode_bytes - 8 == 2 * (stored.decode_bytes - 8)
+    assert wide.decode_parameters == stored.decode_parameters
+    assert read_weights(tmp_path, "bfloat16") == stored
+
+
+def test_each_engines_own_bytes_bound_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    save_file(tensors(tied=True), tmp_path / "model.safetensors")
+    model = describe_model(tmp_path, "float32")
+    assert model.weight_bytes == 4 * (64 * 64 + 64 + 6400)
+    assert model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
+    machine = Machine("m", (Bandwidth(1, 1e6, "x"),), 1e12, "float32", "measured", "s")
+    wide = replace(scaled("vLLM", ClosedLoop(1), 0.1), dtype="float32", model=str(tmp_path))
+    llama = replace(wide, label="llama.cpp", engine="llama_cpp")
+    frame = compare([wide, llama], {}, machine, model)
+    # 4 prompt tokens and half of 3: 5 tokens; llama.cpp keeps them in 2 bytes a number.
+    expected = [1e6 / (model.weight_bytes + 5 * kv) for kv in (512, 256)]
+    assert list(frame["ceiling tok/s"]) == pytest.approx(expected)
 
 
 def test_a_learners_right_ceiling_is_ours(tmp_path: Path) -> None:

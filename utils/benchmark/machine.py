@@ -89,19 +89,24 @@ class Machine:
 
 
 def measure_machine(
-    *, working_set: float | None = None, threads: int | None = None, seconds: float = 8.0
+    *,
+    working_set: float | None = None,
+    threads: int | None = None,
+    seconds: float = 8.0,
+    dtype: str = "bfloat16",
 ) -> Machine:
-    """Measures this machine's read bandwidth by working set, and its bfloat16 matrix rate.
+    """Measures this machine's read bandwidth by working set, and its matrix rate in one data type.
 
     On the GPU where torch can use one, else on the CPU, with a warning if there is a GPU. A busy
     machine measures low; run it when nothing else runs.
 
     Args:
-        working_set: Measure the bandwidth over this many bytes, such as a model's weights, and a
-            quarter of them; default, in steps of four from 1 MiB to twice the largest cache (at
+        working_set: Measure the bandwidth over this many bytes, such as a model's weights, and over a
+            half and a quarter of them; default, in steps of four from 1 MiB to twice the largest cache (at
             least 256 MiB, at most a quarter of the free memory).
         threads: Most threads to use; default, torch's own number.
         seconds: About how long it may take.
+        dtype: Of the matrix products: the one that engines compute in.
     """
     device = _device()
     most = threads or torch.get_num_threads()
@@ -111,22 +116,22 @@ def measure_machine(
     if working_set is None:
         sizes = [size for size in (MIB * 4**i for i in range(10)) if size < largest] + [largest]
     else:
-        # The smaller one bounds quantised versions of the same model.
+        # The smaller ones bound narrower versions of the same model.
         size = min(int(working_set), largest)
-        sizes = [size // 4, size]
+        sizes = [size // 4, size // 2, size]
     shapes = MATMUL_SHAPES if device == "cpu" else ((8192, 8192, 8192),)
     budget = seconds / (len(sizes) + len(shapes))
     bandwidths = tuple(measure_bandwidth(size, caches, budget, most, device) for size in sizes)
-    flops = _best_matmul_rate(shapes, budget, most, device)
+    flops = _best_matmul_rate(shapes, budget, most, device, getattr(torch, dtype))
     threads_text = f"1 and {most} threads" if device == "cpu" else "CUDA"
     return Machine(
         name=torch.cuda.get_device_name() if device == "cuda" else str(describe_host()["cpu"]),
         bandwidths=bandwidths,
         flops=flops,
-        flops_dtype="bfloat16",
+        flops_dtype=dtype,
         origin="measured",
         source=f"torch {torch.__version__}, {threads_text}: best of dot, matrix-vector and sum "
-        "over float32; best bfloat16 matrix product",
+        f"over float32; best {dtype} matrix product",
     )
 
 
@@ -207,7 +212,11 @@ def _free_memory(device: Device) -> int:
 
 
 def _best_matmul_rate(
-    shapes: Sequence[tuple[int, int, int]], seconds: float, threads: int, device: Device
+    shapes: Sequence[tuple[int, int, int]],
+    seconds: float,
+    threads: int,
+    device: Device,
+    dtype: torch.dtype,
 ) -> float:
     """The best rate of several products, FLOP/s, from small to large.
 
@@ -218,16 +227,16 @@ def _best_matmul_rate(
     for rows, inner, columns in shapes:
         if best and 2 * rows * inner * columns / best > seconds:
             break
-        best = max(best, _matmul_rate((rows, inner, columns), seconds, threads, device))
+        best = max(best, _matmul_rate((rows, inner, columns), seconds, threads, device, dtype))
     return best
 
 
 def _matmul_rate(
-    shape: tuple[int, int, int], seconds: float, threads: int, device: Device
+    shape: tuple[int, int, int], seconds: float, threads: int, device: Device, dtype: torch.dtype
 ) -> float:
     rows, inner, columns = shape
-    a = torch.ones(rows, inner, dtype=torch.bfloat16, device=device)
-    b = torch.ones(inner, columns, dtype=torch.bfloat16, device=device)
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
     return 2 * rows * inner * columns / _best_time((lambda: a @ b,), seconds, threads, device)
 
 

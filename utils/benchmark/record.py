@@ -54,8 +54,8 @@ class Record:
         engine, engine_version: What served.
         model: Path or hub id of the model.
         model_sha256: Hash of its weights; None if they are not on this machine.
-        dtype: Of activations and unquantised weights.
-        quantisation: Of the weights, "BF16" if none.
+        dtype: The profile's: what engines compute in, and hold weights in that no file fixes (GGUF).
+        quantisation: Of the weights as they were held: "Q8_0"; "BF16" or "FP32" if none.
         profile: The course profile's name.
         host: `describe_host()`.
         command: The engine's command line.

@@ -26,7 +26,7 @@ from utils.benchmark.weights import (
     read_weights,
     weights_of_config,
 )
-from utils.kvcache.sizes import bytes_per_token, read_config
+from utils.kvcache.sizes import bytes_per_token, dtype_bytes, read_config
 
 __all__ = [
     "DGX_SPARK",
@@ -90,19 +90,23 @@ class PrefillLike(Protocol):
     def tokens_per_s(self) -> float: ...
 
 
-def describe_model(model: str | Path) -> Model:
-    """Reads what a model costs: from its files if they are here, else from its config (bf16).
+def describe_model(model: str | Path, dtype: str = "bfloat16") -> Model:
+    """Reads what a model costs: from its files if they are here, else from its config.
 
     Args:
         model: A folder with `config.json` and weights, or a hub id.
+        dtype: What an engine holds its weights and KV cache in, whatever the files' own dtype.
 
     Raises:
         ConfigError: If there is no config.
         WeightsError: If the weights are damaged or a mixture of experts.
     """
     config = read_config(model)
-    weights = read_weights(model) if Path(model).exists() else weights_of_config(config)
-    return Model(str(model), weights, bytes_per_token(config), config)
+    if Path(model).exists():
+        weights = read_weights(model, dtype)
+    else:
+        weights = weights_of_config(config, 8 * dtype_bytes(1, dtype))
+    return Model(str(model), weights, bytes_per_token(config, dtype), config)
 
 
 def record_claim(
@@ -115,17 +119,20 @@ def record_claim(
 ) -> Claim:
     """A record's output throughput beside its decode ceiling.
 
-    Weights are those of the record if they are on this machine (a quantised file reads less), else
-    the model's. The context is the mean prompt and half of the mean answer.
+    Weights are those of the record if they are on this machine, in the dtype that the engine held them in
+    (a quantised file reads less), else the model's. The context is the mean prompt and half of the mean
+    answer.
 
     Args:
         record: A measured run.
         machine: Where it ran.
-        model: The model, for its KV cache.
+        model: The model, for the shape of its KV cache.
         tokens_per_step: Mean acceptance length of speculative decoding; 1 without it.
         ceiling: A learner's own bound by bandwidth, in place of `decode_ceiling`.
     """
-    weights = read_weights(record.model) if Path(record.model).exists() else model.weights
+    here = Path(record.model).exists()
+    weights = read_weights(record.model, record.dtype) if here else model.weights
+    kv_dtype = _kv_dtype(record)
     batch = int(record.load.get("concurrency") or record.summary["max_concurrent_requests"])
     context = _mean_context(record)
     bound = decode_ceiling(
@@ -134,12 +141,14 @@ def record_claim(
         batch=batch,
         context=context,
         config=model.config,
+        kv_dtype=kv_dtype,
         tokens_per_step=tokens_per_step,
     )
     if ceiling is not None and bound.bound_by == "bandwidth":
-        moved = weights.decode_bytes + batch * context * model.kv_bytes_per_token
+        kv_bytes = bytes_per_token(model.config, kv_dtype)
+        moved = weights.decode_bytes + batch * context * kv_bytes
         bandwidth = machine.bandwidth_for(moved).bytes_per_s
-        own = ceiling(bandwidth, weights.decode_bytes, model.kv_bytes_per_token, context, batch)
+        own = ceiling(bandwidth, weights.decode_bytes, kv_bytes, context, batch)
         bound = Ceiling(own * tokens_per_step, "bandwidth", bound.formula)
     return Claim(
         name=f"{record.label}, {batch} in flight",
@@ -217,6 +226,11 @@ def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
             for verdict in verdicts
         ]
     ).set_index("row")
+
+
+def _kv_dtype(record: Record) -> str:
+    """What an engine keeps keys and values in by default: llama.cpp, also inside Ollama, in float16."""
+    return "float16" if record.engine in ("llama_cpp", "ollama") else record.dtype
 
 
 def _mean_context(record: Record) -> int:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.kvcache.sizes import cache_shape
+from utils.kvcache.sizes import cache_shape, dtype_bytes
 
 # The leading dot keeps llama.cpp's `blk.0.attn_output.weight` apart from its head.
 _EMBEDDINGS = (".embed_tokens.weight", ".token_embd.weight", ".wte.weight")
 _HEADS = (".lm_head.weight", ".output.weight")
+# Dtypes of a safetensors file that an engine converts to the one it was told; others are quantised.
+_CONVERTED = ("BF16", "F16", "F32")
 
 
 class WeightsError(ValueError):
@@ -39,7 +41,7 @@ class WeightTraffic:
     """What one decode step and one prompt token use of the weights.
 
     Attributes:
-        total_bytes: Everything in the file.
+        total_bytes: All weights.
         decode_bytes: Read once per decode step, whatever the batch: all but a lookup table.
         decode_parameters: Parameters multiplied per generated token.
         prefill_parameters: Parameters multiplied per prompt token (the head only sees the last).
@@ -53,11 +55,13 @@ class WeightTraffic:
     note: str
 
 
-def read_weights(path: str | Path) -> WeightTraffic:
+def read_weights(path: str | Path, dtype: str | None = None) -> WeightTraffic:
     """Counts a model's weights from its file headers; no tensor is loaded.
 
     Args:
         path: A folder with safetensors (or one GGUF) files, or one such file.
+        dtype: What an engine converts them to as it loads them; None as they are stored. A GGUF file, and
+            quantised tensors, are served as they are.
 
     Raises:
         WeightsError: If there are none, or a file is damaged.
@@ -70,7 +74,7 @@ def read_weights(path: str | Path) -> WeightTraffic:
         raise WeightsError(f"no weights at {place}: give a .safetensors or .gguf file or a folder")
     tensors: list[Tensor] = []
     for file in files:
-        tensors += _gguf(file) if file.suffix == ".gguf" else _safetensors(file)
+        tensors += _gguf(file) if file.suffix == ".gguf" else _safetensors(file, dtype)
     return count_tensors(tensors)
 
 
@@ -125,7 +129,7 @@ def weights_of_config(config: Mapping[str, Any], bits_per_weight: float = 16) ->
     )
 
 
-def _safetensors(file: Path) -> list[Tensor]:
+def _safetensors(file: Path, dtype: str | None) -> list[Tensor]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -133,11 +137,7 @@ def _safetensors(file: Path) -> list[Tensor]:
                 raise WeightsError(f"{file} is damaged: its header is longer than the file")
             header = json.loads(stream.read(length))
         return [
-            Tensor(
-                name,
-                math.prod(tensor["shape"]),
-                tensor["data_offsets"][1] - tensor["data_offsets"][0],
-            )
+            _as_loaded(name, tensor, dtype)
             for name, tensor in header.items()
             if name != "__metadata__"
         ]
@@ -150,6 +150,13 @@ def _safetensors(file: Path) -> list[Tensor]:
             f"{file} is damaged: its header does not give every tensor a shape and offsets "
             f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _as_loaded(name: str, tensor: Mapping[str, Any], dtype: str | None) -> Tensor:
+    parameters = math.prod(tensor["shape"])
+    if dtype and tensor["dtype"] in _CONVERTED:
+        return Tensor(name, parameters, dtype_bytes(parameters, dtype))
+    return Tensor(name, parameters, tensor["data_offsets"][1] - tensor["data_offsets"][0])
 
 
 def _gguf(file: Path) -> list[Tensor]:

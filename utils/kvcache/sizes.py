@@ -147,7 +147,7 @@ def bytes_per_token(config: Mapping[str, Any], kv_dtype: str = "auto", v_dtype: 
 
     Args:
         config: A Hugging Face config.
-        kv_dtype: Dtype of the cache; ``auto`` is the checkpoint's, as in vLLM.
+        kv_dtype: Dtype of the cache; ``auto`` is the checkpoint's, as in a vLLM without ``--dtype``.
         v_dtype: Dtype of the values where it differs from the keys' (llama.cpp ``-ctv``).
 
     Returns:
