@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -208,39 +208,59 @@ def run_variants(
     work: Callable[[str, RunningEngine], T],
     name: str = "vllm",
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """Starts one engine with several sets of options, and does the same work on each in turn.
-
-    Local processes start side by side, which saves minutes on a CPU; an idle one takes no core.
-    Containers share one GPU's memory and run one after the other. All are stopped at the end.
+    """Starts engines with several sets of options, and does the same work on each in turn.
 
     Args:
         profile: Where.
-        variants: Options of :func:`utils.engines.launch`, by a name of your choice.
-        work: Called with that name and the engine.
-        name: The engine.
+        variants: As :func:`started`.
+        work: Called with a variant's name and its engine.
+        name: The engine of variants that name none.
 
     Returns:
         What ``work`` returned, by variant; and why a variant did not run, in words.
     """
-    side_by_side = profile.runtime == "process"
-    batches = [list(variants)] if side_by_side else [[variant] for variant in variants]
     results: dict[str, T] = {}
     reasons: dict[str, str] = {}
+    for running in started(profile, variants, reasons, name):
+        for variant, engine in running.items():
+            results[variant] = work(variant, engine)
+    return results, reasons
+
+
+def started(
+    profile: Profile,
+    variants: Mapping[str, Mapping[str, Any]],
+    reasons: dict[str, str],
+    name: str = "vllm",
+) -> Iterator[dict[str, RunningEngine]]:
+    """Engines that run at the same time, by variant; all are stopped when the next are asked for.
+
+    Local processes start side by side, which saves minutes on a CPU; an idle one takes no core.
+    Containers share one GPU's memory, so each comes alone.
+
+    Args:
+        profile: Where.
+        variants: Options of :func:`utils.engines.launch`, and ``engine`` where it is not ``name``, by
+            a name of your choice.
+        reasons: Gets why a variant did not start, in words.
+        name: The engine of variants that name none.
+    """
+    side_by_side = profile.runtime == "process"
+    batches = [list(variants)] if side_by_side else [[variant] for variant in variants]
     for batch in batches:
         with ThreadPoolExecutor(len(batch)) as pool, ExitStack() as engines:
-            pending = {
-                variant: pool.submit(launch, name, profile, quiet=True, **variants[variant])
-                for variant in batch
-            }
-            ready: dict[str, RunningEngine] = {}
+            pending = {}
+            for variant in batch:
+                options = {"engine": name, **variants[variant]}
+                kind = options.pop("engine")
+                pending[variant] = pool.submit(launch, kind, profile, quiet=True, **options)
+            running: dict[str, RunningEngine] = {}
             for variant, future in pending.items():
                 try:
-                    ready[variant] = engines.enter_context(future.result())
+                    running[variant] = engines.enter_context(future.result())
                 except EngineError as error:
                     reasons[variant] = str(error)
-            for variant, engine in ready.items():
-                results[variant] = work(variant, engine)
-    return results, reasons
+            yield running
 
 
 def too_slow_to_compile(engine: RunningEngine, profile: Profile) -> str:
