@@ -1,16 +1,29 @@
 """SGLang: RadixAttention, structured generation, a language for prompts.
 
-Sources: sglang 0.5.23 (srt/server_args.py, srt/observability), NVIDIA/dgx-spark-playbooks
-nvidia/sglang/README.md.
+Sources: sglang 0.5.23 (srt/arg_groups, srt/entrypoints/openai/protocol.py, srt/observability),
+NVIDIA/dgx-spark-playbooks nvidia/sglang/README.md. What runs on a CPU is SGLang's own plain PyTorch path, for
+practice; utils/setup/sglang_cpu says what stands in there.
 """
 
 from __future__ import annotations
 
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.engines.errors import UnsupportedOption
+from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.kvcache.sizes import GIB, bytes_per_token, read_config
+from utils.setup.steps import ENGINES, on_x86
+
+PYTHON = ENGINES / "sglang" / "bin" / "python"
 
 
 def arguments(options: ServeOptions) -> list[str]:
-    """Arguments of `python3 -m sglang.launch_server`."""
+    """Arguments of `python3 -m sglang.launch_server`.
+
+    Raises:
+        UnsupportedOption: A data type for the KV cache, on a CPU.
+    """
     command = [
         *("--model-path", options.model),
         *("--served-model-name", options.served_name),
@@ -19,17 +32,70 @@ def arguments(options: ServeOptions) -> list[str]:
         *("--dtype", options.dtype),
         *("--context-length", str(options.context_length)),
         *("--max-running-requests", str(options.max_sequences)),
-        *("--attention-backend", "flashinfer"),
         "--enable-metrics",
         "--enable-cache-report",
+        *(_on_cpu(options) if options.device == "cpu" else _on_gpu(options)),
     ]
+    if not options.prefix_caching:
+        command.append("--disable-radix-cache")
+    return [*command, *options.extra_arguments]
+
+
+def _on_gpu(options: ServeOptions) -> list[str]:
+    command = ["--attention-backend", "flashinfer"]
     if options.gpu_memory_utilization is not None:
         command += ["--mem-fraction-static", str(options.gpu_memory_utilization)]
     if options.kv_cache_dtype:
         command += ["--kv-cache-dtype", options.kv_cache_dtype]
-    if not options.prefix_caching:
-        command.append("--disable-radix-cache")
-    return [*command, *options.extra_arguments]
+    if options.kv_blocks is not None:
+        command += ["--max-total-tokens", str(options.kv_blocks)]
+    return command
+
+
+def _on_cpu(options: ServeOptions) -> list[str]:
+    if options.kv_cache_dtype:
+        raise UnsupportedOption(
+            "SGLang on a CPU without its kernels keeps the KV cache in the model's own data type: "
+            "leave out kv_cache_dtype."
+        )
+    return [
+        *("--device", "cpu"),
+        *("--attention-backend", "torch_native"),
+        *("--max-total-tokens", str(kv_tokens(options))),
+        "--sleep-on-idle",  # its scheduler otherwise keeps a core busy while nobody asks for anything
+    ]
+
+
+def kv_tokens(options: ServeOptions) -> int:
+    """Tokens that the KV cache is to hold on a CPU.
+
+    `kv_blocks` itself where it is given: SGLang's blocks are of one token (`--page-size 1`, its default).
+    Otherwise what `kv_cache_gib` holds, since SGLang has no argument for bytes and, left to itself, takes a
+    share of the whole machine.
+
+    Raises:
+        ConfigError: The model's config says nothing from which the size of a token follows.
+    """
+    if options.kv_blocks is not None:
+        return options.kv_blocks
+    per_token = bytes_per_token(read_config(options.model), options.dtype)
+    return int(options.kv_cache_gib * GIB) // per_token
+
+
+def local_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CPU engine."""
+    environment = {
+        # Chooses the CPU platform (srt/platforms); `--device cpu` alone does not.
+        "SGLANG_USE_CPU_ENGINE": "1",
+        # With any value SGLang does not ask for one NUMA node a rank, which a container may not show
+        # (srt/utils/numa_utils.py). It binds nothing: that would be its kernels' work.
+        "SGLANG_CPU_OMP_THREADS_BIND": "0",
+        # PyTorch's own thread count is all cores: one thread was faster than two with the tiny model.
+        "OMP_NUM_THREADS": "1",
+    }
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
 
 
 SPEC = EngineSpec(
@@ -42,11 +108,19 @@ SPEC = EngineSpec(
         shm_size="32g",
         mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
     ),
-    local=None,
-    not_local="this course has no CPU environment for SGLang yet (its CPU kernels are not on the "
-    "package index); on an NVIDIA machine with docker it runs in its container",
+    local=Local(
+        command=(str(PYTHON), "-m", "sglang.launch_server"),
+        needs=PYTHON,
+        setup="sglang",
+        version="0.5.23",
+        environment=local_environment,
+    )
+    if on_x86()
+    else None,
+    not_local="without its kernels, which are on no package index, it serves on x86-64 processors only; "
+    "on an NVIDIA machine with docker it runs in its container",
     arguments=arguments,
-    options=frozenset({"kv_cache_dtype", "prefix_caching"}),
+    options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching"}),
     health_path="/health",
     metrics_path="/metrics",
     version_path="/server_info",

