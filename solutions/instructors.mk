@@ -1,5 +1,5 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix lock
 .PHONY: grade-names form-names
 
 test: setup check  ## run everything that is checked: style, types, unit tests, grading, engines, every notebook
@@ -42,6 +42,9 @@ bench-client: setup  ## the benchmark client's own overhead, beside that of vllm
 
 bench-grade: course-env  ## how long a class of 60 takes to grade
 	@$(RUN) -m benchmarks.grade_class
+
+bench-radix: setup  ## our radix tree beside SGLang's own, on the same trace
+	@PYTHONPATH=. .engines/sglang/bin/python -W ignore -m benchmarks.radix_tree
 
 lock:  ## pin the course environment anew, from pyproject.toml
 	@$(RUN) -m utils.setup.lock

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.benchmark import ClosedLoop, LoadResult, RequestTrace, make_record
-from utils.engines import EngineError
+from utils.engines import EngineError, fleet
 from utils.kvcache import explain, measure, plots
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.fragmentation import run_contiguous, run_paged
@@ -159,7 +159,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
         most.append(len(alive))
         return variant + running
 
-    monkeypatch.setattr(measure, "launch", launch)
+    monkeypatch.setattr(fleet, "launch", launch)
     profile = replace(CPU, runtime=runtime)
     variants = {"a": {"tag": "1"}, "b": {"tag": "2"}, "c": {"tag": "bad"}}
     results, reasons = measure.run_variants(profile, variants, work)

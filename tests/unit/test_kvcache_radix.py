@@ -6,129 +6,13 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from utils.kvcache import radix
+from utils.kvcache.audit import SEQUENCES, audit, common, machine, total
 from utils.kvcache.radix import Node, RadixCache, walk
 
-# Few different tokens, so that prefixes are shared, end inside nodes, and split them.
-SEQUENCES = st.lists(st.integers(0, 2), max_size=12)
-
-
-def common(a, b):
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-
-
-def spelled(node):
-    """All tokens from the root to the end of a node."""
-    parts = []
-    while node.parent is not None:
-        parts.append(node.key)
-        node = node.parent
-    return [token for part in reversed(parts) for token in part]
-
-
-def total(root):
-    return sum(len(node.key) for node in walk(root))
-
-
-def evicted_by_hand(root, num_tokens):
-    """The nodes that must go: looked up anew for every single one."""
-    alive, gone = set(walk(root)) - {root}, set()
-    while sum(len(node.key) for node in gone) < num_tokens:
-        leaves = [n for n in alive if not n.lock_ref and not alive & set(n.children.values())]
-        if not leaves:
-            break
-        oldest = min(leaves, key=lambda node: node.last_used)
-        alive.remove(oldest)
-        gone.add(oldest)
-    return gone
-
-
-def check_shape(root, page_size):
-    for node in walk(root):
-        assert (
-            node.lock_ref >= sum(child.lock_ref for child in node.children.values())
-            or not node.parent
-        )
-        for page, child in node.children.items():
-            assert child.parent is node
-            assert child.key and len(child.key) % page_size == 0
-            assert page == tuple(child.key[:page_size])
-
-
-class Tree(RuleBasedStateMachine):
-    """Random use of the tree beside a plain set of all prefixes that it must hold."""
-
-    @initialize(page_size=st.integers(1, 3))
-    def begin(self, page_size):
-        self.page_size = page_size
-        self.root = Node([])
-        self.stored = []  # every sequence that must still be found, whole pages of it
-        self.locked = []
-        self.now = 0
-
-    @rule(tokens=SEQUENCES)
-    def insert(self, tokens):
-        self.now += 1
-        pages = tokens[: len(tokens) // self.page_size * self.page_size]
-        before, known = total(self.root), self.longest(tokens)
-        node = radix.insert(self.root, tokens, self.page_size, self.now)
-        assert spelled(node) == pages
-        assert total(self.root) == before + len(pages) - known, "tokens are conserved"
-        self.stored.append(pages)
-
-    @rule(tokens=SEQUENCES)
-    def lock(self, tokens):
-        self.now += 1
-        node = radix.insert(self.root, tokens, self.page_size, self.now)
-        radix.lock(node)
-        self.stored.append(spelled(node))
-        self.locked.append((node, spelled(node)))
-
-    @precondition(lambda self: self.locked)
-    @rule(data=st.data())
-    def unlock(self, data):
-        node, tokens = self.locked.pop(data.draw(st.integers(0, len(self.locked) - 1)))
-        assert spelled(node) == tokens, "a split leaves a locked node the end of its sequence"
-        radix.lock(node, -1)
-
-    @rule(num_tokens=st.integers(0, 20))
-    def evict(self, num_tokens):
-        before, expected = total(self.root), evicted_by_hand(self.root, num_tokens)
-        nodes = set(walk(self.root))
-        removed = radix.evict(self.root, num_tokens)
-        gone = nodes - set(walk(self.root))
-        assert gone == expected, "the least recently used leaf first, and only until it is enough"
-        assert not any(node.lock_ref for node in gone), "a locked node was evicted"
-        assert removed == sum(len(node.key) for node in gone) == before - total(self.root)
-        self.stored = [tokens[: self.longest(tokens)] for tokens in self.stored]
-
-    @rule(tokens=SEQUENCES)
-    def match(self, tokens):
-        assert radix.match_prefix(self.root, tokens, self.page_size) == self.longest(tokens)
-
-    def longest(self, tokens):
-        """Brute force: over every path of the tree, and over everything that was stored."""
-        paths = [spelled(node) for node in walk(self.root)]
-        found = max(common(tokens, path) for path in paths)
-        return found // self.page_size * self.page_size
-
-    @invariant()
-    def holds(self):
-        check_shape(self.root, self.page_size)
-        for tokens in self.stored:
-            assert radix.match_prefix(self.root, tokens, self.page_size) == len(tokens)
-        for node, tokens in self.locked:
-            assert spelled(node) == tokens
-        locked = sum(1 for n in walk(self.root) if n.lock_ref)
-        assert bool(locked) == any(tokens for _, tokens in self.locked)
-
-
-TestTree = Tree.TestCase
-TestTree.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+TestTree = machine(radix.match_prefix, radix.insert, radix.lock, radix.evict).TestCase
+TestTree.settings = settings(max_examples=1000, stateful_step_count=20, deadline=None)
 
 
 @given(st.lists(SEQUENCES, max_size=12), SEQUENCES, st.integers(1, 3))
@@ -211,3 +95,51 @@ def test_a_million_tokens_take_seconds():
         tokens += len(prompt)
     assert cache.size == total(cache.root) <= 50_000
     assert time.process_time() - began < 20, "quadratic?"  # takes 0.2 s
+
+
+def _forgets_locks(node, length, page_size=1):
+    upper = SPLIT(node, length, page_size)
+    upper.lock_ref = 0
+    return upper
+
+
+SPLIT = radix.split
+FAULTS = {
+    "locks are lost in a split": ("split", _forgets_locks, "lock_ref counts"),
+    "locked leaves go": ("evict", lambda root, n: evict_all(root), "locked node was evicted"),
+    "matches one too many": (
+        "match_prefix",
+        lambda root, tokens, page_size: min(
+            len(tokens), MATCH(root, tokens, page_size) + page_size
+        ),
+        "longest match equals brute force",
+    ),
+    "the root is locked": ("lock", lambda node, change: LOCK_ALL(node, change), "lock_ref counts"),
+}
+MATCH = radix.match_prefix
+
+
+def evict_all(root):
+    removed = total(root)
+    root.children.clear()
+    return removed
+
+
+def LOCK_ALL(node, change):
+    while node is not None:
+        node.lock_ref += change
+        node = node.parent
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_audit_finds_a_planted_fault_and_shows_a_short_trace(fault, monkeypatch):
+    name, broken, says = FAULTS[fault]
+    monkeypatch.setattr(radix, name, broken)
+    found = audit(radix.match_prefix, radix.insert, radix.lock, radix.evict)
+    assert found.startswith("Broken") and says in found
+    assert found.count("state.") <= 16, found
+
+
+def test_the_audit_says_how_much_it_tried():
+    said = audit(radix.match_prefix, radix.insert, radix.lock, radix.evict, traces=20)
+    assert said == "20 generated traces, every invariant held after every step."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -161,6 +162,11 @@ class ContainerHandle:
     def memory_bytes(self) -> int:
         """Memory of the container as docker counts it, bytes."""
         return int(self._container.stats(stream=False)["memory_stats"].get("usage", 0))
+
+    def kill(self) -> None:
+        """Kills the container; `stop` removes it."""
+        with contextlib.suppress(docker.errors.APIError):
+            self._container.kill()
 
     def stop(self) -> None:
         """Stops and removes the container."""

@@ -101,6 +101,10 @@ class RunningEngine:
         """The last lines of its log."""
         return tail(self.log_path, lines)
 
+    def kill(self) -> None:
+        """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
+        self._handle.kill()
+
     def stop(self) -> None:
         """Stops it and everything it started. Twice does no harm."""
         if not self._stopped:

@@ -61,6 +61,13 @@ class ProcessHandle:
                     total += getattr(used, "pss", 0) or used.uss
         return total
 
+    def kill(self) -> None:
+        """Kills the engine's processes, as the kernel does when memory runs out; `stop` cleans up."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._guard.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
     def stop(self) -> None:
         """Asks the guard to end the engine; ends both by force if it does not, or was killed itself."""
         if self._guard.poll() is None:

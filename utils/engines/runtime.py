@@ -41,6 +41,9 @@ class Handle(Protocol):
     def memory_bytes(self) -> int:
         """Resident memory of all its processes, bytes; 0 once it ended."""
 
+    def kill(self) -> None:
+        """Ends it at once and without warning, for a lab that wants to see what happens then."""
+
     def stop(self) -> None:
         """Ends it and all it started; returns when nothing is left. Twice does no harm."""
 

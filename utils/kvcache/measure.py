@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any, TypeVar
@@ -25,7 +23,8 @@ from utils.benchmark import (
     write_record,
 )
 from utils.benchmark.sweep import WARMUP_SEED, prompts
-from utils.engines import EngineError, RunningEngine, launch
+from utils.engines import EngineError, RunningEngine
+from utils.engines.fleet import Fleet
 from utils.kvcache.scheduler import Job
 from utils.profiles import Profile
 from utils.telemetry import Sampler, Series
@@ -206,61 +205,16 @@ def run_variants(
     profile: Profile,
     variants: Mapping[str, Mapping[str, Any]],
     work: Callable[[str, RunningEngine], T],
-    name: str = "vllm",
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """Starts engines with several sets of options, and does the same work on each in turn.
-
-    Args:
-        profile: Where.
-        variants: As :func:`started`.
-        work: Called with a variant's name and its engine.
-        name: The engine of variants that name none.
+    """Starts vLLM with several sets of options, and does the same work on each in turn.
 
     Returns:
         What ``work`` returned, by variant; and why a variant did not run, in words.
     """
-    results: dict[str, T] = {}
-    reasons: dict[str, str] = {}
-    for running in started(profile, variants, reasons, name):
-        for variant, engine in running.items():
-            results[variant] = work(variant, engine)
-    return results, reasons
-
-
-def started(
-    profile: Profile,
-    variants: Mapping[str, Mapping[str, Any]],
-    reasons: dict[str, str],
-    name: str = "vllm",
-) -> Iterator[dict[str, RunningEngine]]:
-    """Engines that run at the same time, by variant; all are stopped when the next are asked for.
-
-    Local processes start side by side, which saves minutes on a CPU; an idle one takes no core.
-    Containers share one GPU's memory, so each comes alone.
-
-    Args:
-        profile: Where.
-        variants: Options of :func:`utils.engines.launch`, and ``engine`` where it is not ``name``, by
-            a name of your choice.
-        reasons: Gets why a variant did not start, in words.
-        name: The engine of variants that name none.
-    """
-    side_by_side = profile.runtime == "process"
-    batches = [list(variants)] if side_by_side else [[variant] for variant in variants]
-    for batch in batches:
-        with ThreadPoolExecutor(len(batch)) as pool, ExitStack() as engines:
-            pending = {}
-            for variant in batch:
-                options = {"engine": name, **variants[variant]}
-                kind = options.pop("engine")
-                pending[variant] = pool.submit(launch, kind, profile, quiet=True, **options)
-            running: dict[str, RunningEngine] = {}
-            for variant, future in pending.items():
-                try:
-                    running[variant] = engines.enter_context(future.result())
-                except EngineError as error:
-                    reasons[variant] = str(error)
-            yield running
+    with Fleet(profile, variants) as fleet:
+        found = fleet.each(lambda name, engine, turn: work(name, engine))
+    results = {name: once[0] for name, once in found.items()}
+    return results, fleet.reasons
 
 
 def too_slow_to_compile(engine: RunningEngine, profile: Profile) -> str:

@@ -154,25 +154,18 @@ class RadixCache:
     Args:
         capacity: Tokens that the pool holds; None for no limit.
         page_size: Tokens per page; a prefix is shared in whole pages.
-        match: Stands in for :func:`match_prefix`; so do ``store`` for :func:`insert` and ``drop``
-            for :func:`evict`, so that a learner's functions can be tried.
     """
 
-    def __init__(
-        self,
-        capacity: int | None = None,
-        page_size: int = 1,
-        *,
-        match: Callable[..., int] = match_prefix,
-        store: Callable[..., Node] = insert,
-        drop: Callable[..., int] = evict,
-    ) -> None:
+    _match = staticmethod(match_prefix)
+    _insert = staticmethod(insert)
+    _evict = staticmethod(evict)
+
+    def __init__(self, capacity: int | None = None, page_size: int = 1) -> None:
         self.capacity = capacity
         self.page_size = page_size
         self.root = Node([])
         self.size = 0
         self.evicted = 0
-        self._match, self._store, self._drop = match, store, drop
         self._clock = 0
 
     def match(self, tokens: Tokens) -> int:
@@ -191,11 +184,24 @@ class RadixCache:
         if self.capacity is not None and self.size + end - known > self.capacity:
             if end > self.capacity:
                 raise ValueError(f"{end} tokens do not fit a pool of {self.capacity}.")
-            held = self._store(self.root, tokens[:known], self.page_size, self._clock)
+            held = self._insert(self.root, tokens[:known], self.page_size, self._clock)
             lock(held)
-            removed = self._drop(self.root, self.size + end - known - self.capacity)
+            removed = self._evict(self.root, self.size + end - known - self.capacity)
             lock(held, -1)
             self.size -= removed
             self.evicted += removed
         self.size += end - known
-        return self._store(self.root, tokens, self.page_size, self._clock)
+        return self._insert(self.root, tokens, self.page_size, self._clock)
+
+
+def cache_with(
+    match: Callable[..., int], store: Callable[..., Node], drop: Callable[..., int]
+) -> type[RadixCache]:
+    """A :class:`RadixCache` on other functions than those of this module, a learner's for instance."""
+
+    class OwnCache(RadixCache):
+        _match = staticmethod(match)
+        _insert = staticmethod(store)
+        _evict = staticmethod(drop)
+
+    return OwnCache

@@ -1,0 +1,680 @@
+"""How lab 3.3.2, SGLang and its radix tree, is graded. Never released; utils/grading/declare.py explains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from utils.checks import CheckFailed, expect, expect_close, expect_equal
+from utils.checks import lab_3_3_2 as lab
+from utils.grading.declare import Grading, Wrong
+from utils.kvcache import radix
+from utils.kvcache.audit import damage, spelled
+from utils.kvcache.radix import Node, RadixCache, Tokens, walk
+from utils.kvcache.replay import hit_rate
+
+_speedup = lab.predict_speedup.reference
+_next = lab.next_request.reference
+_hits = lab.predict_hit_rate.reference
+_schema = lab.ORDER_SCHEMA
+
+
+def _from_the_start(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    return radix.shared_length(key, tokens, 0, page_size)
+
+
+def _counts_all_equal(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    same = sum(a == b for a, b in zip(key, tokens[start:], strict=False))
+    return same // page_size * page_size
+
+
+def _no_pages(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    return radix.shared_length(key, tokens, start, 1)
+
+
+def _counts_pages(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    return radix.shared_length(key, tokens, start, 1) // page_size
+
+
+def _runs_over(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    length = 0
+    while key[length] == tokens[start + length]:
+        length += 1
+    return length // page_size * page_size
+
+
+shared_length = Grading(
+    lab.shared_length,
+    wrong={
+        "compares with the beginning of tokens": Wrong(_from_the_start, says="start"),
+        "counts all that is equal": Wrong(_counts_all_equal, says="first that differs"),
+        "knows no pages": Wrong(_no_pages, says="whole pages"),
+        "returns pages": Wrong(_counts_pages, says="whole pages"),
+        "runs over the end": Wrong(_runs_over, says="IndexError"),
+    },
+    twins=(
+        "utils.kvcache.radix.match_prefix",
+        "utils.kvcache.radix.insert",
+        "utils.kvcache.audit.common",
+    ),
+)
+
+
+def _pair(rng: random.Random) -> tuple[Tokens, Tokens, int]:
+    start, common = rng.randint(0, 6), rng.randint(0, 12)
+    shared = [rng.randrange(5) for _ in range(common)]
+    key = shared + [rng.randrange(5) for _ in range(rng.randint(0, 6))]
+    before = [rng.randrange(5) for _ in range(start)]
+    return key, before + shared + [rng.randrange(5) for _ in range(rng.randint(0, 6))], start
+
+
+def _same_lengths(attempt: Callable[..., int], rng: random.Random, page_sizes: list[int]) -> None:
+    for _ in range(40):
+        key, tokens, start = _pair(rng)
+        page_size = rng.choice(page_sizes)
+        what = f"{key} with {tokens} from {start} on, pages of {page_size}"
+        wanted = radix.shared_length(key, tokens, start, page_size)
+        expect_equal(attempt(key, tokens, start, page_size), wanted, what=what)
+
+
+@shared_length.part("pages of one token", points=1)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_lengths(attempt, rng, [1])
+
+
+@shared_length.part("longer pages", points=1)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_lengths(attempt, rng, [2, 3, 4])
+
+
+def _first_node_only(root: Node, tokens: Tokens, page_size: int) -> int:
+    child = root.children.get(tuple(tokens[:page_size]))
+    return radix.shared_length(child.key, tokens, 0, page_size) if child else 0
+
+
+def _whole_nodes(root: Node, tokens: Tokens, page_size: int) -> int:
+    node, matched = root, 0
+    while child := node.children.get(tuple(tokens[matched : matched + page_size])):
+        if child.key != tokens[matched : matched + len(child.key)]:
+            break
+        matched += len(child.key)
+        node = child
+    return matched
+
+
+def _goes_on_behind_a_part(root: Node, tokens: Tokens, page_size: int) -> int:
+    node, matched = root, 0
+    while child := node.children.get(tuple(tokens[matched : matched + page_size])):
+        matched += radix.shared_length(child.key, tokens, matched, page_size)
+        node = child
+    return matched
+
+
+def _matches_and_stores(root: Node, tokens: Tokens, page_size: int) -> int:
+    matched = radix.match_prefix(root, tokens, page_size)
+    radix.insert(root, tokens, page_size, 99)
+    return matched
+
+
+def _first_token_is_the_page(root: Node, tokens: Tokens, page_size: int) -> int:
+    return radix.match_prefix(root, tokens, page_size) if page_size == 1 else 0
+
+
+match_prefix = Grading(
+    lab.match_prefix,
+    wrong={
+        "looks at one node": Wrong(_first_node_only, says="Add up"),
+        "takes whole nodes only": Wrong(_whole_nodes, says="inside a node"),
+        "goes on behind a node that matches in part": Wrong(_goes_on_behind_a_part, says="in part"),
+        "stores what it looks up": Wrong(_matches_and_stores, says="changes nothing"),
+        "finds no longer pages": Wrong(_first_token_is_the_page, says="first page"),
+    },
+    twins=("utils.kvcache.radix.insert",),
+)
+
+
+def _some(rng: random.Random, count: int, longest: int, letters: int = 3) -> list[Tokens]:
+    return [[rng.randrange(letters) for _ in range(rng.randint(0, longest))] for _ in range(count)]
+
+
+def _same_matches(attempt: Callable[..., int], rng: random.Random, page_sizes: list[int]) -> None:
+    for _ in range(40):
+        page_size, stored = rng.choice(page_sizes), _some(rng, 6, 12)
+        root = lab.tree_of(*stored, page_size=page_size)
+        before = lab.drawn(root)
+        (tokens,) = _some(rng, 1, 12)
+        tokens = rng.choice(stored)[: rng.randint(0, 12)] + tokens
+        what = f"{tokens} in pages of {page_size} where {stored} were stored"
+        wanted = radix.match_prefix(root, tokens, page_size)
+        expect_equal(attempt(root, tokens, page_size), wanted, what=what)
+        expect_equal(lab.drawn(root), before, what=f"the tree after looking up {what}")
+
+
+@match_prefix.part("pages of one token", points=2)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_matches(attempt, rng, [1])
+
+
+@match_prefix.part("longer pages", points=1)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_matches(attempt, rng, [2, 3])
+
+
+def _never_cuts(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    node, done = root, 0
+    end = len(tokens) // page_size * page_size
+    root.last_used = now
+    while done < end:
+        page = tuple(tokens[done : done + page_size])
+        child = node.children.get(page)
+        if child is None or child.key != tokens[done : done + len(child.key)]:
+            child = node.children[page] = Node(tokens[done:end], node)
+        child.last_used = now
+        done += len(child.key)
+        node = child
+    return node
+
+
+def _changed(change: Callable[[Node, Node, int], Node]) -> Callable[..., Node]:
+    """The reference, and afterwards something that it would not do."""
+
+    def wrong(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+        return change(root, radix.insert(root, tokens, page_size, now), page_size)
+
+    return wrong
+
+
+def _forget_locks(root: Node, end: Node, page_size: int) -> Node:
+    if end.parent is not None and len(end.parent.children) > 1:
+        end.parent.lock_ref = 0
+    return end
+
+
+def _return_root(root: Node, end: Node, page_size: int) -> Node:
+    return root
+
+
+def _touch_end_only(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    ages = {id(node): node.last_used for node in walk(root)}
+    end = radix.insert(root, tokens, page_size, now)
+    for node in walk(root):
+        if node is not end:
+            node.last_used = ages.get(id(node), now)
+    return end
+
+
+def _stores_part_of_a_page(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    missing = -len(tokens) % page_size
+    return radix.insert(root, tokens + [0] * missing, page_size, now)
+
+
+def _cuts_within_a_page(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    return radix.insert(root, tokens, 1, now)
+
+
+def _new_lower_half(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    """Cuts right, but leaves the old node object as the upper half."""
+    known = {id(node): node for node in walk(root)}
+    end = radix.insert(root, tokens, page_size, now)
+    fresh = [n for n in walk(root) if id(n) not in known and n.parent and n.children]
+    for upper in fresh:
+        lower = next((child for child in upper.children.values() if id(child) in known), None)
+        if lower is None or upper.parent is None:
+            continue
+        swap = Node(lower.key, lower, lower.children, lower.lock_ref, lower.last_used)
+        for child in swap.children.values():
+            child.parent = swap
+        others = {page: child for page, child in upper.children.items() if child is not lower}
+        lower.key, lower.parent, lower.last_used = upper.key, upper.parent, upper.last_used
+        lower.children = {tuple(swap.key[:page_size]): swap, **others}
+        for child in others.values():
+            child.parent = lower
+        upper.parent.children[tuple(lower.key[:page_size])] = lower
+        end = lower if end is upper else end
+    return end
+
+
+insert = Grading(
+    lab.insert,
+    wrong={
+        "never cuts a node": Wrong(_never_cuts, says="Cut"),
+        "loses the locks of a node that it cuts": Wrong(_changed(_forget_locks), says="locks"),
+        "returns the root": Wrong(_changed(_return_root), says="returned"),
+        "marks only the end as used": Wrong(_touch_end_only, says="used now"),
+        "stores a part of a page": Wrong(_stores_part_of_a_page, says="whole pages"),
+        "cuts within a page": Wrong(_cuts_within_a_page, says="whole pages"),
+        "makes the old node the upper half": Wrong(_new_lower_half, says="unlock"),
+    },
+    twins=("utils.kvcache.radix.split",),
+)
+
+
+def _same_trees(
+    attempt: Callable[..., Node], rng: random.Random, page_sizes: list[int], locks: bool
+) -> None:
+    for _ in range(15):
+        page_size, stored = rng.choice(page_sizes), _some(rng, 7, 12)
+        mine, theirs = Node([]), Node([])
+        held: list[tuple[Node, Tokens]] = []
+        for now, tokens in enumerate(stored, 1):
+            end = attempt(mine, tokens, page_size, now)
+            wanted = radix.insert(theirs, tokens, page_size, now)
+            case = f"{stored[:now]} in pages of {page_size}"
+            what = f"the tree, as (tokens from the root, lock_ref, last_used), after {case}"
+            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
+            if broken := damage(mine, page_size):
+                raise CheckFailed(f"{broken}, after {case}.")
+            expect(isinstance(end, Node), f"no Node is returned for the last of {case}")
+            what = f"the tokens up to the node that is returned for the last of {case}"
+            expect_equal(spelled(end), spelled(wanted), what=what)
+            if locks and rng.random() < 0.5:
+                radix.lock(end)
+                radix.lock(wanted)
+                held.append((end, spelled(end)))
+            for node, its in held:
+                what = f"the tokens up to a node that was locked before, after {case}"
+                expect_equal(spelled(node), its, what=what)
+
+
+@insert.part("pages of one token", points=2)
+def _(attempt: Callable[..., Node], rng: random.Random) -> None:
+    _same_trees(attempt, rng, [1], locks=False)
+
+
+@insert.part("longer pages", points=1)
+def _(attempt: Callable[..., Node], rng: random.Random) -> None:
+    _same_trees(attempt, rng, [2, 3], locks=False)
+
+
+@insert.part("nodes that are locked", points=2)
+def _(attempt: Callable[..., Node], rng: random.Random) -> None:
+    _same_trees(attempt, rng, [1, 2], locks=True)
+
+
+def _locks_one(node: Node, change: int) -> None:
+    node.lock_ref += change
+
+
+def _locks_the_root(node: Node, change: int) -> None:
+    radix.lock(node, change)
+    while node.parent is not None:
+        node = node.parent
+    node.lock_ref += change
+
+
+def _sets_the_lock(node: Node, change: int) -> None:
+    while node.parent is not None:
+        node.lock_ref = max(0, change)
+        node = node.parent
+
+
+def _locks_the_subtree(node: Node, change: int) -> None:
+    while node.parent is not None and node.parent.parent is not None:
+        node = node.parent
+    for below in walk(node):
+        below.lock_ref += change
+
+
+lock = Grading(
+    lab.lock,
+    wrong={
+        "locks one node": Wrong(_locks_one, says="as well"),
+        "locks the root": Wrong(_locks_the_root, says="root"),
+        "sets in place of counting": Wrong(_sets_the_lock, says="count"),
+        "locks all that begins alike": Wrong(_locks_the_subtree, says="somebody else"),
+    },
+)
+
+
+@lock.part("a path is locked and unlocked", points=2)
+def _(attempt: Callable[..., None], rng: random.Random) -> None:
+    for _ in range(15):
+        stored = [tokens for tokens in _some(rng, 6, 9) if tokens] or [[1]]
+        mine, theirs = lab.tree_of(*stored), lab.tree_of(*stored)
+        held: list[Tokens] = []
+        for _ in range(8):
+            change = -1 if held and rng.random() < 0.4 else 1
+            tokens = held.pop(rng.randrange(len(held))) if change < 0 else rng.choice(stored)
+            held += [tokens] if change > 0 else []
+            attempt(radix.insert(mine, tokens, 1, 9), change)
+            radix.lock(radix.insert(theirs, tokens, 1, 9), change)
+            what = (
+                f"(tokens, lock_ref, last_used) of {stored} after {tokens} was changed by {change}"
+            )
+            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
+            expect_equal(mine.lock_ref, 0, what="lock_ref of the root")
+
+
+def _leaves(root: Node) -> list[Node]:
+    return [n for n in walk(root) if n.parent and not n.children and not n.lock_ref]
+
+
+def _remove(leaf: Node) -> int:
+    assert leaf.parent is not None
+    leaf.parent.children = {p: c for p, c in leaf.parent.children.items() if c is not leaf}
+    return len(leaf.key)
+
+
+def _evict_by(
+    order: Callable[[Node], Any], leaves: Callable[[Node], list[Node]], again: bool = True
+) -> Callable[[Node, int], int]:
+    def wrong(root: Node, num_tokens: int) -> int:
+        removed, first = 0, leaves(root)
+        while removed < num_tokens and (found := leaves(root) if again else first):
+            victim = min(found, key=order)
+            removed += _remove(victim)
+            if not again:
+                first.remove(victim)
+        return removed
+
+    return wrong
+
+
+def _ignores_locks(root: Node) -> list[Node]:
+    return [n for n in walk(root) if n.parent and not n.children]
+
+
+def _inner_nodes_too(root: Node) -> list[Node]:
+    return [n for n in walk(root) if n.parent and not n.lock_ref]
+
+
+def _cuts_the_last_leaf(root: Node, num_tokens: int) -> int:
+    """Removes exactly what was asked for: the last leaf keeps its first tokens."""
+    removed = 0
+    while removed < num_tokens and (found := _leaves(root)):
+        victim = min(found, key=lambda node: node.last_used)
+        if len(victim.key) > num_tokens - removed:
+            victim.key = victim.key[: len(victim.key) - (num_tokens - removed)]
+            return num_tokens
+        removed += _remove(victim)
+    return removed
+
+
+def _one_more(root: Node, num_tokens: int) -> int:
+    removed = radix.evict(root, num_tokens)
+    return removed + radix.evict(root, 1)
+
+
+def _returns_the_wish(root: Node, num_tokens: int) -> int:
+    radix.evict(root, num_tokens)
+    return num_tokens
+
+
+evict = Grading(
+    lab.evict,
+    wrong={
+        "the most recently used first": Wrong(
+            _evict_by(lambda n: -n.last_used, _leaves), says="first"
+        ),
+        "evicts what is locked": Wrong(
+            _evict_by(lambda n: n.last_used, _ignores_locks), says="in use"
+        ),
+        "evicts nodes with children": Wrong(
+            _evict_by(lambda n: n.last_used, _inner_nodes_too), says="child"
+        ),
+        "never looks at new leaves": Wrong(
+            _evict_by(lambda n: n.last_used, _leaves, again=False), says="is a leaf"
+        ),
+        "goes by length": Wrong(_evict_by(lambda n: -len(n.key), _leaves), says="last_used"),
+        "cuts a leaf": Wrong(_cuts_the_last_leaf, says="whole"),
+        "takes one leaf more": Wrong(_one_more, says="evicting 1 token"),
+        "returns what was asked for": Wrong(_returns_the_wish, says="removed"),
+    },
+    twins=("utils.kvcache.radix.RadixCache.insert", "utils.kvcache.audit.evicted_by_hand"),
+)
+
+
+def _same_evictions(attempt: Callable[..., int], rng: random.Random, locks: int) -> None:
+    for _ in range(25):
+        page_size = rng.choice([1, 1, 2])
+        stored = _some(rng, 8, 10)
+        mine, theirs = (lab.tree_of(*stored, page_size=page_size) for _ in range(2))
+        for tokens in rng.sample(stored, locks):
+            for root in (mine, theirs):
+                end = radix.insert(root, tokens, page_size, 9 + stored.index(tokens))
+                radix.lock(end)
+        for num_tokens in (rng.randint(0, 6), rng.randint(1, 9)):
+            case = f"{num_tokens} tokens where {stored} were stored, pages of {page_size}, {locks} locked"
+            wanted = radix.evict(theirs, num_tokens)
+            expect_equal(attempt(mine, num_tokens), wanted, what=f"tokens removed of {case}")
+            what = (
+                f"the tree, as (tokens from the root, lock_ref, last_used), after evicting {case}"
+            )
+            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
+
+
+@evict.part("leaves go, the least recently used first", points=2)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_evictions(attempt, rng, locks=0)
+
+
+@evict.part("what is locked stays", points=2)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_evictions(attempt, rng, locks=2)
+
+
+def _stores_first(prompts: list[Tokens], cache: RadixCache) -> float:
+    cached = []
+    for prompt in prompts:
+        cache.insert(prompt)
+        cached.append(cache.match(prompt))
+    return hit_rate(cached, prompts)
+
+
+def _mean_of_shares(prompts: list[Tokens], cache: RadixCache) -> float:
+    shares = []
+    for prompt in prompts:
+        shares.append(cache.match(prompt) / len(prompt))
+        cache.insert(prompt)
+    return sum(shares) / len(shares)
+
+
+def _whole_prompt(prompts: list[Tokens], cache: RadixCache) -> float:
+    cached = []
+    for prompt in prompts:
+        cached.append(cache.match([*prompt, -1]))
+        cache.insert(prompt)
+    return hit_rate(cached, prompts)
+
+
+def _own_cache(prompts: list[Tokens], cache: RadixCache) -> float:
+    return _hits(prompts, RadixCache())
+
+
+def _tokens_not_share(prompts: list[Tokens], cache: RadixCache) -> float:
+    return _hits(prompts, cache) * sum(map(len, prompts))
+
+
+def _never_stores(prompts: list[Tokens], cache: RadixCache) -> float:
+    return hit_rate([cache.match(prompt) for prompt in prompts], prompts)
+
+
+predict_hit_rate = Grading(
+    lab.predict_hit_rate,
+    wrong={
+        "stores before it looks up": Wrong(_stores_first, says="before you store"),
+        "the mean of the prompts' shares": Wrong(_mean_of_shares, says="mean"),
+        "finds the last token too": Wrong(_whole_prompt, says="all but the last"),
+        "a cache of its own": Wrong(_own_cache, says="cache that you are given"),
+        "tokens in place of a share": Wrong(_tokens_not_share, says="2 of 8"),
+        "never stores": Wrong(_never_stores, says="2 of 8"),
+    },
+    twins=("utils.kvcache.replay.serve", "utils.kvcache.replay.hit_rate"),
+)
+
+
+def _same_rates(attempt: Callable[..., float], rng: random.Random, capacity: int | None) -> None:
+    for _ in range(8):
+        page_size = rng.choice([1, 2, 4])
+        prefixes = [[rng.randrange(50) for _ in range(rng.randint(5, 20))] for _ in range(3)]
+        prompts = [
+            rng.choice(prefixes) + _some(rng, 1, 6)[0] + [rng.randrange(50)] for _ in range(9)
+        ]
+        what = f"{prompts} in pages of {page_size}, a pool of {capacity or 'any size'}"
+        wanted = _hits(prompts, RadixCache(capacity, page_size))
+        expect_close(attempt(prompts, RadixCache(capacity, page_size)), wanted, what=what)
+
+
+@predict_hit_rate.part("a cache with room for all", points=1)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    _same_rates(attempt, rng, None)
+
+
+@predict_hit_rate.part("a cache that is too small", points=1)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    _same_rates(attempt, rng, 40)
+
+
+predict_speedup = Grading(
+    lab.predict_speedup,
+    wrong={
+        "forgets the rest": Wrong(
+            lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction), says="rest remains"
+        ),
+        "saves the rest as well": Wrong(
+            lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction * 0.999), says="0.1 s"
+        ),
+        "warm over cold": Wrong(
+            lambda fraction, prefill_s, rest_s: 1 / _speedup(fraction, prefill_s, rest_s)
+        ),
+        "takes the fraction for what is left": Wrong(
+            lambda fraction, prefill_s, rest_s: _speedup(1 - fraction, prefill_s, rest_s)
+        ),
+        "returns seconds": Wrong(
+            lambda fraction, prefill_s, rest_s: (1 - fraction) * prefill_s + rest_s
+        ),
+        "cold without the rest": Wrong(
+            lambda fraction, prefill_s, rest_s: prefill_s / ((1 - fraction) * prefill_s + rest_s)
+        ),
+    },
+)
+
+
+@predict_speedup.part("any share, any times", points=2)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    for _ in range(20):
+        fraction, prefill_s, rest_s = rng.random(), rng.uniform(0.05, 2.0), rng.uniform(0.01, 0.5)
+        what = f"a share of {fraction}, {prefill_s} s of prefill and {rest_s} s of the rest"
+        wanted = _speedup(fraction, prefill_s, rest_s)
+        expect_close(attempt(fraction, prefill_s, rest_s), wanted, what=what)
+
+
+def _last_of_equals(cached: list[int], passed_over: list[int], limit: int) -> int:
+    if max(passed_over) >= limit:
+        return _next(cached, passed_over, limit)
+    return len(cached) - 1 - cached[::-1].index(max(cached))
+
+
+def _most_passed_over(cached: list[int], passed_over: list[int], limit: int) -> int:
+    if max(passed_over) >= limit:
+        return passed_over.index(max(passed_over))
+    return cached.index(max(cached))
+
+
+next_request = Grading(
+    lab.next_request,
+    wrong={
+        "first come, first served": Wrong(lambda cached, passed_over, limit: 0, says="position 1"),
+        "lets requests starve": Wrong(
+            lambda cached, passed_over, limit: cached.index(max(cached)), says="limit"
+        ),
+        "the last of equals": Wrong(_last_of_equals, says="came first"),
+        "one time too late": Wrong(
+            lambda cached, passed_over, limit: _next(cached, passed_over, limit + 1), says="limit"
+        ),
+        "one time too early": Wrong(
+            lambda cached, passed_over, limit: _next(cached, passed_over, limit - 1), says="below"
+        ),
+        "whoever was passed over most": Wrong(_most_passed_over, says="came first"),
+    },
+    twins=("utils.kvcache.replay.longest_prefix",),
+)
+
+
+def _queue(rng: random.Random, limit: int, at_limit: bool) -> tuple[list[int], list[int]]:
+    length = rng.randint(2, 8)
+    cached = [rng.choice([0, 16, 64, 64, 128]) for _ in range(length)]
+    passed = [rng.randint(0, limit - 1) for _ in range(length)]
+    for position in rng.sample(range(length), rng.randint(1, 2)) if at_limit else []:
+        passed[position] = limit + rng.randint(0, 3)
+    return cached, passed
+
+
+def _same_choice(attempt: Callable[..., int], rng: random.Random, at_limit: bool) -> None:
+    for _ in range(40):
+        limit = rng.randint(2, 9)
+        cached, passed = _queue(rng, limit, at_limit)
+        what = f"cached {cached}, passed over {passed}, limit {limit}"
+        expect_equal(attempt(cached, passed, limit), _next(cached, passed, limit), what=what)
+
+
+@next_request.part("the longest prefix goes first", points=1)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_choice(attempt, rng, at_limit=False)
+
+
+@next_request.part("nobody waits for ever", points=2)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    _same_choice(attempt, rng, at_limit=True)
+
+
+def _without(*keys: str, **changes: Any) -> dict[str, Any]:
+    kept = {key: value for key, value in _schema.items() if key not in keys}
+    return kept | changes
+
+
+def _with_property(name: str, value: Any) -> dict[str, Any]:
+    return {**_schema, "properties": {**_schema["properties"], name: value}}
+
+
+order_schema = Grading(
+    lab.order_schema,
+    wrong={
+        "any object": Wrong({"type": "object"}, says="beer"),
+        "lets fields be missing": Wrong(_without("required"), says="missing"),
+        "lets fields be added": Wrong(_without("additionalProperties"), says="no field"),
+        "any count": Wrong(_with_property("count", {"type": "integer"}), says="0"),
+        "a count without an end": Wrong(
+            _with_property("count", {"type": "integer", "minimum": 1}), says="bound"
+        ),
+        "a count with a fraction": Wrong(
+            _with_property("count", {"type": "number", "minimum": 1, "maximum": 9}),
+            says="whole number",
+        ),
+        "any drink": Wrong(_with_property("drink", {"type": "string"}), says="beer"),
+        "to_go as text": Wrong(_with_property("to_go", {"type": "string"}), says="refuses"),
+        "no schema": Wrong({"type": "nonsense"}, says="no JSON schema"),
+        "a list of fields": Wrong(["drink", "count", "to_go"], says="dictionary"),
+    },
+)
+
+
+def _orders(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    drinks = ["espresso", "latte", "tea"]
+    return [
+        {"drink": rng.choice(drinks), "count": rng.randint(1, 9), "to_go": rng.random() < 0.5}
+        for _ in range(count)
+    ]
+
+
+@order_schema.part("good orders are accepted, wrong values refused", points=2)
+def _(attempt: object, rng: random.Random) -> None:
+    good = _orders(rng, 20)
+    drinks = [rng.choice(["water", "cola", "Tea", "", "espresso "]) for _ in range(3)]
+    bad: list[tuple[object, str]] = [({**rng.choice(good), "drink": drink}, "") for drink in drinks]
+    counts = [0, -rng.randint(1, 9), rng.randint(10, 999), rng.randint(1, 8) + 0.5, "3", None, [1]]
+    bad += [({**rng.choice(good), "count": count}, "") for count in counts]
+    bad += [({**rng.choice(good), "to_go": value}, "") for value in ("no", 1, None)]
+    lab.judge_schema(attempt, good, bad)
+
+
+@order_schema.part("no field is missing, none is added", points=1)
+def _(attempt: object, rng: random.Random) -> None:
+    good = _orders(rng, 5)
+    bad: list[tuple[object, str]] = []
+    for missing in ("drink", "count", "to_go"):
+        bad.append(({k: v for k, v in rng.choice(good).items() if k != missing}, ""))
+    for added in ("note", "name", "sugar"):
+        bad.append(({**rng.choice(good), added: rng.choice(["x", 1, None])}, ""))
+    lab.judge_schema(attempt, good, [*bad, ([], ""), ("tea", ""), (None, "")])

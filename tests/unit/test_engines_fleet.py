@@ -1,0 +1,88 @@
+"""A fleet of engines that are no engines: who runs when, and that all are stopped."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from utils.engines import EngineError, fleet
+from utils.engines.fleet import Fleet
+from utils.profiles import load_profile
+
+CPU = load_profile("cpu")
+VARIANTS = {"a": {}, "b": {"engine": "other"}, "broken": {"engine": "broken"}}
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What happened, in order."""
+    happened = []
+
+    @contextmanager
+    def engine(name):
+        happened.append(f"+{name}")
+        try:
+            yield name
+        finally:
+            happened.append(f"-{name}")
+
+    def launch(name, profile, *, quiet):
+        if name == "broken":
+            raise EngineError("out of luck")
+        return engine(name)
+
+    monkeypatch.setattr(fleet, "launch", launch)
+    return happened
+
+
+def note(log):
+    def work(name, engine, turn):
+        log.append(f"{name}{turn}")
+        return turn
+
+    return work
+
+
+def test_processes_run_together_and_take_turns(log):
+    with Fleet(CPU, VARIANTS, "first") as engines:
+        assert engines.each(note(log), turns=2) == {"a": [0, 1], "b": [0, 1]}
+        assert engines.each(note(log), only=["b"]) == {"b": [0]}
+        assert engines.reasons == {"broken": "out of luck"}
+    assert log == ["+first", "+other", "a0", "b0", "a1", "b1", "b0", "-other", "-first"]
+
+
+def test_containers_come_one_after_the_other(log):
+    with Fleet(replace(CPU, runtime="docker"), VARIANTS, "first") as engines:
+        assert log == []
+        assert engines.each(note(log), turns=2) == {"a": [0, 1], "b": [0, 1]}
+    assert log == ["+first", "a0", "a1", "-first", "+other", "b0", "b1", "-other"]
+
+
+def test_containers_run_together_where_that_is_asked_for(log):
+    with Fleet(replace(CPU, runtime="docker"), VARIANTS, "first", together=True) as engines:
+        engines.each(note(log))
+    assert log == ["+first", "+other", "a0", "b0", "-other", "-first"]
+
+
+@pytest.mark.parametrize("runtime", ["process", "docker"])
+def test_one_of_them_runs_while_it_is_used_or_says_why_not(log, runtime):
+    with Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines:
+        with engines.one("a") as engine:
+            assert engine == "first" and "-first" not in log
+        with pytest.raises(EngineError, match="out of luck"), engines.one("broken"):
+            pass
+    assert "-first" in log
+
+
+@pytest.mark.parametrize("runtime", ["process", "docker"])
+def test_all_are_stopped_when_the_work_fails(log, runtime):
+    def fail(name, engine, turn):
+        raise RuntimeError("no luck either")
+
+    with (
+        pytest.raises(RuntimeError, match="no luck either"),
+        Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines,
+    ):
+        engines.each(fail)
+    assert log.count("+first") == log.count("-first") == 1
+    assert log.count("+other") == log.count("-other")

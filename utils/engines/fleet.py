@@ -1,0 +1,129 @@
+"""Several engines for the same measurements, side by side where the machine can carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from utils.engines.errors import EngineError
+from utils.engines.launch import RunningEngine, launch
+from utils.profiles import Profile
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """Engines by a name of your choice.
+
+    Local processes start side by side, once, which saves minutes on a CPU; an idle one takes no core.
+    Containers share one GPU's memory: unless they are wanted `together`, each is started when it is its
+    turn, and stopped again.
+
+    Args:
+        profile: Where.
+        variants: Options of `launch`, and `engine`, its name, where that is not `engine`.
+        engine: The engine of variants that name none.
+        together: Whether all have to run at the same time; on a GPU their options have to leave room.
+
+    Attributes:
+        reasons: Why a variant does not run, in words, by variant.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        variants: Mapping[str, Mapping[str, Any]],
+        engine: str = "vllm",
+        *,
+        together: bool = False,
+    ) -> None:
+        self.profile = profile
+        self.variants = variants
+        self.reasons: dict[str, str] = {}
+        self._engine = engine
+        self._stack = ExitStack()
+        self._running: dict[str, RunningEngine] | None = None
+        if together or profile.runtime == "process":
+            self._running = self._start(list(variants), self._stack)
+
+    def each(
+        self,
+        work: Callable[[str, RunningEngine, int], T],
+        *,
+        turns: int = 1,
+        only: Collection[str] | None = None,
+    ) -> dict[str, list[T]]:
+        """Does the same work on every engine, `turns` times, the engines in turn where all run.
+
+        Args:
+            work: Called with a variant's name, its engine, and the turn, from 0 on.
+            turns: How often.
+            only: Leaves out all others.
+
+        Returns:
+            What `work` returned, by variant; a variant that does not run is not among them.
+        """
+        results: dict[str, list[T]] = {}
+        with closing(self._batches(only)) as batches:
+            for running in batches:
+                for turn in range(turns):
+                    for name, engine in running.items():
+                        results.setdefault(name, []).append(work(name, engine, turn))
+        return results
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[RunningEngine]:
+        """One of them, running.
+
+        Raises:
+            EngineError: It does not run; says why.
+        """
+        with closing(self._batches([name])) as batches:
+            running = next(batches)
+            if name not in running:
+                raise EngineError(self.reasons[name])
+            yield running[name]
+
+    def stop(self) -> None:
+        """Stops all that run. Twice does no harm."""
+        self._stack.close()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _batches(
+        self, only: Collection[str] | None
+    ) -> Generator[dict[str, RunningEngine], None, None]:
+        wanted = [name for name in self.variants if only is None or name in only]
+        if self._running is not None:
+            yield {name: self._running[name] for name in wanted if name in self._running}
+            return
+        for name in wanted:
+            with ExitStack() as stack:
+                yield self._start([name], stack)
+
+    def _start(self, names: list[str], stack: ExitStack) -> dict[str, RunningEngine]:
+        pending = {}
+        with ThreadPoolExecutor(len(names)) as pool:
+            for name in names:
+                options = {"engine": self._engine, **self.variants[name]}
+                kind = options.pop("engine")
+                pending[name] = pool.submit(launch, kind, self.profile, quiet=True, **options)
+        running: dict[str, RunningEngine] = {}
+        for name, future in pending.items():
+            try:
+                running[name] = stack.enter_context(future.result())
+            except EngineError as error:
+                self.reasons[name] = str(error)
+        return running

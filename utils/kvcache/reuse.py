@@ -1,0 +1,381 @@
+"""The measured runs of lab 3.3.2: what an engine's prefix cache finds, and what that buys."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write_record
+from utils.benchmark.load import LoadResult
+from utils.benchmark.prompts import load_tokenizer
+from utils.engines import EngineError, RunningEngine
+from utils.engines.router import route
+from utils.engines.structured import Constraint, fault, request_fields
+from utils.kvcache.measure import Run, measure
+from utils.kvcache.radix import Tokens
+from utils.kvcache.sizes import cache_shape
+from utils.kvcache.workloads import Maker, Prompts, as_requests, partly_shared, tokenizer_of
+from utils.profiles import Profile
+from utils.telemetry import scrape
+
+ANSWER_TOKENS = 4  # enough to see a first token; the labs' subject is the prompt
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What the prefix cache found of one workload.
+
+    Attributes:
+        run: The measured run.
+        cached: Cached prompt tokens of each request, as its ``usage`` says.
+        prompt: Prompt tokens of each, likewise.
+    """
+
+    run: Run
+    cached: tuple[int, ...]
+    prompt: tuple[int, ...]
+
+    @property
+    def rate(self) -> float:
+        """Cached over all prompt tokens, by the requests' ``usage``, 0 to 1."""
+        return sum(self.cached) / sum(self.prompt)
+
+    @property
+    def counted(self) -> float | None:
+        """The same by the engine's own counters; None where it has none."""
+        hits = self.run.series.increase("prefix_hits")
+        looked_up = self.run.series.increase("prefix_queries")
+        return None if hits is None or not looked_up else hits / looked_up
+
+
+def hits_of(measured: Run) -> Hits:
+    """Reads the cached tokens of a run.
+
+    Raises:
+        EngineError: A request failed, or the engine does not say what it had cached.
+    """
+    failed = [trace.error for trace in measured.result.traces if not trace.ok]
+    if failed:
+        raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
+    traces = measured.result.traces
+    return Hits(
+        measured,
+        tuple(trace.cached_tokens or 0 for trace in traces),
+        tuple(trace.prompt_tokens or 0 for trace in traces),
+    )
+
+
+def measure_hits(
+    engine: RunningEngine,
+    profile: Profile,
+    prompts: Sequence[Tokens],
+    label: str,
+    concurrency: int = 1,
+) -> Hits:
+    """Sends prompts in their order, ``concurrency`` at a time, and reads what was cached of each."""
+    requests = as_requests(prompts, ANSWER_TOKENS)
+    return hits_of(measure(engine, profile, requests, concurrency, label))
+
+
+def hits_table(
+    predicted: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, Hits]]
+) -> pd.DataFrame:
+    """One row per engine and workload: predicted, measured, counted by the engine, and the difference."""
+    rows = []
+    for engine, by_workload in measured.items():
+        for workload, hits in by_workload.items():
+            said = predicted[engine][workload]
+            counted = "" if hits.counted is None else f"{hits.counted:.1%}"
+            rows.append(
+                {
+                    "engine": engine,
+                    "workload": workload,
+                    "prompt tokens": sum(hits.prompt),
+                    "predicted": f"{said:.1%}",
+                    "measured (usage)": f"{hits.rate:.1%}",
+                    "its own counters": counted,
+                    "difference, points": round(100 * (hits.rate - said), 1),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["engine", "workload"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """TTFT of prompts of one length that begin with a cached prefix.
+
+    Attributes:
+        fraction: Share of the prompt that was cached, 0 to 1, as the engine counted it.
+        ttft_s: Of each request, seconds.
+    """
+
+    fraction: float
+    ttft_s: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median TTFT, seconds."""
+        return median(self.ttft_s)
+
+
+def curve_point(
+    engine: RunningEngine, profile: Profile, fraction: float, turn: int, label: str
+) -> Point:
+    """Measures TTFT where ``fraction`` of a prompt of 12 units was sent before.
+
+    One request alone brings the prefix into the cache, and is not measured; a few follow, one after the
+    other, each with an end of its own. No prompt occurs in two turns.
+    """
+    make = Maker(profile, seed=hash((round(1000 * fraction), turn)))
+    prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=3)
+    if prefix:
+        run(
+            Client(engine.base_url, engine.model, "completions"),
+            as_requests([prefix], 1),
+            ClosedLoop(1),
+            progress=False,
+        )
+    hits = hits_of(measure(engine, profile, as_requests(prompts, ANSWER_TOKENS), 1, label))
+    times = tuple(trace.ttft() for trace in hits.run.result.traces)
+    return Point(hits.rate, times)
+
+
+def measure_curve(
+    engine: RunningEngine, profile: Profile, fractions: Sequence[float], turn: int, label: str
+) -> list[Point]:
+    """TTFT for each share of the prompt, see :func:`curve_point`."""
+    return [curve_point(engine, profile, fraction, turn, label) for fraction in fractions]
+
+
+def merge_turns(turns: Sequence[Sequence[Point]]) -> list[Point]:
+    """The curves of several turns as one: shares averaged, times put together."""
+    return [
+        Point(
+            sum(point.fraction for point in same) / len(same),
+            tuple(time for point in same for time in point.ttft_s),
+        )
+        for same in zip(*turns, strict=True)
+    ]
+
+
+def prefill_work(config: Mapping[str, Any], parameters: int, length: int, cached: int) -> float:
+    """Floating-point operations to compute a prompt of which the first ``cached`` tokens are there.
+
+    Two per weight and new token; and in each layer, for each query head, two products of ``head_dim``
+    numbers for every pair of a new token and one before it, itself included.
+
+    Args:
+        config: The model's Hugging Face config.
+        parameters: Weights that every prompt token is multiplied with.
+        length: Tokens of the prompt.
+        cached: Of these, in the cache.
+    """
+    shape = cache_shape(config)
+    pairs = (length * (length + 1) - cached * (cached + 1)) / 2
+    attention = 4 * shape.layers * shape.query_heads * shape.head_dim * pairs
+    return 2.0 * parameters * (length - cached) + attention
+
+
+def shared_crowd(profile: Profile, turn: int) -> list[Request]:
+    """Sixteen requests behind one system prompt; no prompt occurs in two turns."""
+    make = Maker(profile, seed=1000 + turn)
+    system = make.tokens(8)
+    return as_requests([system + make.tokens(1) for _ in range(16)], 16)
+
+
+def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, int, int]:
+    """A queue for a cache that is too small: three groups whose members come in turn, and a stranger.
+
+    Returns:
+        The prompts, first come first; the position of the stranger, who shares nothing; and the tokens
+        that the cache may hold: enough for one group and a half.
+    """
+    make = Maker(profile, seed)
+    prefixes = [make.tokens(6) for _ in range(3)]
+    prompts = [prefix + make.tokens(1) for _ in range(4) for prefix in prefixes]
+    stranger = 2
+    prompts.insert(stranger, make.tokens(7))
+    return prompts, stranger, round(1.5 * 7 * make.unit)
+
+
+def measure_order(
+    engine: RunningEngine, profile: Profile, prompts: Sequence[Tokens], label: str
+) -> tuple[Hits, tuple[int, ...]]:
+    """Sends a whole queue at once to an engine that serves one request at a time.
+
+    Returns:
+        What was cached, and the positions of the requests in the order in which they were served.
+    """
+    hits = measure_hits(engine, profile, prompts, label, concurrency=len(prompts))
+    traces = hits.run.result.traces
+    order = sorted(range(len(traces)), key=lambda i: traces[i].first_token or 0.0)
+    return hits, tuple(order)
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Answers under one constraint.
+
+    Attributes:
+        kind: ``free``, ``json_schema``, ``regex`` or ``choice``.
+        result: What the load generator saw.
+        faults: Why an answer is not valid, for each that is not.
+    """
+
+    kind: str
+    result: LoadResult
+    faults: tuple[str, ...]
+
+
+def measure_structured(
+    engine: RunningEngine,
+    profile: Profile,
+    constraint: Constraint,
+    questions: Sequence[str],
+    *,
+    max_tokens: int,
+    concurrency: int = 16,
+) -> Structured:
+    """Asks every question under a constraint and checks every answer.
+
+    Args:
+        engine: What serves.
+        profile: Where.
+        constraint: As :mod:`utils.engines.structured`; empty for none.
+        questions: Chat messages.
+        max_tokens: Where an answer is cut off, valid or not.
+        concurrency: Requests in flight.
+    """
+    kind = next(iter(constraint), "free")
+    extra = request_fields(engine.spec, constraint)
+    requests = [
+        Request(question, max_tokens=max_tokens, temperature=0.8, seed=seed, extra_body=extra)
+        for seed, question in enumerate(questions)
+    ]
+    label = f"{engine.spec.title}, {kind}"
+    result = run(
+        Client(engine.base_url, engine.model),
+        requests,
+        ClosedLoop(concurrency),
+        label=label,
+        alive=engine.running,
+    )
+    write_record(make_record(result, engine, profile, label=label, extra={"constraint": kind}))
+    faults = [trace.error or fault(trace.text, constraint) for trace in result.traces]
+    return Structured(kind, result, tuple(why for why in faults if why))
+
+
+def structured_table(answers: Mapping[str, Sequence[Structured]]) -> pd.DataFrame:
+    """One row per engine and constraint: valid answers, and the pace of decoding."""
+    rows = []
+    for engine, kinds in answers.items():
+        free = next(one for one in kinds if one.kind == "free").result.summary()
+        for one in kinds:
+            summary = one.result.summary()
+            sent = len(one.result.traces)
+            pace = 1000 / summary["median_tpot_ms"] if summary["median_tpot_ms"] else float("nan")
+            pace_free = 1000 / free["median_tpot_ms"]
+            checked = "" if one.kind == "free" else f"{sent - len(one.faults)} of {sent}"
+            rows.append(
+                {
+                    "engine": engine,
+                    "constraint": one.kind,
+                    "valid": checked,
+                    "tokens a second, one request": round(pace, 1),
+                    "of free": f"{pace / pace_free:.0%}",
+                    "TTFT median (ms)": round(summary["median_ttft_ms"], 1),
+                    "tokens an answer": round(summary["total_output_tokens"] / sent, 1),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["engine", "constraint"])
+
+
+def as_text(profile: Profile, prompts: Sequence[Tokens]) -> list[str]:
+    """Prompts as text, for a router that takes no token ids."""
+    tokenizer = load_tokenizer(tokenizer_of(profile))
+    return [tokenizer.decode(prompt) for prompt in prompts]
+
+
+def router_prompts(profile: Profile, seed: int) -> list[str]:
+    """Three groups of six prompts behind three prefixes, shuffled, as text."""
+    make = Maker(profile, seed)
+    prompts = [
+        prefix + make.tokens(1) for prefix in (make.tokens(6) for _ in range(3)) for _ in range(6)
+    ]
+    random.Random(seed).shuffle(prompts)
+    return as_text(profile, prompts)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A load that went through a router.
+
+    Attributes:
+        policy: The router's.
+        result: What the load generator saw.
+        shares: Prompt tokens that each worker received, by its own counter.
+    """
+
+    policy: str
+    result: LoadResult
+    shares: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Cached over all prompt tokens of the requests that were answered, 0 to 1."""
+        answered = [trace for trace in self.result.traces if trace.ok]
+        total = sum(trace.prompt_tokens or 0 for trace in answered)
+        return sum(trace.cached_tokens or 0 for trace in answered) / total if total else 0.0
+
+    @property
+    def failed(self) -> int:
+        """Requests without a whole answer."""
+        return sum(not trace.ok for trace in self.result.traces)
+
+
+def measure_routed(
+    workers: Sequence[RunningEngine],
+    profile: Profile,
+    policy: str,
+    prompts: Sequence[str],
+    *,
+    output_tokens: int = ANSWER_TOKENS,
+    concurrency: int = 2,
+    kill_after_s: float | None = None,
+) -> Routed:
+    """Sends prompts through SGLang's router to workers that serve the same model.
+
+    Args:
+        workers: The engines.
+        profile: Where.
+        policy: As :func:`utils.engines.router.route`.
+        prompts: Texts: this router takes no token ids.
+        output_tokens: Of each answer.
+        concurrency: Requests in flight.
+        kill_after_s: Kills the last worker so many seconds after the first request; None for not.
+    """
+    requests = [Request(prompt, max_tokens=output_tokens, ignore_eos=True) for prompt in prompts]
+    before = [scrape(worker).prompt_tokens or 0.0 for worker in workers]
+    label = f"router, {policy}"
+    with route(workers, policy) as url:
+        client = Client(url, workers[0].model, "completions")
+        killer = threading.Timer(kill_after_s or 0.0, workers[-1].kill)
+        if kill_after_s is not None:
+            killer.start()
+        try:
+            result = run(client, requests, ClosedLoop(concurrency), label=label)
+        finally:
+            killer.cancel()
+    extra = {"router": policy, "workers": len(workers), "kill_after_s": kill_after_s}
+    write_record(make_record(result, workers[0], profile, label=label, extra=extra))
+    shares = tuple(
+        (scrape(worker).prompt_tokens or 0.0) - start if worker.running() else 0.0
+        for worker, start in zip(workers, before, strict=True)
+    )
+    return Routed(policy, result, shares)
