@@ -349,11 +349,12 @@ decode_ceiling = checks.decode_ceiling(decode_ceiling)
 # ### Your machine and your model
 #
 # Bandwidth and FLOP/s are measured now, for a working set as large as the model's weights: a small
-# model lives in the processor's cache, which is faster than memory.
+# model lives in the processor's cache, which is faster than memory. What counts is the data type that the
+# engine holds weights and KV cache in, whatever the file's own; the first line of this lab's output names it.
 
 # %% tags=["measures"]
-model = roofline.describe_model(profile.models["vllm"])
-machine = roofline.measure_machine(working_set=model.weight_bytes)
+model = roofline.describe_model(profile.models["vllm"], profile.dtype)
+machine = roofline.measure_machine(working_set=model.weight_bytes, dtype=profile.dtype)
 context = profile.load.prompt_tokens + profile.load.output_tokens // 2
 print(machine)
 print(model)
@@ -378,6 +379,10 @@ single_stream = 200
 # The same prompts, the same answer lengths, the same client; one engine at a time, so that they do
 # not share the machine. `transformers` serves one request at a time: it is what serving looks like
 # without an engine.
+#
+# llama.cpp serves the weights as they are in its file (BF16, Q8_0); the other engines hold them in the
+# profile's data type. On a CPU without bfloat16 instructions that is float32, twice the bytes of bfloat16. The
+# column "weights" below says which it was.
 #
 # Without a GPU, vLLM runs here with `--enforce-eager`, kernel by kernel: compiling takes longer than the
 # lab has. That costs it most at one request; lab 3.3.3 measures how much.
@@ -473,6 +478,9 @@ compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", u
 roofline.compare(records, prefills, machine, model, decode_ceiling)
 
 # %% [markdown]
+# Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
+# the profile's data type (in llama.cpp: 16 bits).
+#
 # **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is near
 # one for every engine: memory is the limit, and all engines read the same bytes. For a model of a few
 # megabytes it is small, and what you see is *overhead*: Python, scheduling, HTTP. Batching divides that

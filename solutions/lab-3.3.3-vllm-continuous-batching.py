@@ -63,8 +63,8 @@ print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
 # Write `kv_bytes_per_token`. `config` is a model's `config.json` as a dictionary; `value_bytes` is
-# the size of one number in the cache (2 for bfloat16, 1 for FP8). Two fields may be missing, together or
-# one alone: without `num_key_value_heads` each query head has a KV head of its own; without `head_dim`
+# the size of one number in the cache (4 for float32, 2 for bfloat16, 1 for FP8). Two fields may be missing,
+# together or one alone: without `num_key_value_heads` each query head has a KV head of its own; without `head_dim`
 # a head has `hidden_size // num_attention_heads` numbers.
 #
 # <details><summary>Hint 1</summary>
@@ -93,7 +93,8 @@ kv_bytes_per_token = checks.kv_bytes_per_token(kv_bytes_per_token)
 
 # %% [markdown]
 # Now for two models: the one that runs in this lab, and `Qwen/Qwen3-8B`, the one this course uses on
-# a DGX Spark (its `config.json` is *cited* from the hub).
+# a DGX Spark (its `config.json` is *cited* from the hub). vLLM keeps the cache in the data type in which it
+# runs the model, which the first line of this lab's output names, unless it is told another.
 
 # %%
 here = read_config(profile.models["vllm"])
@@ -102,9 +103,10 @@ qwen3_8b = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
     "tie_word_embeddings": False, "dtype": "bfloat16",
 }
+kv_types = {profile.dtype_name: profile.value_bytes, "BF16": 2, "FP8": 1}
 rows = []
 for name, config in (("this lab's model", here), ("Qwen3-8B", qwen3_8b)):
-    for dtype, value_bytes in (("BF16", 2), ("FP8", 1)):
+    for dtype, value_bytes in kv_types.items():
         token_bytes = kv_bytes_per_token(config, value_bytes)
         rows.append((name, dtype, token_bytes / 1024, int(GIB // token_bytes)))
 pd.DataFrame(rows, columns=["model", "KV cache", "KiB per token (derived)", "tokens per GiB (derived)"])
@@ -168,17 +170,19 @@ budget = int(kv_budget_bytes(engine))
 print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
 
 # %% [markdown]
-# **Predict**: how many blocks will it report? You have all that is needed.
+# **Predict**: how many blocks will it report? You have all that is needed: `profile.value_bytes` is the size of
+# one number in the data type that this vLLM runs in.
 
 # %% prediction="blocks_predicted"
 ### BEGIN SOLUTION
 #: blocks_predicted = None  # capacity(budget, ..., report.block_size, ...)[0]
-blocks_predicted = capacity(budget, kv_bytes_per_token(here, 2), report.block_size, 1)[0]
+blocks_predicted = capacity(budget, kv_bytes_per_token(here, profile.value_bytes), report.block_size, 1)[0]
 ### END SOLUTION
 
 # %%
 compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
-blocks, requests = capacity(budget, kv_bytes_per_token(here, 2), report.block_size, profile.context_length)
+token_bytes = kv_bytes_per_token(here, profile.value_bytes)
+blocks, requests = capacity(budget, token_bytes, report.block_size, profile.context_length)
 print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
 print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
 
@@ -651,8 +655,9 @@ print(explain.explain_waves(flowing, in_waves, static.makespan_s / continuous.ma
 #
 # What if the cache is too small for all who are admitted? First a burst with room for everybody, as a
 # yardstick; then this engine stops, and two others start with a **deliberately small** cache: blocks for a
-# quarter of the burst. One keeps its keys and values in BF16. The other keeps them in **FP8** and gets the
-# *same bytes*, so twice the blocks.
+# quarter of the burst. One keeps its keys and values in the data type that the model runs in. The other keeps
+# them in **FP8**, one byte per number, and gets the *same bytes*: twice the blocks where the model runs in
+# bfloat16, four times where it runs in float32.
 
 # %% tags=["measures"]
 burst = make_requests(profile, top, seed=77)
@@ -667,9 +672,10 @@ tight = top // 4 * blocks_for(length, block_size)
 common = {
     "prefix_caching": False, "context_length": 2 * length, "extra_arguments": ("--block-size", str(block_size)),
 }
+own_tight = f"{profile.dtype_name}, tight"
 variants = {  # one block more than tokens need: block 0 is the placeholder
-    "BF16, tight": {"kv_blocks": tight + 1, **common},
-    "FP8, same bytes": {"kv_blocks": 2 * tight + 1, "kv_cache_dtype": "fp8", **common},
+    own_tight: {"kv_blocks": tight + 1, **common},
+    "FP8, same bytes": {"kv_blocks": profile.value_bytes * tight + 1, "kv_cache_dtype": "fp8", **common},
 }
 simulated = {
     name: simulate_continuous(
@@ -677,16 +683,18 @@ simulated = {
     ).preemptions
     for name, options in variants.items()
 }
-print(f"{tight} blocks of {block_size} for {top} requests that need {blocks_for(length, block_size)} each")
+print(f"Each of {top} requests needs {blocks_for(length, block_size)} blocks of {block_size} tokens. Room for tokens:")
+for name, options in variants.items():
+    print(f"{name:>16}: {options['kv_blocks'] - 1} blocks")
 
 # %% [markdown]
-# **Predict**: how many preemptions will the BF16 engine count while it serves the burst? (What your scheduler
-# says to the same question is shown afterwards.)
+# **Predict**: how many preemptions will the first of the two count while it serves the burst? (What your
+# scheduler says to the same question is shown afterwards.)
 
 # %% prediction="preemptions_predicted"
 ### BEGIN SOLUTION
 #: preemptions_predicted = None  # a count
-preemptions_predicted = simulated["BF16, tight"]
+preemptions_predicted = simulated[own_tight]
 ### END SOLUTION
 
 # %% tags=["measures"]
@@ -695,7 +703,7 @@ squeezed, reasons = run_variants(
 )
 for name, run in squeezed.items():
     counted = run.series.increase("preemptions")
-    if name == "BF16, tight":
+    if name == own_tight:
         compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
     compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
 print(explain.explain_pressure(roomy, squeezed))
@@ -703,8 +711,8 @@ for name, reason in reasons.items():
     print(f"{name}: not run here: {reason}")
 
 # %%
-if "BF16, tight" in squeezed:
-    tight_run = squeezed["BF16, tight"]
+if own_tight in squeezed:
+    tight_run = squeezed[own_tight]
     display(plot_run(tight_run.series, tight_run.result.traces, "a burst on a KV cache for a quarter of it"))
 
 # %% [markdown]
@@ -715,7 +723,9 @@ if "BF16, tight" in squeezed:
 # **In words.** A prompt is admitted when *it* fits; that every running request will want more blocks soon is
 # not counted. So the engine admits gladly, runs full, and throws the youngest out, whose work is done again.
 # Twice the blocks need not mean half the preemptions: twice as many run at once, and when they reach the end
-# of a block at the same step, they all want the next one. Watch `vllm:num_preemptions_total` in production: a
+# of a block at the same step, they all want the next one. Four times the blocks hold this whole burst. (On a
+# CPU, vLLM keeps a cache in FP8 only with AVX-512 or AMX instructions: `v1/attention/backends/cpu_attn.py`;
+# without them its reason stands above.) Watch `vllm:num_preemptions_total` in production: a
 # steady climb says that the cache is too small or `--max-num-seqs` too large.
 #
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): how many preemptions did your two
@@ -729,6 +739,7 @@ if "BF16, tight" in squeezed:
 #
 # One point: a cause at a step. With twice the blocks twice as many requests are admitted; they were admitted
 # together, so they need their next block in the same step, and as many are thrown out as blocks are missing.
+# (With four times the blocks, where the model runs in float32, the whole burst fits, and nobody is thrown out.)
 # Prediction and count differ where the engine admits in another step than the simulation: arrivals take time,
 # a step of the engine may hold more tokens, and block 0 is not for tokens.
 # ### END SOLUTION
@@ -736,12 +747,12 @@ if "BF16, tight" in squeezed:
 # %% [markdown]
 # ### Does quantisation change the answers?
 #
-# Same prompts, greedy decoding: the share of requests with exactly the same text. Other batches round
-# differently even in BF16, so the first line is the yardstick for the second.
+# Same prompts, greedy decoding: the share of requests with exactly the same text. Other batches can round
+# differently without any quantisation, so the first line is the yardstick for the second (if FP8 runs here).
 
 # %%
 for name, run in squeezed.items():
-    print(f"{name:>16} against BF16 with room: {same_answers(roomy, run):.0%} of the answers are the same text")
+    print(f"{name:>16} against {profile.dtype_name} with room: {same_answers(roomy, run):.0%} of the answers are the same text")
 
 # %% [markdown]
 # A cache in 8 bits keeps 3 bits of mantissa (FP8 E4M3), or a scale per 32 numbers and 8-bit integers
@@ -814,7 +825,7 @@ except EngineError as reason:
 # | continuous batching | a place is filled at the next step | sections 4 and 5, predicted and measured |
 # | batching | one reading of the weights serves all | section 5, the ratio at the top level |
 # | preemption | gladly admitted, thrown out, computed again | section 6, vLLM's own counter |
-# | quantised cache | half the bytes, twice the tokens | section 6 |
+# | quantised cache | FP8: half the bytes of bfloat16, twice the tokens | section 6, if it runs here |
 # | compiled or eager | a longer start against shorter steps | section 7, if this machine had the time |
 #
 # All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
