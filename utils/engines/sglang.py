@@ -16,6 +16,9 @@ from utils.kvcache.sizes import GIB, bytes_per_token, read_config
 from utils.setup.steps import ENGINES, on_x86
 
 PYTHON = ENGINES / "sglang" / "bin" / "python"
+VERSION = (
+    "0.5.23"  # of the container and of the package; requirements/sglang.hash.txt pins the same
+)
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -62,6 +65,7 @@ def _on_cpu(options: ServeOptions) -> list[str]:
         *("--device", "cpu"),
         *("--attention-backend", "torch_native"),
         *("--max-total-tokens", str(kv_tokens(options))),
+        *("--log-level-http", "warning"),  # no line for every request
         "--sleep-on-idle",  # its scheduler otherwise keeps a core busy while nobody asks for anything
     ]
 
@@ -102,7 +106,7 @@ SPEC = EngineSpec(
     name="sglang",
     title="SGLang",
     container=Container(
-        image="lmsysorg/sglang:v0.5.23-cu130",
+        image=f"lmsysorg/sglang:v{VERSION}-cu130",
         port=30000,
         command=("python3", "-m", "sglang.launch_server"),
         shm_size="32g",
@@ -112,7 +116,7 @@ SPEC = EngineSpec(
         command=(str(PYTHON), "-m", "sglang.launch_server"),
         needs=PYTHON,
         setup="sglang",
-        version="0.5.23",
+        version=VERSION,
         environment=local_environment,
     )
     if on_x86()
@@ -134,9 +138,11 @@ SPEC = EngineSpec(
         prefix_hit_rate="sglang:cache_hit_rate",
         ttft="sglang:time_to_first_token_seconds",
         itl="sglang:inter_token_latency_seconds",
+        tpot="sglang:request_time_per_output_token_seconds",
         e2e="sglang:e2e_request_latency_seconds",
         prompt_tokens="sglang:prompt_tokens_total",
         generated_tokens="sglang:generation_tokens_total",
+        preemptions="sglang:num_retracted_requests_total",  # not there before the first
     ),
     capabilities=Capabilities(
         prefix_cache=True,

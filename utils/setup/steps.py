@@ -230,7 +230,7 @@ COURSE = Step(
     "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
     COURSE_ENV,
     minutes=2.0,
-    gigabytes=1.7,
+    gigabytes=2.1,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
 )
@@ -247,7 +247,7 @@ SGLANG = Step(
     "sglang",
     "SGLang for the CPU in .engines/sglang",
     ENGINES / "sglang",
-    minutes=3.0,
+    minutes=4.0,
     gigabytes=2.6,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
