@@ -26,6 +26,11 @@ def vllm(profile):
 
 
 @pytest.fixture(scope="module")
+def sglang(profile):
+    yield from running("sglang", profile)
+
+
+@pytest.fixture(scope="module")
 def llama_cpp(profile):
     yield from running("llama_cpp", profile)
 

@@ -1,6 +1,7 @@
 """The engines themselves: they answer, count, stream, report metrics, and are gone afterwards."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -12,10 +13,13 @@ import pytest
 from utils.benchmark import Client, ClosedLoop, EngineDied, Request, run
 from utils.benchmark.sweep import measure_prefill, prompts
 from utils.engines import EngineStartError, launch
+from utils.engines.sglang import kv_tokens
+from utils.engines.sglang_language import sgl
 from utils.telemetry import scrape
 
 pytestmark = pytest.mark.engine
-ENGINES = ["vllm", "llama_cpp", "llama_cpp_quantised", "baseline"]
+ENGINES = ["vllm", "sglang", "llama_cpp", "llama_cpp_quantised", "baseline"]
+PAGED = ["vllm", "sglang"]
 
 
 @pytest.fixture
@@ -72,37 +76,108 @@ def test_it_knows_its_version_and_memory(engine):
     assert engine.memory_bytes() > 10_000_000
 
 
-def test_vllm_is_the_version_that_was_set_up(vllm, profile):
+@pytest.mark.parametrize("engine", PAGED, indirect=True)
+def test_it_is_the_version_that_was_set_up(engine, profile):
     if profile.name == "cpu":
-        assert vllm.version == vllm.spec.local.version
+        assert engine.version == engine.spec.local.version
 
 
-@pytest.mark.parametrize("engine", ["vllm", "llama_cpp"], indirect=True)
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llama_cpp"], indirect=True)
 def test_its_metrics_are_under_the_names_that_its_file_declares(engine):
     before = scrape(engine)
     ask(engine)
-    time.sleep(1.5)  # vLLM publishes its statistics from another process
+    time.sleep(1.5)  # vLLM and SGLang publish their statistics from another process
     after = scrape(engine)
     assert after.running == 0
     assert after.generated_tokens > before.generated_tokens
     assert after.prompt_tokens > before.prompt_tokens
 
 
-def test_every_metric_of_vllm_that_is_declared_is_there_but_those_of_speculation(vllm):
-    ask(vllm)
-    text = httpx.get(vllm.base_url + vllm.spec.metrics_path, timeout=10).text
-    speculation = {"drafts", "drafted_tokens", "accepted_tokens"}
-    for field, name in vars(vllm.spec.metrics).items():
-        if name is not None and field not in speculation:
-            assert name in text, f"{field}: {name}"
+@pytest.mark.parametrize("engine", PAGED, indirect=True)
+def test_every_metric_that_is_declared_is_there_but_those_of_speculation(engine):
+    ask(engine)
+    text = httpx.get(engine.base_url + engine.spec.metrics_path, timeout=10).text
+    absent = {"drafts", "drafted_tokens", "accepted_tokens"}
+    if engine.name == "sglang":
+        absent.add("preemptions")  # its counter appears with the first one
+    for field, name in vars(engine.spec.metrics).items():
+        if name is not None and field not in absent:
+            assert re.search(rf"^{name}(_bucket)?[{{ ]", text, re.MULTILINE), f"{field}: {name}"
 
 
-def test_a_shared_prefix_is_found_in_vllms_cache(vllm):
+@pytest.mark.parametrize("engine", PAGED, indirect=True)
+def test_a_shared_prefix_is_found_in_the_cache(engine):
     text = " ".join(f"word{i}" for i in range(120))
-    client = Client(vllm.base_url, vllm.model)
+    client = Client(engine.base_url, engine.model)
     requests = [Request(prompt=text, max_tokens=4), Request(prompt=text, max_tokens=4)]
     result = run(client, requests, ClosedLoop(1), progress=False)
     assert (result.traces[0].cached_tokens or 0) < result.traces[1].cached_tokens
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "obeys"),
+    [
+        ("regex", "(yes|no)", re.compile("(yes|no)")),
+        ("ebnf", 'root ::= "left" | "right"', re.compile("(left|right)")),
+        ("json_schema", '{"type": "array", "maxItems": 2}', re.compile(r"\[.*\]", re.DOTALL)),
+    ],
+)
+def test_sglang_holds_its_answer_to_a_constraint(sglang, field, value, obeys):
+    body = {"model": sglang.model, "prompt": "Well, ", "max_tokens": 64, "temperature": 0}
+    url = f"{sglang.base_url}/v1/completions"
+    answer = httpx.post(url, json={**body, field: value}, timeout=60).json()
+    assert obeys.fullmatch(answer["choices"][0]["text"].strip())
+
+
+def test_sglangs_cache_has_the_size_that_was_asked_for(sglang, profile):
+    answer = httpx.get(f"{sglang.base_url}/server_info", timeout=10).json()
+    if profile.name == "cpu":
+        assert answer["max_total_num_tokens"] == kv_tokens(sglang.options)
+        assert answer["attention_backend"] == "torch_native"
+    assert answer["page_size"] == 1
+
+
+def test_sglangs_language_runs_here_and_talks_to_it(sglang):
+    sgl.set_default_backend(sgl.RuntimeEndpoint(sglang.base_url))
+
+    @sgl.function
+    def program(s):
+        s += sgl.user("What is a KV cache?")
+        s += sgl.assistant(sgl.gen("text", max_tokens=8, temperature=0))
+        s += sgl.user("Is it large?")
+        s += sgl.assistant(sgl.select("choice", choices=["yes", "no"]))
+        branches = s.fork(2)
+        branches += lambda i: f" {i}:" + sgl.gen("more", max_tokens=4)
+        branches.join()
+
+    state = program.run()
+    assert state["text"].strip()
+    assert state["choice"] in ("yes", "no")
+
+
+def test_an_idle_sglang_leaves_the_cores_alone(sglang):
+    ask(sglang)
+    family = psutil.Process(int(sglang.identity)).children(recursive=True)
+
+    def used():
+        return sum(sum(p.cpu_times()[:2]) for p in family)
+
+    time.sleep(2)
+    before = used()
+    time.sleep(3)
+    assert used() - before < 1.5, "seconds of a core in 3 s without a request"
+
+
+def test_sglang_goes_on_when_its_cache_is_too_small_for_all(profile):
+    """It puts requests back and starts them anew, without any of the kernels that it has not here."""
+    with launch("sglang", profile, quiet=True, kv_blocks=400) as engine:
+        client = Client(engine.base_url, engine.model, "completions")
+        result = run(
+            client, prompts(profile, 12, output=120, seed=3), ClosedLoop(12), progress=False
+        )
+        assert [trace.error for trace in result.traces] == [None] * 12
+        assert engine.running()
+        assert scrape(engine).preemptions
 
 
 def test_batching_in_vllm_beats_the_baseline(vllm, baseline, profile):
@@ -123,13 +198,14 @@ def test_prefill_is_measured(vllm, profile):
     assert prefill.tokens_per_s > 0
 
 
-def test_a_prompt_beyond_the_context_is_an_error_and_the_engine_lives(vllm, profile):
+@pytest.mark.parametrize("engine", PAGED, indirect=True)
+def test_a_prompt_beyond_the_context_is_an_error_and_the_engine_lives(engine, profile):
     too_long = Request(prompt="word " * (2 * profile.context_length), max_tokens=4)
-    client = Client(vllm.base_url, vllm.model)
+    client = Client(engine.base_url, engine.model)
     trace = run(client, [too_long], ClosedLoop(1), progress=False).traces[0]
     assert trace.status == 400
     assert "context" in trace.error or "length" in trace.error
-    assert ask(vllm).traces[0].ok
+    assert ask(engine).traces[0].ok
 
 
 def test_an_engine_that_dies_in_the_middle_is_said_to_have_died(profile):
@@ -153,13 +229,24 @@ def test_a_wrong_argument_is_named_by_the_engines_own_log(profile):
     assert "does not know one of the arguments" in caught.value.hint
 
 
-def test_nothing_is_left_of_vllm(profile):
+@pytest.mark.parametrize(("name", "title"), [("vllm", "VLLM"), ("sglang", "sglang::")])
+def test_nothing_is_left_of_it(name, title, profile):
     before = {p.pid for p in psutil.process_iter()}
-    engine = launch("vllm", profile, quiet=True)
+    engine = launch(name, profile, quiet=True)
     family = psutil.Process(int(engine.identity)).children(recursive=True)
     assert family
     engine.stop()
     left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert left == []
-    named = [p for p in psutil.process_iter(["name"]) if "VLLM" in (p.info["name"] or "")]
+    named = [p for p in psutil.process_iter(["name"]) if title in (p.info["name"] or "")]
     assert [p for p in named if p.pid not in before] == []
+
+
+def test_nothing_is_left_of_sglang_when_its_server_is_killed_from_outside(profile):
+    engine = launch("sglang", profile, quiet=True)
+    family = psutil.Process(int(engine.identity)).children(recursive=True)
+    family[0].kill()
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert left == []
+    assert not engine.running()
+    engine.stop()
