@@ -144,7 +144,15 @@ def _same_matches(attempt: Callable[..., int], rng: random.Random, page_sizes: l
         root = lab.tree_of(*stored, page_size=page_size)
         before = lab.drawn(root)
         (tokens,) = _some(rng, 1, 12)
-        tokens = rng.choice(stored)[: rng.randint(0, 12)] + tokens
+        if rng.random() < 0.5:
+            tokens = rng.choice(stored)[: rng.randint(0, 12)] + tokens
+        else:  # leaves a node early, for what begins one of its children
+            shared = [rng.randrange(5, 9) for _ in range(page_size * rng.randint(2, 4))]
+            for first in (0, 1):
+                stored.append(shared + [first] * page_size)
+                radix.insert(root, stored[-1], page_size)
+            before = lab.drawn(root)
+            tokens = shared[:-page_size] + [1] * page_size
         what = f"{tokens} in pages of {page_size} where {stored} were stored"
         wanted = radix.match_prefix(root, tokens, page_size)
         expect_equal(attempt(root, tokens, page_size), wanted, what=what)
@@ -411,12 +419,12 @@ evict = Grading(
             _evict_by(lambda n: n.last_used, _ignores_locks), says="in use"
         ),
         "evicts nodes with children": Wrong(
-            _evict_by(lambda n: n.last_used, _inner_nodes_too), says="child"
+            _evict_by(lambda n: n.last_used, _inner_nodes_too), says="leaf"
         ),
         "never looks at new leaves": Wrong(
             _evict_by(lambda n: n.last_used, _leaves, again=False), says="is a leaf"
         ),
-        "goes by length": Wrong(_evict_by(lambda n: -len(n.key), _leaves), says="last_used"),
+        "goes by length": Wrong(_evict_by(lambda n: len(n.key), _leaves), says="used first"),
         "cuts a leaf": Wrong(_cuts_the_last_leaf, says="whole"),
         "takes one leaf more": Wrong(_one_more, says="evicting 1 token"),
         "returns what was asked for": Wrong(_returns_the_wish, says="removed"),
@@ -432,8 +440,7 @@ def _same_evictions(attempt: Callable[..., int], rng: random.Random, locks: int)
         mine, theirs = (lab.tree_of(*stored, page_size=page_size) for _ in range(2))
         for tokens in rng.sample(stored, locks):
             for root in (mine, theirs):
-                end = radix.insert(root, tokens, page_size, 9 + stored.index(tokens))
-                radix.lock(end)
+                radix.lock(radix.insert(root, tokens, page_size, 0))  # the oldest of all
         for num_tokens in (rng.randint(0, 6), rng.randint(1, 9)):
             case = f"{num_tokens} tokens where {stored} were stored, pages of {page_size}, {locks} locked"
             wanted = radix.evict(theirs, num_tokens)
@@ -519,6 +526,9 @@ def _same_rates(attempt: Callable[..., float], rng: random.Random, capacity: int
 @predict_hit_rate.part("a cache with room for all", points=1)
 def _(attempt: Callable[..., float], rng: random.Random) -> None:
     _same_rates(attempt, rng, None)
+    prompt = [rng.randrange(50) for _ in range(rng.randint(4, 7))]
+    wanted = (len(prompt) - 1) / (2 * len(prompt))
+    expect_close(attempt([prompt, prompt], RadixCache()), wanted, what=f"{prompt}, twice")
 
 
 @predict_hit_rate.part("a cache that is too small", points=1)
@@ -530,7 +540,7 @@ predict_speedup = Grading(
     lab.predict_speedup,
     wrong={
         "forgets the rest": Wrong(
-            lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction), says="rest remains"
+            lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction), says="stay"
         ),
         "saves the rest as well": Wrong(
             lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction * 0.999), says="0.1 s"

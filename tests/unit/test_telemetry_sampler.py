@@ -68,6 +68,13 @@ def test_scrape_reads_once(engine):
     assert before <= snapshot.time <= time.perf_counter()
 
 
+def test_a_counter_that_an_engine_shows_later_stood_at_0_before():
+    readings = (Snapshot(0.0), Snapshot(1.0, prefix_hits=3.0), Snapshot(2.0, prefix_hits=8.0))
+    series = Series(readings, (), 0.0, 1.0)
+    assert series.increase("prefix_hits") == 8
+    assert series.increase("prefix_queries") is None
+
+
 def test_sampling_covers_a_run_from_start_to_end(engine):
     with Sampler(engine, interval_s=0.02) as sampler:
         time.sleep(0.3)

@@ -74,6 +74,11 @@ class Fleet:
                         results.setdefault(name, []).append(work(name, engine, turn))
         return results
 
+    @property
+    def running(self) -> list[RunningEngine]:
+        """Those that run now, in the order of the variants; none of them if each comes alone."""
+        return list((self._running or {}).values())
+
     @contextmanager
     def one(self, name: str) -> Iterator[RunningEngine]:
         """One of them, running.

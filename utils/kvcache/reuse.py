@@ -6,14 +6,17 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
-import pandas as pd
+import httpx
 
 from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write_record
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
+from utils.benchmark.response import error_text
+from utils.benchmark.roofline import Model
 from utils.engines import EngineError, RunningEngine
 from utils.engines.router import route
 from utils.engines.structured import Constraint, fault, request_fields
@@ -22,8 +25,9 @@ from utils.kvcache.radix import Tokens
 from utils.kvcache.sizes import cache_shape
 from utils.kvcache.workloads import Maker, Prompts, as_requests, partly_shared, tokenizer_of
 from utils.profiles import Profile
-from utils.telemetry import scrape
+from utils.telemetry import ScrapeError, scrape
 
+WARM = 0.94  # of a prompt of 12 units: all but its end
 ANSWER_TOKENS = 4  # enough to see a first token; the labs' subject is the prompt
 
 
@@ -83,29 +87,6 @@ def measure_hits(
     return hits_of(measure(engine, profile, requests, concurrency, label))
 
 
-def hits_table(
-    predicted: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, Hits]]
-) -> pd.DataFrame:
-    """One row per engine and workload: predicted, measured, counted by the engine, and the difference."""
-    rows = []
-    for engine, by_workload in measured.items():
-        for workload, hits in by_workload.items():
-            said = predicted[engine][workload]
-            counted = "" if hits.counted is None else f"{hits.counted:.1%}"
-            rows.append(
-                {
-                    "engine": engine,
-                    "workload": workload,
-                    "prompt tokens": sum(hits.prompt),
-                    "predicted": f"{said:.1%}",
-                    "measured (usage)": f"{hits.rate:.1%}",
-                    "its own counters": counted,
-                    "difference, points": round(100 * (hits.rate - said), 1),
-                }
-            )
-    return pd.DataFrame(rows).set_index(["engine", "workload"])
-
-
 @dataclass(frozen=True)
 class Point:
     """TTFT of prompts of one length that begin with a cached prefix.
@@ -146,6 +127,22 @@ def curve_point(
     return Point(hits.rate, times)
 
 
+def cold_and_warm(engine: RunningEngine, profile: Profile) -> tuple[Point, Point]:
+    """TTFT with nothing cached, and with all but the last 6 % of the prompt; twice, in turn."""
+    turns = [
+        measure_curve(engine, profile, (0.0, WARM), turn, "SGLang, cold and warm")
+        for turn in (100, 101)
+    ]
+    cold, warm = merge_turns(turns)
+    return cold, warm
+
+
+def fit_prefill(cold: Point, warm: Point) -> tuple[float, float]:
+    """Seconds of prefill of the whole prompt, and of the rest: the line through two points."""
+    prefill_s = (cold.median - warm.median) / (warm.fraction - cold.fraction)
+    return prefill_s, max(0.0, cold.median - prefill_s * (1 - cold.fraction))
+
+
 def measure_curve(
     engine: RunningEngine, profile: Profile, fractions: Sequence[float], turn: int, label: str
 ) -> list[Point]:
@@ -182,6 +179,18 @@ def prefill_work(config: Mapping[str, Any], parameters: int, length: int, cached
     return 2.0 * parameters * (length - cached) + attention
 
 
+def roofline_speedup(model: Model, length: int, fraction: float) -> float:
+    """How many times as fast a prompt is computed if arithmetic were all that costs time.
+
+    Args:
+        model: What is computed.
+        length: Tokens of the prompt.
+        fraction: Share of them that is cached, 0 to 1; at least the last one is computed.
+    """
+    work = partial(prefill_work, model.config, model.weights.prefill_parameters, length)
+    return work(0) / work(min(length - 1, round(fraction * length)))
+
+
 def shared_crowd(profile: Profile, turn: int) -> list[Request]:
     """Sixteen requests behind one system prompt; no prompt occurs in two turns."""
     make = Maker(profile, seed=1000 + turn)
@@ -189,19 +198,35 @@ def shared_crowd(profile: Profile, turn: int) -> list[Request]:
     return as_requests([system + make.tokens(1) for _ in range(16)], 16)
 
 
-def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, int, int]:
+def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[int], int]:
     """A queue for a cache that is too small: three groups whose members come in turn, and a stranger.
 
     Returns:
-        The prompts, first come first; the position of the stranger, who shares nothing; and the tokens
-        that the cache may hold: enough for one group and a half.
+        The prompts, first come first; the group of each, -1 for the stranger, who shares nothing; and the
+        tokens that the cache may hold: enough for one group and a half.
     """
     make = Maker(profile, seed)
     prefixes = [make.tokens(6) for _ in range(3)]
     prompts = [prefix + make.tokens(1) for _ in range(4) for prefix in prefixes]
-    stranger = 2
-    prompts.insert(stranger, make.tokens(7))
-    return prompts, stranger, round(1.5 * 7 * make.unit)
+    groups = [0, 1, 2] * 4
+    prompts.insert(2, make.tokens(7))
+    groups.insert(2, -1)
+    return prompts, groups, round(1.5 * 7 * make.unit)
+
+
+def starving_queue(profile: Profile, followers: int) -> tuple[Prompts, int]:
+    """A queue of one group, which goes on and on, and a stranger; and the stranger's position."""
+    make = Maker(profile, seed=8)
+    prefix = make.tokens(4)
+    prompts = [prefix + make.tokens(1) for _ in range(followers)]
+    prompts.insert(2, make.tokens(5))
+    return prompts, 2
+
+
+def half_a_gpu(profile: Profile) -> dict[str, Any]:
+    """Options for an engine that shares its GPU with another one; none where there is no GPU."""
+    share = profile.gpu_memory_utilization
+    return {} if share is None else {"gpu_memory_utilization": round(share / 2, 2)}
 
 
 def measure_order(
@@ -271,29 +296,49 @@ def measure_structured(
     return Structured(kind, result, tuple(why for why in faults if why))
 
 
-def structured_table(answers: Mapping[str, Sequence[Structured]]) -> pd.DataFrame:
-    """One row per engine and constraint: valid answers, and the pace of decoding."""
-    rows = []
-    for engine, kinds in answers.items():
-        free = next(one for one in kinds if one.kind == "free").result.summary()
-        for one in kinds:
-            summary = one.result.summary()
-            sent = len(one.result.traces)
-            pace = 1000 / summary["median_tpot_ms"] if summary["median_tpot_ms"] else float("nan")
-            pace_free = 1000 / free["median_tpot_ms"]
-            checked = "" if one.kind == "free" else f"{sent - len(one.faults)} of {sent}"
-            rows.append(
-                {
-                    "engine": engine,
-                    "constraint": one.kind,
-                    "valid": checked,
-                    "tokens a second, one request": round(pace, 1),
-                    "of free": f"{pace / pace_free:.0%}",
-                    "TTFT median (ms)": round(summary["median_ttft_ms"], 1),
-                    "tokens an answer": round(summary["total_output_tokens"] / sent, 1),
-                }
-            )
-    return pd.DataFrame(rows).set_index(["engine", "constraint"])
+QUESTIONS = {
+    "json_schema": "Write an order for {n} drinks as JSON.",
+    "regex": "Which day comes {n} days after the first of March 2026?",
+    "choice": "Is this review positive or negative: it took {n} minutes, but it was worth it?",
+    "free": "Write a list of {n} words.",
+}
+
+
+def questions(kind: str, count: int) -> list[str]:
+    """Chat messages for one kind of constraint, no two alike."""
+    return [QUESTIONS[kind].format(n=n) for n in range(1, count + 1)]
+
+
+def impossible_requests(
+    engine: RunningEngine, profile: Profile
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Requests that an engine cannot serve: what is wrong with each, and fields of its JSON body."""
+
+    def constrained(constraint: Constraint) -> dict[str, Any]:
+        return {"messages": _SAY, "max_tokens": 16} | request_fields(engine.spec, constraint)
+
+    long = [{"role": "user", "content": "word " * (2 * profile.context_length)}]
+    return [
+        ("a schema of no known type", constrained({"json_schema": {"type": "nonsense"}})),
+        ("an expression with an open bracket", constrained({"regex": "(a|b"})),
+        ("an expression that matches nothing", constrained({"regex": r"[^\s\S]"})),
+        ("a prompt beyond the context", {"messages": long, "max_tokens": 16}),
+    ]
+
+
+_SAY = [{"role": "user", "content": "Say something."}]
+
+
+def say(engine: RunningEngine, fields: Mapping[str, Any]) -> str:
+    """What an engine answers to a chat request, refusal or text, in one line."""
+    url = f"{engine.base_url}/v1/chat/completions"
+    try:
+        response = httpx.post(url, json={"model": engine.model, **fields}, timeout=60.0)
+    except httpx.HTTPError as error:
+        return f"no answer ({type(error).__name__}: {error})"
+    if response.status_code != 200:
+        return f"refused with HTTP {response.status_code}: {error_text(response.text):.200}"
+    return f"answered with {response.json()['choices'][0]['message']['content']!r}"
 
 
 def as_text(profile: Profile, prompts: Sequence[Tokens]) -> list[str]:
@@ -319,7 +364,8 @@ class Routed:
     Attributes:
         policy: The router's.
         result: What the load generator saw.
-        shares: Prompt tokens that each worker received, by its own counter.
+        shares: Prompt tokens that each worker received, by its own counter; not a number for a worker
+            that died.
     """
 
     policy: str
@@ -361,7 +407,7 @@ def measure_routed(
         kill_after_s: Kills the last worker so many seconds after the first request; None for not.
     """
     requests = [Request(prompt, max_tokens=output_tokens, ignore_eos=True) for prompt in prompts]
-    before = [scrape(worker).prompt_tokens or 0.0 for worker in workers]
+    before = [_received(worker) for worker in workers]
     label = f"router, {policy}"
     with route(workers, policy) as url:
         client = Client(url, workers[0].model, "completions")
@@ -374,8 +420,15 @@ def measure_routed(
             killer.cancel()
     extra = {"router": policy, "workers": len(workers), "kill_after_s": kill_after_s}
     write_record(make_record(result, workers[0], profile, label=label, extra=extra))
-    shares = tuple(
-        (scrape(worker).prompt_tokens or 0.0) - start if worker.running() else 0.0
-        for worker, start in zip(workers, before, strict=True)
+    received = tuple(
+        _received(worker) - start for worker, start in zip(workers, before, strict=True)
     )
-    return Routed(policy, result, shares)
+    return Routed(policy, result, received)
+
+
+def _received(worker: RunningEngine) -> float:
+    """Prompt tokens that an engine has processed; not a number if it cannot be asked any more."""
+    try:
+        return scrape(worker).prompt_tokens or 0.0
+    except ScrapeError:
+        return float("nan")

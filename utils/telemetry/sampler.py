@@ -78,9 +78,15 @@ class Series:
         return max(self.values(name), default=None)
 
     def increase(self, name: str) -> float | None:
-        """How much a counter grew from the first to the last reading; None without readings."""
+        """How much a counter grew from the first to the last reading; None without readings.
+
+        An engine may show a counter only once it has counted something (SGLang's cached tokens): where the
+        first reading lacks it, it stood at 0.
+        """
         values = self.values(name)
-        return values[-1] - values[0] if values else None
+        if not values:
+            return None
+        return values[-1] - (self.snapshots[0].numbers()[name] or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a record: the columns of :meth:`to_frame`, and the note."""

@@ -1,0 +1,797 @@
+# %% [markdown]
+# # Lab 3.3.2: SGLang and the radix tree over its KV cache
+#
+# A lawyer's office copies the same forty pages of general terms for every client, and adds two pages of its
+# own. A clever office copies the forty pages once. Language models are asked like that all day: the same
+# system prompt, the same examples, the same conversation so far, and then a few new words. **RadixAttention**
+# keeps what was computed for a prompt, finds the longest beginning that a new prompt shares with any old one,
+# and computes only the rest.
+#
+# You will be able to
+#
+# * write the radix tree that finds shared prefixes, with locks and eviction, and hold it to its invariants;
+# * predict how much of a workload SGLang finds in its cache, to the percent, and check it on the engine;
+# * say what a cached prefix buys in time to first token and in throughput, and where that ends;
+# * order a queue so that the cache is used well, and nobody starves;
+# * get answers that are valid by construction (JSON schema, regular expression, choice), and say what it costs;
+# * write programs in SGLang's language, with `gen`, `select` and `fork`;
+# * put a cache-aware router in front of two workers, and see what happens when one dies.
+#
+# **It starts** SGLang four times, vLLM once and SGLang's router three times, on free ports of 127.0.0.1, and
+# stops them all. **It writes** one JSON record per run into `records/`. Numbers are *measured* here, *cited*
+# with their source, or *derived* by a formula or a program that you see; each says which it is.
+#
+# On a machine without an NVIDIA GPU this is SGLang's own code, version 0.5.23, with its attention in plain
+# PyTorch: its fast CPU kernels are on no package index. One function of theirs, which writes a row of
+# indices, is replaced by ours (`utils/setup/sglang_cpu`). Good for practice and for everything that this lab
+# is about; its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
+
+# %%
+from functools import partial
+
+import pandas as pd
+from IPython.display import display
+
+from utils.benchmark.roofline import describe_model
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_2 as checks
+from utils.engines.fleet import Fleet
+from utils.engines.sglang_language import sgl
+from utils.kvcache import reuse, reuse_plots
+from utils.kvcache import reuse_words as words
+from utils.kvcache.audit import audit
+from utils.kvcache.measure import measure
+from utils.kvcache.radix import Node, RadixCache, cache_with
+from utils.kvcache.replay import first_come, longest_prefix, work_off
+from utils.kvcache.reuse import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
+from utils.kvcache.workloads import workloads
+from utils.profiles import load_profile
+from utils.telemetry.cache import cache_report
+
+profile = load_profile()
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# The engines take a while to start, so let them begin now. Three of them get the same requests later: SGLang,
+# SGLang without its radix cache, and vLLM. (Where engines run in containers, each starts when it is its turn.)
+
+# %% tags=["measures"]
+fleet = Fleet(
+    profile,
+    {"SGLang": {}, "SGLang, no radix cache": {"prefix_caching": False}, "vLLM": {"engine": "vllm"}},
+    "sglang",
+)
+print("Ready:", ", ".join(name for name in fleet.variants if name not in fleet.reasons))
+for name, reason in fleet.reasons.items():
+    print(f"{name}: {reason}")
+
+# %% [markdown]
+# ## 1. A tree of prefixes
+#
+# The keys and values of a token depend on every token before it, and on none after it. So two prompts that
+# *begin* alike can share what was computed for the beginning, and nothing else: a paragraph in the middle of
+# another prompt is useless. What is needed is an index of beginnings.
+#
+# A **radix tree** is one. Every node holds a run of tokens, its `key`; a path from the root spells a prefix;
+# children of a node differ in their first tokens. Three prompts, one tree:
+#
+#     root ── [You are a helpful assistant.] ─┬─ [What is a KV cache?]
+#                                             └─ [What is a radix ] ─┬─ [tree?]
+#                                                                    └─ [sort?]
+#
+# A node here has `key` (a list of token ids), `parent`, `children` (a dictionary from the first *page* of a
+# child's key, a tuple of token ids, to the child), `lock_ref` and `last_used`. A **page** is the unit in which
+# memory is given out: 1 token in SGLang unless you say otherwise, 16 or more in vLLM, which calls it a block.
+# Only whole pages are shared.
+
+# %% [markdown]
+# Write `shared_length`: how many tokens `key` and `tokens[start:]` have in common at their beginning, in whole
+# pages of `page_size` tokens.
+#
+# <details><summary>Hint 1</summary>
+#
+# Count while both have a next token and the two are equal; then round down to a multiple of `page_size`.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `zip(key, tokens[start:])` ends with the shorter one. Rounding down is `n // page_size * page_size`.
+# </details>
+
+# %% exercise="shared_length" title="What two sequences share" minutes=8 difficulty=2 points=2
+def shared_length(key: list[int], tokens: list[int], start: int, page_size: int) -> int:
+    """Tokens that key and tokens[start:] have in common at their beginning, in whole pages."""
+    ### BEGIN SOLUTION
+    length = 0
+    for mine, other in zip(key, tokens[start:], strict=False):
+        if mine != other:
+            break
+        length += 1
+    return length // page_size * page_size
+    ### END SOLUTION
+
+# %% check="shared_length"
+shared_length = checks.shared_length(shared_length)
+
+# %% [markdown]
+# Write `match_prefix`: the length of the longest prefix of `tokens` that the tree below `root` holds. Walk
+# down from the root. A child is found by the next page of tokens, `tuple(tokens[matched:matched + page_size])`.
+# The match may end inside a node: then it is over, whatever that node's children hold. Change nothing.
+#
+# <details><summary>Hint 1</summary>
+#
+# Keep two things: the node you are at, and how many tokens matched so far. `node.children.get(page)` is `None`
+# where there is no such child.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `shared_length(child.key, tokens, matched, page_size)` says how far the child goes along. If that is less
+# than `len(child.key)`, stop.
+# </details>
+
+# %% exercise="match_prefix" title="The longest cached prefix" minutes=12 difficulty=3 points=3
+def match_prefix(root: Node, tokens: list[int], page_size: int) -> int:
+    """Tokens of the longest prefix of `tokens` that the tree holds, in whole pages."""
+    ### BEGIN SOLUTION
+    node, matched = root, 0
+    while True:
+        child = node.children.get(tuple(tokens[matched : matched + page_size]))
+        if child is None:
+            return matched
+        length = shared_length(child.key, tokens, matched, page_size)
+        matched += length
+        if length < len(child.key):
+            return matched
+        node = child
+    ### END SOLUTION
+
+# %% check="match_prefix"
+match_prefix = checks.match_prefix(match_prefix)
+
+# %% [markdown]
+# Now the heart of it. Write `insert`: store the whole pages of `tokens`, set `last_used` of every node on their
+# path to `now`, and return the node that they end with (the root if there is no whole page). Three cases at
+# each step down:
+#
+# 1. *No child begins with the next page*: one new node takes all the rest.
+# 2. *A child goes along to its end*: go on behind it.
+# 3. *A child goes along only in part*: cut it in two. The **upper** half is a new node between the child and
+#    its parent: it gets the first tokens, and the child's `lock_ref`. The **lower** half is the old node
+#    object with the rest of its tokens; it keeps children, locks and `last_used`. (Whoever has locked the old
+#    node holds on to that object, and will unlock it: it must stay the end of the same sequence.)
+#
+# <details><summary>Hint 1: the loop</summary>
+#
+# Like `match_prefix`, up to `end = len(tokens) // page_size * page_size`. A new node is `Node(key, parent)`, and
+# is entered into `parent.children` under its first page.
+# </details>
+# <details><summary>Hint 2: the cut</summary>
+#
+# `upper = Node(child.key[:length], node, {}, child.lock_ref, child.last_used)`. Then `child.key` is cut,
+# `child.parent` becomes `upper`, and two entries of `children` are written: `upper` in place of the child,
+# and the child below `upper`, under its new first page.
+# </details>
+
+# %% exercise="insert" title="Store a sequence, cut a node" minutes=25 difficulty=4 points=5
+def insert(root: Node, tokens: list[int], page_size: int, now: int) -> Node:
+    """Stores the whole pages of `tokens`; returns the node that they end with."""
+    ### BEGIN SOLUTION
+    node, done = root, 0
+    end = len(tokens) // page_size * page_size
+    while done < end:
+        page = tuple(tokens[done : done + page_size])
+        child = node.children.get(page)
+        if child is None:
+            child = Node(tokens[done:end], node)
+            node.children[page] = child
+        length = shared_length(child.key, tokens, done, page_size)
+        if length < len(child.key):
+            upper = Node(child.key[:length], node, {}, child.lock_ref, child.last_used)
+            node.children[page] = upper
+            child.key, child.parent = child.key[length:], upper
+            upper.children[tuple(child.key[:page_size])] = child
+            child = upper
+        child.last_used = now
+        done += len(child.key)
+        node = child
+    return node
+    ### END SOLUTION
+
+# %% check="insert"
+insert = checks.insert(insert)
+
+# %% [markdown]
+# Memory is finite, so something has to go; but not what a running request is reading. A request therefore
+# **locks** its path while it runs.
+
+# %% [markdown]
+# Write `lock`: add `change` (1 to lock, -1 to unlock) to `lock_ref` of `node` and of every node above it. The
+# root is left alone: it holds no tokens and is never evicted.
+#
+# <details><summary>Hint</summary>
+#
+# The root is the only node whose `parent` is `None`.
+# </details>
+
+# %% exercise="lock" title="Lock what is in use" minutes=5 difficulty=1 points=2
+def lock(node: Node, change: int) -> None:
+    """Adds `change` to the locks of a node and all above it but the root."""
+    ### BEGIN SOLUTION
+    while node.parent is not None:
+        node.lock_ref += change
+        node = node.parent
+    ### END SOLUTION
+
+# %% check="lock"
+lock = checks.lock(lock)
+
+# %% [markdown]
+# Write `evict`: remove **leaves** that nobody locks, the one with the smallest `last_used` first, until at least
+# `num_tokens` tokens are gone or no such leaf is left; return how many tokens were removed. A leaf goes as a
+# whole. When its last child is gone, a node is a leaf itself. Why leaves only? Without its beginning, what is
+# behind it can never be matched again.
+#
+# <details><summary>Hint 1</summary>
+#
+# Simple and right: as long as it is not enough, walk the tree, collect the leaves, remove the oldest. A stack
+# (`todo = [root]`, `todo.pop()`, `todo.extend(node.children.values())`) visits all nodes.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# To remove a leaf, delete it from `leaf.parent.children`; its entry there is the first page of its key, which is
+# easiest found by looking for the leaf among the values.
+# </details>
+
+# %% exercise="evict" title="Least recently used, leaves only" minutes=18 difficulty=4 points=4
+def evict(root: Node, num_tokens: int) -> int:
+    """Removes unlocked leaves, the least recently used first; returns the tokens removed."""
+    removed = 0
+    ### BEGIN SOLUTION
+    while removed < num_tokens:
+        leaves, todo = [], [root]
+        while todo:
+            node = todo.pop()
+            todo.extend(node.children.values())
+            if not node.children and not node.lock_ref and node is not root:
+                leaves.append(node)
+        if not leaves:
+            break
+        oldest = min(leaves, key=lambda leaf: leaf.last_used)
+        siblings = oldest.parent.children
+        del siblings[next(page for page, child in siblings.items() if child is oldest)]
+        removed += len(oldest.key)
+    ### END SOLUTION
+    return removed
+
+# %% check="evict"
+evict = checks.evict(evict)
+
+# %% [markdown]
+# Checks try what their author thought of. A tree like this has **invariants**, which must hold after every step
+# of every use: tokens are conserved, no locked node is evicted, every stored sequence is found again, the
+# longest match equals brute force. The cell below invents a few hundred traces of inserts, locks, unlocks,
+# evictions and matches, and looks at all of it after each step. If one fails, it is *shrunk* to the shortest
+# trace that still fails (the library `hypothesis` does both). Break a line of your `insert`, and run it again.
+
+# %%
+print(audit(match_prefix, insert, lock, evict, traces=150))
+
+# %% [markdown]
+# Your tree at work: four questions, one of them locked by a request that is still running. A letter is a token.
+
+# %%
+root = Node([])
+for now, question in enumerate(("what is a kv cache?", "what is a radix tree?", "what is a radix sort?"), 1):
+    end = insert(root, [ord(letter) for letter in question], 1, now)
+lock(end, 1)
+insert(root, [ord(letter) for letter in "who are you?"], 1, 4)
+reuse_plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
+
+# %% [markdown]
+# *In the picture: the root's only child holds "wh", which all four share; below it "at is a " and "o are you?".
+# The path of "what is a radix sort?" is orange, locked by one request; the branches "kv cache?" and "tree?" are
+# blue, and the older of them is the first to go when memory is short.*
+#
+# ## 2. Predict what SGLang finds
+#
+# SGLang keeps exactly such a tree. After a request, prompt and answer stay in it until the memory is needed; a
+# new request is matched first, and only what does not match is computed. Each answer reports in
+# `usage.prompt_tokens_details.cached_tokens` what was found, if the server runs with `--enable-cache-report`.
+#
+# Five workloads, in the order in which they are sent, one request at a time:
+#
+# | | prompts |
+# |---|---|
+# | system prompt | eight questions behind the same instructions |
+# | few-shot | two tasks with examples of their own, questions in turn |
+# | chat | two conversations of four turns, in turn; each prompt repeats all before it |
+# | tree of thoughts | a problem, then two levels of thoughts that branch from it |
+# | no sharing | prompts that have nothing in common |
+
+# %% [markdown]
+# Write `predict_hit_rate`: play `prompts` through `cache`, a tree with its memory, and return the share of all
+# prompt tokens that were cached (0 to 1). `cache.match(prompt)` says how many tokens of a prompt need not be
+# computed. It leaves out the last token, as engines do: that one is always computed, since the answer starts
+# from its output. `cache.insert(prompt)` stores a prompt.
+#
+# <details><summary>Hint</summary>
+#
+# For each prompt: match, add up, insert. At the end, divide once: all cached tokens by all prompt tokens.
+# </details>
+
+# %% exercise="predict_hit_rate" title="Replay a workload" minutes=8 difficulty=2 points=2
+def predict_hit_rate(prompts: list[list[int]], cache: RadixCache) -> float:
+    """Share of all prompt tokens that the cache already holds, 0 to 1."""
+    ### BEGIN SOLUTION
+    cached = 0
+    for prompt in prompts:
+        cached += cache.match(prompt)
+        cache.insert(prompt)
+    return cached / sum(len(prompt) for prompt in prompts)
+    ### END SOLUTION
+
+# %% check="predict_hit_rate"
+predict_hit_rate = checks.predict_hit_rate(predict_hit_rate)
+
+# %% [markdown]
+# `cache_with` makes a cache of **your** functions. For vLLM the same tree is asked in pages of its block size:
+# vLLM has no tree but a table of block hashes, each made from the block's tokens and the hash of the block
+# before it. What it finds is the same: the longest beginning, in whole blocks.
+
+# %%
+OwnCache = cache_with(match_prefix, insert, evict)
+asked = workloads(profile)
+pages = {"SGLang": 1}
+if "vLLM" not in fleet.reasons:
+    with fleet.one("vLLM") as vllm:
+        pages["vLLM"] = cache_report(vllm).block_size
+predicted = {
+    engine: {name: predict_hit_rate(prompts, OwnCache(page_size=page)) for name, prompts in asked.items()}
+    for engine, page in pages.items()
+}
+pd.DataFrame(predicted).map("{:.1%}".format).rename_axis("derived from your tree")
+
+# %% [markdown]
+# **Predict** before you look: by how many points will the worst of SGLang's five differ from your tree?
+
+# %% prediction="worst_difference"
+### BEGIN SOLUTION
+#: worst_difference = None  # percentage points, for instance 3
+worst_difference = 1
+### END SOLUTION
+
+# %% tags=["measures"]
+def all_workloads(name, engine, turn):
+    return {load: measure_hits(engine, profile, prompts, f"{name}, {load}") for load, prompts in asked.items()}
+
+
+found = {name: once[0] for name, once in fleet.each(all_workloads, only=pages).items()}
+worst = max(100 * abs(hits.rate - predicted["SGLang"][load]) for load, hits in found["SGLang"].items())
+compare_prediction(worst_difference, worst, what="worst difference of SGLang's hit rates", unit="points")
+print(words.explain_hits(predicted, found))
+words.hits_table(predicted, found)
+
+# %%
+reuse_plots.plot_hits(predicted, found)
+
+# %% [markdown]
+# *In the picture: a pair of bars for each workload, SGLang and vLLM as measured, and across each bar a black line
+# where your tree said it would end. "System prompt" is highest, "no sharing" is empty; vLLM is a little below
+# SGLang wherever a prefix does not end at the end of a block.*
+#
+# **In words.** The hit rate is a property of the *prompts and their order*, not of the model and not of the
+# hardware: you computed it without either. What can still move it: pages (whole ones only), memory (what was
+# evicted is not found), and time. Requests that arrive while the first with their prefix is still being computed
+# find nothing yet. And whoever puts the date or a user's name in front of the system prompt has no hits at all:
+# **what is shared goes first**.
+#
+# ## 3. What it buys
+#
+# A prompt that is cached but for its end, against the same length with nothing cached. First on SGLang alone:
+
+# %% tags=["measures"]
+with fleet.one("SGLang") as engine:
+    cold, warm = cold_and_warm(engine, profile)
+print(words.explain_cold(cold, warm))
+
+# %% [markdown]
+# TTFT has a part that grows with the tokens that must be computed (**prefill**), and a rest that does not care:
+# HTTP, tokenizer, scheduler, one step of the model. Two measurements give both, if the first part is taken to
+# grow in proportion.
+
+# %% [markdown]
+# Write `predict_speedup`: how many times as fast the first token comes if the share `fraction` (0 to 1) of the
+# prompt is cached. `prefill_s` is the time to compute the whole prompt, `rest_s` the rest.
+#
+# <details><summary>Hint</summary>
+#
+# Cold takes `prefill_s + rest_s`. Warm saves `fraction` of the first part and nothing of the second.
+# </details>
+
+# %% exercise="predict_speedup" title="Speed-up against shared fraction" minutes=8 difficulty=2 points=2
+def predict_speedup(fraction: float, prefill_s: float, rest_s: float) -> float:
+    """TTFT with nothing cached over TTFT with `fraction` of the prompt cached."""
+    ### BEGIN SOLUTION
+    return (prefill_s + rest_s) / ((1 - fraction) * prefill_s + rest_s)
+    ### END SOLUTION
+
+# %% check="predict_speedup"
+predict_speedup = checks.predict_speedup(predict_speedup)
+
+# %% [markdown]
+# "SGLang is 29 to 45 % faster" is a sentence that travels without its workload. Faster at *what share of cached
+# prompt*? Here is the curve in its place: yours, predicted from the two points above, and the **roofline's**: the
+# operations of a whole prompt over those of its end, as if a first token cost arithmetic and nothing else.
+#
+# **Predict**: with half of the prompt cached, how many times as fast is the first token on SGLang?
+
+# %% prediction="speedup_at_half"
+### BEGIN SOLUTION
+#: speedup_at_half = None  # a factor
+speedup_at_half = 1.8
+### END SOLUTION
+
+# %% tags=["measures"]
+shares = (0.0, 0.5, 0.75, 0.94)
+by_engine = {name: (0.0, 0.94) if "no radix" in name else shares for name in fleet.variants}
+turns = fleet.each(
+    lambda name, engine, turn: measure_curve(engine, profile, by_engine[name], turn, f"{name}, shared prefix"),
+    turns=2,
+)
+curves = {name: reuse.merge_turns(several) for name, several in turns.items()}
+prefill_s, rest_s = reuse.fit_prefill(cold, warm)
+at_half = curves["SGLang"][0].median / curves["SGLang"][1].median
+compare_prediction(speedup_at_half, at_half, what="TTFT, half of the prompt cached, your guess", unit="times")
+formula = predict_speedup(0.5, prefill_s, rest_s)
+compare_prediction(formula, at_half, what="the same, your formula", unit="times")
+words.curve_table(curves)
+
+# %%
+model = describe_model(profile.models["sglang"], profile.dtype)
+length = 12 * profile.load.prompt_tokens
+reuse_plots.plot_speedup(
+    curves,
+    partial(predict_speedup, prefill_s=prefill_s, rest_s=rest_s),
+    partial(reuse.roofline_speedup, model, length),
+)
+
+# %% [markdown]
+# *In the picture: speed-up on a logarithmic axis against the share cached. A grey dotted line, the roofline, climbs
+# steeply towards the right; your red prediction bends away below it; the points of SGLang and vLLM lie near the red
+# line or below. SGLang without its radix cache stays at 1, whatever was sent before.*
+#
+# **In words.** Up to about half, a cached prefix buys what arithmetic promises. Beyond that the rest takes over: a
+# first token cannot come faster than everything that is not prefill. On a large model prefill of a long prompt takes
+# seconds and the rest milliseconds, so the curve follows the roofline much further.
+#
+# And throughput? Sixteen requests behind one system prompt, eight at a time:
+
+# %% tags=["measures"]
+crowds = fleet.each(
+    lambda name, engine, turn: measure(engine, profile, reuse.shared_crowd(profile, turn), 8, f"{name}, crowd"),
+    turns=2,
+)
+print(words.explain_crowds(crowds))
+
+# %% [markdown]
+# ## 4. Answers that are valid by construction
+#
+# A program that reads a model's answer wants JSON, not "Sure! Here is your JSON:". **Constrained decoding** turns
+# a schema, a regular expression or a list of choices into a grammar; at every step the engine computes which
+# tokens can come next, and sets the probability of all others to zero (both engines here use `xgrammar`). The
+# answer is valid whatever the model would have liked to say: a small model too. Two things remain yours: what is
+# *true* in it, and that it **ends**. A text field without a maximum may go on until `max_tokens` cuts it off, and
+# half an object is no JSON.
+
+# %% [markdown]
+# Write `order_schema`, a JSON schema for an order in a coffee bar: an object with exactly the fields `drink` (one
+# of `"espresso"`, `"latte"`, `"tea"`), `count` (a whole number from 1 to 9) and `to_go` (true or false). All three
+# are required, and nothing else is allowed.
+#
+# <details><summary>Hint 1</summary>
+#
+# `{"type": "object", "properties": {...}, "required": [...], "additionalProperties": False}`
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `{"enum": [...]}` for one of several, `{"type": "integer", "minimum": 1, "maximum": 9}` for a bounded number,
+# `{"type": "boolean"}` for true or false.
+# </details>
+
+# %% exercise="order_schema" title="A schema that ends" minutes=12 difficulty=2 points=3
+### BEGIN SOLUTION
+#: order_schema = ...
+order_schema = {
+    "type": "object",
+    "properties": {
+        "drink": {"enum": ["espresso", "latte", "tea"]},
+        "count": {"type": "integer", "minimum": 1, "maximum": 9},
+        "to_go": {"type": "boolean"},
+    },
+    "required": ["drink", "count", "to_go"],
+    "additionalProperties": False,
+}
+### END SOLUTION
+
+# %% check="order_schema"
+order_schema = checks.order_schema(order_schema)
+
+# %% [markdown]
+# Two hundred requests on each engine under three constraints, sampled at temperature 0.8, each answer checked by
+# libraries that the engines do not use (`jsonschema`, `re`). And some without a constraint, for the pace.
+#
+# **Predict**: what share of the pace of free decoding is left under the JSON schema, on SGLang?
+
+# %% prediction="pace_left"
+### BEGIN SOLUTION
+#: pace_left = None  # a share, 1 for no cost at all
+pace_left = 0.9
+### END SOLUTION
+
+# %% tags=["measures"]
+constraints = {
+    "free": {},
+    "json_schema": {"json_schema": order_schema},
+    "regex": {"regex": r"20[2-3][0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"},
+    "choice": {"choice": ["positive", "neutral", "negative"]},
+}
+counts = {"free": 16, "json_schema": 40, "regex": 80, "choice": 80}
+
+
+def ask(name, engine, turn):
+    questions = {kind: reuse.questions(kind, count) for kind, count in counts.items()}
+    return [
+        reuse.measure_structured(engine, profile, constraint, questions[kind], max_tokens=48)
+        for kind, constraint in constraints.items()
+    ]
+
+
+answers = {name: once[0] for name, once in fleet.each(ask, only=pages).items()}
+left = words.pace_left(answers["SGLang"], "json_schema")
+compare_prediction(pace_left, left, what="pace under the JSON schema over free, SGLang")
+words.structured_table(answers)
+
+# %%
+for name, kinds in answers.items():
+    for one in kinds:
+        sample = one.result.traces[0].text
+        print(f"{name:>7}, {one.kind:>11}: {sample!r}" + "".join(f"\n{'':>21}NOT VALID: {why}" for why in one.faults))
+
+# %% [markdown]
+# **In words.** The mask of allowed tokens is computed on the CPU while the model computes the next step: cheap
+# beside a large model, and visible beside a tiny one. The first request with a new schema also waits until the
+# grammar is compiled; later ones find it ready.
+#
+# What an engine cannot turn into a grammar it has to refuse, and say so. These four are refused, or should be:
+
+# %%
+def refused(name, engine, turn):
+    for what, fields in reuse.impossible_requests(engine, profile):
+        print(f"{name:>7}, {what}: {reuse.say(engine, fields)}")
+
+
+fleet.each(refused, only=pages)
+print(f"Still running: {', '.join(name for name in pages if name not in fleet.reasons)}")
+
+# %% [markdown]
+# Read the one about the expression that matches nothing, `[^\s\S]`: an engine that does not notice gives an answer
+# that cannot match. Constrained or not: check what you get.
+#
+# ## 5. The SGLang language
+#
+# SGLang began as a *language*: a Python program in which the model fills in gaps. `gen` generates, `select` chooses
+# the most likely of several texts, `fork` goes on in several directions from the same beginning, at the same time.
+# The front end (`sglang.lang`, unmodified) talks to the server that is running. Every branch of a fork begins with the same
+# tokens, so they are computed once: the language and the radix cache were made for each other.
+
+# %%
+@sgl.function
+def review(s, text):
+    s += "Review: " + text + "\n"
+    s += "The mood of this review is " + sgl.select("mood", choices=["good", "bad"]) + ".\n"
+    branches = s.fork(3)
+    for branch, point in zip(branches, ("food", "service", "price"), strict=True):
+        branch += f"About the {point}: " + sgl.gen("words", max_tokens=8, temperature=0)
+    s += "In short: " + "; ".join(branch["words"].strip() for branch in branches)
+    s["cached"] = sum(branch.get_meta_info("words")["cached_tokens"] for branch in branches)
+    s["prompt"] = sum(branch.get_meta_info("words")["prompt_tokens"] for branch in branches)
+
+
+# %% tags=["measures"]
+with fleet.one("SGLang") as engine:
+    sgl.set_default_backend(sgl.RuntimeEndpoint(engine.base_url))
+    state = review.run(text="The soup was hot and the waiter was kind, and we paid very little. " * 6)
+print(state.text())
+print(f"\nThe three branches: {state['cached']} of {state['prompt']} prompt tokens were cached (measured)")
+
+# %% [markdown]
+# (What the tiny model finds to say is not the point: it was trained on code and tables.) `fork` first lets the common
+# beginning finish, and so each branch computes little more than its own words.
+#
+# ## 6. In which order?
+#
+# Now the cache is **too small**. Three groups of requests wait, members in turn: A B C A B C ... Served first come,
+# first served, each evicts what the next but two could have used. SGLang can order its queue by the **longest cached
+# prefix** (`--schedule-policy lpm`): whoever has most in the cache goes first. But then somebody who shares nothing
+# waits until all others are done, and if others keep coming, for ever. A bound helps: whoever was passed over
+# `limit` times goes next.
+
+# %% [markdown]
+# Write `next_request`: the position of the request to serve next. `cached[i]` is what request `i` would find in the
+# cache, `passed_over[i]` how many that came later were served before it; both in order of arrival. Whoever was
+# passed over at least `limit` times goes first, the earliest of them; otherwise whoever has most cached, the
+# earliest of equals.
+#
+# <details><summary>Hint</summary>
+#
+# Two steps: a loop over `passed_over` that returns the first position at the limit; then
+# `cached.index(max(cached))`.
+# </details>
+
+# %% exercise="next_request" title="Longest prefix first, and nobody starves" minutes=12 difficulty=3 points=3
+def next_request(cached: list[int], passed_over: list[int], limit: int) -> int:
+    """Position of the request to serve next."""
+    ### BEGIN SOLUTION
+    for position, times in enumerate(passed_over):
+        if times >= limit:
+            return position
+    return cached.index(max(cached))
+    ### END SOLUTION
+
+# %% check="next_request"
+next_request = checks.next_request(next_request)
+
+# %%
+queue, groups, capacity = reuse.small_cache_queue(profile)
+rules = {"first come": first_come, "longest prefix": longest_prefix, "yours, limit 2": partial(next_request, limit=2)}
+replayed = {name: work_off(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
+for name, served in replayed.items():
+    print(f"{name:>14}: hit rate {served.hit_rate:.1%}, passed over at worst {served.worst_wait} times (derived)")
+stream, stranger = reuse.starving_queue(profile, followers=40)
+for name, rule in rules.items():
+    number = work_off(stream, OwnCache(), rule).order.index(stranger) + 1
+    print(f"{name:>14}: in front of 38 of one group, the third in the queue is served as number {number} (derived)")
+reuse_plots.plot_orders({name: served.order for name, served in replayed.items()}, groups)
+
+# %% [markdown]
+# *In the picture: a row of boxes per rule, in the order of service, the colour for the group. First come, first
+# served: the colours alternate. Longest prefix: blocks of one colour, and the white box, the stranger, is pushed
+# back. With your limit the blocks are torn where somebody has waited long enough.*
+#
+# And the engine? Two SGLangs that serve one request at a time, with a cache of that size, one per rule.
+#
+# **Predict**: how much higher is the hit rate with `lpm`, in points? (What your tree says stands above.)
+
+# %% prediction="lpm_gain"
+### BEGIN SOLUTION
+#: lpm_gain = None  # percentage points
+lpm_gain = 100 * (replayed["longest prefix"].hit_rate - replayed["first come"].hit_rate)
+### END SOLUTION
+
+# %% tags=["measures"]
+fleet.stop()
+small = {"kv_blocks": capacity, "max_sequences": 1, "context_length": capacity}
+pair = Fleet(
+    profile,
+    {
+        "first come": reuse.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "fcfs")},
+        "longest prefix": reuse.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "lpm")},
+    },
+    "sglang",
+    together=True,
+)
+served = pair.each(lambda name, engine, turn: measure_order(engine, profile, queue, f"SGLang, {name}"))
+orders = {name: once[0] for name, once in served.items()}
+if len(orders) == 2:
+    gain = 100 * (orders["longest prefix"][0].rate - orders["first come"][0].rate)
+    compare_prediction(lpm_gain, gain, what="hit rate of lpm over fcfs", unit="points")
+print(words.explain_orders(orders, replayed, groups))
+reuse_plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups)
+
+# %% [markdown]
+# **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): which hit rates did
+# your two SGLangs reach, and what had your tree predicted? Name the request that paid for the better one, and say
+# what you would choose for a chat service, and why.
+
+# %% [markdown] answer="order" points=2
+# ### BEGIN SOLUTION
+# One point: both measured hit rates and both predictions, from the learner's own run (or that an engine was not run
+# here, and why).
+#
+# One point: the request that shares nothing is served late under `lpm`, and in a steady stream never; so for a chat
+# service either a bound (aging, as in the learner's rule) or first come, first served with a cache that is large
+# enough; `lpm` alone for a batch, where only the end counts.
+# ### END SOLUTION
+
+# %% [markdown]
+# ## 7. Two workers and a router
+#
+# Two workers have two caches. A router that deals requests out in turn (`round_robin`) puts every prefix into both.
+# SGLang's router (`sglang-router`, a program of its own) keeps an approximate radix tree of what it has sent where,
+# and sends a request to the worker that knows its beginning, unless the load is out of balance (`cache_aware`).
+#
+# **Predict**: three groups of prompts, shuffled, on the two small workers of section 6. The hit rate of
+# `cache_aware`, in percent?
+
+# %% prediction="routed_rate"
+### BEGIN SOLUTION
+#: routed_rate = None  # percent
+routed_rate = 60
+### END SOLUTION
+
+# %% tags=["measures"]
+with pair:
+    workers = pair.running
+    routed = [
+        measure_routed(workers, profile, policy, reuse.router_prompts(profile, seed))
+        for seed, policy in enumerate(("round_robin", "cache_aware"), 100)
+    ]
+    compare_prediction(routed_rate, 100 * routed[-1].rate, what="hit rate of cache_aware", unit="%")
+    print(words.explain_routes(routed))
+    display(reuse_plots.plot_routes(routed))
+    survivors = measure_routed(
+        workers, profile, "cache_aware", reuse.router_prompts(profile, 102), output_tokens=32, kill_after_s=2.0
+    )
+    print(words.explain_death(survivors))
+
+# %% [markdown]
+# *In the picture: left, the hit rate of each policy; right, the prompt tokens that each worker received.*
+#
+# **In words.** With `round_robin` each small cache sees all three groups and can hold little more than one; with
+# `cache_aware` a worker sees the groups it knows. The price is balance: with three groups on two workers one of
+# them has more to do. When a worker dies, what it was answering is lost: the router cannot know what the user has read
+# already, so it ends those streams with an error. What had not begun is sent to the other worker. Who may retry,
+# and when, is a subject of lab 3.3.7 (to come).
+#
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | radix tree | the longest shared beginning, found token by token | section 1, your own |
+# | hit rate | a property of prompts and their order | section 2, your tree against `cached_tokens` |
+# | TTFT | only what is new is computed; the rest remains | section 3, the curve |
+# | block hashes (vLLM) | the same in whole blocks | sections 2 and 3 |
+# | constrained decoding | no token that the grammar forbids | section 4, every answer checked |
+# | fork | a common beginning is computed once | section 5, `cached_tokens` of the branches |
+# | order | the longest prefix first, with a bound | section 6 |
+# | routing | a prefix lives on one worker | section 7 |
+#
+# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. Your application puts "Today is Thursday, 10:42." in front of a system prompt of 2,000 tokens. What is its
+# hit rate, and what do you change?</summary>
+#
+# Practically none: prompts share the first few tokens, until the minute differs. Put what changes behind what does
+# not: the date goes to the end of the system prompt, or into the user's message.
+# </details>
+# <details><summary>2. Why may only leaves be evicted?</summary>
+#
+# A node in the middle is the beginning of everything below it. Without it the rest can never be matched, since a
+# match starts at the root: its memory would be held for nothing.
+# </details>
+# <details><summary>3. Two requests with the same new prefix arrive in the same millisecond. How much do they share?</summary>
+#
+# In the tree there is nothing yet, so both would compute it. SGLang's `lpm` looks for that and holds the second one
+# back a little; with `fcfs` both are computed, and one of the two copies is thrown away afterwards.
+# </details>
+# <details><summary>4. Larger pages make the tree smaller and the memory access more regular. What do they cost?</summary>
+#
+# Up to a page less one token of every shared prefix: see vLLM's row in section 2. With prefixes of thousands of tokens
+# that is little, with short ones a lot.
+# </details>
+# <details><summary>5. Is a cached prefix a way to read somebody else's prompt?</summary>
+#
+# Its text, no. But whoever measures TTFT can tell whether a beginning was asked before: a timing side channel. Where
+# that matters, caches are separated by user (`cache_salt` in vLLM and SGLang), at the price of fewer hits.
+# </details>
+#
+# ## What to try next
+#
+# * Send section 2's workloads eight at a time (`measure_hits(..., concurrency=8)`). Which hit rate falls, and why?
+# * Start SGLang with `extra_arguments=("--page-size", "16")`, and predict its hit rates with your tree.
+# * Give `order_schema` a field `name` without a maximum length, and count valid answers again.
+# * `--schedule-policy hrrn` (highest response ratio next) is SGLang's own remedy against starving. What does it do to
+#   the stranger of section 6?
+# * Lab 3.3.3 builds the paged memory below the tree; lab 3.3.4 (to come) shortens decoding, which no prefix cache does.
