@@ -168,16 +168,18 @@ def test_an_idle_sglang_leaves_the_cores_alone(sglang):
     assert used() - before < 1.5, "seconds of a core in 3 s without a request"
 
 
-def test_sglang_goes_on_when_its_cache_is_too_small_for_all(profile):
-    """It puts requests back and starts them anew, without any of the kernels that it has not here."""
+def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all(profile):
     with launch("sglang", profile, quiet=True, kv_blocks=400) as engine:
         client = Client(engine.base_url, engine.model, "completions")
-        result = run(
-            client, prompts(profile, 12, output=120, seed=3), ClosedLoop(12), progress=False
-        )
+        requests = prompts(profile, 12, output=120, seed=3)
+        result = run(client, requests, ClosedLoop(12), progress=False)
         assert [trace.error for trace in result.traces] == [None] * 12
-        assert engine.running()
-        assert scrape(engine).preemptions
+        too_long = Request(prompt="word " * 500, max_tokens=4)
+        refused = run(client, [too_long], ClosedLoop(1), progress=False).traces[0]
+        assert (
+            "exceeds the maximum allowed length" in refused.error
+        )  # while streaming, with status 200
+        assert ask(engine).traces[0].ok
 
 
 def test_batching_in_vllm_beats_the_baseline(vllm, baseline, profile):
