@@ -3,6 +3,7 @@
 import pytest
 
 from utils.engines import NotRunHere, launch
+from utils.engines.structured import COMPACT_JSON
 from utils.profiles import load_profile
 
 
@@ -22,12 +23,12 @@ def running(name, profile, **options):
 
 @pytest.fixture(scope="module")
 def vllm(profile):
-    yield from running("vllm", profile)
+    yield from running("vllm", profile, extra_arguments=COMPACT_JSON["vllm"])
 
 
 @pytest.fixture(scope="module")
 def sglang(profile):
-    yield from running("sglang", profile)
+    yield from running("sglang", profile, extra_arguments=COMPACT_JSON["sglang"])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What lab 3.3.2 rests on, on real engines: hit rates as predicted, TTFT saved, constraints obeyed, routing."""
+"""What lab 3.3.2 rests on, on real engines: hit rates, TTFT saved, constraints obeyed, routing."""
 
 import pytest
 

@@ -19,6 +19,16 @@ from utils.engines.spec import EngineSpec
 Constraint = Mapping[str, Any]  # {"json_schema": {...}}, {"regex": "..."} or {"choice": [...]}
 
 
+# JSON allows blanks between its parts, as many as one likes: a grammar that allows them too need not end.
+COMPACT_JSON: Mapping[str, tuple[str, ...]] = {
+    "sglang": ("--constrained-json-disable-any-whitespace",),
+    "vllm": (
+        "--structured-outputs-config",
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    ),
+}
+
+
 def request_fields(spec: EngineSpec, constraint: Constraint) -> dict[str, Any]:
     """What a request's JSON body needs so that the answer obeys; empty for no constraint.
 

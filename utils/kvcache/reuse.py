@@ -114,7 +114,7 @@ def curve_point(
     other, each with an end of its own. No prompt occurs in two turns.
     """
     make = Maker(profile, seed=hash((round(1000 * fraction), turn)))
-    prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=3)
+    prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=2)
     if prefix:
         run(
             Client(engine.base_url, engine.model, "completions"),
@@ -192,10 +192,10 @@ def roofline_speedup(model: Model, length: int, fraction: float) -> float:
 
 
 def shared_crowd(profile: Profile, turn: int) -> list[Request]:
-    """Sixteen requests behind one system prompt; no prompt occurs in two turns."""
+    """Eight requests behind one system prompt; no prompt occurs in two turns."""
     make = Maker(profile, seed=1000 + turn)
     system = make.tokens(8)
-    return as_requests([system + make.tokens(1) for _ in range(16)], 16)
+    return as_requests([system + make.tokens(1) for _ in range(8)], 8)
 
 
 def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[int], int]:
@@ -265,7 +265,7 @@ def measure_structured(
     questions: Sequence[str],
     *,
     max_tokens: int,
-    concurrency: int = 16,
+    concurrency: int = 32,
 ) -> Structured:
     """Asks every question under a constraint and checks every answer.
 
@@ -348,10 +348,10 @@ def as_text(profile: Profile, prompts: Sequence[Tokens]) -> list[str]:
 
 
 def router_prompts(profile: Profile, seed: int) -> list[str]:
-    """Three groups of six prompts behind three prefixes, shuffled, as text."""
+    """Three groups of four prompts behind three prefixes, shuffled, as text."""
     make = Maker(profile, seed)
     prompts = [
-        prefix + make.tokens(1) for prefix in (make.tokens(6) for _ in range(3)) for _ in range(6)
+        prefix + make.tokens(1) for prefix in (make.tokens(6) for _ in range(3)) for _ in range(4)
     ]
     random.Random(seed).shuffle(prompts)
     return as_text(profile, prompts)

@@ -56,11 +56,11 @@ def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:
     """Five lists of prompts, each in the order in which they are sent."""
     make = Maker(profile, seed).tokens
     return {
-        "system prompt": system_prompt(make(8), [make(1) for _ in range(8)]),
-        "few-shot": few_shot([make(6), make(6)], [make(1) for _ in range(8)]),
-        "chat": chat([make(2), make(2)], [[make(1) for _ in range(7)] for _ in range(2)]),
+        "system prompt": system_prompt(make(8), [make(1) for _ in range(7)]),
+        "few-shot": few_shot([make(5), make(5)], [make(1) for _ in range(8)]),
+        "chat": chat([make(2), make(2)], [[make(1) for _ in range(5)] for _ in range(2)]),
         "tree of thoughts": tree_of_thoughts(make(4), [make(1) for _ in range(6)]),
-        "no sharing": [make(4) for _ in range(5)],
+        "no sharing": [make(4) for _ in range(4)],
     }
 
 
