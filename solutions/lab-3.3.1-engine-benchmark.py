@@ -437,7 +437,8 @@ with launch("transformers", profile) as engine:
 for name in ("sglang", "tensorrt_llm", "ollama"):
     try:
         with launch(name, profile) as engine:
-            records += sweep(engine, profile)
+            records += sweep(engine, profile, label=engine.spec.title)
+            prefills[engine.spec.title] = measure_prefill(engine, profile, length=prefill_length)
     except NotRunHere as reason:
         not_run[ENGINES[name].title] = reason.reason
         print(reason)

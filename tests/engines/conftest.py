@@ -21,12 +21,12 @@ def running(name, profile, **options):
         yield engine
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def vllm(profile):
     yield from running("vllm", profile, extra_arguments=COMPACT_JSON["vllm"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def sglang(profile):
     yield from running("sglang", profile, extra_arguments=COMPACT_JSON["sglang"])
 

@@ -2,14 +2,21 @@
 
 import pytest
 
+from utils.benchmark import Client, ClosedLoop, run
+from utils.engines import launch
 from utils.kvcache import reuse
 from utils.kvcache.radix import RadixCache
 from utils.kvcache.replay import hit_rate, serve
 from utils.kvcache.reuse_words import explain_death
-from utils.kvcache.workloads import workloads
+from utils.kvcache.workloads import Maker, as_requests, workloads
 from utils.telemetry.cache import cache_report
 
 pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def engine(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -75,24 +82,29 @@ def test_what_cannot_be_served_is_refused_and_the_engine_lives(engine, profile):
     assert reuse.say(engine, {"messages": reuse._SAY, "max_tokens": 2}).startswith("answered")
 
 
-def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(profile):
-    from tests.engines.conftest import running
+def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sglang, profile):
+    small = 8 * profile.load.prompt_tokens * 2
+    with launch("sglang", profile, quiet=True, kv_blocks=small) as second:
+        pair = [sglang, second]
+        aware = reuse.measure_routed(pair, profile, "cache_aware", reuse.router_prompts(profile, 1))
+        assert aware.failed == 0 and aware.rate > 0.3
+        assert all(share > 0 for share in aware.shares), "both have work"
+        prompts = reuse.router_prompts(profile, 2)
+        routed = reuse.measure_routed(
+            pair, profile, "round_robin", prompts, output_tokens=64, kill_after_s=1.5
+        )
+        assert not second.running() and sglang.running()
+        assert 0 < routed.failed < len(prompts), explain_death(routed)
+    assert reuse.say(sglang, {"messages": reuse._SAY, "max_tokens": 2}).startswith("answered")
 
-    workers = running("sglang", profile), running("sglang", profile)
-    first, second = (next(worker) for worker in workers)
-    pair = [first, second]
-    dealt, aware = (
-        reuse.measure_routed(pair, profile, policy, reuse.router_prompts(profile, seed))
-        for seed, policy in enumerate(("round_robin", "cache_aware"))
+
+def test_tokens_are_the_same_whether_a_prefix_was_cached_or_not(sglang, profile):
+    make = Maker(profile, seed=77)
+    prompt = make.exactly(300)
+    client = Client(sglang.base_url, sglang.model, "completions")
+    whole, again = (
+        run(client, as_requests([prompt], 24), ClosedLoop(1), progress=False).traces[0]
+        for _ in range(2)
     )
-    assert dealt.failed == aware.failed == 0
-    assert aware.rate > dealt.rate
-    assert all(share > 0 for share in (*dealt.shares, *aware.shares)), "both have work"
-    prompts = reuse.router_prompts(profile, 2)
-    routed = reuse.measure_routed(
-        pair, profile, "cache_aware", prompts, output_tokens=64, kill_after_s=1.5
-    )
-    assert not second.running() and first.running()
-    assert 0 < routed.failed < len(prompts) / 2, explain_death(routed)
-    for worker in workers:
-        worker.close()
+    assert (whole.cached_tokens or 0) < 5 and again.cached_tokens == 299
+    assert whole.text == again.text != ""

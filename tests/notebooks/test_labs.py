@@ -1,7 +1,7 @@
 """Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
 
 The learners' are executed where learners have them, in a release. One execution per notebook serves all
-that is asserted of it. The same by hand: `pytest --nbmake --nbmake-timeout=240 labs` and
+that is asserted of it. The same by hand: `pytest --nbmake --nbmake-timeout=300 labs` and
 `COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 

@@ -107,6 +107,19 @@ def test_it_stops_on_an_exception_and_on_ctrl_c(fake, profile):
         assert gone(int(engine.identity))
 
 
+def test_a_killed_engine_is_noticed_and_cleaned_up(fake, profile, tmp_path):
+    engine = launch("fake", profile, quiet=True)
+    family = psutil.Process(int(engine.identity)).children(recursive=True)
+    engine.kill()
+    psutil.wait_procs(family, timeout=5)
+    deadline = time.monotonic() + 5
+    while engine.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not engine.running() and engine.exit_code() == 128 + signal.SIGKILL
+    engine.kill()
+    engine.stop()
+
+
 def test_an_engine_that_ignores_sigterm_is_killed(fake, profile):
     engine = launch("fake", profile, extra_arguments=("--mode", "stubborn"), quiet=True)
     engine.stop()

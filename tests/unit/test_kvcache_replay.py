@@ -27,12 +27,18 @@ def rate(prompts, cache):
 def test_workloads_share_what_their_names_say():
     made = workloads(CPU)
     rates = {name: rate(prompts, RadixCache()) for name, prompts in made.items()}
-    assert rates.pop("no sharing") < 0.01
-    assert all(0.55 < found < 0.85 for found in rates.values()), rates
+    shapes = {  # shared units over all units; single lengths vary by a tenth
+        "system prompt": 6 * 8 / (7 * 9),
+        "few-shot": 6 * 5 / (8 * 6),
+        "chat": 2 * (3 + 5) / (2 * (3 + 5 + 7)),
+        "tree of thoughts": (2 * 4 + 4 * 5) / (4 + 2 * 5 + 4 * 6),
+        "no sharing": 0,
+    }
+    assert rates == pytest.approx(shapes, abs=0.03)
     assert workloads(CPU) == made != workloads(CPU, seed=1)
     longest = max(len(prompt) for prompts in made.values() for prompt in prompts)
     assert longest + reuse.ANSWER_TOKENS < CPU.context_length
-    assert max(map(len, made["system prompt"])) > 500
+    assert max(map(len, made["system prompt"])) > 400
 
 
 def test_workloads_of_a_larger_profile_are_larger_and_as_shared():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -44,10 +44,9 @@ class Fleet:
         self.variants = variants
         self.reasons: dict[str, str] = {}
         self._engine = engine
-        self._stack = ExitStack()
         self._running: dict[str, RunningEngine] | None = None
         if together or profile.runtime == "process":
-            self._running = self._start(list(variants), self._stack)
+            self._running = self._start(list(variants))
 
     def each(
         self,
@@ -93,11 +92,8 @@ class Fleet:
             yield running[name]
 
     def stop(self) -> None:
-        """Stops all that run, at the same time: some take seconds to end. Twice does no harm."""
-        if self.running:
-            with ThreadPoolExecutor(len(self.running)) as pool:
-                list(pool.map(lambda engine: engine.stop(), self.running))
-        self._stack.close()
+        """Stops all that run. Twice does no harm."""
+        stop_together(self.running)
 
     def __enter__(self) -> Fleet:
         return self
@@ -118,10 +114,13 @@ class Fleet:
             yield {name: self._running[name] for name in wanted if name in self._running}
             return
         for name in wanted:
-            with ExitStack() as stack:
-                yield self._start([name], stack)
+            running = self._start([name])
+            try:
+                yield running
+            finally:
+                stop_together(list(running.values()))
 
-    def _start(self, names: list[str], stack: ExitStack) -> dict[str, RunningEngine]:
+    def _start(self, names: list[str]) -> dict[str, RunningEngine]:
         pending = {}
         with ThreadPoolExecutor(len(names)) as pool:
             for name in names:
@@ -131,7 +130,14 @@ class Fleet:
         running: dict[str, RunningEngine] = {}
         for name, future in pending.items():
             try:
-                running[name] = stack.enter_context(future.result())
+                running[name] = future.result()
             except EngineError as error:
                 self.reasons[name] = str(error)
         return running
+
+
+def stop_together(engines: Collection[RunningEngine]) -> None:
+    """Stops engines at the same time: some take seconds to end."""
+    if engines:
+        with ThreadPoolExecutor(len(engines)) as pool:
+            list(pool.map(lambda engine: engine.stop(), engines))

@@ -38,6 +38,7 @@ def arguments(workers: Sequence[str], policy: str, port: int, metrics_port: int)
         *("--prometheus-port", str(metrics_port)),
         *("--health-check-interval-secs", "1"),
         *("--health-failure-threshold", "3"),
+        *("--shutdown-grace-period-secs", "1"),  # nobody is served any more when it is stopped
         *("--worker-urls", *workers),
     ]
 

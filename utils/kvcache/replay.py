@@ -63,7 +63,7 @@ class Served:
 
 
 def work_off(
-    prompts: Sequence[Tokens], cache: RadixCache, choose: Choose, output_tokens: int = 4
+    prompts: Sequence[Tokens], cache: RadixCache, choose: Choose, output_tokens: int = 2
 ) -> Served:
     """Serves a queue of prompts one after the other.
 

@@ -28,7 +28,7 @@ from utils.profiles import Profile
 from utils.telemetry import ScrapeError, scrape
 
 WARM = 0.94  # of a prompt of 12 units: all but its end
-ANSWER_TOKENS = 4  # enough to see a first token; the labs' subject is the prompt
+ANSWER_TOKENS = 2  # enough to see a first token; the lab's subject is the prompt
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,7 @@ def curve_point(
     make = Maker(profile, seed=hash((round(1000 * fraction), turn)))
     prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=2)
     if prefix:
-        run(
-            Client(engine.base_url, engine.model, "completions"),
-            as_requests([prefix], 1),
-            ClosedLoop(1),
-            progress=False,
-        )
+        send_alone(engine, prefix)
     hits = hits_of(measure(engine, profile, as_requests(prompts, ANSWER_TOKENS), 1, label))
     times = tuple(trace.ttft() for trace in hits.run.result.traces)
     return Point(hits.rate, times)
@@ -191,11 +186,22 @@ def roofline_speedup(model: Model, length: int, fraction: float) -> float:
     return work(0) / work(min(length - 1, round(fraction * length)))
 
 
-def shared_crowd(profile: Profile, turn: int) -> list[Request]:
-    """Eight requests behind one system prompt; no prompt occurs in two turns."""
+def measure_crowd(engine: RunningEngine, profile: Profile, turn: int, label: str) -> Run:
+    """Eight requests at once behind a system prompt that was sent before, alone and not measured.
+
+    No prompt occurs in two turns.
+    """
     make = Maker(profile, seed=1000 + turn)
-    system = make.tokens(8)
-    return as_requests([system + make.tokens(1) for _ in range(8)], 8)
+    system = make.tokens(7)
+    send_alone(engine, system)
+    requests = as_requests([system + make.tokens(1) for _ in range(8)], 8)
+    return measure(engine, profile, requests, 8, label)
+
+
+def send_alone(engine: RunningEngine, prompt: Tokens) -> None:
+    """Brings a prompt into the engine's cache, without a measurement."""
+    client = Client(engine.base_url, engine.model, "completions")
+    run(client, as_requests([prompt], 1), ClosedLoop(1), progress=False)
 
 
 def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[int], int]:
@@ -265,7 +271,7 @@ def measure_structured(
     questions: Sequence[str],
     *,
     max_tokens: int,
-    concurrency: int = 32,
+    concurrency: int = 16,
 ) -> Structured:
     """Asks every question under a constraint and checks every answer.
 
