@@ -243,9 +243,16 @@ def _new_lower_half(root: Node, tokens: Tokens, page_size: int, now: int) -> Nod
     return end
 
 
+def _uses_up_the_tokens(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    end = radix.insert(root, list(tokens), page_size, now)
+    tokens.clear()
+    return end
+
+
 insert = Grading(
     lab.insert,
     wrong={
+        "uses up the tokens": Wrong(_uses_up_the_tokens, says="handed in"),
         "never cuts a node": Wrong(_never_cuts, says="Cut"),
         "loses the locks of a node that it cuts": Wrong(_changed(_forget_locks), says="locks"),
         "returns the root": Wrong(_changed(_return_root), says="returned"),
@@ -266,7 +273,9 @@ def _same_trees(
         mine, theirs = Node([]), Node([])
         held: list[tuple[Node, Tokens]] = []
         for now, tokens in enumerate(stored, 1):
-            end = attempt(mine, tokens, page_size, now)
+            given = list(tokens)
+            end = attempt(mine, given, page_size, now)
+            expect_equal(given, tokens, what="the tokens that were handed in, afterwards")
             wanted = radix.insert(theirs, tokens, page_size, now)
             case = f"{stored[:now]} in pages of {page_size}"
             what = f"the tree, as (tokens from the root, lock_ref, last_used), after {case}"
@@ -311,6 +320,12 @@ def _locks_the_root(node: Node, change: int) -> None:
     node.lock_ref += change
 
 
+def _locks_a_given_root(node: Node, change: int) -> None:
+    radix.lock(node, change)
+    if node.parent is None:
+        node.lock_ref += change
+
+
 def _sets_the_lock(node: Node, change: int) -> None:
     while node.parent is not None:
         node.lock_ref = max(0, change)
@@ -329,6 +344,7 @@ lock = Grading(
     wrong={
         "locks one node": Wrong(_locks_one, says="as well"),
         "locks the root": Wrong(_locks_the_root, says="root"),
+        "locks the root when it is given": Wrong(_locks_a_given_root, says="Leave it alone"),
         "sets in place of counting": Wrong(_sets_the_lock, says="count"),
         "locks all that begins alike": Wrong(_locks_the_subtree, says="somebody else"),
     },
@@ -338,7 +354,7 @@ lock = Grading(
 @lock.part("a path is locked and unlocked", points=2)
 def _(attempt: Callable[..., None], rng: random.Random) -> None:
     for _ in range(15):
-        stored = [tokens for tokens in _some(rng, 6, 9) if tokens] or [[1]]
+        stored = [[], *_some(rng, 6, 9)]
         mine, theirs = lab.tree_of(*stored), lab.tree_of(*stored)
         held: list[Tokens] = []
         for _ in range(8):
@@ -497,9 +513,14 @@ def _never_stores(prompts: list[Tokens], cache: RadixCache) -> float:
     return hit_rate([cache.match(prompt) for prompt in prompts], prompts)
 
 
+def _forgets_the_capacity(prompts: list[Tokens], cache: RadixCache) -> float:
+    return _hits(prompts, RadixCache(page_size=cache.page_size))
+
+
 predict_hit_rate = Grading(
     lab.predict_hit_rate,
     wrong={
+        "forgets the capacity": Wrong(_forgets_the_capacity, says="took its room"),
         "stores before it looks up": Wrong(_stores_first, says="before you store"),
         "the mean of the prompts' shares": Wrong(_mean_of_shares, says="mean"),
         "finds the last token too": Wrong(_whole_prompt, says="all but the last"),
@@ -653,6 +674,13 @@ order_schema = Grading(
             says="whole number",
         ),
         "any drink": Wrong(_with_property("drink", {"type": "string"}), says="beer"),
+        "a drink by a part of it": Wrong(
+            _with_property("drink", {"type": "string", "pattern": "espresso|latte|tea"}),
+            says="part",
+        ),
+        "a drink of any type": Wrong(
+            _with_property("drink", {"pattern": "^(espresso|latte|tea)$"}), says="a text"
+        ),
         "to_go as text": Wrong(_with_property("to_go", {"type": "string"}), says="refuses"),
         "no schema": Wrong({"type": "nonsense"}, says="no JSON schema"),
         "a list of fields": Wrong(["drink", "count", "to_go"], says="dictionary"),
@@ -671,7 +699,7 @@ def _orders(rng: random.Random, count: int) -> list[dict[str, Any]]:
 @order_schema.part("good orders are accepted, wrong values refused", points=2)
 def _(attempt: object, rng: random.Random) -> None:
     good = _orders(rng, 20)
-    drinks = [rng.choice(["water", "cola", "Tea", "", "espresso "]) for _ in range(3)]
+    drinks = ["water", "Tea", "", "espresso ", "iced tea", "latte, tea", None, 5, ["tea"]]
     bad: list[tuple[object, str]] = [({**rng.choice(good), "drink": drink}, "") for drink in drinks]
     counts = [0, -rng.randint(1, 9), rng.randint(10, 999), rng.randint(1, 8) + 0.5, "3", None, [1]]
     bad += [({**rng.choice(good), "count": count}, "") for count in counts]

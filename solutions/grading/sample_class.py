@@ -397,6 +397,8 @@ COLOURS = 'print("\\x1b[31mred\\x1b[0m, \\x1b[38mno colour\\x1b[38;5m", "10 %\\r
 
 SAMPLES: dict[str, Sample] = {
     "good": Sample(),
+    "good-lab-2": Sample(lab="3.3.2"),
+    "untouched-lab-2": Sample(start="untouched", lab="3.3.2", scores={"*": 0}),
     "good-lab-3": Sample(lab="3.3.3"),
     "good-other-styles": Sample(_answers(OTHER_STYLES)),
     "good-other-styles-lab-3": Sample(_answers(OTHER_STYLES_3), lab="3.3.3"),

@@ -20,7 +20,16 @@ def log(monkeypatch):
 
     def engine(name):
         happened.append(f"+{name}")
-        return SimpleNamespace(name=name, stop=lambda: happened.append(f"-{name}"))
+        alive = [True]
+
+        def stop():
+            if alive.pop():
+                alive.append(False)
+                happened.append(f"-{name}")
+            else:
+                alive.append(False)
+
+        return SimpleNamespace(name=name, stop=stop, running=lambda: alive[0])
 
     def launch(name, profile, *, quiet):
         if name == "broken":
@@ -83,3 +92,30 @@ def test_all_are_stopped_when_the_work_fails(log, runtime):
         engines.each(fail)
     assert log.count("+first") == log.count("-first") == 1
     assert log.count("+other") == log.count("-other")
+
+
+def test_none_is_left_when_one_fails_for_another_reason(log, monkeypatch):
+    launch = fleet.launch
+
+    def odd(name, profile, *, quiet):
+        if name == "other":
+            raise KeyError("a fault of ours")
+        return launch(name, profile, quiet=quiet)
+
+    monkeypatch.setattr(fleet, "launch", odd)
+    with pytest.raises(KeyError, match="a fault of ours"):
+        Fleet(CPU, VARIANTS, "first")
+    assert log == ["+first", "-first"]
+
+
+@pytest.mark.parametrize("runtime", ["process", "docker"])
+def test_a_stopped_fleet_says_so(log, runtime, capsys):
+    engines = Fleet(replace(CPU, runtime=runtime), VARIANTS, "first")
+    assert engines.has("a") and len(engines.running) == (2 if runtime == "process" else 0)
+    assert engines.has("broken") == (runtime == "docker")
+    engines.stop()
+    assert engines.running == []
+    with pytest.raises(EngineError, match="run the cell that starts them again"):
+        engines.each(note(log))
+    del engines
+    assert log.count("-first") == log.count("+first")

@@ -147,7 +147,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
             alive.discard(name)
             stopped.append(name)
 
-        return SimpleNamespace(name=name, stop=stop)
+        return SimpleNamespace(name=name, stop=stop, running=lambda: name in alive)
 
     def launch(name, profile, *, quiet, tag):
         if tag == "bad":

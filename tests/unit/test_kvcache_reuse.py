@@ -117,7 +117,7 @@ def test_valid_answers_and_the_pace_are_counted():
 
 
 def test_orders_name_the_one_who_waited():
-    served = Served((0, 2, 1), (0, 0, 0), 0.25, 1)
+    served = Served((0, 2, 1), 0.25, 1)
     said = words.explain_orders({"r": (made_hits(0.3), (0, 2, 1))}, {"r": served}, [0, -1, 0])
     assert "30.0% (measured), 25.0% (your tree)" in said
     assert "came as number 2 and was served as number 3 (measured), 3 (your tree)" in said
@@ -130,7 +130,7 @@ def test_a_router_is_told_by_rate_and_balance_and_a_death_by_its_victims():
     lost = trace(1, error="RemoteProtocolError: closed")
     dead = Routed("cache_aware", load(trace(), lost), (100.0, float("nan")))
     said = words.explain_death(dead)
-    assert "worker 2 died: 1 of 2 requests were answered, 1 were not" in said
+    assert "worker 2 died: 1 of 2 requests were answered, 1 not" in said
     assert "after 1 chunks of the answer: RemoteProtocolError" in said
     assert "No worker died" in words.explain_death(whole)
 

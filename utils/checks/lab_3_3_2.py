@@ -157,7 +157,9 @@ def _grows_alike(attempt: Callable[..., Node], rng: random.Random, trees: int) -
         for now in range(1, 6):
             tokens = [rng.randrange(3) for _ in range(rng.randrange(10))]
             stored.append(tokens)
-            end = attempt(mine, tokens, page_size, now)
+            given = list(tokens)
+            end = attempt(mine, given, page_size, now)
+            expect_equal(given, tokens, what="the tokens that were handed in, afterwards")
             wanted = radix.insert(theirs, tokens, page_size, now)
             case = f"{stored} in pages of {page_size}, one after the other"
             what = f"the tree, as (tokens from the root, lock_ref, last_used), after {case}"
@@ -180,6 +182,10 @@ def lock(attempt: Callable[..., None]) -> None:
     what = "lock_ref of each node after locking [1, 2, 3]"
     expect_equal([(key, refs) for key, refs, _ in drawn(root)], wanted, what=what, hint=hint)
     expect_equal(root.lock_ref, 0, what="lock_ref of the root", hint="The root is never evicted.")
+    attempt(root, 1)
+    expect_equal(
+        root.lock_ref, 0, what="lock_ref of the root, locked itself", hint="Leave it alone."
+    )
     attempt(leaf, 1)
     hint = "Two requests may use the same node: count them."
     expect_equal(leaf.lock_ref, 2, what="lock_ref after locking twice", hint=hint)
@@ -210,6 +216,7 @@ def evict(attempt: Callable[..., int]) -> None:
     radix.lock(next(node for node in walk(root) if node.key == [3, 4]))
     removed = attempt(root, 100)
     hint = "[1, 2] and [3, 4] are in use (lock_ref above 0) and stay, whatever is asked for."
+    what = "what is left of the three when [3, 4] is locked and 100 tokens were asked for"
     expect_equal([key for key, *_ in drawn(root)], [[1, 2], [1, 2, 3, 4]], what=what, hint=hint)
     expect_equal(removed, 3, what="tokens removed where only 3 are not locked", hint=hint)
     hint = "Nothing was asked for, so nothing goes."
@@ -256,7 +263,7 @@ def predict_hit_rate(attempt: Callable[..., float]) -> None:
     hint = "The second finds 2 of its 4 tokens: 2 of 8 in all. Prompts count as tokens, not as one each."
     two = attempt([[1, 2, 3, 4], [1, 2, 8, 9]], RadixCache())
     expect_close(two, 0.25, what="[1, 2, 3, 4], then [1, 2, 8, 9]", hint=hint)
-    hint = "4 of the 12 tokens: the share of all tokens together, not the mean over prompts."
+    hint = "2 + 4 of the 12 tokens: the share of all tokens together, not the mean over prompts."
     uneven = attempt([[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]], RadixCache())
     expect_close(
         uneven, 6 / 12, what="prompts of 2, 4 and 6 tokens, each a prefix of the next", hint=hint
@@ -267,6 +274,8 @@ def predict_hit_rate(attempt: Callable[..., float]) -> None:
     hint = "Use the cache that you are given: it knows its page size and capacity."
     pages = attempt([[1, 2, 3, 4], [1, 2, 3, 9]], RadixCache(page_size=2))
     expect_close(pages, 2 / 8, what="3 shared tokens in pages of 2", hint=hint)
+    small = attempt([[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4]], RadixCache(capacity=4))
+    expect_close(small, 0.0, what="a prompt again, after one that took its room", hint=hint)
 
 
 def _speedup(fraction: float, prefill_s: float, rest_s: float) -> float:
@@ -334,6 +343,9 @@ GOOD_ORDERS = (
 )
 BAD_ORDERS: tuple[tuple[object, str], ...] = (
     ({"drink": "beer", "count": 1, "to_go": True}, "There is no beer: drink is one of three."),
+    ({"drink": "iced tea", "count": 1, "to_go": True}, "drink is one of three, not a part of it."),
+    ({"drink": 5, "count": 1, "to_go": True}, "drink is a text."),
+    ({"drink": None, "count": 1, "to_go": True}, "drink is a text."),
     ({"drink": "tea", "count": 0, "to_go": True}, "Nobody orders 0: count is 1 to 9."),
     ({"drink": "tea", "count": 10, "to_go": True}, "count is 1 to 9; a bound keeps answers short."),
     ({"drink": "tea", "count": 1.5, "to_go": True}, "count is a whole number."),

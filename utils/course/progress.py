@@ -75,8 +75,8 @@ MILESTONES = (
     Milestone(
         "SGLang with RadixAttention",
         "3.3.2",
-        _runs(lambda record: record.engine == "sglang"),
-        "a run of SGLang",
+        _runs(lambda record: record.engine == "sglang" and "shared prefix" in record.label),
+        "a run of SGLang with a shared prefix",
     ),
     Milestone(
         "vLLM continuous batching", "3.3.3", _levels, "runs of vLLM at two levels of concurrency"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ class Fleet:
         self.reasons: dict[str, str] = {}
         self._engine = engine
         self._running: dict[str, RunningEngine] | None = None
+        self._stopped = False
         if together or profile.runtime == "process":
             self._running = self._start(list(variants))
 
@@ -76,7 +77,7 @@ class Fleet:
     @property
     def running(self) -> list[RunningEngine]:
         """Those that run now, in the order of the variants; none of them if each comes alone."""
-        return list((self._running or {}).values())
+        return [engine for engine in (self._running or {}).values() if engine.running()]
 
     @contextmanager
     def one(self, name: str) -> Iterator[RunningEngine]:
@@ -93,7 +94,20 @@ class Fleet:
 
     def stop(self) -> None:
         """Stops all that run. Twice does no harm."""
+        self._stopped = True
         stop_together(self.running)
+
+    def __del__(
+        self,
+    ) -> None:  # a cell that makes another fleet of the same name lets go of this one
+        with suppress(Exception):
+            self.stop()
+
+    def has(self, name: str) -> bool:
+        """Whether a variant runs, or will when it is its turn; prints why where it does not."""
+        if name in self.reasons:
+            print(f"{name}: {self.reasons[name]}")
+        return name not in self.reasons
 
     def __enter__(self) -> Fleet:
         return self
@@ -109,6 +123,8 @@ class Fleet:
     def _batches(
         self, only: Collection[str] | None
     ) -> Generator[dict[str, RunningEngine], None, None]:
+        if self._stopped:
+            raise EngineError("These engines were stopped: run the cell that starts them again.")
         wanted = [name for name in self.variants if only is None or name in only]
         if self._running is not None:
             yield {name: self._running[name] for name in wanted if name in self._running}
@@ -128,11 +144,18 @@ class Fleet:
                 kind = options.pop("engine")
                 pending[name] = pool.submit(launch, kind, self.profile, quiet=True, **options)
         running: dict[str, RunningEngine] = {}
+        unexpected: BaseException | None = None
         for name, future in pending.items():
-            try:
+            error = future.exception()
+            if error is None:
                 running[name] = future.result()
-            except EngineError as error:
+            elif isinstance(error, EngineError):
                 self.reasons[name] = str(error)
+            else:
+                unexpected = error
+        if unexpected is not None:
+            stop_together(list(running.values()))
+            raise unexpected
         return running
 
 

@@ -27,8 +27,9 @@ POLL_S = 0.2
 def arguments(workers: Sequence[str], policy: str, port: int, metrics_port: int) -> list[str]:
     """Arguments of the router.
 
-    A worker that three health checks in a row do not reach is taken out; a request that fails before its
-    answer begins is tried again, on another worker if need be.
+    A worker that three health checks in a row do not reach is taken out; until then, ten failed attempts
+    open its circuit breaker (`--cb-failure-threshold`, default 10). A request that a worker does not accept
+    is tried up to five times (`--retry-max-retries`), most often on the same worker, and then gets HTTP 500.
     """
     return [
         *("--host", "127.0.0.1"),

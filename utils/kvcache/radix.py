@@ -165,7 +165,6 @@ class RadixCache:
         self.page_size = page_size
         self.root = Node([])
         self.size = 0
-        self.evicted = 0
         self._clock = 0
 
     def match(self, tokens: Tokens) -> int:
@@ -189,7 +188,6 @@ class RadixCache:
             removed = self._evict(self.root, self.size + end - known - self.capacity)
             lock(held, -1)
             self.size -= removed
-            self.evicted += removed
         self.size += end - known
         return self._insert(self.root, tokens, self.page_size, self._clock)
 

@@ -6,6 +6,7 @@ Everything here is derived from the tree and the prompts: no engine, no clock.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -51,13 +52,11 @@ class Served:
 
     Attributes:
         order: Positions of the requests in the queue, as they were served.
-        cached: Prompt tokens that each found, in that order.
         hit_rate: Of all prompt tokens, 0 to 1.
         worst_wait: Requests that came later and were served before, at worst.
     """
 
     order: tuple[int, ...]
-    cached: tuple[int, ...]
     hit_rate: float
     worst_wait: int
 
@@ -82,11 +81,12 @@ def work_off(
     order, cached = [], []
     while waiting:
         position = choose([cache.match(prompts[i]) for i in waiting], [passed[i] for i in waiting])
-        if not isinstance(position, int) or not 0 <= position < len(waiting):
+        if not hasattr(position, "__index__") or not 0 <= position < len(waiting):
             raise ValueError(f"{position!r} is no position in a queue of {len(waiting)}")
+        position = operator.index(position)
         for overtaken in waiting[:position]:
             passed[overtaken] += 1
         index = waiting.pop(position)
         order.append(index)
         cached.append(serve(cache, prompts[index], output_tokens))
-    return Served(tuple(order), tuple(cached), hit_rate(cached, prompts), max(passed, default=0))
+    return Served(tuple(order), hit_rate(cached, prompts), max(passed, default=0))

@@ -23,7 +23,14 @@ from utils.engines.structured import Constraint, fault, request_fields
 from utils.kvcache.measure import Run, measure
 from utils.kvcache.radix import Tokens
 from utils.kvcache.sizes import cache_shape
-from utils.kvcache.workloads import Maker, Prompts, as_requests, partly_shared, tokenizer_of
+from utils.kvcache.workloads import (
+    Maker,
+    Prompts,
+    as_requests,
+    fresh_seed,
+    partly_shared,
+    tokenizer_of,
+)
 from utils.profiles import Profile
 from utils.telemetry import ScrapeError, scrape
 
@@ -62,7 +69,7 @@ def hits_of(measured: Run) -> Hits:
     """Reads the cached tokens of a run.
 
     Raises:
-        EngineError: A request failed, or the engine does not say what it had cached.
+        EngineError: A request failed.
     """
     failed = [trace.error for trace in measured.result.traces if not trace.ok]
     if failed:
@@ -105,18 +112,17 @@ class Point:
         return median(self.ttft_s)
 
 
-def curve_point(
-    engine: RunningEngine, profile: Profile, fraction: float, turn: int, label: str
-) -> Point:
+def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label: str) -> Point:
     """Measures TTFT where ``fraction`` of a prompt of 12 units was sent before.
 
     One request alone brings the prefix into the cache, and is not measured; a few follow, one after the
-    other, each with an end of its own. No prompt occurs in two turns.
+    other, each with an end of its own. No prompt occurs twice.
     """
-    make = Maker(profile, seed=hash((round(1000 * fraction), turn)))
+    make = Maker(profile, fresh_seed())
     prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=2)
     if prefix:
         send_alone(engine, prefix)
+    label = f"{label}, {fraction:.0%} sent before"
     hits = hits_of(measure(engine, profile, as_requests(prompts, ANSWER_TOKENS), 1, label))
     times = tuple(trace.ttft() for trace in hits.run.result.traces)
     return Point(hits.rate, times)
@@ -124,25 +130,31 @@ def curve_point(
 
 def cold_and_warm(engine: RunningEngine, profile: Profile) -> tuple[Point, Point]:
     """TTFT with nothing cached, and with all but the last 6 % of the prompt; twice, in turn."""
-    turns = [
-        measure_curve(engine, profile, (0.0, WARM), turn, "SGLang, cold and warm")
-        for turn in (100, 101)
-    ]
+    turns = [measure_curve(engine, profile, (0.0, WARM), "SGLang, shared prefix") for _ in range(2)]
     cold, warm = merge_turns(turns)
     return cold, warm
 
 
 def fit_prefill(cold: Point, warm: Point) -> tuple[float, float]:
-    """Seconds of prefill of the whole prompt, and of the rest: the line through two points."""
+    """Seconds of prefill of the whole prompt, and of the rest: the line through two points.
+
+    Raises:
+        EngineError: Both points have about the same share cached.
+    """
+    if warm.fraction - cold.fraction < 0.1:
+        raise EngineError(
+            f"{cold.fraction:.0%} of the cold prompt was cached and {warm.fraction:.0%} of the warm one: "
+            "nothing to tell apart. Is the prefix cache on?"
+        )
     prefill_s = (cold.median - warm.median) / (warm.fraction - cold.fraction)
     return prefill_s, max(0.0, cold.median - prefill_s * (1 - cold.fraction))
 
 
 def measure_curve(
-    engine: RunningEngine, profile: Profile, fractions: Sequence[float], turn: int, label: str
+    engine: RunningEngine, profile: Profile, fractions: Sequence[float], label: str
 ) -> list[Point]:
     """TTFT for each share of the prompt, see :func:`curve_point`."""
-    return [curve_point(engine, profile, fraction, turn, label) for fraction in fractions]
+    return [curve_point(engine, profile, fraction, label) for fraction in fractions]
 
 
 def merge_turns(turns: Sequence[Sequence[Point]]) -> list[Point]:
@@ -186,12 +198,9 @@ def roofline_speedup(model: Model, length: int, fraction: float) -> float:
     return work(0) / work(min(length - 1, round(fraction * length)))
 
 
-def measure_crowd(engine: RunningEngine, profile: Profile, turn: int, label: str) -> Run:
-    """Eight requests at once behind a system prompt that was sent before, alone and not measured.
-
-    No prompt occurs in two turns.
-    """
-    make = Maker(profile, seed=1000 + turn)
+def measure_crowd(engine: RunningEngine, profile: Profile, label: str) -> Run:
+    """Eight requests at once behind a system prompt that was sent before, alone and not measured."""
+    make = Maker(profile, fresh_seed())
     system = make.tokens(7)
     send_alone(engine, system)
     requests = as_requests([system + make.tokens(1) for _ in range(8)], 8)
@@ -209,7 +218,7 @@ def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[in
 
     Returns:
         The prompts, first come first; the group of each, -1 for the stranger, who shares nothing; and the
-        tokens that the cache may hold: enough for one group and a half.
+        tokens that the cache may hold: enough for one group, and little more.
     """
     make = Maker(profile, seed)
     prefixes = [make.tokens(6) for _ in range(3)]
@@ -353,13 +362,13 @@ def as_text(profile: Profile, prompts: Sequence[Tokens]) -> list[str]:
     return [tokenizer.decode(prompt) for prompt in prompts]
 
 
-def router_prompts(profile: Profile, seed: int) -> list[str]:
-    """Three groups of four prompts behind three prefixes, shuffled, as text."""
-    make = Maker(profile, seed)
+def router_prompts(profile: Profile) -> list[str]:
+    """Three groups of four prompts behind three prefixes, as text; always in the same mixed order."""
+    make = Maker(profile, fresh_seed())
     prompts = [
         prefix + make.tokens(1) for prefix in (make.tokens(6) for _ in range(3)) for _ in range(4)
     ]
-    random.Random(seed).shuffle(prompts)
+    random.Random(102).shuffle(prompts)
     return as_text(profile, prompts)
 
 
@@ -410,11 +419,11 @@ def measure_routed(
         prompts: Texts: this router takes no token ids.
         output_tokens: Of each answer.
         concurrency: Requests in flight.
-        kill_after_s: Kills the last worker so many seconds after the first request; None for not.
+        kill_after_s: Kills the last worker after so many seconds; None for not.
     """
     requests = [Request(prompt, max_tokens=output_tokens, ignore_eos=True) for prompt in prompts]
     before = [_received(worker) for worker in workers]
-    label = f"router, {policy}"
+    label = f"router, {policy}" + ("" if kill_after_s is None else ", a worker killed")
     with route(workers, policy) as url:
         client = Client(url, workers[0].model, "completions")
         killer = threading.Timer(kill_after_s or 0.0, workers[-1].kill)

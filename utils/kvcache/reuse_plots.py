@@ -155,7 +155,8 @@ def plot_routes(routed: Sequence[Routed]) -> Figure:
         start += shares
     right.set_xlabel("prompt tokens received")
     right.set_yticks([])
-    _finish(right)
+    right.spines[["top", "right"]].set_visible(False)
+    right.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
 

@@ -174,7 +174,7 @@ def explain_death(routed: Routed) -> str:
     died = [f"worker {i + 1}" for i, share in enumerate(routed.shares) if math.isnan(share)]
     words = [
         f"{', '.join(died) or 'No worker'} died: {len(traces) - len(cut)} of {len(traces)} requests were "
-        f"answered, {len(cut)} were not (measured)."
+        f"answered, {len(cut)} not (measured)."
     ]
     words += [
         f"  after {len(trace.chunk_times)} chunks of the answer: {trace.error}" for trace in cut

@@ -7,8 +7,10 @@ of a *unit*, the profile's prompt length.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from utils.benchmark import Request
 from utils.benchmark.prompts import PromptMaker
@@ -16,6 +18,12 @@ from utils.kvcache.radix import Tokens
 from utils.profiles import Profile
 
 Prompts = list[Tokens]
+_seeds = itertools.count()
+
+
+def fresh_seed() -> int:
+    """A seed that this process has not had: what an engine has seen before, it finds in its cache."""
+    return next(_seeds)
 
 
 class Maker:
@@ -43,9 +51,9 @@ class Maker:
 
 
 def tokenizer_of(profile: Profile) -> str:
-    """Where a `tokenizer.json` lies that belongs to the profile's SGLang model."""
+    """A `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
     model = profile.models["sglang"]
-    if profile.runtime == "process":
+    if Path(model).exists():
         return model
     from huggingface_hub import hf_hub_download
 
