@@ -441,7 +441,7 @@ speedup_at_half = 1.8
 ### END SOLUTION
 
 # %% tags=["measures"]
-by_engine = {"SGLang": (0.0, 0.5, 0.75, 0.94), "SGLang, no radix cache": (0.0, 0.94), "vLLM": (0.0, 0.5, 0.84)}
+by_engine = {"SGLang": (0.0, 0.5, 0.75, 0.95), "SGLang, no radix cache": (0.0, 0.95), "vLLM": (0.0, 0.5, 0.8)}
 turns = fleet.each(
     lambda name, engine, turn: measure_curve(engine, profile, by_engine[name], f"{name}, shared prefix"), turns=2
 )
@@ -453,7 +453,7 @@ if fleet.has("SGLang"):
     compare_prediction(formula, at_half, what="the same, your formula", unit="times")
     model = describe_model(profile.models["sglang"], profile.dtype)
     own = partial(predict_speedup, prefill_s=prefill_s, rest_s=rest_s)
-    arithmetic = partial(reuse.roofline_speedup, model, 12 * profile.load.prompt_tokens)
+    arithmetic = partial(reuse.roofline_speedup, model, reuse.UNITS * profile.load.prompt_tokens)
     display(words.curve_table(curves), reuse_plots.plot_speedup(curves, own, arithmetic))
 
 # %% [markdown]
@@ -466,7 +466,7 @@ if fleet.has("SGLang"):
 # first token cannot come faster than everything that is not prefill. The larger the model, the smaller the share of
 # that rest, so its curve follows the roofline further.
 #
-# And throughput? Eight requests at once, behind a system prompt that the engine has seen before:
+# And throughput? Six requests at once, behind a system prompt that the engine has seen before:
 
 # %% tags=["measures"]
 crowds = fleet.each(
@@ -538,7 +538,7 @@ constraints = {
     "regex": {"regex": r"20[2-3][0-9]-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"},
     "choice": {"choice": ["positive", "neutral", "negative"]},
 }
-counts = {"json_schema": 30, "free": 24, "regex": 60, "choice": 110}
+counts = {"json_schema": 30, "free": 30, "regex": 60, "choice": 110}
 
 
 def ask(name, engine, turn):
@@ -746,7 +746,7 @@ else:
     print(words.explain_routes(routed))
     display(reuse_plots.plot_routes(routed))
     survivors = measure_routed(
-        workers, profile, "cache_aware", reuse.router_prompts(profile), output_tokens=24, kill_after_s=2.0
+        workers, profile, "cache_aware", reuse.router_prompts(profile), output_tokens=16, kill_after_s=1.5
     )
     print(words.explain_death(survivors))
 pair.stop()

@@ -34,7 +34,8 @@ from utils.kvcache.workloads import (
 from utils.profiles import Profile
 from utils.telemetry import ScrapeError, scrape
 
-WARM = 0.94  # of a prompt of 12 units: all but its end
+UNITS = 10  # length of the prompts that TTFT is measured with
+WARM = 0.95  # of such a prompt: all but its end
 ANSWER_TOKENS = 2  # enough to see a first token; the lab's subject is the prompt
 
 
@@ -113,13 +114,13 @@ class Point:
 
 
 def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label: str) -> Point:
-    """Measures TTFT where ``fraction`` of a prompt of 12 units was sent before.
+    """Measures TTFT where ``fraction`` of a prompt of ``UNITS`` units was sent before.
 
     One request alone brings the prefix into the cache, and is not measured; a few follow, one after the
     other, each with an end of its own. No prompt occurs twice.
     """
     make = Maker(profile, fresh_seed())
-    prefix, prompts = partly_shared(make, 12 * make.unit, fraction, count=2)
+    prefix, prompts = partly_shared(make, UNITS * make.unit, fraction, count=2)
     if prefix:
         send_alone(engine, prefix)
     label = f"{label}, {fraction:.0%} sent before"
@@ -129,7 +130,7 @@ def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label:
 
 
 def cold_and_warm(engine: RunningEngine, profile: Profile) -> tuple[Point, Point]:
-    """TTFT with nothing cached, and with all but the last 6 % of the prompt; twice, in turn."""
+    """TTFT with nothing cached, and with all but the last 5 % of the prompt; twice, in turn."""
     turns = [measure_curve(engine, profile, (0.0, WARM), "SGLang, shared prefix") for _ in range(2)]
     cold, warm = merge_turns(turns)
     return cold, warm
@@ -199,12 +200,12 @@ def roofline_speedup(model: Model, length: int, fraction: float) -> float:
 
 
 def measure_crowd(engine: RunningEngine, profile: Profile, label: str) -> Run:
-    """Eight requests at once behind a system prompt that was sent before, alone and not measured."""
+    """Six requests at once behind a system prompt that was sent before, alone and not measured."""
     make = Maker(profile, fresh_seed())
     system = make.tokens(7)
     send_alone(engine, system)
-    requests = as_requests([system + make.tokens(1) for _ in range(8)], 8)
-    return measure(engine, profile, requests, 8, label)
+    requests = as_requests([system + make.tokens(1) for _ in range(6)], 8)
+    return measure(engine, profile, requests, len(requests), label)
 
 
 def send_alone(engine: RunningEngine, prompt: Tokens) -> None:
@@ -280,7 +281,7 @@ def measure_structured(
     questions: Sequence[str],
     *,
     max_tokens: int,
-    concurrency: int = 16,
+    concurrency: int = 32,
 ) -> Structured:
     """Asks every question under a constraint and checks every answer.
 
