@@ -168,7 +168,8 @@ def test_an_idle_sglang_leaves_the_cores_alone(sglang):
     assert used() - before < 1.5, "seconds of a core in 3 s without a request"
 
 
-def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all(profile):
+def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all_and_nothing_is_left(profile):
+    before = {p.pid for p in psutil.process_iter()}
     with launch("sglang", profile, quiet=True, kv_blocks=400) as engine:
         client = Client(engine.base_url, engine.model, "completions")
         requests = prompts(profile, 12, output=120, seed=3)
@@ -180,6 +181,7 @@ def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all(profile):
             "exceeds the maximum allowed length" in refused.error
         )  # while streaming, with status 200
         assert ask(engine).traces[0].ok
+        stops_without_a_trace(engine, "sglang::", before)
 
 
 def test_batching_in_vllm_beats_the_baseline(vllm, baseline, profile):
@@ -231,10 +233,12 @@ def test_a_wrong_argument_is_named_by_the_engines_own_log(profile):
     assert "does not know one of the arguments" in caught.value.hint
 
 
-@pytest.mark.parametrize(("name", "title"), [("vllm", "VLLM"), ("sglang", "sglang::")])
-def test_nothing_is_left_of_it(name, title, profile):
+def test_nothing_is_left_of_vllm(profile):
     before = {p.pid for p in psutil.process_iter()}
-    engine = launch(name, profile, quiet=True)
+    stops_without_a_trace(launch("vllm", profile, quiet=True), "VLLM", before)
+
+
+def stops_without_a_trace(engine, title, before):
     family = psutil.Process(int(engine.identity)).children(recursive=True)
     assert family
     engine.stop()

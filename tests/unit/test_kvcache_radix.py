@@ -12,7 +12,7 @@ from utils.kvcache.audit import SEQUENCES, audit, common, machine, total
 from utils.kvcache.radix import Node, RadixCache, walk
 
 TestTree = machine(radix.match_prefix, radix.insert, radix.lock, radix.evict).TestCase
-TestTree.settings = settings(max_examples=1000, stateful_step_count=20, deadline=None)
+TestTree.settings = settings(max_examples=600, stateful_step_count=20, deadline=None)
 
 
 @given(st.lists(SEQUENCES, max_size=12), SEQUENCES, st.integers(1, 3))

@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from utils.engines.runtime import LOGS
 from utils.kvcache.radix import Node, Tokens, walk
 
 # Few different tokens, so that prefixes are shared, end inside nodes, and split them.
@@ -171,6 +173,7 @@ def audit(
     Returns:
         In words: that every invariant held, or the shortest trace found that breaks one.
     """
+    set_hypothesis_home_dir(LOGS / "hypothesis")  # not beside the notebook
     chosen = settings(
         max_examples=traces,
         stateful_step_count=20,
