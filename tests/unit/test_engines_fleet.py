@@ -119,3 +119,11 @@ def test_a_stopped_fleet_says_so(log, runtime, capsys):
         engines.each(note(log))
     del engines
     assert log.count("-first") == log.count("+first")
+
+
+def test_what_died_is_cleaned_up_too(log):
+    with Fleet(CPU, {"a": {}}, "first") as engines:
+        (engine,) = engines.running
+        engine.running = lambda: False
+        assert engines.running == []
+    assert log == ["+first", "-first"]

@@ -97,38 +97,41 @@ def test_a_million_tokens_take_seconds():
     assert time.process_time() - began < 20, "quadratic?"  # takes 0.2 s
 
 
-def _forgets_locks(node, length, page_size=1):
+SPLIT, MATCH = radix.split, radix.match_prefix
+
+
+def split_forgetting_locks(node, length, page_size=1):
     upper = SPLIT(node, length, page_size)
     upper.lock_ref = 0
     return upper
 
 
-SPLIT = radix.split
-FAULTS = {
-    "locks are lost in a split": ("split", _forgets_locks, "lock_ref counts"),
-    "locked leaves go": ("evict", lambda root, n: evict_all(root), "locked node was evicted"),
-    "matches one too many": (
-        "match_prefix",
-        lambda root, tokens, page_size: min(
-            len(tokens), MATCH(root, tokens, page_size) + page_size
-        ),
-        "longest match equals brute force",
-    ),
-    "the root is locked": ("lock", lambda node, change: LOCK_ALL(node, change), "lock_ref counts"),
-}
-MATCH = radix.match_prefix
-
-
-def evict_all(root):
+def evict_all(root, num_tokens):
     removed = total(root)
     root.children.clear()
     return removed
 
 
-def LOCK_ALL(node, change):
+def match_one_too_many(root, tokens, page_size):
+    return min(len(tokens), MATCH(root, tokens, page_size) + page_size)
+
+
+def lock_the_root_too(node, change):
     while node is not None:
         node.lock_ref += change
         node = node.parent
+
+
+FAULTS = {
+    "locks are lost in a split": ("split", split_forgetting_locks, "lock_ref counts"),
+    "locked leaves go": ("evict", evict_all, "locked node was evicted"),
+    "matches one too many": (
+        "match_prefix",
+        match_one_too_many,
+        "longest match equals brute force",
+    ),
+    "the root is locked": ("lock", lock_the_root_too, "lock_ref counts"),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

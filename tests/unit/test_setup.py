@@ -179,6 +179,10 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
     assert step.done()
     (parts / "sgl_kernel" / "__init__.py").write_text("x = 2\n")
     assert not step.done()
+    (parts / "sgl_kernel" / "__init__.py").write_text("x = 1\n")
+    assert step.done()
+    (parts / "entry_points.txt").write_text("[plugins]\n")
+    assert not step.done(), "what is no Python file is copied, too"
 
 
 def test_no_compiler_is_said_before_downloading(monkeypatch, tmp_path):

@@ -93,13 +93,12 @@ class Fleet:
             yield running[name]
 
     def stop(self) -> None:
-        """Stops all that run. Twice does no harm."""
+        """Stops all, and cleans up after those that died. Twice does no harm."""
         self._stopped = True
-        stop_together(self.running)
+        stop_together(list((self._running or {}).values()))
 
-    def __del__(
-        self,
-    ) -> None:  # a cell that makes another fleet of the same name lets go of this one
+    def __del__(self) -> None:
+        # A cell that makes another fleet of the same name lets go of this one.
         with suppress(Exception):
             self.stop()
 

@@ -16,9 +16,8 @@ from utils.kvcache.sizes import GIB, bytes_per_token, read_config
 from utils.setup.steps import ENGINES, on_x86
 
 PYTHON = ENGINES / "sglang" / "bin" / "python"
-VERSION = (
-    "0.5.23"  # of the container and of the package; requirements/sglang.hash.txt pins the same
-)
+# Of the container and of the package; requirements/sglang.hash.txt pins the same.
+VERSION = "0.5.23"
 
 
 def arguments(options: ServeOptions) -> list[str]:

@@ -78,7 +78,7 @@ def read_config(model: str | Path) -> dict[str, Any]:
     """
     file = Path(model)
     if not file.exists() and not file.is_absolute() and str(model).count("/") == 1:
-        file = _from_hub(str(model))
+        file = from_hub(str(model), "config.json")
     file = file / "config.json" if file.is_dir() else file
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -279,14 +279,19 @@ def requests_that_fit(
     return usable // blocks_for(tokens_per_request, block_size)
 
 
-def _from_hub(model: str) -> Path:
+def from_hub(model: str, name: str) -> Path:
+    """Where a file of a model on the hub lies on this machine; downloaded if it did not yet.
+
+    Raises:
+        ConfigError: The hub did not give it; says what to check.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(model, "config.json"))
+        return Path(hf_hub_download(model, name))
     except Exception as error:
         raise ConfigError(
-            f"The hub gave no config.json of {model} ({type(error).__name__}). Check the name and "
+            f"The hub gave no {name} of {model} ({type(error).__name__}). Check the name and "
             "the network; a gated model also needs HF_TOKEN."
         ) from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from utils.benchmark import Request
 from utils.benchmark.prompts import PromptMaker
 from utils.kvcache.radix import Tokens
+from utils.kvcache.sizes import from_hub
 from utils.profiles import Profile
 
 Prompts = list[Tokens]
@@ -53,11 +54,7 @@ class Maker:
 def tokenizer_of(profile: Profile) -> str:
     """A `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
     model = profile.models["sglang"]
-    if Path(model).exists():
-        return model
-    from huggingface_hub import hf_hub_download
-
-    return str(hf_hub_download(model, "tokenizer.json"))
+    return model if Path(model).exists() else str(from_hub(model, "tokenizer.json"))
 
 
 def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:

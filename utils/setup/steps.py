@@ -64,7 +64,7 @@ class Step:
         for lock in self.locks:
             digest.update((REQUIREMENTS / lock).read_bytes())
         for file in sorted(self.parts.rglob("*") if self.parts else ()):
-            if file.suffix in (".py", ".pth"):  # not what Python caches beside them
+            if file.is_file() and "__pycache__" not in file.parts:
                 digest.update(f"{file.name} ".encode() + file.read_bytes())
         return digest.hexdigest()
 
@@ -139,9 +139,7 @@ def build_course(shell: Shell, target: Path) -> None:
     else:
         pip(shell, python, f"torch=={TORCH}")
     pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
-    if (
-        sys.platform == "linux"
-    ):  # the only system with wheels; labs use its language, without its engine
+    if sys.platform == "linux":  # the only system with wheels; labs use its language alone
         install_sglang(shell, python)
     pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     # JupyterLab would ask on its first start whether to fetch news from the network. Of nbgrader, labs
