@@ -10,13 +10,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 ENVIRONMENT_VARIABLE = "COURSE_PROFILE"
+LOAD_VARIABLE = "COURSE_LOAD"
 CPUINFO = Path("/proc/cpuinfo")
 # As Linux names the instructions: two families on x86-64, one on aarch64.
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -27,7 +28,7 @@ DTYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
 
 
 class ProfileError(ValueError):
-    """A profile was asked for that does not exist."""
+    """A profile or a load was asked for that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ class Load:
     def requests_at(self, level: int) -> int:
         """Requests to send at concurrency `level`."""
         return max(self.requests_per_level, 2 * level)
+
+    def quick(self) -> Load:
+        """A small one of the same prompts: enough to see a lab run, too little to conclude from.
+
+        Still three levels, for a line through two and a prediction of the third, and two repeats, since a
+        confidence interval needs them.
+        """
+        return replace(
+            self,
+            levels=(1, 4, 8),
+            requests_per_level=4,
+            output_tokens=min(self.output_tokens, 16),
+            repeats=2,
+        )
 
 
 @dataclass(frozen=True)
@@ -239,14 +254,29 @@ def gpu_name() -> str | None:
     return next((line.strip() for line in answer.stdout.splitlines() if line.strip()), None)
 
 
+def wants_quick_load() -> bool:
+    """Whether the environment variable COURSE_LOAD asks for the quick load.
+
+    Raises:
+        ProfileError: It holds something else than `full` or `quick`.
+    """
+    chosen = os.environ.get(LOAD_VARIABLE) or "full"
+    if chosen not in ("full", "quick"):
+        raise ProfileError(
+            f"There is no load {chosen!r}. Set {LOAD_VARIABLE} to one of: full, quick; "
+            "or unset it, for the full one."
+        )
+    return chosen == "quick"
+
+
 def load_profile(name: str | None = None) -> Profile:
-    """The profile of this machine.
+    """The profile of this machine, with the load that the environment variable COURSE_LOAD asks for.
 
     Args:
         name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.
 
     Raises:
-        ProfileError: No such profile; the message lists those there are.
+        ProfileError: No such profile, or no such load; the message lists those there are.
     """
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE)
     if not chosen:
@@ -257,4 +287,8 @@ def load_profile(name: str | None = None) -> Profile:
             f"There is no profile {chosen!r}. Set {ENVIRONMENT_VARIABLE} to one of: {known}; "
             "or unset it, and the machine decides."
         )
-    return PROFILES[chosen]
+    profile = PROFILES[chosen]
+    if not wants_quick_load():
+        return profile
+    described = f"{profile.description}; with a quick load, too small to conclude from"
+    return replace(profile, description=described, load=profile.load.quick())

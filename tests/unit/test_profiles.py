@@ -49,6 +49,32 @@ def test_levels_get_at_least_twice_their_concurrency():
     assert load.requests_at(1) == load.requests_per_level
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_quick_load_is_a_small_one_that_every_plot_can_show(name, monkeypatch):
+    full = PROFILES[name]
+    monkeypatch.setenv("COURSE_LOAD", "quick")
+    quick = load_profile(name)
+    low, middle, top = quick.load.levels
+    assert low == 1 and middle < top <= max(full.load.levels)
+    assert quick.load.output_tokens < full.load.output_tokens
+    assert quick.load.requests_at(low) < full.load.requests_at(low)
+    assert quick.load.repeats == 2, "an interval needs two"
+    assert "quick load" in quick.description and "quick" not in full.description
+    assert replace(quick, load=full.load, description=full.description) == full
+
+
+@pytest.mark.parametrize("value", ["", "full"])
+def test_the_full_load_is_what_nobody_has_to_ask_for(value, monkeypatch):
+    monkeypatch.setenv("COURSE_LOAD", value)
+    assert load_profile("cpu") is PROFILES["cpu"]
+
+
+def test_a_wrong_load_is_refused_with_the_right_ones(monkeypatch):
+    monkeypatch.setenv("COURSE_LOAD", "fast")
+    with pytest.raises(ProfileError, match=r"'fast'.*COURSE_LOAD.*full, quick"):
+        load_profile()
+
+
 @pytest.mark.parametrize(
     ("cpuinfo", "expected"),
     [
