@@ -12,6 +12,8 @@ import pytest
 
 from utils.setup import __main__ as command
 from utils.setup import steps
+from utils.setup.packages import install, install_cpu_torch, uv_settings
+from utils.setup.progress import Progress
 from utils.setup.shell import SetupError, Shell, advice_for
 from utils.setup.steps import COURSE, LLAMA_CPP, REQUIREMENTS, SGLANG, VLLM, Step, steps_for
 
@@ -33,8 +35,11 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "LOGS", tmp_path / "logs")
     (tmp_path / "logs").mkdir()
 
-    def step(build=good, name="one"):
-        return Step(name, f"step {name}", tmp_path / name, 1.0, 0.001, ("course.txt",), build)
+    monkeypatch.setattr(command, "UV_CACHE", tmp_path / "uv")
+
+    def step(build=good, name="one", compiles=False):
+        target, locks = tmp_path / name, ("course.txt",)
+        return Step(name, f"step {name}", target, 1.0, 0.001, locks, build, compiles=compiles)
 
     return step
 
@@ -74,6 +79,173 @@ def test_finished_steps_are_kept_when_a_later_one_fails(make):
         command.set_up([first, second])
     assert first.done()
     assert not second.target.exists()
+
+
+def waiting_for(file, seconds=600):
+    """A step that starts a command, says so in `file`, and waits until somebody ends it."""
+    code = f"import pathlib, time; pathlib.Path({str(file)!r}).touch(); time.sleep({seconds})"
+
+    def build(shell, target):
+        target.mkdir()
+        shell.run([sys.executable, "-c", code])
+
+    return build
+
+
+def until(file):
+    deadline = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_compiling_runs_beside_the_steps_that_install(make, tmp_path, capsys):
+    def meets(mine, other):
+        def build(shell, target):
+            (tmp_path / mine).touch()
+            until(tmp_path / other)
+            good(shell, target)
+
+        return build
+
+    installs = make(meets("a", "b"), "installs")
+    compiles = make(meets("b", "a"), "compiles", compiles=True)
+    after = make(good, "after")
+    (tmp_path / "uv").mkdir()
+    command.set_up([installs, compiles, after])
+    assert installs.done() and compiles.done() and after.done()
+    assert not (tmp_path / "uv").exists(), "the cache goes with the set-up"
+    lines = capsys.readouterr().out.splitlines()
+    ready = [line.split(":")[0].strip() for line in lines if ": ready after" in line]
+    assert sorted(ready) == ["after", "compiles", "installs"]
+    assert ready.index("installs") < ready.index("after"), "installing steps run in order"
+
+
+@pytest.mark.parametrize("compiling_fails", [True, False])
+def test_one_that_fails_ends_what_runs_beside_it(make, tmp_path, compiling_fails):
+    def fails_late(shell, target):
+        until(tmp_path / "started")
+        bad(shell, target)
+
+    fails = make(fails_late, "fails", compiles=compiling_fails)
+    waits = make(waiting_for(tmp_path / "started"), "waits", compiles=not compiling_fails)
+    never = make(good, "never", compiles=not compiling_fails)
+    began = time.monotonic()
+    with pytest.raises(SetupError, match=r"fails: .*ended with code 1"):
+        command.set_up([fails, waits, never])
+    assert time.monotonic() - began < 60
+    assert not any(step.target.exists() for step in (fails, waits, never))
+
+
+def test_ctrl_c_ends_both_of_two_lanes(make, tmp_path, monkeypatch, capsys):
+    def told(shell, target):
+        until(tmp_path / "started")
+        target.mkdir()
+        os.kill(os.getpid(), signal.SIGINT)
+        waiting_for(tmp_path / "never")(shell, target / "inner")
+
+    first = make(waiting_for(tmp_path / "started"), "first")
+    second = make(told, "second", compiles=True)
+    monkeypatch.setattr(command, "steps_for", lambda name: (first, second))
+    monkeypatch.setattr(sys, "argv", ["setup"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    began = time.monotonic()
+    assert command.main() == 130
+    assert time.monotonic() - began < 60
+    assert not first.target.exists() and not second.target.exists()
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_all_that_runs_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((81, 24)))
+    progress = Progress()
+    progress.show("vllm", 3, "Installing")
+    progress.show("llama_cpp", 4, "[12/163] Building " + "x" * 100)
+    progress.finish("vllm", "  vllm: ready after 5 s")
+    alone, both, ready = capsys.readouterr().out.split("\r")[1:4]
+    assert alone.startswith("  vllm ...    3 s  Installing")
+    assert "vllm ...    3 s  Installing" in both and "llama_cpp ...    4 s  [12/" in both
+    assert max(map(len, (alone, both, ready.rstrip("\n")))) <= 80
+    assert ready.startswith("  vllm: ready after 5 s") and ready.endswith("\n")
+
+
+def test_elsewhere_a_step_says_a_line_now_and_then(capsys):
+    progress = Progress()
+    for seconds in range(0, 50, 5):
+        progress.show("a", seconds, "x")
+    progress.show("a", 50, "now", force=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == ["20", "40", "50"]
+
+
+def test_uv_is_told_what_pip_is_configured_to():
+    config = (
+        ":env:.find-links='/a /b'\n"
+        "global.cert='/ca.pem'\n"
+        "global.constraint='/c.txt'\n"
+        "global.find-links='/unused'\n"
+        "global.index-url='https://user:a=b@index/simple'\n"
+        "global.no-index='false'\n"
+        "install.extra-index-url='\\nhttps://one/\\nfile:///two'\n"
+        "install.proxy='http://proxy'\n"
+    )
+    options, environment = uv_settings(config)
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    assert pairs == [
+        ("--index-strategy", "unsafe-best-match"),
+        ("--default-index", "https://user:a=b@index/simple"),
+        ("--extra-index-url", "https://one/"),
+        ("--extra-index-url", "file:///two"),
+        ("--find-links", "/a"),
+        ("--find-links", "/b"),
+        ("--constraint", "/c.txt"),
+    ]
+    assert environment["SSL_CERT_FILE"] == "/ca.pem"
+    assert environment["ALL_PROXY"] == "http://proxy"
+    assert "--constraint" not in uv_settings(config, alone=True)[0]
+    assert uv_settings("")[0] == ["--index-strategy", "unsafe-best-match"]
+    assert uv_settings(":env:.no-index='1'\n")[0][-1] == "--no-index"
+
+
+class Told:
+    """A shell that only notes its commands; `fails` says which of them end badly."""
+
+    def __init__(self, fails):
+        self.fails = fails
+        self.commands = []
+
+    def run(self, command, environment=None):
+        self.commands.append(" ".join(command))
+        if self.fails(self.commands[-1]):
+            raise SetupError("no", "try")
+
+    def output(self, command):
+        return ""
+
+    def say(self, text):
+        pass
+
+
+def test_pip_installs_what_uv_cannot():
+    shell = Told(lambda command: "-m uv" in command)
+    install(shell, "python", "--no-deps", "x==1")
+    assert [command.split()[2] for command in shell.commands] == ["pip", "uv", "pip"]
+    assert shell.commands[-1].endswith("--no-deps x==1")
+    shell = Told(lambda command: False)
+    install(shell, "python", "x==1")
+    assert [command.split()[2] for command in shell.commands] == ["pip", "uv"]
+    with pytest.raises(SetupError):
+        install(Told(lambda command: True), "python", "x==1")
+
+
+def test_pytorchs_own_index_is_asked_last():
+    shell = Told(lambda command: "+cpu" in command)
+    install_cpu_torch(shell, "python")
+    assert "--torch-backend cpu" in shell.commands[-1]
+    shell = Told(lambda command: False)
+    install_cpu_torch(shell, "python")
+    assert shell.commands[-1].endswith("+cpu")
 
 
 def test_a_step_that_was_killed_half_way_starts_afresh(make):
@@ -161,7 +333,7 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
     (parts / "hook.pth").write_text("import hook\n")
     monkeypatch.setattr(steps, "SGLANG_CPU", parts)
     monkeypatch.setattr(steps, "install_cpu_torch", lambda shell, python: None)
-    monkeypatch.setattr(steps, "pip", lambda shell, python, *arguments: None)
+    monkeypatch.setattr(steps, "install", lambda shell, python, *arguments: None)
 
     def make_venv(shell, target):
         (target / "lib" / "python3.11" / "site-packages").mkdir(parents=True)

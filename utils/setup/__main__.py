@@ -8,13 +8,16 @@ import fcntl
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from utils.profiles import ProfileError, load_profile
-from utils.setup.shell import FULL_DISK, SetupError, Shell
+from utils.setup.packages import UV_CACHE
+from utils.setup.progress import Progress
+from utils.setup.shell import FULL_DISK, Halt, Halted, SetupError, Shell
 from utils.setup.steps import ROOT, Step, steps_for
 
 LOGS = ROOT / ".setup"
@@ -51,20 +54,52 @@ def check_disk(due: Sequence[Step]) -> None:
 
 
 def set_up(steps: Sequence[Step], lock: int | None = None) -> None:
-    """Runs the steps that are not done, in order; `lock` is a file descriptor that commands inherit.
+    """Runs the steps that are not done; `lock` is a file descriptor that commands inherit.
+
+    Compiling keeps the cores busy, installing waits for network and disk much of the time: where both are
+    due, they run side by side. Else the steps run in order.
 
     Raises:
         SetupError: One failed, or the disk is too full.
     """
     due = plan(steps)
     check_disk(due)
-    for step in due:
-        began = time.monotonic()
-        shell = Shell(step.name, LOGS / f"{step.name}.log", lock)
-        step.run(shell)
-        took = time.monotonic() - began
-        line = f"  {step.name}: ready after {took:.0f} s"
-        print(f"\r{line:<110}" if sys.stdout.isatty() else line, flush=True)
+    progress, halt = Progress(), Halt()
+
+    def run(lane: Sequence[Step]) -> None:
+        for step in lane:
+            halt.check()
+            shell = Shell(step.name, LOGS / f"{step.name}.log", lock, progress, halt)
+            step.run(shell)
+            shell.finish()
+
+    lanes = [[step for step in due if step.compiles is compiles] for compiles in (False, True)]
+    run_side_by_side([partial(run, lane) for lane in lanes if lane], halt)
+    shutil.rmtree(UV_CACHE, ignore_errors=True)  # what was installed from it stays
+
+
+def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
+    """Runs each of `lanes` in a thread of its own; a single one in this thread.
+
+    As soon as one fails, or this thread is interrupted, `halt` ends the others. It returns when all have
+    ended and cleaned up.
+
+    Raises:
+        BaseException: What the lane raised that failed first, or what interrupted this thread.
+    """
+    if len(lanes) == 1:
+        lanes[0]()
+        return
+    with ThreadPoolExecutor(max(1, len(lanes))) as pool:
+        running = [pool.submit(lane) for lane in lanes]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            halt.call()
+    errors = [error for future in running if (error := future.exception())]
+    # One that was halted only followed another.
+    for error in sorted(errors, key=lambda error: isinstance(error, Halted)):
+        raise error
 
 
 def choose(names: Sequence[str] | None) -> list[Step]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from utils.setup.progress import Progress
+
 TAIL_LINES = 12
-QUIET_INTERVAL_S = 20.0
 FULL_DISK = (
     "The disk is full. Free some space (df -h .), then run the same command again: it starts this "
     "step afresh."
@@ -31,17 +32,84 @@ class SetupError(Exception):
         self.advice = advice
 
 
-class Shell:
-    """Runs commands one after the other; their output goes to `log`, their gist to one line."""
+class Halted(Exception):
+    """A step was ended because another one failed, or because somebody pressed Ctrl-C."""
 
-    def __init__(self, title: str, log: Path, lock: int | None = None) -> None:
-        """Args: what the step is called, where its output goes, and the lock that commands inherit."""
+
+class Halt:
+    """Ends the commands of several shells, in whichever threads they run, and lets none begin another."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._called = False
+
+    def start(self, begin: Callable[[], subprocess.Popen[str]]) -> subprocess.Popen[str]:
+        """Starts a command, in a process group of its own, with `begin`.
+
+        Raises:
+            Halted: It is too late for that.
+        """
+        with self._guard:
+            self.check()
+            process = begin()
+            self._running.add(process)
+            return process
+
+    def ended(self, process: subprocess.Popen[str]) -> None:
+        """Forgets a command that has ended."""
+        with self._guard:
+            self._running.discard(process)
+
+    def check(self) -> None:
+        """Goes on unless `call` was called.
+
+        Raises:
+            Halted: It was.
+        """
+        if self._called:
+            raise Halted
+
+    def call(self) -> None:
+        """Kills every command that runs, with its children."""
+        with self._guard:
+            self._called = True
+            for process in self._running:
+                kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """Kills a command that leads a process group, and all of the group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+class Shell:
+    """Runs commands one after the other; their output goes to `log`, their gist to one line.
+
+    Args:
+        title: What the step is called.
+        log: Where output goes.
+        lock: File descriptor that commands inherit.
+        progress: Shows what the step is doing; shells of several threads share one.
+        halt: Ends the step from another thread.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        log: Path,
+        lock: int | None = None,
+        progress: Progress | None = None,
+        halt: Halt | None = None,
+    ) -> None:
         self.title = title
         self.log = log
         self._inherited = () if lock is None else (lock,)
+        self._progress = progress or Progress()
+        self._halt = halt or Halt()
         self._began = time.monotonic()
         self._last_line = ""
-        self._last_shown = 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
 
@@ -50,26 +118,32 @@ class Shell:
         self._last_line = text
         self._show(force=True)
 
+    def finish(self) -> None:
+        """Says that the step is ready, and how long it took."""
+        took = time.monotonic() - self._began
+        self._progress.finish(self.title, f"  {self.title}: ready after {took:.0f} s")
+
+    def output(self, command: Sequence[str]) -> str:
+        """What a short command prints; "" if it fails."""
+        self._halt.check()
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=True, timeout=60
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Runs `command` from the repository root to its end.
 
         Raises:
             SetupError: It exited with another code than 0; holds the last lines of its output.
+            Halted: It was ended from another thread.
         """
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-                pass_fds=self._inherited,
-            )
+            process = self._halt.start(lambda: self._begin(command, environment or {}))
             ticker = threading.Thread(target=self._tick, args=(process,), daemon=True)
             ticker.start()
             try:
@@ -81,11 +155,29 @@ class Shell:
                         self._last_line = line.strip()
                 code = process.wait()
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_group(process)
                 process.wait()
                 raise
+            finally:
+                self._halt.ended(process)
+        self._halt.check()
         if code != 0:
             raise SetupError(*self._explain(command, code))
+
+    def _begin(
+        self, command: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            env={**os.environ, **environment},
+            start_new_session=True,
+            pass_fds=self._inherited,
+        )
 
     def _tick(self, process: subprocess.Popen[str]) -> None:
         while process.poll() is None:
@@ -94,13 +186,7 @@ class Shell:
 
     def _show(self, force: bool = False) -> None:
         elapsed = time.monotonic() - self._began
-        line = f"  {self.title} ... {elapsed:4.0f} s  {self._last_line}"
-        if sys.stdout.isatty():
-            width = max(20, os.get_terminal_size().columns - 1)
-            print(f"\r{line[:width]:<{width}}", end="", flush=True)
-        elif force or elapsed - self._last_shown >= QUIET_INTERVAL_S:
-            self._last_shown = elapsed
-            print(line[:110], flush=True)
+        self._progress.show(self.title, elapsed, self._last_line, force=force)
 
     def _explain(self, command: Sequence[str], code: int) -> tuple[str, str]:
         everything = self.log.read_text()

