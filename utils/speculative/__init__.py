@@ -1,0 +1,1 @@
+"""Speculative decoding, small and exact: trees, verification, Medusa, EAGLE, training and export."""

@@ -1,0 +1,348 @@
+"""Drafters: each proposes, per sequence, a tree of tokens that may come next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from utils.speculative.errors import SpeculationError
+from utils.speculative.heads import Eagle, Eagle3, MedusaHeads
+from utils.speculative.target import KVCache, Target, attend, attention_mask, positions_of
+from utils.speculative.tree import ChoiceTree, Tree, chain, rerank, subtree
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tree and its tokens; tokens[0] is the root's."""
+
+    tree: Tree
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class News:
+    """What a sequence gained since the last draft.
+
+    Attributes:
+        tokens: All of the sequence, its newest token (the root of the next draft) included.
+        hidden: The target's last hidden states of the n tokens before the newest that are new, [n, hidden].
+        features: Their auxiliary features, [n, k x hidden]; None if the drafter asked for none.
+    """
+
+    tokens: Sequence[int]
+    hidden: Tensor
+    features: Tensor | None
+
+
+class Drafter(Protocol):
+    """What the loop asks of a drafter."""
+
+    name: str
+    aux_layers: tuple[int, ...]
+    nodes: int  # most nodes of a draft, the root included
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """Forgets everything, and prepares for `rows` sequences of up to `slots` tokens."""
+        ...
+
+    def draft(self, row: int, news: News) -> Draft:
+        """Takes in what is new of a row, and guesses on."""
+        ...
+
+
+class Plain:
+    """No guess at all: plain decoding, as a tree of one node."""
+
+    name = "plain"
+    aux_layers: tuple[int, ...] = ()
+    nodes = 1
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """See `Drafter`."""
+
+    def draft(self, row: int, news: News) -> Draft:
+        """See `Drafter`."""
+        return Draft(chain(0), [news.tokens[-1]])
+
+
+class Reference:
+    """Proposes a text that may well be what the target writes, such as a task's known answer.
+
+    Verifying it takes one forward pass where the target agrees: how `dataset` makes data quickly, and no less
+    the target's own.
+
+    Args:
+        answers: One per row, token ids.
+        aux_layers: Features to ask for.
+    """
+
+    name = "reference"
+
+    def __init__(self, answers: Sequence[Sequence[int]], aux_layers: tuple[int, ...] = ()) -> None:
+        self.answers, self.aux_layers = answers, aux_layers
+        self.nodes = 1 + max(map(len, answers))
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """See `Drafter`."""
+        self._prompts: dict[int, int] = {}
+
+    def draft(self, row: int, news: News) -> Draft:
+        """See `Drafter`."""
+        tokens, answer = news.tokens, list(self.answers[row])
+        done = len(tokens) - self._prompts.setdefault(row, len(tokens) - 1)
+        same = list(tokens[-done:]) == answer[:done]
+        rest = answer[done:] if same else []
+        return Draft(chain(len(rest)), [tokens[-1], *rest])
+
+
+class NGram:
+    """N-gram lookup: what followed the last few tokens the last time they occurred, if they did.
+
+    The control for every other drafter: it needs no training and costs nothing.
+
+    Args:
+        guesses: Tokens to propose.
+        longest: Longest n-gram looked for, then shorter ones.
+        shortest: Shortest one.
+    """
+
+    name = "n-gram"
+    aux_layers: tuple[int, ...] = ()
+
+    def __init__(self, guesses: int = 4, longest: int = 4, shortest: int = 2) -> None:
+        if guesses < 1 or not 1 <= shortest <= longest:
+            raise SpeculationError("n-gram lookup needs guesses >= 1 and 1 <= shortest <= longest.")
+        self.guesses, self.sizes = guesses, range(longest, shortest - 1, -1)
+        self.nodes = guesses + 1
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """See `Drafter`."""
+        # per row and size: where the text behind an n-gram's last occurrence begins
+        self._behind: list[list[dict[tuple[int, ...], int]]] = [
+            [{} for _ in self.sizes] for _ in range(rows)
+        ]
+        self._entered = [0] * rows
+
+    def draft(self, row: int, news: News) -> Draft:
+        """See `Drafter`."""
+        tokens = news.tokens
+        for end in range(self._entered[row], len(tokens)):
+            for table, size in zip(self._behind[row], self.sizes, strict=True):
+                if end >= size:
+                    table[tuple(tokens[end - size : end])] = end
+        self._entered[row] = len(tokens)
+        for table, size in zip(self._behind[row], self.sizes, strict=True):
+            start = table.get(tuple(tokens[-size:]))
+            if start is not None:
+                found = list(tokens[start : start + self.guesses])
+                return Draft(chain(len(found)), [tokens[-1], *found])
+        return Draft(chain(0), [tokens[-1]])
+
+
+class Medusa:
+    """Medusa's heads over a static tree.
+
+    Args:
+        heads: Trained for this target.
+        choices: Paths of ranks, see `ChoiceTree`; None for each head's best guess, one behind the other. The
+            root is the target's own next token, known already: (r,) is head 0's guess behind it.
+
+    Raises:
+        SpeculationError: The tree is deeper than there are heads.
+    """
+
+    name = "Medusa"
+    aux_layers: tuple[int, ...] = ()
+
+    def __init__(
+        self, heads: MedusaHeads, choices: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
+        self.heads = heads
+        self.tree = ChoiceTree(choices or [(0,) * (i + 1) for i in range(heads.count)])
+        if self.tree.depth > heads.count:
+            raise SpeculationError(
+                f"The tree is {self.tree.depth} deep and there are {heads.count} Medusa heads: "
+                "each level needs a head."
+            )
+        self.nodes = self.tree.size
+        self._top = int(self.tree.ranks.max()) + 1
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """See `Drafter`."""
+        hidden, vocab = self.heads.lm_heads.shape[1:]
+        if (hidden, vocab) != (target.shape.hidden, target.shape.vocab):
+            raise SpeculationError(
+                f"These Medusa heads are for hidden size {hidden} and {vocab} tokens; the target has "
+                f"{target.shape.hidden} and {target.shape.vocab}."
+            )
+        self._picked = (self.tree.heads * self._top + self.tree.ranks).to(target.device)
+
+    def draft(self, row: int, news: News) -> Draft:
+        """See `Drafter`."""
+        logits = self.heads(news.hidden[-1:])[: self.tree.depth, 0]
+        best = logits.topk(self._top, -1).indices.flatten()
+        return Draft(self.tree, [news.tokens[-1], *best[self._picked].tolist()])
+
+
+class EagleDrafter:
+    """EAGLE's autoregressive draft: a chain, or EAGLE-2's dynamic tree.
+
+    Args:
+        eagle: Trained for this target.
+        depth: Tokens along a path.
+        width: Children tried of a node, and nodes expanded of a level; 1 drafts a chain.
+        nodes: Nodes kept of a tree, the root not counted; a chain keeps `depth`.
+        threshold: A chain ends early where the draft gives its own guess, and all before it, less than this
+            probability together.
+    """
+
+    def __init__(
+        self,
+        eagle: Eagle,
+        depth: int = 4,
+        width: int = 1,
+        nodes: int | None = None,
+        threshold: float = 0.0,
+    ) -> None:
+        if depth < 1 or width < 1:
+            raise SpeculationError("EAGLE drafts need depth and width of at least 1.")
+        self.eagle, self.depth, self.width, self.threshold = eagle, depth, width, threshold
+        self.kept = depth if width == 1 else (nodes or depth * width)
+        self.nodes = 1 + self.kept
+        self.name = "EAGLE-3" if isinstance(eagle, Eagle3) else "EAGLE-1"
+        self.aux_layers = eagle.shape.aux_layers
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        """See `Drafter`."""
+        mine, theirs = self.eagle.shape.layer, target.shape
+        if (mine.hidden, mine.vocab) != (theirs.hidden, theirs.vocab):
+            raise SpeculationError(
+                f"This {self.name} draft is for hidden size {mine.hidden} and {mine.vocab} tokens; the "
+                f"target has {theirs.hidden} and {theirs.vocab}."
+            )
+        self.target = target
+        room = slots + self.depth * self.width
+        self.caches = [KVCache(mine, 1, room, target.device, target.dtype) for _ in range(rows)]
+        self._to_target = self.eagle.d2t.tolist()
+
+    def draft(self, row: int, news: News) -> Draft:
+        """See `Drafter`."""
+        cache, eagle = self.caches[row], self.eagle
+        feature = news.hidden if news.features is None else news.features
+        count = len(feature)
+        known = torch.tensor([news.tokens[-count:]], device=self.target.device)
+        output = self._run(known, eagle.fuse(feature)[None], chain(count - 1), cache)
+        cache.lengths[0] += count
+        root = news.tokens[-1]
+        if self.width == 1:
+            return self._chain(root, output[:, -1:], cache)
+        return self._tree(root, output[:, -1:], cache)
+
+    def _run(self, ids: Tensor, feature: Tensor, tree: Tree, cache: KVCache) -> Tensor:
+        """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
+        n = ids.shape[1]
+        used = min(cache.slots, -(-(cache.lengths[0] + n) // 64) * 64)
+        embedded = self.target.embed(ids)
+        table = self.target.rotary.at(
+            positions_of([tree], cache.lengths, n).to(ids.device), embedded.dtype
+        )
+        layer = self.eagle.layer
+        q, k, v = layer.project(self.eagle.inputs(embedded, feature), table)
+        cache.write(0, k, v)
+        mask = attention_mask([tree], cache.lengths, used, layer.shape.group, embedded)
+        keys, values = cache.data[0, :, :, :, :used]
+        attended = attend(q, keys, values, mask)
+        return layer.finish(self.eagle.residual(embedded, feature), attended)
+
+    def _chain(self, root: int, output: Tensor, cache: KVCache) -> Draft:
+        tokens, start, sure = [root], cache.lengths[0], 1.0
+        for step in range(self.depth):
+            logits = self.eagle.logits(output[0, -1])
+            best = int(logits.argmax())
+            if self.threshold:
+                sure *= float(torch.softmax(logits, -1)[best])
+                if sure < self.threshold and step:
+                    break
+            tokens.append(self._to_target[best])
+            if step + 1 < self.depth:
+                ids = torch.tensor([[tokens[-1]]], device=self.target.device)
+                output = self._run(ids, output, chain(0), cache)
+                cache.lengths[0] += 1
+        cache.lengths[0] = start  # guesses leave the cache; what is accepted comes back as news
+        return Draft(chain(len(tokens) - 1), tokens)
+
+    def _tree(self, root: int, output: Tensor, cache: KVCache) -> Draft:
+        """Expands the `width` most probable nodes of each level, then keeps the `kept` best of all."""
+        parents, scores, tokens = [-1], [0.0], [root]
+        frontier = [0]  # nodes whose outputs `output` holds
+        in_cache: list[int] = []  # expanded nodes, in the order of their keys in the cache
+        for level in range(self.depth):
+            logp = torch.log_softmax(self.eagle.logits(output[0]).float(), -1)
+            top = logp.topk(self.width, -1)
+            fresh, sources = [], []
+            for i, node in enumerate(frontier):
+                for value, index in zip(
+                    top.values[i].tolist(), top.indices[i].tolist(), strict=True
+                ):
+                    fresh.append(len(parents))
+                    sources.append(i)
+                    parents.append(node)
+                    scores.append(scores[node] + value)
+                    tokens.append(self._to_target[index])
+            if level + 1 == self.depth:
+                break
+            order = sorted(range(len(fresh)), key=lambda j: -scores[fresh[j]])[: self.width]
+            order.sort()
+            frontier = [fresh[j] for j in order]
+            feature = output[:, [sources[j] for j in order]]
+            output = self._expand(frontier, feature, parents, tokens, in_cache, cache)
+        kept = rerank(parents, scores, self.kept)
+        return Draft(subtree(parents, kept), [tokens[node] for node in kept])
+
+    def _expand(
+        self,
+        frontier: list[int],
+        feature: Tensor,
+        parents: list[int],
+        tokens: list[int],
+        in_cache: list[int],
+        cache: KVCache,
+    ) -> Tensor:
+        """Outputs of the nodes of a level; their keys go behind those of the levels before."""
+        target, start = self.target, cache.lengths[0]
+        ids = torch.tensor([[tokens[node] for node in frontier]], device=target.device)
+        in_cache += frontier
+        ancestors = [_ancestors(node, parents) for node in frontier]
+        n, before = len(frontier), len(in_cache) - len(frontier)
+        embedded = target.embed(ids)
+        depth = len(ancestors[0]) - 1
+        position = torch.full((1, n), start + depth, device=target.device)
+        layer = self.eagle.layer
+        q, k, v = layer.project(
+            self.eagle.inputs(embedded, feature), target.rotary.at(position, embedded.dtype)
+        )
+        keys, values = cache.data[0]
+        keys[:, :, start + before : start + before + n] = k
+        values[:, :, start + before : start + before + n] = v
+        used = min(cache.slots, -(-(start + before + n) // 64) * 64)
+        mask = embedded.new_full((n, used), float("-inf"))
+        mask[:, :start] = 0
+        seen = [[node in above for node in in_cache] for above in ancestors]
+        inside = mask[:, start : start + before + n]
+        inside.masked_fill_(torch.tensor(seen, device=target.device), 0)
+        folded = mask.repeat_interleave(layer.shape.group, 0)[None, None]
+        attended = attend(q, keys[:, :, :used], values[:, :, :used], folded)
+        return layer.finish(self.eagle.residual(embedded, feature), attended)
+
+
+def _ancestors(node: int, parents: Sequence[int]) -> set[int]:
+    """A node and all above it but the root."""
+    found = set()
+    while node > 0:
+        found.add(node)
+        node = parents[node]
+    return found

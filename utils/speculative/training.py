@@ -1,0 +1,329 @@
+"""Training of draft heads on what the target wrote: resumable, with a progress bar, refusing NaN."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.speculative.dataset import Recorded, batches
+from utils.speculative.errors import SpeculationError
+from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
+from utils.speculative.target import Shape, Target
+
+DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a training's log.
+
+    Attributes:
+        step: Optimizer step.
+        loss: Mean since the line before.
+        accuracy: Share of right best guesses by head or step, mean since the line before.
+        seconds: Since the beginning.
+    """
+
+    step: int
+    loss: float
+    accuracy: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        steps: Optimizer steps.
+        rate: Highest learning rate: warm-up over a twentieth, then a cosine to zero.
+        rows: Sequences (EAGLE) or positions (Medusa) of a step.
+        seed: Of initial weights and batches.
+        folder: Keeps a checkpoint once a minute, from which the same call goes on; None keeps none.
+    """
+
+    steps: int
+    rate: float
+    rows: int
+    seed: int = 0
+    folder: Path | None = None
+
+
+Loss = Callable[[int], tuple[Tensor, list[float]]]
+
+
+def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list[LogLine]:
+    """Minimizes a loss.
+
+    Args:
+        module: What is trained.
+        loss_at: Loss and accuracies of a step.
+        settings: How.
+        name: For the progress bar and the checkpoint.
+
+    Returns:
+        The log.
+
+    Raises:
+        SpeculationError: The loss is no number any more; the last checkpoint is kept.
+    """
+    matrices = [p for n, p in module.named_parameters() if p.ndim == 2 and "lm_head" not in n]
+    others = [p for n, p in module.named_parameters() if p.ndim != 2 or "lm_head" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw")
+        )
+    step, log, spent = 0, [], 0.0
+    file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
+    if file and file.exists():
+        saved = torch.load(file, weights_only=True)
+        module.load_state_dict(saved["module"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        step, spent = saved["step"], saved["seconds"]
+        log = [LogLine(**line) for line in saved["log"]]
+    began = saved_at = time.monotonic()
+    losses: list[float] = []
+    right: list[list[float]] = []
+    bar = tqdm(total=settings.steps, initial=step, desc=name)
+    while step < settings.steps:
+        factor = min(1.0, (step + 1) / max(1, settings.steps // 20))
+        factor *= 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
+        loss, accuracy = loss_at(step)
+        if not math.isfinite(float(loss)):
+            raise SpeculationError(
+                f"The loss of {name} is {float(loss)} at step {step}: the learning rate "
+                f"{settings.rate} is too high, or the data holds hidden states that are no numbers."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = settings.rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        losses.append(float(loss))
+        right.append(accuracy)
+        bar.update()
+        if step % LOG_EVERY == 0 or step == settings.steps:
+            count = min(map(len, right))
+            means = [sum(row[i] for row in right) / len(right) for i in range(count)]
+            seconds = spent + time.monotonic() - began
+            log.append(LogLine(step, sum(losses) / len(losses), means, seconds))
+            bar.set_postfix(loss=f"{log[-1].loss:.3f}", right=" ".join(f"{m:.2f}" for m in means))
+            losses, right = [], []
+            if file and time.monotonic() - saved_at > 60:
+                _save(file, module, optimizers, step, log)
+                saved_at = time.monotonic()
+    bar.close()
+    if file:
+        _save(file, module, optimizers, step, log)
+    return log
+
+
+def _save(
+    file: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    log: Sequence[LogLine],
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "module": module.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "seconds": log[-1].seconds,
+        "log": [vars(line) for line in log],
+    }
+    torch.save(state, file.with_suffix(".part"))
+    file.with_suffix(".part").rename(file)
+
+
+def train_medusa(
+    target: Target, data: Sequence[Recorded], settings: Settings, heads: int = 4
+) -> tuple[MedusaHeads, list[LogLine]]:
+    """Medusa-1: the backbone stays as it is; cross-entropy of each head, later ones weighing less.
+
+    Returns:
+        Heads and log.
+    """
+    torch.manual_seed(settings.seed)
+    module = MedusaHeads(heads, target.shape.hidden, target.shape.vocab)
+    module.start_from(target.head.weight.float().cpu())
+    module.to(target.device)
+    hidden, labels = medusa_examples(data, heads)
+
+    def loss_at(step: int) -> tuple[Tensor, list[float]]:
+        rng = random.Random(f"{settings.seed} {step}")
+        picked = torch.tensor([rng.randrange(len(hidden)) for _ in range(settings.rows)])
+        logits = module(hidden[picked].float().to(target.device))
+        return medusa_loss(logits, labels[picked].t().to(target.device))
+
+    return module, fit(module, loss_at, settings, "Medusa")
+
+
+def medusa_examples(data: Sequence[Recorded], heads: int) -> tuple[Tensor, Tensor]:
+    """Positions to learn from: hidden states [n, hidden], and the tokens 2 ... heads + 1 on, [n, heads].
+
+    Tokens beyond the answer's end are -100, which cross-entropy leaves out.
+    """
+    hidden, labels = [], []
+    for s in data:
+        first, count = s.prompt - 1, len(s.hidden)
+        hidden.append(s.hidden[first:])
+        padded = F.pad(s.ids, (0, heads + 1), value=-100)
+        labels.append(padded.unfold(0, heads, 1)[first + 2 : count + 2])
+    return torch.cat(hidden), torch.cat(labels)
+
+
+def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
+    """Loss and each head's accuracy; logits [heads, n, vocab], labels [heads, n] with -100 for none."""
+    total = logits.new_zeros(())
+    accuracy = []
+    for k, (mine, wanted) in enumerate(zip(logits, labels, strict=True)):
+        total = total + DECAY**k * F.cross_entropy(mine, wanted)
+        known = wanted >= 0
+        accuracy.append(float((mine.argmax(-1) == wanted)[known].float().mean()))
+    return total, accuracy
+
+
+def draft_vocabulary(data: Sequence[Recorded], size: int) -> Tensor:
+    """The `size` most frequent tokens of the answers, ascending: the map `d2t`, int64 [size]."""
+    counts: Counter[int] = Counter()
+    for s in data:
+        counts.update(s.ids[s.prompt :].tolist())
+    most = [token for token, _ in counts.most_common(size)]
+    spare = (token for token in range(10**9) if token not in counts)
+    while len(most) < size:
+        most.append(next(spare))
+    return torch.tensor(sorted(most))
+
+
+def train_eagle3(
+    target: Target,
+    data: Sequence[Recorded],
+    aux_layers: tuple[int, ...],
+    settings: Settings,
+    *,
+    unrolled: int = 4,
+    draft_vocab: int = 1024,
+) -> tuple[Eagle3, list[LogLine]]:
+    """EAGLE-3: cross-entropy against the target's distribution, over several steps of drafting on.
+
+    Args:
+        target: Whose draft this becomes.
+        data: Its answers, with features of `aux_layers`.
+        aux_layers: See `Target`.
+        settings: How.
+        unrolled: Steps of training-time test; 1 leaves it out.
+        draft_vocab: Tokens that can be guessed.
+
+    Returns:
+        Draft and log.
+    """
+    torch.manual_seed(settings.seed)
+    shape = EagleShape(draft_layer(target), draft_vocab, aux_layers)
+    eagle = Eagle3(shape)
+    eagle.d2t.copy_(draft_vocabulary(data, draft_vocab))
+    with torch.no_grad():
+        eagle.lm_head.weight.copy_(target.head.weight.float().cpu()[eagle.d2t])
+    eagle.to(target.device)
+    head = target.head.weight.float()[eagle.d2t]
+    loss_at = _eagle_loss(target, eagle, data, settings, unrolled, head, 0.0)
+    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)")
+
+
+def train_eagle1(
+    target: Target, data: Sequence[Recorded], settings: Settings
+) -> tuple[Eagle1, list[LogLine]]:
+    """EAGLE-1: regression of the next feature (smooth L1) plus 0.1 of the cross-entropy, one step.
+
+    Returns:
+        Draft and log.
+    """
+    torch.manual_seed(settings.seed)
+    head = target.head.weight.float()
+    shape = EagleShape(draft_layer(target), target.shape.vocab, ())
+    eagle = Eagle1(shape, head.cpu()).to(target.device)
+    loss_at = _eagle_loss(target, eagle, data, settings, 1, head, 1.0)
+    return eagle, fit(eagle, loss_at, settings, "EAGLE-1")
+
+
+def draft_layer(target: Target) -> Shape:
+    """Sizes of an EAGLE draft's layer: the target's, without norms of queries and keys."""
+    return replace(target.shape, layers=1, qk_norm=False)
+
+
+def _eagle_loss(
+    target: Target,
+    eagle: Eagle3 | Eagle1,
+    data: Sequence[Recorded],
+    settings: Settings,
+    unrolled: int,
+    head: Tensor,
+    regression: float,
+) -> Loss:
+    """The loss of a step; `head` [draft vocab, hidden] gives the target's distribution over those tokens."""
+    batch_at = batches(data, settings.rows, settings.seed)
+    embed = target.embed.weight.float()
+    device = target.device
+
+    def loss_at(step: int) -> tuple[Tensor, list[float]]:
+        rows = batch_at(step)
+        longest = max(len(s.ids) for s in rows)
+        ids = torch.stack([F.pad(s.ids, (0, longest - len(s.ids))) for s in rows]).to(device)
+        hidden = _stacked([s.hidden for s in rows], longest - 1).to(device)
+        features = (
+            _stacked([s.features for s in rows], longest - 1).to(device)
+            if isinstance(eagle, Eagle3)
+            else hidden
+        )
+        answer = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
+        for row, s in enumerate(rows):
+            answer[row, s.prompt : len(s.ids)] = True
+        tables = target.rotary.at(
+            torch.arange(longest + unrolled, device=device)[None], embed.dtype
+        )
+        features = F.pad(features, (0, 0, 0, 1))
+        outputs = unroll(eagle, embed, tables, ids, features, unrolled)
+        total = hidden.new_zeros(())
+        accuracy = []
+        for ahead, output in enumerate(outputs):
+            count = output.shape[1] - 1  # the last row's guess lies beyond the data
+            wanted = answer[:, 2 + ahead : 2 + ahead + count]
+            mine = output[:, :count][wanted]
+            states = hidden[:, 1 + ahead : 1 + ahead + count][wanted]
+            with torch.no_grad():
+                theirs = F.linear(states, head)
+                right = torch.softmax(theirs, -1)
+            logits = eagle.logits(mine)
+            cross = -(right * torch.log_softmax(logits, -1)).sum(-1).mean()
+            if regression:
+                total = total + regression * F.smooth_l1_loss(mine, states) + 0.1 * cross
+            else:
+                total = total + DECAY**ahead * cross
+            best = eagle.d2t[logits.argmax(-1)]
+            token = ids[:, 2 + ahead : 2 + ahead + count][wanted]
+            accuracy.append(float((best == token).float().mean()))
+        return total, accuracy
+
+    return loss_at
+
+
+def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
+    return torch.stack([F.pad(t.float(), (0, 0, 0, length - len(t))) for t in tensors])
