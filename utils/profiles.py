@@ -32,6 +32,33 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True)
+class Speculation:
+    """Sizes of the labs on speculative decoding.
+
+    Attributes:
+        prompts: Prompts of each kind of text that methods are compared on.
+        repeats: Times that a comparison is repeated, the methods in turn.
+        same: Prompts on which outputs are compared with plain decoding's, token for token.
+        answer_tokens: Longest answer.
+        training_prompts: Prompts whose answers a learner's own heads are trained on.
+        training_steps: Optimizer steps of that training.
+    """
+
+    prompts: int = 6
+    repeats: int = 5
+    same: int = 100
+    answer_tokens: int = 96
+    training_prompts: int = 160
+    training_steps: int = 60
+
+    def quick(self) -> Speculation:
+        """As few as the labs still run with."""
+        return Speculation(
+            prompts=2, repeats=2, same=12, answer_tokens=48, training_prompts=48, training_steps=12
+        )
+
+
+@dataclass(frozen=True)
 class Load:
     """How hard a benchmark presses.
 
@@ -41,6 +68,7 @@ class Load:
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
         repeats: Times that a comparison is repeated, alternating what is compared.
+        speculation: Sizes of the labs on speculative decoding.
     """
 
     levels: tuple[int, ...]
@@ -48,6 +76,7 @@ class Load:
     prompt_tokens: int
     output_tokens: int
     repeats: int
+    speculation: Speculation = Speculation()
 
     def requests_at(self, level: int) -> int:
         """Requests to send at concurrency `level`."""
@@ -65,6 +94,7 @@ class Load:
             requests_per_level=4,
             output_tokens=min(self.output_tokens, 16),
             repeats=2,
+            speculation=self.speculation.quick(),
         )
 
 
@@ -167,6 +197,9 @@ def _cpu(dtype: str) -> Profile:
                 "transformers": tiny,
                 "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+                "medusa_heads": str(MODELS / "heads" / "medusa"),
+                "eagle1_heads": str(MODELS / "heads" / "eagle1"),
+                "eagle3_heads": str(MODELS / "heads" / "eagle3"),
             }
         ),
         context_length=2048,
@@ -195,6 +228,7 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
                 "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
                 "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",
                 "ollama": "qwen3:8b-fp16",
+                "eagle3_heads": "Tengyunw/qwen3_8b_eagle3",
             }
         ),
         context_length=8192,

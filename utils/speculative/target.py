@@ -150,10 +150,10 @@ class DecoderLayer(nn.Module):
         """
         s = self.shape
         y = self.qkv(x).view(x.shape[0], x.shape[1], s.heads + 2 * s.kv_heads, s.head_dim)
-        qk, v = torch.split(y, (s.heads + s.kv_heads, s.kv_heads), 2)
+        qk, v = torch.split(y, [s.heads + s.kv_heads, s.kv_heads], 2)
         if s.qk_norm:
             qk = rms_norm(qk, self.qk_weight, s.eps)
-        q, k = torch.split(rotate(qk, table), (s.heads, s.kv_heads), 2)
+        q, k = torch.split(rotate(qk, table), [s.heads, s.kv_heads], 2)
         return q, k.transpose(1, 2), v.transpose(1, 2)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
