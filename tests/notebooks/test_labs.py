@@ -1,7 +1,8 @@
 """Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
 
-The learners' are executed where learners have them, in a release. One execution per notebook serves all
-that is asserted of it. The same by hand: `pytest --nbmake --nbmake-timeout=300 labs` and
+The learners' are executed where learners have them, in a release, with the quick load; the solved with the
+full one. One execution per notebook serves all that is asserted of it. The same by hand:
+`COURSE_LOAD=quick pytest --nbmake --nbmake-timeout=300 labs`, and
 `COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 
@@ -11,7 +12,7 @@ import pytest
 
 from utils.course.build import ROOT
 from utils.course.release import write_release
-from utils.profiles import load_profile
+from utils.profiles import LOAD_VARIABLE, load_profile
 
 # A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
 # without being wrong, so only a multiple of the budget fails; being over it is reported.
@@ -42,6 +43,7 @@ def test_notebook(stem, folder, run_notebook, released, monkeypatch):
     solved = folder == "solutions"
     root = ROOT if solved else released
     monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv(LOAD_VARIABLE, "full" if solved else "quick")
     files = sorted((root / folder).iterdir())
     ran = run_notebook(root / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
     if ran.error:
