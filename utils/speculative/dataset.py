@@ -135,6 +135,13 @@ class Prompt:
     answer: list[int]
 
 
+def tokenizer_of(target: Target) -> Any:
+    """The tokenizer that lies beside a target's weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(target.path)
+
+
 def training_prompts(tokenizer: Any, count: int, seed: int = 0) -> list[Prompt]:
     """Prompts of the kinds that the tiny model was trained on, none of them held out, sorted by length."""
     rng = random.Random(f"heads {seed}")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from utils.speculative.dataset import Recorded, batches
 from utils.speculative.errors import SpeculationError
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
+from utils.speculative.muon import Muon
 from utils.speculative.target import Shape, Target
 
 DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)
@@ -84,9 +85,7 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0)
     ]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw"))
     step, log, spent = 0, [], 0.0
     file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
     if file and file.exists():
@@ -104,9 +103,10 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         factor = min(1.0, (step + 1) / max(1, settings.steps // 20))
         factor *= 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
         loss, accuracy = loss_at(step)
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise SpeculationError(
-                f"The loss of {name} is {float(loss)} at step {step}: the learning rate "
+                f"The loss of {name} is {value} at step {step}: the learning rate "
                 f"{settings.rate} is too high, or the data holds hidden states that are no numbers."
             )
         loss.backward()  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        losses.append(float(loss))
+        losses.append(value)
         right.append(accuracy)
         bar.update()
         if step % LOG_EVERY == 0 or step == settings.steps:
@@ -200,6 +200,37 @@ def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         known = wanted >= 0
         accuracy.append(float((mine.argmax(-1) == wanted)[known].float().mean()))
     return total, accuracy
+
+
+@torch.no_grad()
+def medusa_accuracy(
+    heads: MedusaHeads, data: Sequence[Recorded], ranks: int = 8
+) -> list[list[float]]:
+    """How often each head's guess of each rank is right, 0 to 1, [head][rank].
+
+    Args:
+        heads: What guesses.
+        data: Answers of the target, for choosing a tree not those that the heads were trained on.
+        ranks: How many guesses of a head are looked at.
+    """
+    hidden, labels = medusa_examples(data, heads.count)
+    logits = heads(hidden.to(heads.lm_heads))
+    top = logits.topk(ranks, -1).indices  # [heads, n, ranks]
+    wanted = labels.t().to(top.device)
+    found = top == wanted[..., None]
+    known = (wanted >= 0).sum(1, keepdim=True)
+    shares: list[list[float]] = (found.sum(1) / known).tolist()
+    return shares
+
+
+@torch.no_grad()
+def eagle_accuracy(
+    target: Target, eagle: Eagle3 | Eagle1, data: Sequence[Recorded], steps: int
+) -> list[float]:
+    """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
+    settings = Settings(steps=1, rate=0.0, rows=len(data))
+    head = target.head.weight.float()[eagle.d2t]
+    return _eagle_loss(target, eagle, data, settings, steps, head, 0.0)(0)[1]
 
 
 def draft_vocabulary(data: Sequence[Recorded], size: int) -> Tensor:

@@ -1,0 +1,60 @@
+"""Every setting of the shipped heads' training, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from utils.speculative.checkpoints import save_heads
+from utils.speculative.dataset import Recorded
+from utils.speculative.heads import Eagle1, Eagle3, MedusaHeads
+from utils.speculative.target import Target
+from utils.speculative.training import (
+    LogLine,
+    Settings,
+    train_eagle1,
+    train_eagle3,
+    train_medusa,
+)
+
+PROMPTS = 3200
+AUX_LAYERS = (2, 12, 21)  # of 24: EAGLE's choice, the third, the middle and the last but two
+MEDUSA_HEADS = 4
+DRAFT_VOCAB = 1024
+UNROLLED = 4
+SETTINGS = {
+    "medusa": Settings(steps=1500, rate=2e-3, rows=512),
+    "eagle1": Settings(steps=500, rate=4e-3, rows=12),
+    "eagle3": Settings(steps=900, rate=4e-3, rows=12),
+}
+HEADS = tuple(SETTINGS)
+
+
+def train(
+    name: str, target: Target, data: Sequence[Recorded], run: Path, folder: Path
+) -> list[LogLine]:
+    """Trains one kind of heads and writes them.
+
+    Args:
+        name: One of `HEADS`.
+        target: The tiny model.
+        data: Its answers.
+        run: Keeps checkpoints.
+        folder: Receives the heads.
+
+    Returns:
+        The log.
+    """
+    settings = replace(SETTINGS[name], folder=run)
+    heads: MedusaHeads | Eagle1 | Eagle3
+    if name == "medusa":
+        heads, log = train_medusa(target, data, settings, MEDUSA_HEADS)
+    elif name == "eagle1":
+        heads, log = train_eagle1(target, data, settings)
+    else:
+        heads, log = train_eagle3(
+            target, data, AUX_LAYERS, settings, unrolled=UNROLLED, draft_vocab=DRAFT_VOCAB
+        )
+    save_heads(heads, target, folder)
+    return log
