@@ -277,8 +277,14 @@ def _eagle3_in(
         raise SpeculationError(
             f"{folder} fuses hidden state {max(aux)}; the target has {layers} layers."
         )
-    size = config.get("draft_vocab_size") or config["vocab_size"]
-    shape = EagleShape(_layer_shape(config, target.shape), size, aux)
+    layer = _layer_shape(config, target.shape)
+    if (layer.hidden, layer.vocab) != (target.shape.hidden, target.shape.vocab):
+        raise SpeculationError(
+            f"{folder} is for hidden size {layer.hidden} and {layer.vocab} tokens; the target has "
+            f"{target.shape.hidden} and {target.shape.vocab}."
+        )
+    size = config.get("draft_vocab_size") or layer.vocab
+    shape = EagleShape(layer, size, aux)
     heads = Eagle3(shape)
     offsets = tensors.get("d2t", torch.zeros(size, dtype=torch.int64))
     state = _eagle_layer(tensors, "midlayer.", shape.layer, folder)

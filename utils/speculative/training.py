@@ -23,6 +23,7 @@ from utils.speculative.target import Shape, Target
 
 DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)
 LOG_EVERY = 10
+SAVE_SECONDS = 60  # between checkpoints
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
             log.append(LogLine(step, sum(losses) / len(losses), means, seconds))
             bar.set_postfix(loss=f"{log[-1].loss:.3f}", right=" ".join(f"{m:.2f}" for m in means))
             losses, right = [], []
-            if file and time.monotonic() - saved_at > 60:
+            if file and time.monotonic() - saved_at > SAVE_SECONDS:
                 _save(file, module, optimizers, step, log)
                 saved_at = time.monotonic()
     bar.close()
