@@ -1,5 +1,6 @@
 """Real engines, each started once for its tests; the profile is that of the machine."""
 
+import psutil
 import pytest
 
 from utils.engines import NotRunHere, launch
@@ -10,6 +11,28 @@ from utils.profiles import load_profile
 @pytest.fixture(scope="session")
 def profile():
     return load_profile()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def before_any_engine():
+    """Process ids from before the first engine: those of others on this machine."""
+    return {process.pid for process in psutil.process_iter()}
+
+
+@pytest.fixture
+def stops_without_a_trace():
+    """A function that stops an engine and finds nothing of it: neither its family nor who has its name."""
+
+    def stops(engine, title, before):
+        family = psutil.Process(int(engine.identity)).children(recursive=True)
+        assert family
+        engine.stop()
+        named = [p for p in psutil.process_iter(["name"]) if title in (p.info["name"] or "")]
+        mine = {*family, *(p for p in named if p.pid not in before)}
+        # One that ended and that init has not collected yet is gone.
+        assert [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+
+    return stops
 
 
 def running(name, profile, **options):

@@ -168,7 +168,9 @@ def test_an_idle_sglang_leaves_the_cores_alone(sglang):
     assert used() - before < 1.5, "seconds of a core in 3 s without a request"
 
 
-def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all_and_nothing_is_left(profile):
+def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all_and_nothing_is_left(
+    profile, stops_without_a_trace
+):
     before = {p.pid for p in psutil.process_iter()}
     with launch("sglang", profile, quiet=True, kv_blocks=400) as engine:
         client = Client(engine.base_url, engine.model, "completions")
@@ -233,11 +235,6 @@ def test_a_wrong_argument_is_named_by_the_engines_own_log(profile):
     assert "does not know one of the arguments" in caught.value.hint
 
 
-def test_nothing_is_left_of_vllm(profile):
-    before = {p.pid for p in psutil.process_iter()}
-    stops_without_a_trace(launch("vllm", profile, quiet=True), "VLLM", before)
-
-
 def stops_without_a_trace(engine, title, before):
     family = psutil.Process(int(engine.identity)).children(recursive=True)
     assert family
@@ -246,13 +243,3 @@ def stops_without_a_trace(engine, title, before):
     mine = {*family, *(p for p in named if p.pid not in before)}
     # One that ended and that init has not collected yet is gone.
     assert [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_nothing_is_left_of_sglang_when_its_server_is_killed_from_outside(profile):
-    engine = launch("sglang", profile, quiet=True)
-    family = psutil.Process(int(engine.identity)).children(recursive=True)
-    family[0].kill()
-    _, left = psutil.wait_procs(family, timeout=60)
-    assert left == []
-    assert not engine.running()
-    engine.stop()
