@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from utils.benchmark import Request, write_record
-from utils.benchmark.files import plain
+from utils.benchmark import Request
+from utils.benchmark.files import to_json, write_whole
 from utils.benchmark.host import describe_host, model_hash
-from utils.benchmark.record import Record
+from utils.benchmark.records import records_dir
 from utils.engines import EngineError, RunningEngine
 from utils.kvcache.measure import Run as EngineRun
 from utils.kvcache.measure import measure
@@ -31,6 +32,7 @@ from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy, Rule
 from utils.tinymodel.evaluate import has_loop, repeated_share
 
+FOLDER = "speculative"  # of the records folder: these are no runs of an engine
 DEFINITIONS = {
     "acceptance_length": "mean tokens per verification, the target's own included; 1 is plain decoding",
     "tokens_per_second": "tokens after the first of each answer over decoding time, batch 1; median",
@@ -101,7 +103,7 @@ def compare(
         target: The model.
         drafters: By name; "plain" is added in front.
         prompts: Token ids.
-        label: Of the record that is written.
+        label: Of the record that is written to records/speculative.
         max_new_tokens: Of each answer.
         repeats: Times that all of it is done.
         rule: Of acceptance; None is greedy.
@@ -178,35 +180,27 @@ def _record(
         }
         for name, o in outcomes.items()
     }
-    write_record(
-        Record(
-            id=f"{date:%Y%m%dT%H%M%S}-speculative-{abs(hash((label, began))) % 16**6:06x}",
-            label=label,
-            engine="course",
-            engine_version=f"utils.speculative, torch {torch.__version__}",
-            model=target.path,
-            model_sha256=model_hash(target.path),
-            dtype=str(target.dtype).removeprefix("torch."),
-            quantisation=str(target.dtype).removeprefix("torch."),
-            profile=profile.name if profile else "",
-            host=describe_host(),
-            command=("utils.speculative.measure.compare",),
-            date=date.isoformat(),
-            load=plain(
-                {
-                    "mode": "one prompt at a time",
-                    "prompts": len(prompts),
-                    "max_new_tokens": max_new_tokens,
-                    "threads": torch.get_num_threads(),
-                    "rule": rule.name,
-                }
-            ),
-            duration=time.time() - began,
-            summary=plain(summary),
-            traces=(),
-            metric_definitions=DEFINITIONS,
-        )
-    )
+    values = {
+        "origin": "measured",
+        "label": label,
+        "software": f"utils.speculative, torch {torch.__version__}",
+        "model": target.path,
+        "model_sha256": model_hash(target.path),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": str(target.device),
+        "profile": profile.name if profile else None,
+        "host": describe_host(),
+        "date": date.isoformat(),
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "threads": torch.get_num_threads(),
+        "rule": rule.name,
+        "duration": time.time() - began,
+        "summary": summary,
+        "metric_definitions": DEFINITIONS,
+    }
+    name = f"{date:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.json"
+    write_whole(records_dir() / FOLDER / name, to_json(values))
 
 
 def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
