@@ -23,14 +23,17 @@ STEPS = {
 
 
 def _data(target: Target, tokenizer: Any, run: Path) -> list[dataset.Recorded]:
-    prompts = dataset.training_prompts(tokenizer, recipe.PROMPTS)
-    return dataset.self_generated(
-        target,
-        [p.ids for p in prompts],
-        [p.answer for p in prompts],
-        recipe.AUX_LAYERS,
-        folder=run / "data",
-    )
+    data: list[dataset.Recorded] = []
+    for number in range(recipe.ROUNDS):
+        prompts = dataset.training_prompts(tokenizer, recipe.PROMPTS, seed=number)
+        data += dataset.self_generated(
+            target,
+            [p.ids for p in prompts],
+            [p.answer for p in prompts],
+            recipe.AUX_LAYERS,
+            folder=run / f"data-{number}",
+        )
+    return data
 
 
 def _train(target: Target, data: list[dataset.Recorded], heads: list[str], run: Path) -> None:

@@ -169,7 +169,7 @@ On text unlike the training data (documentation to go on with):
   EAGLE-3 {quality["eagle3_accuracy"]}.
 
 ## Recipe
-{recipe.PROMPTS} prompts; features of layers {", ".join(map(str, recipe.AUX_LAYERS))};
+{recipe.ROUNDS} x {recipe.PROMPTS} prompts; features of layers {", ".join(map(str, recipe.AUX_LAYERS))};
 {recipe.MEDUSA_HEADS} Medusa heads; draft vocabulary {recipe.DRAFT_VOCAB};
 {recipe.UNROLLED} steps of training-time test.
 

@@ -18,15 +18,16 @@ from utils.speculative.training import (
     train_medusa,
 )
 
-PROMPTS = 3200
+PROMPTS = 3200  # of a round
+ROUNDS = 2  # each with prompts of its own
 AUX_LAYERS = (2, 12, 21)  # of 24: EAGLE's choice, the third, the middle and the last but two
 MEDUSA_HEADS = 4
 DRAFT_VOCAB = 1024
 UNROLLED = 4
 SETTINGS = {
-    "medusa": Settings(steps=1500, rate=2e-3, rows=512),
-    "eagle1": Settings(steps=500, rate=4e-3, rows=12),
-    "eagle3": Settings(steps=900, rate=4e-3, rows=12),
+    "medusa": Settings(steps=2400, rate=2e-3, rows=512),
+    "eagle1": Settings(steps=700, rate=4e-3, rows=12),
+    "eagle3": Settings(steps=1300, rate=4e-3, rows=12),
 }
 HEADS = tuple(SETTINGS)
 
