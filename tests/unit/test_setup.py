@@ -363,6 +363,13 @@ def test_no_compiler_is_said_before_downloading(monkeypatch, tmp_path):
         LLAMA_CPP.build(Shell("llama_cpp", tmp_path / "log"), tmp_path / "llama_cpp")
 
 
+def test_what_llama_cpps_build_is_given_leaves_what_computes_as_it_is():
+    given = steps.LLAMA_CPP_CMAKE.read_text()
+    assert "llama-common" in given and "-O1" in given
+    words = given.replace("(", " ").replace(")", " ").split()
+    assert not {"ggml", "ggml-base", "ggml-cpu", "llama"} & set(words)
+
+
 def test_a_full_disk_in_mid_step_is_recognised(tmp_path):
     assert "disk is full" in advice_for("OSError: [Errno 28] No space left on device", tmp_path)
 

