@@ -20,6 +20,7 @@ SMALL = Shape(
 
 @pytest.fixture
 def target():
+    torch.set_num_threads(1)
     torch.manual_seed(1)
     made = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 256)).requires_grad_(False)
     made.path = str(hub.TINY)

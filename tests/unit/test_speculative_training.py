@@ -7,7 +7,7 @@ import torch
 
 from utils.speculative import dataset, training
 from utils.speculative.dataset import Recorded, batches, self_generated
-from utils.speculative.drafters import EagleDrafter, News, Plain
+from utils.speculative.drafters import EagleDrafter, Medusa, News, Plain
 from utils.speculative.errors import SpeculationError
 from utils.speculative.generate import generate
 from utils.speculative.heads import MedusaHeads, unroll
@@ -21,6 +21,7 @@ from utils.speculative.training import (
     train_eagle1,
     train_eagle3,
     train_medusa,
+    train_medusa2,
 )
 from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy
@@ -33,6 +34,7 @@ AUX = (1, 2)
 
 @pytest.fixture
 def target():
+    torch.set_num_threads(1)
     torch.manual_seed(3)
     made = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 128))
     return made.requires_grad_(False)
@@ -127,6 +129,26 @@ def test_training_lowers_the_loss(target, data):
     assert log[-1].loss < log[0].loss
     _, log = train_medusa(target, data, replace(settings, rows=32), heads=2)
     assert log[-1].loss < log[0].loss
+
+
+def test_medusa2_trains_the_backbone_too_and_leaves_the_old_one(target, data):
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    heads, _ = train_medusa(target, data, Settings(10, 5e-3, 32), heads=2)
+    tuned, more, log = train_medusa2(target, heads, data, Settings(30, 2e-3, 3))
+    assert log[-1].loss < log[0].loss and len(log[0].accuracy) == 3
+    assert not torch.equal(tuned.norm, target.norm)
+    assert not torch.equal(more.lm_heads, heads.lm_heads)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    plain = generate(tuned, [[1, 2, 3]], Plain(), max_new_tokens=12, ignore_end=True)
+    drafted = generate(tuned, [[1, 2, 3]], Medusa(more), max_new_tokens=12, ignore_end=True)
+    assert drafted.generations[0].tokens == plain.generations[0].tokens
+
+
+def test_states_without_a_cache_are_those_with_one(target):
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    with torch.inference_mode():
+        cached = target(ids, [chain(4)], target.cache(1, 64)).hidden
+        torch.testing.assert_close(target.causal(ids), cached, atol=1e-5, rtol=1e-4)
 
 
 def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monkeypatch):

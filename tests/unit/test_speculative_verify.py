@@ -46,7 +46,7 @@ def chi_square(counts, p):
     return float(((counts - wanted) ** 2 / wanted).sum())
 
 
-def first_tokens(rule, tree, draw, draws=20_000):
+def first_tokens(rule, tree, draw, draws=8_000):
     """Counts of the first token behind the root; `draw` gives tokens and their distribution."""
     logits = torch.linspace(0, 2.5, 8).repeat(tree.size, 1)
     counts = torch.zeros(8)

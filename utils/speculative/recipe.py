@@ -25,9 +25,9 @@ MEDUSA_HEADS = 4
 DRAFT_VOCAB = 1024
 UNROLLED = 4
 SETTINGS = {
-    "medusa": Settings(steps=2400, rate=2e-3, rows=512),
-    "eagle1": Settings(steps=700, rate=4e-3, rows=12),
-    "eagle3": Settings(steps=1300, rate=4e-3, rows=12),
+    "medusa": Settings(steps=2000, rate=2e-3, rows=512),
+    "eagle1": Settings(steps=600, rate=4e-3, rows=12),
+    "eagle3": Settings(steps=1100, rate=4e-3, rows=12),
 }
 HEADS = tuple(SETTINGS)
 

@@ -384,6 +384,24 @@ class Target(nn.Module):
         hidden = rms_norm(x, self.norm, self.shape.eps)
         return Seen(hidden, torch.cat(aux, -1) if aux else None)
 
+    def causal(self, ids: Tensor) -> Tensor:
+        """Last hidden states of whole sequences, without a cache, so that gradients flow.
+
+        Args:
+            ids: int64 [batch, length].
+
+        Returns:
+            [batch, length, hidden].
+        """
+        x = self.embed(ids)
+        table = self.rotary.at(torch.arange(ids.shape[1], device=ids.device)[None], x.dtype)
+        for layer in self.decoder_layers:
+            q, k, v = layer.project(rms_norm(x, layer.input_norm, self.shape.eps), table)
+            k, v = (t.repeat_interleave(self.shape.group, 1) for t in (k, v))
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True)
+            x = layer.finish(x, y.transpose(1, 2).flatten(2))
+        return rms_norm(x, self.norm, self.shape.eps)
+
 
 def positions_of(trees: list[Tree], lengths: list[int], n: int) -> Tensor:
     """Position of each node: its row's length plus its depth; int64 [rows, n]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
@@ -176,6 +177,57 @@ def train_medusa(
         return medusa_loss(logits, labels[picked].t().to(target.device))
 
     return module, fit(module, loss_at, settings, "Medusa")
+
+
+def train_medusa2(
+    target: Target,
+    heads: MedusaHeads,
+    data: Sequence[Recorded],
+    settings: Settings,
+    weight: float = 0.2,
+) -> tuple[Target, MedusaHeads, list[LogLine]]:
+    """Medusa-2: heads and backbone learn together, from heads that Medusa-1 has trained.
+
+    The loss is the backbone's own cross-entropy plus `weight` times that of the heads (Medusa, section
+    2.2.2). The backbone changes, so the output does: compare with this target, not with the old one.
+
+    Args:
+        target: Is copied.
+        heads: Are copied; start of the training.
+        data: The target's own answers, which keep it what it was (section 2.3.2).
+        settings: How; `rows` are sequences.
+        weight: Of the heads' loss.
+
+    Returns:
+        The new target, its heads, and the log; accuracy is the backbone's, then the heads'.
+    """
+    both = nn.ModuleDict({"target": copy.deepcopy(target), "heads": copy.deepcopy(heads)})
+    both.requires_grad_(True)
+    tuned, mine = both["target"], both["heads"]
+    assert isinstance(tuned, Target)
+    assert isinstance(mine, MedusaHeads)
+    batch_at = batches(data, settings.rows, settings.seed)
+
+    def loss_at(step: int) -> tuple[Tensor, list[float]]:
+        rows = batch_at(step)
+        longest = max(len(s.ids) for s in rows)
+        ids = torch.stack([F.pad(s.ids, (0, longest - len(s.ids))) for s in rows])
+        hidden = tuned.causal(ids.to(target.device))
+        states, labels = [], []
+        for row, s in enumerate(rows):
+            states.append(hidden[row, s.prompt - 1 : len(s.ids) - 1])
+            padded = F.pad(s.ids, (0, mine.count + 1), value=-100)
+            labels.append(padded.unfold(0, mine.count + 1, 1)[s.prompt : len(s.ids)])
+        flat, wanted = torch.cat(states), torch.cat(labels).t().to(target.device)
+        logits = tuned.head(flat)
+        own = F.cross_entropy(logits, wanted[0])
+        theirs, accuracy = medusa_loss(mine(flat), wanted[1:])
+        right = float((logits.argmax(-1) == wanted[0]).float().mean())
+        return own + weight * theirs, [right, *accuracy]
+
+    log = fit(both, loss_at, settings, "Medusa-2")
+    both.requires_grad_(False)
+    return tuned, mine, log
 
 
 def medusa_examples(data: Sequence[Recorded], heads: int) -> tuple[Tensor, Tensor]:
