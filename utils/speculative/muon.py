@@ -41,7 +41,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Any = None) -> Any:
         """One step, see `torch.optim.Optimizer.step`."""
         if any(p.is_cuda for group in self.param_groups for p in group["params"]):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

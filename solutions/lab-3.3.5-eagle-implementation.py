@@ -1,0 +1,703 @@
+# %% [markdown]
+# # Lab 3.3.5: EAGLE-3
+#
+# A simultaneous interpreter does not wait for the end of the sentence. She watches the speaker's face and hands as
+# well as the words, and so she often knows what comes next. An interpreter behind a curtain, who hears the words
+# alone, guesses worse. Medusa's heads (lab 3.3.4) look at the model's face once, and then guess several words at
+# once. **EAGLE** watches, guesses one word, and goes on from its own guess: a small model of one layer, which reads
+# what the large one thought (its hidden states) as well as what it said.
+#
+# You will be able to
+#
+# * say what hidden states add to tokens, and measure it;
+# * build EAGLE-3's inputs: fuse low, middle and high hidden states, and pair each with the token *behind* it;
+# * map a small draft vocabulary to the target's, and refuse what does not fit;
+# * train a draft as it will be used (**training-time test**), and see what happens without;
+# * grow EAGLE-2's dynamic tree and cut it to the nodes that are worth verifying;
+# * predict the speed-up of a chain from three measured numbers, and choose its length;
+# * measure plain decoding, n-gram lookup, Medusa, EAGLE-1 and EAGLE-3 side by side, and prove that none of them
+#   changes the answer;
+# * serve the draft from vLLM, and find the load at which speculation stops paying.
+#
+# **It starts** vLLM three times, on free ports of 127.0.0.1, and stops all of them. It trains two small drafts, and
+# reads trained ones from `models/heads`. **It writes** one JSON record per run into `records/`. Numbers are *measured*
+# here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+#
+# The model is the course's tiny one in sections 1 to 6, on every machine: 24 layers, 12 million parameters. Its
+# drafts were trained for this course on its own answers. What a CPU can show is the method, whether the output stays
+# the same, and acceptance. How much *time* it saves depends on what a step with several tokens costs, and that differs
+# between machines: you measure that cost too.
+
+# %%
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from IPython.display import display
+
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_5 as checks
+from utils.engines.fleet import Fleet
+from utils.profiles import MODELS, load_profile
+
+profile = load_profile()
+sizes = profile.load.speculation
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# vLLM is needed in section 7, and takes a while to start. So let it begin now, beside what you do meanwhile: plain,
+# with EAGLE-3, and with n-gram lookup. (Where engines run in containers, each starts when it is its turn.) The target
+# is read twice: in float32, where a result does not depend on how many tokens are computed together, for everything
+# that has to be *the same*; and in the profile's data type for everything that is *timed*.
+
+# %%
+import torch
+
+from utils.speculative import eagle_plots as plots
+from utils.speculative import eagle_runs as runs
+from utils.speculative import eagle_words as words
+from utils.speculative import measure
+from utils.speculative.dataset import tokenizer_of
+from utils.speculative.probe import probe
+from utils.speculative.target import load_target
+from utils.speculative.training import eagle_accuracy
+from utils.speculative.ttt import attention_gap
+
+variants = {
+    "plain": {},
+    "EAGLE-3": measure.speculation("eagle3", 3, profile.models["eagle3_heads"]),
+    "n-gram": measure.speculation("ngram", 3),
+}
+starting = ThreadPoolExecutor(1).submit(Fleet, profile, variants)
+
+# %%
+torch.set_num_threads(1)  # two threads on cores that others use wait for each other
+device = "cuda" if torch.cuda.is_available() else "cpu"
+target = load_target(str(MODELS / "tiny"), device=device)
+timed = load_target(str(MODELS / "tiny"), device=device, dtype=getattr(torch, profile.dtype))
+tokenizer = tokenizer_of(target)
+shipped, shipped_timed = runs.load_shipped(target), runs.load_shipped(timed)
+print(f"Target: {target.shape}")
+print(f"EAGLE-3's draft: hidden states {shipped.eagle3.shape.aux_layers}, {shipped.eagle3.shape.draft_vocab} tokens")
+
+# %% [markdown]
+# ## 1. What the draft reads
+#
+# A draft model that reads tokens alone has to understand the text anew, with one layer. But the target *has*
+# understood it: for every token that it has processed there is a hidden state, from which its own head read the next
+# token. **EAGLE-1** (Li et al. 2024, arXiv 2401.15077) gives the draft that last hidden state, the *feature*, and
+# trains it to foretell the next one. **EAGLE-3** (Li et al. 2025, arXiv 2503.01840) drops this second aim, and reads
+# three hidden states in place of one: a low, a middle and a high one.
+#
+# How much is in them? A **probe** is the simplest thing that could use them: one linear map, fitted in closed form,
+# that guesses token i + 2 from what is known at position i. First the data: the target answers prompts, and what it
+# computed on the way is kept (in float32; no draft has seen these prompts).
+#
+# **Predict**: the probe that reads token i + 1 alone is right so many times in a hundred; how many points more is the
+# one that also reads the three hidden states of token i?
+
+# %% prediction="probe_gain"
+### BEGIN SOLUTION
+#: probe_gain = None  # percentage points
+probe_gain = 25
+### END SOLUTION
+
+# %% tags=["measures"]
+learn, test = data = runs.make_data(target, tokenizer, profile, shipped.eagle3.shape.aux_layers)
+print(f"{len(learn)} answers to learn from, {len(test)} to test on")
+probed = probe(target, learn, test)
+alone, *_, fused = probed.values()
+compare_prediction(probe_gain, 100 * (fused - alone), what="gain of three hidden states", unit="points")
+print(words.explain_probe(probed))
+
+# %% [markdown]
+# **In words.** The token alone says what often comes after it. The hidden state says what the target was about
+# to write. The last one is shaped for the *next* token, which is known by now; the lower ones still hold what the
+# later ones need. That is EAGLE-3's reason to fuse several, and with it the draft goes on getting better with more
+# data where EAGLE-1's stops (EAGLE-3, figure 1, cited).
+#
+# Which hidden states? Number 0 is the embedding, number k the output of layer k − 1 (as in transformers'
+# `hidden_states[k]`, and vLLM's `eagle_aux_hidden_state_layer_ids`); EAGLE-3 takes 2, the middle, and the last but
+# three. They are laid side by side, low first, and one linear layer without bias, `fc`, brings them back to the width
+# of one: g = fc([low; middle; high]).
+
+# %% [markdown]
+# Write `fuse`. `hidden_states` is an array [layers + 1, tokens, hidden], `aux_layers` says which of them, in
+# order, and `fc` is the layer's weight as PyTorch stores it: [outputs, inputs]. Return [tokens, outputs].
+#
+# <details><summary>Hint 1</summary>
+#
+# `np.concatenate([...], axis=-1)` lays arrays [tokens, hidden] side by side.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A linear layer computes x @ W.T.
+# </details>
+
+# %% exercise="fuse" title="Low, middle, high" minutes=10 difficulty=2 points=3
+def fuse(hidden_states: np.ndarray, aux_layers: list[int], fc: np.ndarray) -> np.ndarray:
+    """Fused features [tokens, outputs] of some of the hidden states [layers + 1, tokens, hidden]."""
+    ### BEGIN SOLUTION
+    side_by_side = np.concatenate([hidden_states[k] for k in aux_layers], axis=-1)
+    return side_by_side @ fc.T
+    ### END SOLUTION
+
+# %% check="fuse"
+fuse = checks.fuse(fuse)
+
+# %% [markdown]
+# Now which token goes with which feature? When token i + 1 has been sampled, the target has *not* processed it:
+# there is its embedding, and the feature of token i. So position i reads (feature i, token i + 1), one step ahead
+# of itself, and guesses token i + 2. The token matters: the feature knows what the target was inclined to
+# say, the token what it did say (the uncertainty of sampling, as EAGLE-1's paper calls it).
+
+# %% [markdown]
+# Write `shift`: for the tokens of a sequence and the features of all of them but the newest, a list of triples
+# (feature i, token i + 1, token i + 2). The last triple's guess is not known yet: `None`.
+#
+# <details><summary>Hint</summary>
+#
+# There are as many triples as features, one less than tokens. `tokens[i + 2]` does not exist for the last.
+# </details>
+
+# %% exercise="shift" title="One step ahead" minutes=8 difficulty=2 points=3
+def shift(features: list, tokens: list[int]) -> list[tuple]:
+    """Triples (feature i, token i + 1, token i + 2 or None) of a sequence."""
+    ### BEGIN SOLUTION
+    wanted = [*tokens[2:], None]
+    return list(zip(features, tokens[1:], wanted, strict=True)) if features else []
+    ### END SOLUTION
+
+# %% check="shift"
+shift = checks.shift(shift)
+
+# %% [markdown]
+# ## 2. A small vocabulary
+#
+# Most of a one-layer draft's work is its last product, hidden state times vocabulary. A target of 128,000 tokens uses
+# few of them often, so EAGLE-3's draft guesses among the frequent ones only: 32,000 of 128,256 in the published head
+# for Llama-3.1-8B. A token that is not among them is simply never guessed; the target writes it anyway. Checkpoints
+# store the map as **offsets**, `d2t`: target id = draft id + d2t[draft id].
+
+# %% [markdown]
+# Write `to_offsets`: the target's ids that are kept come in any order; in ascending order they are draft ids
+# 0, 1, 2, ... Return the offset of each draft id.
+#
+# <details><summary>Hint</summary>
+#
+# `enumerate(sorted(kept))`.
+# </details>
+
+# %% exercise="to_offsets" title="The map as offsets" minutes=5 difficulty=1 points=2
+def to_offsets(kept: list[int]) -> list[int]:
+    """Offsets d2t of a draft vocabulary made of these target ids."""
+    ### BEGIN SOLUTION
+    return [token - draft for draft, token in enumerate(sorted(kept))]
+    ### END SOLUTION
+
+# %% check="to_offsets"
+to_offsets = checks.to_offsets(to_offsets)
+
+# %% [markdown]
+# Write `to_target`: the target ids of some draft ids. Heads and target can come from different places, so refuse
+# with a `ValueError` a draft id that is not in the draft vocabulary (0 to `len(offsets) - 1`), and one that leads
+# to no token of the target (0 to `vocab - 1`). Silently taking another token would change nothing in the *answer*,
+# which the target verifies; it would only make every guess wrong, and you would look for the reason for days.
+#
+# <details><summary>Hint</summary>
+#
+# Python's lists take negative positions: compare with 0 yourself.
+# </details>
+
+# %% exercise="to_target" title="Back to the target, and no further" minutes=8 difficulty=2 points=3
+def to_target(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int]:
+    """Target ids of draft ids; ValueError for one outside either vocabulary."""
+    ### BEGIN SOLUTION
+    tokens = []
+    for draft in draft_ids:
+        if not 0 <= draft < len(offsets):
+            raise ValueError(f"draft id {draft}: the draft knows 0 to {len(offsets) - 1}")
+        token = draft + offsets[draft]
+        if not 0 <= token < vocab:
+            raise ValueError(f"draft id {draft} leads to token {token}: the target knows 0 to {vocab - 1}")
+        tokens.append(token)
+    return tokens
+    ### END SOLUTION
+
+# %% check="to_target"
+to_target = checks.to_target(to_target)
+
+# %% [markdown]
+# Your two functions on the shipped draft: there and back, and how much of the answers it could guess at all.
+
+# %%
+d2t = shipped.eagle3.d2t.tolist()
+offsets = to_offsets(d2t)
+assert to_target(list(range(len(offsets))), offsets, target.shape.vocab) == d2t
+known, asked = set(d2t), [token for s in test for token in s.ids[s.prompt :].tolist()]
+covered = sum(token in known for token in asked) / len(asked)
+print(f"{len(d2t)} of {target.shape.vocab} tokens can be drafted: {covered:.1%} of the test answers' (measured)")
+try:
+    to_target([len(offsets)], offsets, target.shape.vocab)
+except ValueError as error:
+    print("Refused:", error)
+
+# %% [markdown]
+# ## 3. Going on from a guess
+#
+# The first guess of a draft stands on firm ground: a feature of the target. The second does not: the target has not
+# processed the first guess, so there is no feature for it. EAGLE puts **the draft's own output** in its place, and
+# goes on. Each guess stands on one that was made from less:
+#
+#     guess 1   reads  fused feature g of the newest token known,   embedding of the newest token
+#     guess 2   reads  the draft's output a at guess 1,             embedding of guess 1
+#     guess 3   reads  the draft's output a at guess 2,             embedding of guess 2
+#
+# A draft that was only ever trained on true features meets its own output for the first time when it is used.
+# **Training-time test** shows it earlier: in training the draft drafts on, several steps from *every* position at once,
+# and each step's loss counts.
+#
+# That needs an unusual attention mask. Step s has one query per position. Position i's past is real up to token i + 1:
+# the keys of step 0, up to i, causally. Behind that come its own guesses: of steps 1 to s the keys with the same
+# number i, the **diagonal**, and no others. Key j of step 1 belongs to a continuation that began at j: another world.
+
+# %% [markdown]
+# Write `ttt_mask`: the mask of step `step` as a list of `rows` lists, `True` where a key is seen. The keys of steps
+# 0, 1, ..., `step` lie side by side, `rows` of each.
+#
+# <details><summary>Hint 1</summary>
+#
+# `ttt_mask(2, 1)` is `[[True, False, True, False], [True, True, False, True]]`.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# For each row, go over the steps, and for each step over its keys: `key <= row` in step 0, `key == row` later.
+# </details>
+
+# %% exercise="ttt_mask" title="The mask of training-time test" minutes=15 difficulty=3 points=4
+def ttt_mask(rows: int, step: int) -> list[list[bool]]:
+    """Which keys of steps 0 to `step`, side by side, each of `rows` queries sees."""
+    ### BEGIN SOLUTION
+    mask = []
+    for row in range(rows):
+        causal = [key <= row for key in range(rows)]
+        diagonal = [key == row for key in range(rows)]
+        mask.append(causal + step * diagonal)
+    return mask
+    ### END SOLUTION
+
+# %% check="ttt_mask"
+ttt_mask = checks.ttt_mask(ttt_mask)
+
+# %%
+gap = max(attention_gap(ttt_mask, rows=12, step=step) for step in range(4))
+print(f"Attention under your mask against the one the training uses, 4 steps: at most {gap:.1e} apart (measured)")
+plots.plot_mask(ttt_mask(5, 2))
+
+# %% [markdown]
+# *In the picture: five queries, and the keys of three steps side by side. A blue triangle for step 0; for each later
+# step an orange diagonal.*
+#
+# ## 4. Training-time test, on and off
+#
+# Two small drafts, trained on the answers of section 1, with the same data, the same number of steps and the same
+# initial weights: one **without** training-time test (1 step), one **with** (3 steps). Then each drafts on from every
+# position of the test answers, four guesses long. A minute of training makes no good draft; look at the *slope*. Beside
+# them the shipped one, trained longer on more data.
+#
+# **Predict**: without training-time test, how many points lower is the fourth guess than the first?
+
+# %% prediction="fall_without"
+### BEGIN SOLUTION
+#: fall_without = None  # percentage points
+fall_without = 20
+### END SOLUTION
+
+# %% tags=["measures"]
+without = runs.train_small(target, data, profile, unrolled=1, looked_at=4)
+with_test = runs.train_small(target, data, profile, unrolled=3, looked_at=4)
+by_guess = {
+    "small, without training-time test": without.accuracy,
+    "small, with (3 steps)": with_test.accuracy,
+    "shipped": eagle_accuracy(target, shipped.eagle3, test, 4),
+}
+fall = 100 * (without.accuracy[0] - without.accuracy[3])
+compare_prediction(fall_without, fall, what="fall from the first to the fourth guess, without", unit="points")
+print(words.explain_ablation(by_guess))
+plots.plot_steps(by_guess)
+
+# %% [markdown]
+# *In the picture: share of right guesses (given that those before were right) against the number of the guess. The line
+# without training-time test starts near the other small one and falls; with it the line stays nearly level. The
+# shipped draft lies above both.*
+#
+# **In words.** Without training-time test the second guess reads something that training never showed. Acceptance
+# is a *product*: a chain of three is right only if all three are, so the slope costs more than it looks. With a true
+# token behind each guess, as here, every later guess is counted as if those before had been right.
+#
+# EAGLE-1 solves the same problem differently: its draft has to *reproduce* the target's next hidden state (smooth L1
+# loss), so that its own output may stand for one. That ties the draft to what a hidden state looks like. EAGLE-3 gives
+# that aim up, and lets training-time test do its work.
+#
+# ## 5. The dynamic tree
+#
+# A chain bets everything on the first guess. A tree keeps several. Medusa's tree is the same for every text;
+# **EAGLE-2** (Li et al. 2024, arXiv 2406.16858) noticed that the draft *knows* how sure it is: its probabilities are
+# close to the acceptance rates. So the tree is grown anew each time. **Expand**: of each level the most
+# probable nodes get children. **Re-rank**: of all nodes the N most probable are kept, whatever their level.
+# Probable means: the whole path, from the root.
+
+# %% [markdown]
+# Write `path_scores`: the logarithm of the probability of each node's path. `parents` gives each node's parent (-1 for
+# the root, node 0; a parent comes before its children), `probabilities` what the draft gave each node *behind its
+# parent*. The root is known: 0.
+#
+# <details><summary>Hint</summary>
+#
+# The probability of a path is a product, its logarithm a sum: the parent's score plus `math.log(...)`.
+# </details>
+
+# %% exercise="path_scores" title="Joint confidence" minutes=8 difficulty=2 points=2
+def path_scores(parents: list[int], probabilities: list[float]) -> list[float]:
+    """Log-probability of the path from the root to each node."""
+    ### BEGIN SOLUTION
+    scores = [0.0]
+    for parent, probability in zip(parents[1:], probabilities[1:], strict=True):
+        scores.append(scores[parent] + math.log(probability))
+    return scores
+    ### END SOLUTION
+
+# %% check="path_scores"
+path_scores = checks.path_scores(path_scores)
+
+# %% [markdown]
+# Write `rerank`: the root and the `nodes` other nodes with the highest scores, in ascending order of the node. Of
+# equals the lower number. Why is that a tree, with no node whose parent is missing? A path is never more
+# probable than its beginning, and where they are equal the parent has the lower number.
+#
+# <details><summary>Hint</summary>
+#
+# Sort the nodes 1, 2, ... by `(-scores[node], node)`, take the first ones, sort those.
+# </details>
+
+# %% exercise="rerank" title="Keep what is worth verifying" minutes=10 difficulty=3 points=3
+def rerank(parents: list[int], scores: list[float], nodes: int) -> list[int]:
+    """Kept nodes of an expanded tree, ascending, the root first."""
+    ### BEGIN SOLUTION
+    order = sorted(range(1, len(parents)), key=lambda node: (-scores[node], node))
+    return [0, *sorted(order[:nodes])]
+    ### END SOLUTION
+
+# %% check="rerank"
+rerank = checks.rerank(rerank)
+
+# %%
+known_prompts, unlike_prompts = runs.held_out_prompts(target, tokenizer, profile)
+tree = runs.expand(target, shipped.eagle3, known_prompts[0].ids, depth=4, width=3)
+kept = rerank(tree.parents, path_scores(tree.parents, tree.probabilities), nodes=8)
+print(f"{len(tree.parents) - 1} nodes expanded, {len(kept) - 1} kept, {len(tree.accepted(kept)) - 1} accepted")
+plots.plot_expansion(tree, kept, lambda token: tokenizer.decode([token]))
+
+# %% [markdown]
+# *In the picture: the root at the left is the newest token known. Each node shows a guess, and how probable the draft
+# finds it behind its parent. Grey was expanded and dropped, blue is kept for verification, green (bold) is what the target
+# then wrote. The place was chosen where the draft hesitates; where it is sure, the tree is a chain.*
+#
+# ## 6. Side by side
+#
+# First the promise. In float32, in batches of 16, is every answer the one that plain decoding gives, token for token?
+
+# %% tags=["measures"]
+names = ("EAGLE-1, chain of 3", "EAGLE-3, chain of 3", "EAGLE-3, dynamic tree")
+same = runs.check_same(target, {n: runs.drafters(shipped)[n] for n in names}, tokenizer, profile)
+print(words.explain_same(same))
+
+# %% [markdown]
+# Now the time. All methods answer the same held-out prompts, whose plain answers do not run in circles (a loop
+# is easy to guess for anybody): code, lists, data and questions, the kinds that target and heads were trained on.
+# Each prompt is answered by every method before the next one comes, one at a time, and all of it is repeated.
+# One thread, greedy, the target in the profile's data type, plain decoding by the same code. **n-gram lookup**
+# proposes what followed the last few tokens the last time they occurred: no training, no cost. A draft has to beat it.
+#
+# **Predict**: how many times as fast as plain decoding is EAGLE-3 with a chain of 3?
+
+# %% prediction="eagle3_speedup"
+### BEGIN SOLUTION
+#: eagle3_speedup = None  # a factor; 1 is no gain
+eagle3_speedup = 1.5
+### END SOLUTION
+
+# %% tags=["measures"]
+fleet = starting.result()  # engines that still start would disturb the clock
+costs = measure.step_costs(timed, range(1, 10), repeats=20)
+drafters = runs.drafters(shipped_timed)
+outcomes = measure.compare(
+    timed,
+    drafters,
+    [p.ids for p in known_prompts],
+    label="EAGLE-3 side by side, known kinds",
+    max_new_tokens=sizes.answer_tokens,
+    repeats=sizes.repeats,
+    profile=profile,
+)
+chain = outcomes["EAGLE-3, chain of 3"]
+compare_prediction(eagle3_speedup, chain.speedup, what="speed-up of EAGLE-3, chain of 3", unit="times")
+display(measure.outcome_table(outcomes))
+
+# %% tags=["measures"]
+unlike = measure.compare(
+    timed,
+    drafters,
+    [p.ids for p in unlike_prompts],
+    label="EAGLE-3 side by side, unlike text",
+    max_new_tokens=sizes.answer_tokens,
+    repeats=1,
+    profile=profile,
+)
+display(measure.outcome_table(unlike))
+display(plots.plot_outcomes(outcomes, unlike))
+
+# %% [markdown]
+# *In the picture: left, speed against plain decoding (black whiskers: slowest and fastest repeat), right, tokens per
+# verification; blue for the kinds that the heads know, orange for prose, which they do not.*
+#
+# The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
+# lookup. Whether your machine reached them, and if not, what stood in the way:
+
+# %%
+drafting = {name: measure.draft_cost(o) for name, o in outcomes.items() if name != "plain"}
+print(words.explain_targets(outcomes, costs, drafting))
+display(words.cost_table(outcomes, costs, drafting))
+
+# %% [markdown]
+# **In words.** A cycle costs one verification and the drafts before it. On a GPU with a large model, a step is paid for
+# reading the weights, and verifying eight tokens costs hardly more than one. On a CPU arithmetic is scarce, most of all
+# where it has no instructions for bfloat16: there a step over several tokens costs a multiple, and eats up what
+# acceptance gives. So long chains and trees win on *acceptance* here and lose on the *clock*. Reading the two columns
+# apart is the point of this table: acceptance is a property of draft and text, the cost a property of the machine.
+#
+# That can be computed before it is measured. If each guess is right with probability a, whatever came before, then a
+# chain of k yields on average
+#
+#     E = 1 + a + a² + ... + aᵏ = (1 - aᵏ⁺¹) / (1 - a)
+#
+# tokens: the i-th guess counts only if all before it were right, and the target adds its own token in any case
+# (Leviathan et al. 2023, arXiv 2211.17192, equation 1). The cycle costs k drafts and one verification.
+
+# %% [markdown]
+# Write `expected_speedup`: E over the cost of a cycle. `draft_cost` is the cost of one guess, `verify_cost` that of
+# verifying the chain, both in plain steps. `acceptance` may be 1.
+#
+# <details><summary>Hint</summary>
+#
+# The sum needs no division by 1 − a: `sum(acceptance**i for i in range(k + 1))`.
+# </details>
+
+# %% exercise="expected_speedup" title="What a chain is worth" minutes=10 difficulty=2 points=3
+def expected_speedup(acceptance: float, k: int, draft_cost: float, verify_cost: float) -> float:
+    """Expected speed-up over plain decoding of a chain of k guesses."""
+    ### BEGIN SOLUTION
+    tokens = sum(acceptance**i for i in range(k + 1))
+    return tokens / (k * draft_cost + verify_cost)
+    ### END SOLUTION
+
+# %% check="expected_speedup"
+expected_speedup = checks.expected_speedup(expected_speedup)
+
+# %% [markdown]
+# The three numbers come from the runs above: a from the guesses that were looked at, the cost of a guess from the time
+# spent drafting, the cost of a verification from forward passes over 1 to 9 tokens. The best k is the one with the
+# highest value.
+
+# %%
+a = runs.acceptance_rate(outcomes["EAGLE-3, chain of 5"].generations)
+guess = drafting["EAGLE-3, chain of 5"] / 5 / costs[1]
+curve = {k: expected_speedup(a, k, guess, costs[k + 1] / costs[1]) for k in range(1, 9)}
+best = max(curve, key=curve.get)
+print(f"a = {a:.2f}, a guess costs {guess:.3f} T(1) (measured)")
+print("T(n) / T(1):", {n: round(cost / costs[1], 2) for n, cost in costs.items()}, "(measured)")
+print(f"Best k: {best}, {curve[best]:.2f} times plain decoding (derived)")
+measured = {k: outcomes[f"EAGLE-3, chain of {k}"].speedup for k in runs.CHAINS}
+plots.plot_chains(curve, measured)
+
+# %% [markdown]
+# *In the picture: your formula as a red curve over k, and the three measured chains as blue points. The curve rises
+# while another guess brings more than it costs, and falls behind that.*
+#
+# **In words.** The formula takes every guess as equally likely to be right, independent of text and position. Real
+# acceptance comes in runs: a table is easy for ten tokens, then a name comes. And the answer ends somewhere,
+# often in the middle of a chain. So points lie off the curve; its *maximum* is what you use.
+#
+# ## 7. The same draft in vLLM
+#
+# The draft lies in `models/heads/eagle3` in the layout that vLLM and SGLang load: `config.json` and
+# `model.safetensors` with `fc`, `midlayer.*`, `lm_head`, `d2t`, `t2d`. One argument switches it on:
+#
+#     vllm serve MODEL --speculative-config '{"method": "eagle3", "model": "models/heads/eagle3", "num_speculative_tokens": 3}'
+#
+# vLLM drafts a chain. It counts drafts, drafted and accepted tokens (`vllm:spec_decode_*`). Do its
+# counters agree with our own loop on the same prompts? And is its answer plain vLLM's?
+
+# %% tags=["measures"]
+ready = [name for name in fleet.variants if fleet.has(name)]
+print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
+own_model = str(MODELS / "tiny") == profile.models["vllm"]
+serving = tokenizer if own_model else runs.served_tokenizer(profile)
+asked = [p.ids for p in known_prompts] if own_model else runs.served_prompts(serving, profile)
+found = fleet.each(
+    lambda name, engine, turn: measure.measure_served(
+        engine, profile, asked, f"vLLM, {name}, one at a time", max_tokens=sizes.answer_tokens
+    ),
+    turns=2,
+)
+served = {name: turns[-1] for name, turns in found.items()}
+if "plain" in served:
+    display(words.served_table(served))
+    print(words.explain_served(served, profile.dtype))
+if "EAGLE-3" in served and own_model:
+    print(words.explain_agreement(chain, served["EAGLE-3"]))
+elif "EAGLE-3" in served:
+    print("Our own loop on the served model: not run here, two copies of it do not fit beside each other.")
+
+# %% [markdown]
+# **The crossover.** Speculation buys time with arithmetic. With one request in flight arithmetic lies idle. With
+# many, the engine's batch uses it already, and every guess that is thrown away was work for nobody. At
+# temperature 1 the target draws its tokens, and a draft's best guess is right less often: there is no single next token.
+#
+# **Predict**: at the highest concurrency, temperature 0, what is vLLM's throughput with EAGLE-3 over plain?
+
+# %% prediction="ratio_at_most"
+### BEGIN SOLUTION
+#: ratio_at_most = None  # a factor; below 1 it no longer pays
+ratio_at_most = 0.9
+### END SOLUTION
+
+# %% tags=["measures"]
+levels = runs.crossover(fleet, profile, serving, ("plain", "EAGLE-3"))
+fleet.stop()
+if len(levels) == 2:
+    most = profile.load.levels[-1]
+    at_most = words.ratios(levels, 0.0, "EAGLE-3")[most]
+    compare_prediction(ratio_at_most, at_most, what=f"EAGLE-3 over plain, {most} in flight", unit="times")
+    print(words.explain_crossover(levels, "EAGLE-3"))
+    display(words.crossover_table(levels), plots.plot_crossover(levels))
+else:
+    print("Crossover: not run here, it needs plain vLLM and vLLM with EAGLE-3; see above for what is missing.")
+
+# %% [markdown]
+# *In the picture: throughput with EAGLE-3 over throughput without, against the requests in flight, a line per
+# temperature. Where a line falls below the grey one at 1, speculation costs more than it brings.*
+#
+# **In words.** The gain shrinks with the number of requests, and the line of temperature 1 lies lower from the start.
+# A GPU with a large model has far more idle arithmetic than two CPU cores, so its crossover lies at higher concurrency,
+# but it has one: 59 against 61 tok/s was reported for SGLang at higher parallelism (sglang issue 6949, cited); EAGLE-3's
+# paper still measured +38 % throughput at batch 64 (SGLang, one H100, cited). Engines let you set a limit for that
+# reason; measure where yours is.
+#
+# **SGLang** loads the same folder, and drafts trees as in section 5 (`--speculative-eagle-topk` is the width,
+# `--speculative-num-steps` the depth, `--speculative-num-draft-tokens` the nodes verified, the root among them):
+#
+#     python3 -m sglang.launch_server --model-path MODEL --speculative-algorithm EAGLE3 \
+#       --speculative-draft-model-path models/heads/eagle3 --speculative-num-steps 3 --speculative-eagle-topk 1 \
+#       --speculative-num-draft-tokens 4
+#
+# Where SGLang runs without its own kernels, as on this course's `cpu` profile, it cannot: building and verifying a tree
+# are kernels of its own. Here is what it says:
+
+# %% tags=["measures"]
+print(runs.try_sglang(profile))
+
+# %% [markdown]
+# **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it). A service
+# answers requests at temperature 0.7, one to four in flight at night and sixty-four at noon. When would you switch
+# EAGLE-3 on, and from which of *your* measured numbers do you conclude that? Which number would you measure again on
+# the service's own machine before you decide?
+
+# %% [markdown] answer="when_to_speculate" points=2
+# ### BEGIN SOLUTION
+# One point: a conclusion from the learner's own table: the ratio at low and at high concurrency, at both
+# temperatures, with numbers (or that the engine was not run here, and why). On at night if the ratio there is above 1,
+# off at noon if it is below 1, or the level between at which it changes.
+#
+# One point: what has to be measured again, and why: the ratio by concurrency, or T(n)/T(1), since the cost of a step
+# over several tokens belongs to the machine; acceptance on the service's own prompts, since it belongs to draft and
+# text.
+# ### END SOLUTION
+
+# %% [markdown]
+# ## 8. An 8B model
+#
+# On a DGX Spark or another NVIDIA GPU section 7 has just served Qwen3-8B with a **published** EAGLE-3 draft,
+# `Tengyunw/qwen3_8b_eagle3`: the same code, other names in the profile. Its model card reports 187 tok/s without and 365
+# tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). What to expect elsewhere follows from your formula: reading
+# the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. On a Spark plain decoding of an
+# 8B model in bfloat16 reads 16.4 GB of weights for a token at 273 GB/s: at most about 17 tok/s (derived). An acceptance
+# length of 2.2 would make that about 35, if drafting were free.
+#
+# Published **Medusa** heads for Qwen3-8B we found none, and vLLM alone still serves Medusa: that comparison
+# stays with the tiny model.
+
+# %% tags=["measures"]
+if own_model:
+    print(
+        f"8B model: not run here. Profile {profile.name!r} serves the tiny model; Qwen3-8B needs an NVIDIA GPU "
+        "with docker (16.4 GB of weights in bfloat16), where this notebook runs it in section 7."
+    )
+elif len(served) > 1:
+    print(words.explain_published(served, profile.models["eagle3_heads"]))
+else:
+    print("8B model: not run here, see section 7 for what is missing.")
+
+# %% [markdown]
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | features | the target's hidden states say more than its tokens | section 1, the probe |
+# | fusion | low, middle and high, side by side, through one layer | section 1 |
+# | draft vocabulary | frequent tokens only, offsets back to the target's | section 2, share covered |
+# | training-time test | train on the draft's own output, as it is used | section 4, the slope |
+# | dynamic tree | expand and re-rank by joint probability | section 5, one tree drawn |
+# | lossless | the answer is plain decoding's, token for token | section 6 |
+# | speed-up | acceptance over the cost of a cycle | section 6, both apart |
+# | crossover | idle arithmetic is what speculation uses | section 7 |
+#
+# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. A colleague serves EAGLE-3 with the wrong auxiliary layers. Which error does he see?</summary>
+#
+# None. The answers are right, since the target verifies; acceptance is near zero, and everything is slower than
+# plain. Watch the acceptance length, always.
+# </details>
+# <details><summary>2. Why does position i read token i + 1, and not token i?</summary>
+#
+# Feature i was computed *from* token i: it holds it already. What it cannot hold is which token was sampled behind it.
+# </details>
+# <details><summary>3. The draft gives its first guess 0.9 and the second 0.9. How probable is the pair, and why does the tree
+# keep a sibling of probability 0.1 all the same?</summary>
+#
+# 0.81. Whether the sibling is kept depends on N: its path has probability 0.1, and competes with nodes deeper in the
+# chain, 0.73, 0.66, ..., of which there are as many as the depth allows.
+# </details>
+# <details><summary>4. Acceptance rose from 2.4 to 2.8 with a tree, and the clock got slower. How?</summary>
+#
+# The tree verifies more nodes and needs wider draft steps. Where T(9)/T(1) is well above T(4)/T(1), that costs more than
+# 0.4 tokens bring.
+# </details>
+# <details><summary>5. Is speculative output at temperature 1 the same as plain output with the same seed?</summary>
+#
+# No, and it need not be: the *distribution* is the same (lab 3.3.4 tests that), the draws are not.
+# </details>
+#
+# ## What to try next
+#
+# * Train the small draft on twice the data, or with 5 steps of training-time test (`runs.train_small(..., unrolled=5)`).
+#   What moves the line more?
+# * Give `runs.expand` a prompt of `unlike_prompts`. How do probabilities and the accepted path change?
+# * `EagleDrafter(..., threshold=0.3)` ends a chain where the draft is unsure. What does that do to acceptance, and what to
+#   the clock?
+# * Start vLLM with `num_speculative_tokens` 1 and 5. Does your formula name the better one?
+# * Lab 3.3.6 (to come) serves with TensorRT-LLM, which has EAGLE-3 as well.
