@@ -1,0 +1,751 @@
+# %% [markdown]
+# # Lab 3.3.4: speculative decoding with Medusa
+#
+# A master who reads a page at a glance is given a page to write, one word at a time. So an apprentice writes ahead: four
+# words on a slip. The master reads the slip in one glance, keeps what the master would have written, and puts one
+# word of the master's own behind it. The text is the master's to the last letter; only the glances are fewer.
+#
+# Decoding reads all weights of a model to produce one token. Reading them for five tokens at once costs less than five
+# times as much, often hardly more than once: that is the room which **speculative decoding** uses. It always has three
+# parts: something that **drafts**, one forward pass that **verifies**, and a rule of what to **keep**.
+#
+# You will be able to
+#
+# * write the verification, for chains and for trees, and show that the output does not change;
+# * draw a draft tree, its mask and its positions, and say why both are needed;
+# * write the forward pass of a Medusa head, train heads, and read their accuracy;
+# * tell exact speculative sampling from typical acceptance, with a test that can fail;
+# * predict a speed-up from acceptance and step cost, find the best tree by measurement, and explain the difference;
+# * serve the same heads from vLLM, and set its counters beside your own.
+#
+# **It starts** vLLM three times, in the background, on free ports of 127.0.0.1, and stops it. (Where engines run in
+# containers, one at a time.) **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here,
+# *cited* with their source, or *derived* by a formula that you see; each says which it is.
+#
+# Sections 1 to 8 run in this notebook, on the tiny model of this course and on heads trained for it
+# (`models/heads`), in PyTorch, on any machine. Section 9 runs vLLM.
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import display
+
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_4 as checks
+from utils.profiles import MODELS, load_profile
+
+profile = load_profile()
+sizes = profile.load.speculation
+print(f"Profile {profile.name}: {profile.description}")
+
+# %%
+import torch
+
+from utils.speculative import lossless, measure, plots, training
+from utils.speculative import medusa_runs as runs
+from utils.speculative import medusa_words as words
+from utils.speculative.dataset import held_out, self_generated, tokenizer_of, training_prompts
+from utils.speculative.drafters import Medusa, NGram, Plain
+from utils.speculative.target import load_target
+from utils.speculative.tree import Tree, best_choices
+from utils.speculative.verify import SpeculativeSampling, Typical
+
+engines = runs.start_later(profile, runs.vllm_variants(profile))  # for section 9, meanwhile
+torch.set_num_threads(1)  # the engines start on the other core; and two threads on shared cores wait for each other
+device = "cuda" if torch.cuda.is_available() else "cpu"
+target = load_target(str(MODELS / "tiny"), device=device)  # in float32, where equal means equal
+tokenizer = tokenizer_of(target)
+heads, accuracy = runs.load_medusa(target)
+print(f"Target: {target.shape.layers} layers, {target.shape.vocab} tokens, on {device}; {heads.count} Medusa heads")
+
+# %% [markdown]
+# ## 1. Draft and verify
+#
+# The cheapest apprentice copies: it looks for the last few tokens further up in the text, and proposes what came behind
+# them then. That is **n-gram lookup** (*prompt lookup* in some engines). It costs nothing and needs no training, so it is
+# the control for everything that follows. Here it is, in full:
+
+# %%
+def lookup(text: list[int], longest: int = 4, shortest: int = 2, guesses: int = 4) -> list[int]:
+    """What followed the last few tokens when they last occurred; nothing, if they never did."""
+    for size in range(longest, shortest - 1, -1):
+        for start in range(len(text) - size - 1, -1, -1):
+            if text[start : start + size] == text[-size:]:
+                return text[start + size : start + size + guesses]
+    return []
+
+
+print(lookup([7, 1, 2, 3, 4, 5, 9, 1, 2]), lookup([1, 2, 3, 4]))
+
+# %% [markdown]
+# Now one forward pass over the text *and* the guesses. At every token the target says what it would write next, its
+# **best** token there. So all guesses are checked at once. The nodes of a draft are numbered: node 0, the **root**, is the
+# last token of the text; every other node is a guess at what follows its *parent*. For a chain of three guesses the
+# parents are `[-1, 0, 1, 2]`; with two guesses for the same place, a *tree*, they could be `[-1, 0, 0, 1]`.
+
+# %% [markdown]
+# Write `accept_greedy`: which nodes are accepted, in order, the root first. `parents[n]` is the parent of node n (-1 for
+# the root), `tokens[n]` the token that node n holds, and `best[n]` the target's most probable token behind node n.
+# Start at the root; go to the child that holds what the target wants; stop where there is none. A node's children hold
+# different tokens, and a parent has a smaller number than its children.
+#
+# <details><summary>Hint 1</summary>
+#
+# Keep the node accepted last. Among all nodes whose parent it is, look for one whose token equals `best[node]`.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `[n for n in range(1, len(parents)) if parents[n] == node and tokens[n] == best[node]]` has one element or none.
+# </details>
+
+# %% exercise="accept_greedy" title="What the target keeps" minutes=15 difficulty=3 points=4
+def accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> list[int]:
+    """Accepted nodes, the root first."""
+    ### BEGIN SOLUTION
+    path = [0]
+    while True:
+        node = path[-1]
+        right = [n for n in range(1, len(parents)) if parents[n] == node and tokens[n] == best[node]]
+        if not right:
+            return path
+        path.append(right[0])
+    ### END SOLUTION
+
+# %% check="accept_greedy"
+accept_greedy = checks.accept_greedy(accept_greedy)
+
+# %% [markdown]
+# The whole of speculative decoding, with your function in the middle. No KV cache yet: slow, and plain to read.
+
+# %%
+def draft_and_verify(prompt: list[int], draft, count: int) -> tuple[list[int], int]:
+    """Writes `count` tokens; returns them, and the forward passes that they took."""
+    text, passes = list(prompt), 0
+    while len(text) < len(prompt) + count:
+        guesses = draft(text)
+        best = runs.best_next(target, text + guesses)[len(text) - 1 :]  # one forward pass
+        parents = list(range(-1, len(guesses)))
+        accepted = accept_greedy(parents, [text[-1], *guesses], best)
+        text += [guesses[node - 1] for node in accepted[1:]] + [best[accepted[-1]]]
+        passes += 1
+    return text[len(prompt) : len(prompt) + count], passes
+
+
+question = held_out(tokenizer, "list", 8, seed=3)[-1]
+plain, passes = draft_and_verify(question.ids, lambda text: [], 15)
+copied, fewer = draft_and_verify(question.ids, lookup, 15)
+print(f"{passes} forward passes without guesses, {fewer} with lookup; same tokens: {plain == copied}")
+print(tokenizer.decode(question.ids + plain))
+
+# %% [markdown]
+# A wrong guess costs a little time and nothing else: the target's own token takes its place. Two things follow. The output
+# is the target's, *whoever drafts*. And a step always gives at least one token.
+#
+# ## 2. Trees, masks, positions
+#
+# One guess for the next token is right or wrong. With two guesses for the same place, either may be right. So a draft
+# becomes a **tree**: guesses that exclude each other stand side by side below the same parent. All of them go through the
+# target in *one* forward pass, and they must not disturb each other. Two things see to that:
+#
+# * the **mask**: a node attends to the text so far, to its ancestors and to itself; never to a sibling, which belongs to
+#   another future;
+# * the **positions**: siblings stand at the *same* place of the text, however the nodes are numbered.
+
+# %% [markdown]
+# Write `tree_mask`: a list of rows, one per node; `mask[i][j]` is `True` if node i sees node j, that is, if j is i itself or
+# one of its ancestors. (The text in front of the tree is seen by all; it is not part of this.)
+#
+# <details><summary>Hint 1</summary>
+#
+# For each node go up: itself, its parent, its parent's parent, until the root, whose parent is -1.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A child sees what its parent sees, and itself. Parents come first, so the parent's row is finished already: copy it.
+# </details>
+
+# %% exercise="tree_mask" title="Who sees whom" minutes=12 difficulty=3 points=4
+def tree_mask(parents: list[int]) -> list[list[bool]]:
+    """mask[i][j]: whether node i sees node j."""
+    ### BEGIN SOLUTION
+    mask = []
+    for node, parent in enumerate(parents):
+        row = [False] * len(parents) if parent < 0 else list(mask[parent])
+        row[node] = True
+        mask.append(row)
+    return mask
+    ### END SOLUTION
+
+# %% check="tree_mask"
+tree_mask = checks.tree_mask(tree_mask)
+
+# %% [markdown]
+# Write `position_ids`: the position of every node, where the KV cache holds `length` tokens (positions 0 to `length - 1`).
+# The root comes right behind them, every other node one behind its parent.
+#
+# <details><summary>Hint</summary>
+#
+# Go through the parents in order; the position of a parent is known when its child's turn comes.
+# </details>
+
+# %% exercise="position_ids" title="Where a guess stands" minutes=6 difficulty=2 points=2
+def position_ids(parents: list[int], length: int) -> list[int]:
+    """Position of each node behind `length` cached tokens."""
+    ### BEGIN SOLUTION
+    positions = [length]
+    for parent in parents[1:]:
+        positions.append(positions[parent] + 1)
+    return positions
+    ### END SOLUTION
+
+# %% check="position_ids"
+position_ids = checks.position_ids(position_ids)
+
+# %% [markdown]
+# Medusa writes a tree as **choices**, paths of ranks: `(0,)` is the best guess of head 0, `(1,)` its second-best, `(0, 2)` the
+# third-best guess of head 1 behind head 0's best. Here is the tree of eight choices that pays most for the heads of
+# this course. (How it was chosen comes in section 8.)
+
+# %%
+choices = best_choices(accuracy, 8)
+drafter = Medusa(heads, choices)
+parents = list(drafter.tree.parents)
+labels = ["root"] + [str(path) for path in drafter.tree.choices]
+print("positions behind 10 cached tokens:", position_ids(parents, 10))
+plots.plot_tree(parents, tree_mask(parents), [f"{n}: {label}" for n, label in enumerate(labels)])
+
+# %% [markdown]
+# *In the picture: left, the tree from its root on, one column per position. Right, the mask, a row per node: the diagonal
+# is blue, the first column too (all see the root), and a deeper node's row has a blue square for each of its ancestors.
+# In plain attention the whole lower triangle would be blue.*
+#
+# Does it matter? The same nodes through the target: in one pass under your mask and positions, and each path by itself.
+# Then with the triangle of plain attention in place of your mask, and with running numbers in place of your positions.
+
+# %%
+def triangle(parents):
+    return [[j <= i for j in range(len(parents))] for i in range(len(parents))]
+
+
+def counted(parents, length):
+    return [length + i for i in range(len(parents))]
+
+
+text = question.ids
+guesses = text[1 : len(parents)]  # any tokens will do to compare logits
+for name, mask, positions in (
+    ("your mask, your positions", tree_mask, position_ids),
+    ("plain attention, your positions", triangle, position_ids),
+    ("your mask, running numbers", tree_mask, counted),
+):
+    tree = runs.own_tree(Tree(parents), mask, positions)
+    error = runs.tree_error(target, text, tree, [text[-1], *guesses])
+    print(f"{name:>32}: logits differ by at most {error:.1e}")
+
+# %% [markdown]
+# With your mask the difference is rounding; with the others the target judges texts that nobody proposed.
+#
+# ## 3. Medusa's heads
+#
+# Who drafts better than a copyist? The target itself knows more than its next token. **Medusa** (arXiv 2401.10774) puts K
+# small heads on the target's last hidden state h, the vector that the language-model head reads. The LM head guesses the
+# next token; Medusa's head 0 the one behind that, head 1 the one after, and so on. Head k is one residual block and an LM
+# head of its own:
+#
+#     logits_k = LM_k · (h + SiLU(W_k h + b_k)),      SiLU(x) = x / (1 + exp(-x))
+#
+# It sees h and nothing else. In particular, head 1 does not know what head 0 guessed: each guesses by itself. That makes
+# drafting cheap, and it is Medusa's limit; EAGLE (lab 3.3.5) lifts it.
+
+# %% [markdown]
+# Write `head_logits`: the logits of one head for n hidden states. All are NumPy arrays: `hidden` [n, size], `weight` [size,
+# size] and `lm_head` [vocabulary, size], both *[out, in]* as in `torch.nn.Linear`, and `bias` [size]. Return [n, vocabulary].
+#
+# <details><summary>Hint</summary>
+#
+# For states in rows, W h + b is `hidden @ weight.T + bias`. Then SiLU of that, added to `hidden`, then the LM head likewise.
+# </details>
+
+# %% exercise="head_logits" title="One head, forward" minutes=10 difficulty=2 points=3
+def head_logits(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_head: np.ndarray) -> np.ndarray:
+    """Logits of one Medusa head, [n, vocabulary]."""
+    ### BEGIN SOLUTION
+    inner = hidden @ weight.T + bias
+    return (hidden + inner / (1 + np.exp(-inner))) @ lm_head.T
+    ### END SOLUTION
+
+# %% check="head_logits"
+head_logits = checks.head_logits(head_logits)
+
+# %% [markdown]
+# Your function on the weights that ship with the course, beside the course's own module; and what the four heads guess
+# at the end of a prompt, before a word of the answer is written:
+
+# %%
+states = runs.states_of(target, question.ids)[-1:]
+theirs = heads(states).cpu().numpy()[:, 0]
+for k in range(heads.count):
+    weight, bias = heads.blocks[0, k].T.cpu().numpy(), heads.biases[0, k, 0].cpu().numpy()
+    own = head_logits(states.cpu().numpy(), weight, bias, heads.lm_heads[k].T.cpu().numpy())[0]
+    top = [tokenizer.decode([token]) for token in np.argsort(-own)[:3]]
+    print(f"head {k}: {top}, differs from the module by at most {np.abs(own - theirs[k]).max():.1e}")
+print("what comes:", [tokenizer.decode([token]) for token in plain[: heads.count + 1]], "(the first is the LM head's own)")
+
+# %% [markdown]
+# ## 4. The loop, and whether anything changed
+#
+# From here on with a KV cache, batches, and time measured: `utils.speculative.generate`. Plain decoding is the same loop
+# with drafts of no guesses, so later ratios compare methods and not implementations. Your `accept_greedy` decides what is
+# kept; your mask and positions are in the trees.
+#
+# **Predict**: the acceptance length of the tree of 16 choices: how many tokens does a step give on average, the target's
+# own included?
+
+# %% prediction="tree_16_length"
+### BEGIN SOLUTION
+#: tree_16_length = None  # 1 is plain decoding; a tree of depth 4 gives at most 5
+tree_16_length = 2.5
+### END SOLUTION
+
+# %% tags=["measures"]
+def medusa(nodes=None):
+    """The shipped heads over a chain, or over the best tree of so many nodes, with your mask and positions."""
+    drafter = Medusa(heads, nodes and best_choices(accuracy, nodes))
+    runs.own_tree(drafter.tree, tree_mask, position_ids)
+    return drafter
+
+
+limit = sizes.answer_tokens // 3  # longest answer: many prompts tell more than long answers
+asked = runs.prompts_of(tokenizer, -(-sizes.same // len(runs.TRAINED)))
+methods = {"n-gram": NGram(4), "Medusa, chain of 4": medusa(), "Medusa, 8": medusa(8), "Medusa, 16": medusa(16)}
+answers = runs.answer_all(target, methods, asked, limit, runs.OwnRule(accept_greedy))
+length = runs.acceptance_length(answers["Medusa, 16"])
+compare_prediction(tree_16_length, length, what="acceptance length, tree of 16", unit="tokens a step")
+print(words.explain_same(answers, "float32"))
+display(words.same_table(answers))
+
+# %% [markdown]
+# **In words.** In float32 "the same" is tested token for token, on held-out prompts that neither the model nor the heads were
+# trained on, in batches of up to 16 (which get smaller as answers end). In bfloat16 a sum over nine nodes may be
+# rounded otherwise than a sum over one, and where two tokens are nearly as probable, another may win. That is no fault of
+# speculation: another batch size does the same.
+#
+# ## 5. Sampling: exact, and not
+#
+# At temperature 0 there is one right token. With sampling there is a *distribution* p, and what must not change is that. Say a
+# drafter draws its guess x from its own distribution q. **Speculative sampling** (Leviathan 2023) accepts x with probability
+# min(1, p(x)/q(x)). If it is rejected, the token is drawn from what q has left uncovered, the **residual**:
+# max(0, p - q), scaled to sum 1. Both together give exactly p.
+
+# %% [markdown]
+# Write `residual`. `p` and `q` are NumPy arrays of probabilities, sum 1. Where nothing is left (p = q), return `p`.
+#
+# <details><summary>Hint</summary>
+#
+# `np.maximum(p - q, 0)`, divided by its sum if that is above 0.
+# </details>
+
+# %% exercise="residual" title="What is left after a rejection" minutes=8 difficulty=2 points=3
+def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """max(0, p - q), scaled to sum 1."""
+    ### BEGIN SOLUTION
+    left = np.maximum(p - q, 0)
+    total = left.sum()
+    return left / total if total > 0 else p
+    ### END SOLUTION
+
+# %% check="residual"
+residual = checks.residual(residual)
+
+# %% [markdown]
+# Medusa's paper offers another rule, **typical acceptance**: at high temperatures, why be exact? A guess x is accepted if it
+# is *likely enough*: p(x) > min(ε, α · exp(-H)), where H = -Σ p log p is the entropy of p (natural logarithm). If the target is
+# sure, H is near 0 and ε decides; if it is unsure, exp(-H) is small and even an improbable token passes. The paper has ε = 0.09
+# and α = 0.3.
+
+# %% [markdown]
+# Write `typical_accepts`: whether `token` is accepted where the target's distribution is `p`, a NumPy array. A token of
+# probability 0 adds nothing to H.
+#
+# <details><summary>Hint</summary>
+#
+# Take `some = p[p > 0]` for the entropy, so that no logarithm of 0 is asked for. Return a `bool`.
+# </details>
+
+# %% exercise="typical_accepts" title="Likely enough" minutes=8 difficulty=2 points=2
+def typical_accepts(p: np.ndarray, token: int, epsilon: float, alpha: float) -> bool:
+    """Whether typical acceptance takes the token."""
+    ### BEGIN SOLUTION
+    some = p[p > 0]
+    entropy = -(some * np.log(some)).sum()
+    return bool(p[token] > min(epsilon, alpha * np.exp(-entropy)))
+    ### END SOLUTION
+
+# %% check="typical_accepts"
+typical_accepts = checks.typical_accepts(typical_accepts)
+
+# %% [markdown]
+# How do you test a *distribution*? Draw often, count, and ask how probable counts so far off would be if they came from p:
+# a **chi-square test**. A p-value below 0.001 says: this is another distribution. And a test is worth something only if
+# what is wrong fails it, so a wrong rule is among those below: it accepts as it should, but after a rejection it draws
+# from p again, and not from the residual. It looks harmless.
+#
+# Logits are the tiny model's own, at a place in a text where it is least sure, cut down to its six most probable tokens
+# so that each is drawn often. q comes from Medusa's head 0, which guesses another position, so p and q differ.
+#
+# **Predict**: the p-value of that wrong rule, over 200,000 draws?
+
+# %% prediction="wrong_p_value"
+### BEGIN SOLUTION
+#: wrong_p_value = None  # 0 to 1; below 0.001 the test has found it out
+wrong_p_value = 0.0001
+### END SOLUTION
+
+# %% tags=["measures"]
+unsure = held_out(tokenizer, "prose", 1)[0].ids
+language = lossless.small_language(target, unsure, 6)
+p = torch.softmax(language.first, -1).double().numpy()
+q = torch.softmax(heads(runs.states_of(target, unsure)[-1:])[0, 0, language.tokens].cpu(), -1).double().numpy()
+p, q = p / p.sum(), q / q.sum()
+counts = {
+    "plain sampling": lossless.draw_sampled(p, p, residual, 200_000),
+    "speculative sampling, your residual": lossless.draw_sampled(p, q, residual, 200_000),
+    "wrong rule: from p again": lossless.draw_sampled(p, q, lambda p, q: p, 200_000),
+    "typical acceptance, yours": lossless.draw_accepted(p, q, lambda p, x: typical_accepts(p, x, 0.09, 0.3), 200_000),
+}
+tests = {name: lossless.chi_square(found, p) for name, found in counts.items()}
+pairs = {"pairs of tokens, tree, speculative sampling": SpeculativeSampling(), "pairs, tree, typical": Typical()}
+for name, rule in pairs.items():
+    tests[name] = lossless.chi_square(lossless.count_pairs(rule, language, 40 * sizes.same), language.pairs)
+compare_prediction(wrong_p_value, tests["wrong rule: from p again"].p_value, what="p-value of the wrong rule")
+lossless_rules = ("plain sampling", "speculative sampling, your residual", "pairs of tokens, tree, speculative sampling")
+print(words.explain_chi(tests, lossless_rules), words.explain_typical(p, q, counts["typical acceptance, yours"]), sep="\n")
+display(words.chi_table(tests))
+display(pd.DataFrame({"p": p, "q": q} | {name: found / found.sum() for name, found in counts.items()}).round(4))
+
+# %% [markdown]
+# **In words.** The two rows *pairs* go through the course's own verification, `utils.speculative.verify`: a tree with two
+# guesses for the first token and one behind each, which are tried in turn, each against what the one before has left of p.
+# What they give is tested two tokens deep. *Typical acceptance* lets the drafter decide among all tokens that are likely
+# enough, and never writes what is not. Where the target is unsure, nearly every guess is likely enough, so what comes out
+# is the *drafter's* distribution; where it is sure, rare tokens vanish. The text may read as well. It is not the target's
+# distribution, so typical acceptance has no place under the name "lossless", nor in a comparison of speeds with a rule
+# that is exact.
+#
+# ## 6. Training heads
+#
+# **Medusa-1** leaves the target as it is. The data is text that the *target* writes: heads are to guess what it will say, not
+# what is right. The hidden states are kept while it writes, so training is nothing but K small classifiers on stored
+# vectors: cross-entropy of head k against the token k + 2 positions on, with weight 0.8^k. (Medusa-2 trains the target
+# along with its heads. Then the target is another one, and whatever was equal before no longer is.)
+#
+# Here are heads of your own, on a small sample, to see loss and accuracy move. **Predict**: how often will *your* head 0
+# be right on held-out prompts, in percent?
+
+# %% prediction="own_head_0"
+### BEGIN SOLUTION
+#: own_head_0 = None  # percent
+own_head_0 = 35
+### END SOLUTION
+
+# %% tags=["measures"]
+learn = training_prompts(tokenizer, sizes.training_prompts, seed=1)
+written = self_generated(
+    target, [p.ids for p in learn], [p.answer for p in learn], (target.shape.layers,), max_new_tokens=sizes.answer_tokens
+)
+settings = training.Settings(steps=sizes.training_steps, rate=1e-2, rows=256)
+own_heads, log = training.train_medusa(target, written, settings)
+tried = runs.recorded(target, runs.prompts_of(tokenizer, sizes.prompts, seed=5), limit)
+right = {
+    name: [ranks[0] for ranks in training.medusa_accuracy(some, tried)]
+    for name, some in {"yours": own_heads, "shipped": heads}.items()
+}
+compare_prediction(own_head_0, 100 * right["yours"][0], what="your head 0, best guess right", unit="%")
+print(words.explain_training(right["yours"], right["shipped"], len(written), runs.SHIPPED_PROMPTS))
+display(words.heads_table(right), plots.plot_training({"yours": log}), plots.plot_accuracy(right))
+
+# %% [markdown]
+# *In the pictures: the loss falls, steeply at first; beside it the accuracy of the four heads on the training data, one line
+# each. Below, accuracy on held-out prompts: your heads' line lies below the shipped heads' line, and both fall from
+# head 0 to head 3.*
+#
+# **In words.** A head starts as a copy of the target's LM head and a block that adds nothing, so it first has to unlearn
+# the *next* token. The further ahead, the harder: the hidden state knows what comes next and only hints at what comes then.
+# `python -m utils.speculative data train` makes the shipped heads; it is the same code with more of everything.
+#
+# ## 7. Which text is easy?
+#
+# An acceptance length without its text says little. These are the chains of section 4, taken apart by kind of text, and a
+# kind that the heads were *not* trained on: prose. Two controls stand beside them. **N-gram lookup** on the same
+# prompts: what can be had for nothing. And **repeated 8-grams**: a model that goes round in circles accepts everything, so
+# prompts with a loop in the plain answer are left out, and what is left of repetition is printed.
+#
+# **Predict**: on prose, what does a step of Medusa's chain give, in tokens?
+
+# %% prediction="prose_length"
+### BEGIN SOLUTION
+#: prose_length = None  # tokens a step
+prose_length = 1.4
+### END SOLUTION
+
+# %% tags=["measures"]
+prose = held_out(tokenizer, "prose", len(asked) // len(runs.TRAINED), seed=4)
+rule = runs.OwnRule(accept_greedy)
+on_prose = runs.answer_all(target, {name: methods[name] for name in list(methods)[:2]}, prose, limit, rule)
+kinds = runs.by_kind([*asked, *prose], {name: answers[name] + on_prose[name] for name in on_prose})
+compare_prediction(prose_length, kinds["prose"].medusa, what="acceptance length on prose", unit="tokens a step")
+print(words.explain_kinds(kinds))
+display(words.kinds_table(kinds))
+plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="guess accepted (% of steps)")
+
+# %% [markdown]
+# *In the picture: a line per kind of text from head 0 to head 3, all falling: a guess is accepted only if all before it
+# were. Prose lies lowest, or near it.*
+#
+# **In words.** "Accepted" is less than "right": head 2 may be right and still be lost, because head 0 was wrong. That is
+# what a tree repairs, by giving head 0 a second guess.
+#
+# ## 8. What it is worth
+#
+# A step of speculative decoding gives E tokens, and takes one forward pass over n nodes, T(n), and one draft. Plain
+# decoding takes T(1) for a token. So
+#
+#     speed-up = E / ((T(n) + draft) / T(1))
+#
+# E comes from the text and the heads; T(n)/T(1) from the machine. A GPU at batch 1 waits for weights, so T(n) is hardly more
+# than T(1) for n up to a hundred or so. A CPU core does its own arithmetic, and soon pays for every node.
+
+# %% [markdown]
+# Write `expected_tokens`: tokens that a step gives on average, from the choices of a tree and `accuracy[head][rank]`, how often
+# the guess of that rank by that head is right. Take the heads as independent: a node is accepted if *all* guesses on its
+# path are right, which has the product of their accuracies as its probability. Each accepted node adds one token; the
+# target's own token always comes.
+#
+# <details><summary>Hint</summary>
+#
+# 1 + the sum over all choices of the product of `accuracy[head][rank]` for `head, rank in enumerate(path)`.
+# </details>
+
+# %% exercise="expected_tokens" title="Tokens a step" minutes=10 difficulty=3 points=3
+def expected_tokens(choices: list[tuple[int, ...]], accuracy: list[list[float]]) -> float:
+    """Expected tokens of a step, the target's own included."""
+    ### BEGIN SOLUTION
+    total = 1.0
+    for path in choices:
+        probability = 1.0
+        for head, rank in enumerate(path):
+            probability *= accuracy[head][rank]
+        total += probability
+    return total
+    ### END SOLUTION
+
+# %% check="expected_tokens"
+expected_tokens = checks.expected_tokens(expected_tokens)
+
+# %% [markdown]
+# Write `expected_speedup`: how many times as fast as plain decoding, with `tokens` a step, `step_s` seconds for the forward
+# pass over the tree, `plain_s` for one over a single token, and `draft_s` for the draft.
+#
+# <details><summary>Hint</summary>
+#
+# It is the formula above. A result below 1 means that speculation is slower.
+# </details>
+
+# %% exercise="expected_speedup" title="Speed-up" minutes=5 difficulty=1 points=2
+def expected_speedup(tokens: float, step_s: float, plain_s: float, draft_s: float) -> float:
+    """Expected speed-up over plain decoding."""
+    ### BEGIN SOLUTION
+    return tokens / ((step_s + draft_s) / plain_s)
+    ### END SOLUTION
+
+# %% check="expected_speedup"
+expected_speedup = checks.expected_speedup(expected_speedup)
+
+# %% [markdown]
+# Before anything is timed, the engines of section 9 have to have started: an idle engine takes no core, a starting one
+# does. From here on the model runs in the profile's own data type, on one thread (two threads on shared cores wait for
+# each other, and the ratio of two times would be about that).
+#
+# Which tree? `best_choices` adds, one by one, the choice with the highest probability of being accepted: the greedy
+# construction of Medusa's paper (section 2.3.3), from accuracies measured on prompts that are not used here. (The best four
+# choices may well be the chain: where each head's best guess is right so much more often than its second.) First, what
+# a forward pass over n nodes costs on this machine:
+
+# %% tags=["measures"]
+fleet = engines.result()
+timed = target if profile.dtype == "float32" else load_target(target.path, device=device, dtype=getattr(torch, profile.dtype))
+timed_heads, _ = runs.load_medusa(timed)
+trees = {"chain of 4": None, "tree of 4": 4, "tree of 8": 8, "tree of 16": 16}
+drafters = {name: Medusa(timed_heads, nodes and best_choices(accuracy, nodes)) for name, nodes in trees.items()}
+costs = measure.step_costs(timed, sorted({1, *(drafter.nodes for drafter in drafters.values())}))
+print(f"T(1) is {1000 * costs[1]:.2f} ms in {profile.dtype}, T(17)/T(1) is {costs[17] / costs[1]:.2f} (measured)")
+display(plots.plot_costs(costs))
+
+# %%
+predicted = {}
+for name, drafter in drafters.items():
+    tokens, draft_s = expected_tokens(list(drafter.tree.choices), accuracy), runs.draft_seconds(timed, drafter)
+    predicted[name] = {
+        "nodes": drafter.nodes, "tokens": tokens, "step_s": costs[drafter.nodes], "plain_s": costs[1], "draft_s": draft_s,
+        "speedup": expected_speedup(tokens, costs[drafter.nodes], costs[1], draft_s),
+    }
+words.prediction_table(predicted)
+
+# %% [markdown]
+# *In the picture: T(n)/T(1) against n. The dotted line is n times the price, where speculation can gain nothing; the
+# green line is "free". The blue points are this machine.*
+#
+# **Predict**: which number of choices is fastest when it is measured (4, 8 or 16), and how fast?
+
+# %% prediction="best_size"
+### BEGIN SOLUTION
+#: best_size = None  # 4, 8 or 16
+best_size = 4
+### END SOLUTION
+
+# %% prediction="best_speedup"
+### BEGIN SOLUTION
+#: best_speedup = None  # times plain decoding
+best_speedup = max(row["speedup"] for row in predicted.values())
+### END SOLUTION
+
+# %% tags=["measures"]
+fair = runs.fair_prompts(asked, answers["plain"], sizes.prompts // 3 or 1)
+outcomes = measure.compare(
+    timed, {"n-gram": NGram(4), **drafters}, [p.ids for p in fair], label="lab 3.3.4: trees", profile=profile,
+    max_new_tokens=limit, repeats=sizes.repeats,
+)
+best = runs.best_of(outcomes, list(drafters))
+compare_prediction(best_size, drafters[best].tree.size - 1, what=f"choices of the fastest, {best}")
+compare_prediction(best_speedup, outcomes[best].speedup, what="its speed-up", unit="times")
+print(words.explain_optimum(predicted, outcomes))
+print(words.explain_targets(outcomes[best], outcomes["n-gram"], costs, drafters[best].nodes, profile.dtype))
+display(measure.outcome_table(outcomes), words.measured_table(predicted, outcomes))
+display(plots.plot_speedups(*words.speedup_series(predicted, outcomes)))
+
+# %% [markdown]
+# *In the picture: a point per tree, from small to large. The grey triangles, tokens a step, rise with the size. The speed-up,
+# predicted (red) and measured (blue, with the range over all repeats), rises less or falls: each further node is less likely
+# to be accepted than the one before, and costs as much.*
+#
+# **In words.** E is predicted as if the heads were independent and this text were the text of the calibration; neither is
+# quite so. The time is predicted as a forward pass and a draft; a step also copies keys and values, builds a mask and
+# walks the tree in Python, so measured speed-ups tend to lie below. `least ... most` says how far repeats differ.
+#
+# A speed-up is a ratio, and the cheapest way to a large ratio is a slow baseline. So: is our plain loop a good one?
+
+# %% tags=["measures"]
+baseline = runs.transformers_baseline(timed, [p.ids for p in fair[::2]], limit, repeats=min(3, sizes.repeats))
+print(words.explain_baseline(baseline))
+
+# %% [markdown]
+# **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): which tree was fastest
+# on your machine, and which accepted most? Explain the difference with your numbers for E and T(n)/T(1). What would you
+# choose on a machine where T(17)/T(1) is 1.05, and what changes when 32 requests are served at once?
+
+# %% [markdown] answer="which_tree" points=2
+# ### BEGIN SOLUTION
+# One point: names both trees from the learner's own run, with E and T(n)/T(1), and says that a larger tree accepts more
+# but pays for every node, so the best size is where E divided by cost is largest.
+#
+# One point: with T(17)/T(1) = 1.05 nodes are almost free, so the largest tree (16, or more). With 32 requests at once
+# each node is multiplied by 32: the forward pass is bound by arithmetic, T(n)/T(1) rises towards n, and speculation pays
+# less or costs (small chains, or none).
+# ### END SOLUTION
+
+# %% [markdown]
+# ## 9. The same heads in vLLM
+#
+# vLLM loads these heads as they lie in `models/heads/medusa` (a `config.json` and one safetensors file; the layout stands in
+# `utils/speculative/checkpoints.py`):
+#
+#     vllm serve MODEL --speculative-config '{"method": "medusa", "num_speculative_tokens": 4, "model": "models/heads/medusa"}'
+#
+# vLLM 0.32 drafts chains only: no trees, no typical acceptance. One trap is worth knowing: without `"medusa_fc_bias": true`
+# in the configuration it drops the biases and says nothing; drafts get worse, and no error tells.
+#
+# It counts what it does: `vllm:spec_decode_num_drafts_total`, `..._num_draft_tokens_total` and `..._num_accepted_tokens_total`;
+# 1 + accepted/drafts is the acceptance length. That is what your verification of the same chain on the same prompts has to give.
+#
+# **Predict**: how many times as fast as plain vLLM is vLLM with Medusa here?
+
+# %% prediction="served_medusa"
+### BEGIN SOLUTION
+#: served_medusa = None  # times plain vLLM
+served_medusa = 1.1
+### END SOLUTION
+
+# %% tags=["measures"]
+ready = [name for name in fleet.variants if fleet.has(name)]
+if "medusa_heads" not in profile.models:
+    print("Medusa in vLLM:", runs.NO_MEDUSA)
+sent = runs.prompts_for_engine(profile, fair[::2])
+served = runs.serve(fleet, profile, [p.ids for p in sent], limit, turns=sizes.repeats)
+if "Medusa" in served:
+    ours = runs.in_batches(target, Medusa(heads), sent, limit)
+    compare_prediction(served_medusa, words.served_speedup(served, "Medusa"), what="vLLM with Medusa", unit="times plain vLLM")
+    print(words.explain_served(served, ours))
+    same = runs.same_texts(runs.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
+    print(words.explain_own_and_served(same, len(sent), profile.dtype))
+elif "n-gram" in served:
+    print(words.explain_served(served, []))
+if served:
+    display(words.served_table(served))
+fleet.stop()
+
+# %% [markdown]
+# **In words.** The *counters* agree because acceptance does not depend on who computes: it is a property of target, heads and
+# text. The *speed-up* is another engine's T(n)/T(1): vLLM's own step has costs that do not grow with the tokens (scheduler,
+# HTTP, sampling), and speculation spreads them over more tokens. If an engine is missing above, the line says why.
+#
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | draft and verify | many guesses, one forward pass, the target's own output | section 1, your loop; section 4, token for token |
+# | tree, mask, positions | futures side by side that do not see each other | section 2, logits against separate passes |
+# | Medusa heads | guesses from one hidden state, independent of each other | section 3, section 6 |
+# | residual | what a rejection draws from, so that p remains p | section 5, chi-square |
+# | typical acceptance | likely enough; not lossless | section 5, the same test |
+# | kind of text | acceptance belongs to a text, with a control beside it | section 7 |
+# | E / (T(n)/T(1)) | the optimum is where a further node stops paying | section 8 |
+# | counters | 1 + accepted/drafts | section 9, vLLM beside your own |
+#
+# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. The drafter is replaced by one that guesses at random. What happens to the output, and what to the speed?</summary>
+#
+# Nothing happens to the output: the target decides about every token. The speed falls below plain decoding's: each step gives
+# one token, and takes T(n) and a draft.
+# </details>
+# <details><summary>2. Why can a tree hold `(1, 0)`, and why is it seldom worth its node?</summary>
+#
+# Its guess stands behind head 0's second-best. It counts only if that was right, which is rare, and head 1 guesses the same
+# there as behind head 0's best, since it does not know what head 0 said.
+# </details>
+# <details><summary>3. A model loops: it writes the same line for ever. What acceptance length do you expect, and what is it worth?</summary>
+#
+# The highest possible, from every drafter, n-gram lookup too. It is worth nothing: nobody wants that text. That is why
+# repeated 8-grams and the control stand beside each figure.
+# </details>
+# <details><summary>4. Somebody reports 3.6 times with typical acceptance at temperature 0.7. What do you ask?</summary>
+#
+# Against what: the same temperature, sampled exactly? On which text? With which loss of quality, measured how? It is not
+# the same output in less time, but another output.
+# </details>
+# <details><summary>5. Why does speculation pay less at a large batch?</summary>
+#
+# It uses arithmetic that plain decoding leaves idle. With many requests in a batch the arithmetic is in use already, and
+# T(n)/T(1) rises towards n. Lab 3.3.5 measures where it stops paying.
+# </details>
+#
+# ## What to try next
+#
+# * Train longer (`training.Settings(steps=600, ...)`) on more prompts, and watch which head gains most.
+# * `best_choices(accuracy, 32)`: predict E and the speed-up before you measure.
+# * Calibrate a tree on prose alone (`training.medusa_accuracy` on recorded prose), and try it on prose and on code.
+# * Serve with `num_speculative_tokens` of 2 in place of 4. What do the counters say, and what the clock?
+# * Lab 3.3.5 gives the drafter what Medusa's heads lack: the token that was just guessed.
