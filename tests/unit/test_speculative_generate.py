@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from utils.speculative.dataset import held_out, record, tokenizer_of
-from utils.speculative.drafters import EagleDrafter, Medusa, NGram, Plain, Reference
+from utils.speculative.drafters import Draft, EagleDrafter, Medusa, NGram, Plain, Reference
 from utils.speculative.errors import SpeculationError
 from utils.speculative.generate import generate
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads
 from utils.speculative.measure import same_share
 from utils.speculative.target import load_target
 from utils.speculative.training import draft_layer
+from utils.speculative.tree import chain
 from utils.speculative.verify import SpeculativeSampling
 from utils.tinymodel import hub
 
@@ -129,3 +130,30 @@ def test_bad_input_is_refused_before_anything_is_written(target):
     narrow = Medusa(MedusaHeads(2, 64, 2048))
     with pytest.raises(SpeculationError, match="hidden size 64 and 2048 tokens"):
         generate(target, [[1, 2]], narrow, max_new_tokens=4)
+
+
+class Known:
+    """Guesses eight tokens: the right ones in row 0, wrong ones in all others."""
+
+    name, aux_layers, nodes = "known", (), 9
+
+    def __init__(self, answer, prompt):
+        self.answer, self.prompt = answer, prompt
+
+    def start(self, target, rows, slots):
+        pass
+
+    def draft(self, row, news):
+        done = len(news.tokens) - self.prompt
+        right = self.answer[done : done + 8]
+        guesses = right if row == 0 else [token + 1 for token in right]
+        return Draft(chain(8), [news.tokens[-1], *guesses])
+
+
+def test_a_row_that_ends_in_the_middle_of_a_draft_leaves_the_others_room(target, prompts):
+    prompt = prompts[-1].ids[:44]  # with 11 tokens and 9 nodes: all 64 slots of the cache
+    run = generate(target, [prompt], Plain(), max_new_tokens=40, ignore_end=True)
+    answer = run.generations[0].tokens
+    drafter = Known(answer, len(prompt))
+    both = generate(target, [prompt] * 2, drafter, max_new_tokens=11, ignore_end=True)
+    assert [g.tokens for g in both.generations] == [answer[:11]] * 2

@@ -174,6 +174,8 @@ class _Loop:
             self.cache.keep(i, verdict.path)
             gained = [*(draft.tokens[node] for node in verdict.path[1:]), verdict.token]
             self._absorb(row, gained, seen.of(i, verdict.path))
+            if row not in self.news:  # done: it may have grown beyond its end, and needs no room
+                self.cache.lengths[i] = 0
 
     def _absorb(self, row: int, gained: list[int], states: tuple[Tensor, Tensor | None]) -> None:
         """Adds tokens to an answer, up to its end; `states` are those of the tokens before each."""
