@@ -155,5 +155,5 @@ def test_a_row_that_ends_in_the_middle_of_a_draft_leaves_the_others_room(target,
     run = generate(target, [prompt], Plain(), max_new_tokens=40, ignore_end=True)
     answer = run.generations[0].tokens
     drafter = Known(answer, len(prompt))
-    both = generate(target, [prompt] * 2, drafter, max_new_tokens=11, ignore_end=True)
-    assert [g.tokens for g in both.generations] == [answer[:11]] * 2
+    three = generate(target, [prompt] * 3, drafter, max_new_tokens=11, ignore_end=True)
+    assert [g.tokens for g in three.generations] == [answer[:11]] * 3
