@@ -672,7 +672,7 @@ print(words.explain_baseline(baseline))
 # %% prediction="served_medusa"
 ### BEGIN SOLUTION
 #: served_medusa = None  # times plain vLLM
-served_medusa = 1.1
+served_medusa = 2
 ### END SOLUTION
 
 # %% tags=["measures"]

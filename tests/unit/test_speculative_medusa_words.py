@@ -108,7 +108,11 @@ def test_a_missed_target_is_said_with_its_arithmetic():
     assert "m is ahead in speed, ahead in acceptance" in said
     good = words.explain_targets(outcome("m", [2.4]), ngram, {1: 0.01, 9: 0.012}, 9, "bfloat16")
     assert "Why" not in good and "target 2.0: reached" in good
-    free = words.explain_targets(outcome("m", [1.9]), ngram, {1: 0.01, 9: 0.011}, 9, "bfloat16")
+    near = words.explain_targets(outcome("m", [1.9]), ngram, {1: 0.01, 9: 0.014}, 9, "float32")
+    assert "would allow 3.00 / 1.40 = 2.14; drafting took 10%" in near
+    free = words.explain_targets(
+        outcome("m", [1.9], (2,)), ngram, {1: 0.01, 9: 0.011}, 9, "bfloat16"
+    )
     assert "guess better" in free
 
 
