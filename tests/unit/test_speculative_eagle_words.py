@@ -7,7 +7,7 @@ import torch
 
 from utils.speculative import eagle_runs as runs
 from utils.speculative import eagle_words as words
-from utils.speculative.dataset import Recorded, tokenizer_of
+from utils.speculative.dataset import Prompt, Recorded, tokenizer_of
 from utils.speculative.drafters import EagleDrafter
 from utils.speculative.eagle_runs import Expansion, Level
 from utils.speculative.generate import Generation
@@ -195,3 +195,28 @@ def test_the_small_data_is_split(target):
     assert [len(part) for part in data] == [4, 1]
     trained = runs.train_small(target, data, profile, unrolled=2, looked_at=3)
     assert len(trained.accuracy) == 3 and len(trained.log[-1].accuracy) == 2
+
+
+def test_prompts_are_planned_by_the_cost_of_a_step_the_kinds_in_turn():
+    sizes = SimpleNamespace(repeats=5, answer_tokens=96)
+    profile = SimpleNamespace(load=SimpleNamespace(speculation=sizes), time_budget_s=300.0)
+    asked = [Prompt(kind, [i], []) for kind in ("a", "b", "c", "d") for i in range(6)]
+    few = runs.fit_prompts(asked, 0.1, profile)
+    assert few == [[0]] * 4 + [[1]] * 4, "two of each kind at least"
+    assert len(runs.fit_prompts(asked, 0.003, profile)) == 15  # 90 s / (5 x 64 x 3 ms x 6)
+    assert len(runs.fit_prompts(asked, 1e-6, profile)) == 24
+    uneven = [Prompt("a", [0], []), Prompt("b", [1], []), Prompt("a", [2], [])]
+    assert runs.fit_prompts(uneven, 0.1, profile) == [[0], [1], [2]]
+
+
+def test_acceptance_by_temperature_is_that_of_exact_sampling(target, eagle):
+    profile = SimpleNamespace(load=SimpleNamespace(speculation=SimpleNamespace(answer_tokens=12)))
+    prompt = tokenizer_of(target)("def f(x):")["input_ids"]
+    found = runs.by_temperature(target, eagle, [prompt], profile, (0.0, 1.0))
+    assert list(found) == [0.0, 1.0] and all(1 <= length <= 4 for length in found.values())
+    assert "it loses 1.00" in words.explain_temperature({0.0: 3.0, 1.0: 2.0})
+
+
+def test_sampling_that_is_not_ours_is_named():
+    assert "_expand_kernel_impl" in words.explain_sampling(2.9, 1.02)
+    assert "_expand" not in words.explain_sampling(2.9, 2.8)

@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from utils.speculative.measure import Served, loop_free, measure_served
 from utils.speculative.target import Target
 from utils.speculative.training import LogLine, Settings, eagle_accuracy, train_eagle3
 from utils.speculative.tree import best_choices, rerank
+from utils.speculative.verify import SpeculativeSampling
 
 HEADS = MODELS / "heads"
 KINDS = ("code", "list", "data", "questions")
@@ -33,6 +35,8 @@ UNLIKE = "prose"
 TREE = {"depth": 4, "width": 3, "nodes": 8}
 CHAINS = (3, 5, 7)
 ROWS = 4  # sequences of a step of the ablation
+FASTER = 1.6  # assumed of a method when time is planned
+SHARE = 0.3  # of the profile's time, for the timed comparison
 HESITATES = 0.6  # probability of a best guess where a tree is worth drawing
 DRAFT_VOCAB = 512  # of the ablation: a small vocabulary for a small training
 
@@ -241,6 +245,51 @@ def held_out_prompts(
     return kept, loop_free(target, unlike, shorter, batch=len(unlike))[: sizes.prompts]
 
 
+def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> list[list[int]]:
+    """As many prompts as a comparison has time for here, the kinds in turn, two of each kind at least.
+
+    A share of the profile's time for a notebook, over what a prompt takes: plain decoding and eight methods
+    at an assumed `FASTER` times its speed, the repeats of the profile. The answers are not looked at.
+
+    Args:
+        prompts: Those that can be asked, the kinds one behind the other.
+        step_s: Seconds of a plain step.
+        profile: Gives time, repeats and lengths.
+    """
+    sizes = profile.load.speculation
+    each = sizes.repeats * limit_of(profile) * step_s * (1 + 8 / FASTER)
+    count = max(2 * len(KINDS), int(SHARE * profile.time_budget_s / each))
+    by_kind: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_kind.setdefault(prompt.kind, []).append(prompt)
+    turns = [p.ids for row in zip_longest(*by_kind.values()) for p in row if p is not None]
+    return turns[:count]
+
+
+def limit_of(profile: Profile) -> int:
+    """Longest answer of the timed comparisons, tokens."""
+    return 2 * profile.load.speculation.answer_tokens // 3
+
+
+def by_temperature(
+    target: Target,
+    eagle: Eagle3,
+    prompts: Sequence[Sequence[int]],
+    profile: Profile,
+    temperatures: Sequence[float] = (0.0, 0.5, 1.0, 1.5),
+) -> dict[float, float]:
+    """Acceptance length of a chain of 3 in our own loop, exact at every temperature, by temperature."""
+    found = {}
+    for temperature in temperatures:
+        generator = torch.Generator(target.device).manual_seed(335)
+        rule = SpeculativeSampling(temperature, generator) if temperature else None
+        run = generate(
+            target, prompts, EagleDrafter(eagle, 3), max_new_tokens=limit_of(profile), rule=rule
+        )
+        found[temperature] = run.acceptance_length
+    return found
+
+
 def check_same(
     target: Target,
     methods: Mapping[str, Drafter],
@@ -264,7 +313,7 @@ def check_same(
     each = -(-sizes.same // len(KINDS))
     prompts = [p.ids for kind in KINDS for p in held_out(tokenizer, kind, each, seed=6)]
     prompts = sorted(prompts, key=len)[: sizes.same]
-    limit = sizes.answer_tokens // 2
+    limit = sizes.answer_tokens // 3
     found: dict[str, list[bool]] = {name: [] for name in methods}
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]

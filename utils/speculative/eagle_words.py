@@ -13,6 +13,7 @@ from utils.speculative.measure import Outcome, Served
 TARGET_SPEEDUP = 2.5
 TARGET_ACCEPTANCE = 3.0
 AGREEMENT = 0.1
+BROKEN = 0.5  # share of the accepted guesses below which an engine's sampling is not ours
 STEEP = 0.1  # a fall of accuracy by this much from the first to the last step is worth a word
 
 
@@ -248,3 +249,33 @@ def explain_published(served: Mapping[str, Served], heads: str, base: str = "pla
         f"The model card of {heads}: 187 to 365 tok/s, 1.95 times (SGLang, one H200; cited)."
     )
     return "\n".join(words)
+
+
+def explain_temperature(accepted: Mapping[float, float]) -> str:
+    """Acceptance length by temperature in our own loop."""
+    each = ", ".join(f"{length:.2f} at {temperature:g}" for temperature, length in accepted.items())
+    temperatures = list(accepted)
+    fall = accepted[temperatures[0]] - accepted[temperatures[-1]]
+    return (
+        f"Our own loop, acceptance length of a chain of 3 by temperature: {each} (measured). From "
+        f"{temperatures[0]:g} to {temperatures[-1]:g} it loses {fall:.2f}."
+    )
+
+
+def explain_sampling(ours: float, theirs: float) -> str:
+    """Whether vLLM's acceptance at temperature 1 is what exact sampling gives.
+
+    Args:
+        ours: Acceptance length of our own loop.
+        theirs: By vLLM's counters.
+    """
+    words = f"Temperature 1: vLLM's acceptance length is {theirs:.2f}, our own loop's {ours:.2f} (measured)."
+    if theirs - 1 >= BROKEN * (ours - 1):
+        return words
+    return words + (
+        " That is no effect of temperature. In vLLM 0.32.0's CPU build the temperatures of the drafted "
+        "tokens are written into a copy that is thrown away (vllm/utils/cpu_triton_utils.py, "
+        "_expand_kernel_impl, for numbers that are no integers), and the logits are divided by what "
+        "happened to be in memory. So on a CPU do not sample with speculation there: the answers are not the "
+        "target's. Throughput at temperature 1: not run here for that reason."
+    )
