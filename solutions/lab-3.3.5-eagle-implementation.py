@@ -23,7 +23,7 @@
 # reads trained ones from `models/heads`. **It writes** one JSON record per run into `records/`. Numbers are *measured*
 # here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
 #
-# The model is the course's tiny one in sections 1 to 6, on every machine: 24 layers, 12 million parameters. Its
+# The model is the course's tiny one in sections 1 to 6, on every machine: 24 layers, 9.6 million parameters. Its
 # drafts were trained for this course on its own answers. What a CPU can show is the method, whether the output stays
 # the same, and acceptance. How much *time* it saves depends on what a step with several tokens costs, and that differs
 # between machines: you measure that cost too.
@@ -685,7 +685,8 @@ else:
 # | speed-up | acceptance over the cost of a cycle | section 6, both apart |
 # | crossover | idle arithmetic is what speculation uses | section 7 |
 #
-# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
+# Runs of an engine are recorded in `records/` (`load_all()` of `utils.benchmark` reads them), our own loop's in
+# `records/speculative/`, one JSON file per comparison.
 
 # %% [markdown]
 # ## Questions
