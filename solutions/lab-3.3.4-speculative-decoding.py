@@ -512,8 +512,9 @@ plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="
 #
 #     speed-up = E / ((T(n) + draft) / T(1))
 #
-# E comes from the text and the heads; T(n)/T(1) from the machine. A GPU at batch 1 waits for weights, so T(n) is hardly more
-# than T(1) for n up to a hundred or so. A CPU core does its own arithmetic, and soon pays for every node.
+# E comes from the text and the heads; T(n)/T(1) from the machine. A machine that waits for weights at batch 1, as GPUs do,
+# has arithmetic to spare: T(n) stays near T(1) until it is used up (the roofline of lab 3.3.1 says where). A CPU core has
+# little to spare, and soon pays for every node.
 
 # %% [markdown]
 # Write `expected_tokens`: tokens that a step gives on average, from the choices of a tree and `accuracy[head][rank]`, how often
