@@ -59,7 +59,7 @@ fuse = Grading(
         "high comes first": Wrong(_high_first, says="Low comes first"),
         "sorts the layers": Wrong(_sorted_layers, says="order that you are given"),
         "adds in place of laying side by side": Wrong(_summed, says="side by side"),
-        "forgets to transpose": Wrong(_not_transposed),
+        "forgets to transpose": Wrong(_not_transposed, says="mismatch"),
         "lays them along the tokens": Wrong(_along_tokens, says="shape"),
     },
     twins=("utils.speculative.heads.Eagle3.fuse",),
@@ -214,7 +214,7 @@ to_target = Grading(
         "does not look at the target's vocabulary": Wrong(_no_vocabulary, says="larger vocabulary"),
         "takes the nearest in place of refusing": Wrong(_clips, says="draft id 3"),
         "leaves out what it does not know": Wrong(_leaves_out, says="draft id 3"),
-        "judges ids that nobody asked for": Wrong(_checks_all_offsets, says="asked for"),
+        "judges ids that nobody asked for": Wrong(_checks_all_offsets, says="leads out of"),
     },
     twins=("utils.speculative.checkpoints.from_offsets",),
 )
