@@ -394,7 +394,7 @@ rerank = checks.rerank(rerank)
 
 # %%
 known_prompts, unlike_prompts = runs.held_out_prompts(target, tokenizer, profile)
-tree = runs.expand(target, shipped.eagle3, known_prompts[0].ids, depth=4, width=3)
+tree = runs.expand(target, shipped.eagle3, known_prompts[-1].ids, depth=4, width=3)
 kept = rerank(tree.parents, path_scores(tree.parents, tree.probabilities), nodes=8)
 print(f"{len(tree.parents) - 1} nodes expanded, {len(kept) - 1} kept, {len(tree.accepted(kept)) - 1} accepted")
 plots.plot_expansion(tree, kept, lambda token: tokenizer.decode([token]))
@@ -723,5 +723,7 @@ else:
 # * Give `runs.expand` a prompt of `unlike_prompts`. How do probabilities and the accepted path change?
 # * `EagleDrafter(..., threshold=0.3)` ends a chain where the draft is unsure. What does that do to acceptance, and what to
 #   the clock?
+# * If EAGLE-3 paid at every level of section 7: give `runs.crossover` higher ones
+#   (`dataclasses.replace(profile, load=dataclasses.replace(profile.load, levels=(32, 64)))`).
 # * Start vLLM with `num_speculative_tokens` 1 and 5. Does your formula name the better one?
 # * Lab 3.3.6 (to come) serves with TensorRT-LLM, which has EAGLE-3 as well.

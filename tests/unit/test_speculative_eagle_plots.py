@@ -44,7 +44,7 @@ def test_the_tree_is_drawn_with_what_is_kept_and_accepted():
     assert set(texts) == {"'t7'", "'t8' 0.60", "'t9' 0.30", "'t8' 0.50"}
     colours = {name: text.get_color() for name, text in texts.items()}
     assert colours["'t7'"] == colours["'t8' 0.60"] == plots.GREEN
-    assert colours["'t9' 0.30"] == plots.GREY and colours["'t8' 0.50"] == plots.BLUE
+    assert colours["'t9' 0.30"] == plots.DROPPED and colours["'t8' 0.50"] == plots.BLUE
 
 
 def outcome(name, speedup):

@@ -15,6 +15,7 @@ from utils.kvcache.plots import BLUE, GREEN, GREY, ORANGE, RED
 from utils.speculative.eagle_runs import Expansion, Level
 from utils.speculative.measure import Outcome
 
+DROPPED = "#777777"  # darker than GREY: it is text
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
 
 
@@ -90,7 +91,7 @@ def plot_expansion(
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.24 * free[0]), layout="constrained")
     for node, (x, y) in places.items():
         inside = node in kept
-        colour = GREEN if node in accepted else BLUE if inside else GREY
+        colour = GREEN if node in accepted else BLUE if inside else DROPPED
         if node:
             start = places[tree.parents[node]]
             axes.plot([start[0] + 0.62, x - 0.02], [start[1], y], color=colour, lw=1 + inside)
@@ -128,10 +129,11 @@ def plot_outcomes(outcomes: Mapping[str, Outcome], unlike: Mapping[str, Outcome]
     right.axvline(3, color=RED, ls=":", lw=1)
     left.set_yticks(at, names)
     left.invert_yaxis()
-    left.set_xlabel("times plain decoding's speed; dotted: the course's target for EAGLE-3")
-    right.set_xlabel("tokens per verification; dotted: target")
-    right.spines[["top", "right"]].set_visible(False)
-    _finish(left)
+    left.set_xlabel("times plain decoding (dotted: target for EAGLE-3)")
+    right.set_xlabel("tokens per verification (dotted: target)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     plt.close(figure)
     return figure
 

@@ -89,8 +89,8 @@ def _reason(name: str, outcome: Outcome, costs: Mapping[int, float], draft_s: fl
     length = outcome.acceptance_length
     return (
         f"  Why: on this machine a verification of {most} tokens costs {verify:.2f} and a draft "
-        f"{draft:.2f} plain steps (measured), so {length:.2f} accepted tokens give at most "
-        f"{length:.2f} / ({verify:.2f} + {draft:.2f}) = {length / (verify + draft):.2f} (derived); "
+        f"{draft:.2f} plain steps (measured), so {length:.2f} tokens per verification give "
+        f"{length:.2f} / ({verify:.2f} + {draft:.2f}) = {length / (verify + draft):.2f} (derived, from medians of each); "
         f"with verification and drafts for free it would be {length:.2f}."
     )
 
