@@ -90,8 +90,8 @@ def _reason(name: str, outcome: Outcome, costs: Mapping[int, float], draft_s: fl
     return (
         f"  Why: on this machine a verification of {most} tokens costs {verify:.2f} and a draft "
         f"{draft:.2f} plain steps (measured), so {length:.2f} tokens per verification give "
-        f"{length:.2f} / ({verify:.2f} + {draft:.2f}) = {length / (verify + draft):.2f} (derived, from medians of each); "
-        f"with verification and drafts for free it would be {length:.2f}."
+        f"{length:.2f} / ({verify:.2f} + {draft:.2f}) = {length / (verify + draft):.2f} (derived "
+        f"from medians of each); with verification and drafts for free it would be {length:.2f}."
     )
 
 
