@@ -31,10 +31,10 @@ TRAINING, CALIBRATION, QUALITY, CARD = (
 )
 KINDS = (*TEXTS, "questions")
 CALIBRATION_SEED, TEST_SEED = 1, 2
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 96
 
 
-def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 8, repeats: int = 5) -> None:
+def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeats: int = 3) -> None:
     """Calibrates Medusa's tree, measures all heads, and writes the card.
 
     Args:
@@ -49,7 +49,7 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 8, repeat
     assert isinstance(medusa, MedusaHeads)
     assert isinstance(eagle1, Eagle1)
     assert isinstance(eagle3, Eagle3)
-    asked = [p for kind in KINDS for p in held_out(tokenizer, kind, 24, CALIBRATION_SEED)]
+    asked = [p for kind in KINDS for p in held_out(tokenizer, kind, 16, CALIBRATION_SEED)]
     asked.sort(key=lambda p: len(p.ids))
     data = [
         row
@@ -79,7 +79,7 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 8, repeat
     )
     prose = [p.ids for p in held_out(tokenizer, "prose", prompts, TEST_SEED)]
     unlike = compare(
-        target, methods, prose, label="card: prose", max_new_tokens=64, repeats=repeats
+        target, methods, prose, label="card: prose", max_new_tokens=48, repeats=repeats
     )
     costs = step_costs(target, (1, 2, 4, 8, 16, 32))
     quality = {
