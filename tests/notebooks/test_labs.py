@@ -1,8 +1,8 @@
 """Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
 
 The learners' are executed where learners have them, in a release. All have the quick load, but for the solved
-ones whose figures have targets: those have the full one. One execution per notebook serves all that is asserted of it. The same by hand:
-`COURSE_LOAD=quick pytest --nbmake --nbmake-timeout=300 labs`, and
+ones whose figures have targets: those have the full one. One execution per notebook serves all that is
+asserted of it. The same by hand: `COURSE_LOAD=quick pytest --nbmake --nbmake-timeout=300 labs`, and
 `COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 
@@ -20,8 +20,8 @@ from utils.profiles import LOAD_VARIABLE, load_profile
 BUDGET_S = load_profile().time_budget_s
 LIMIT_S = int(3 * BUDGET_S)
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
-# Solved, these run under the full load: what they show are figures against targets. `COURSE_LOAD=full make test`
-# runs every solved notebook so, and takes longer for it.
+# Solved, these run under the full load: what they show are figures against targets.
+# `COURSE_LOAD=full make test` runs every solved notebook so, and takes longer for it.
 FULL = ("lab-3.3.4", "lab-3.3.5")
 FULL_ASKED = os.environ.get(LOAD_VARIABLE) == "full"
 
