@@ -110,7 +110,7 @@ def test_what_is_recorded_is_what_the_target_computed(target, prompts, plain):
 def test_sampled_output_depends_on_the_seed_alone(target, prompts):
     def sampled(seed):
         rule = SpeculativeSampling(1.0, torch.Generator().manual_seed(seed))
-        return generate(target, [prompts[0].ids], NGram(3), max_new_tokens=30, rule=rule)
+        return generate(target, [prompts[-1].ids], NGram(3), max_new_tokens=30, rule=rule)
 
     first, again = sampled(1).generations[0].tokens, sampled(1).generations[0].tokens
     assert first == again
