@@ -233,13 +233,3 @@ def test_a_wrong_argument_is_named_by_the_engines_own_log(profile):
         launch("llama_cpp", profile, extra_arguments=("--no-such-flag",), quiet=True)
     assert "--no-such-flag" in caught.value.tail
     assert "does not know one of the arguments" in caught.value.hint
-
-
-def stops_without_a_trace(engine, title, before):
-    family = psutil.Process(int(engine.identity)).children(recursive=True)
-    assert family
-    engine.stop()
-    named = [p for p in psutil.process_iter(["name"]) if title in (p.info["name"] or "")]
-    mine = {*family, *(p for p in named if p.pid not in before)}
-    # One that ended and that init has not collected yet is gone.
-    assert [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
