@@ -46,7 +46,8 @@ def install(shell: Shell, python: str, *arguments: str) -> None:
         SetupError: Neither could.
     """
     try:
-        pip(shell, python, f"uv=={UV}")
+        if not Path(python).with_name("uv").exists():
+            pip(shell, python, f"uv=={UV}")
         config = shell.output([python, "-m", "pip", "config", "list"])
         options, environment = uv_settings(config, alone="--no-deps" in arguments)
         command = [python, "-m", "uv", "pip", "install", "--python", python, *options, *arguments]
