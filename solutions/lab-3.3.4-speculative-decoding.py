@@ -41,21 +41,26 @@ print(f"Profile {profile.name}: {profile.description}")
 # %%
 import torch
 
+from utils.engines.fleet import start_later
 from utils.speculative import lossless, measure, plots, training
 from utils.speculative import medusa_runs as runs
 from utils.speculative import medusa_words as words
-from utils.speculative.dataset import held_out, self_generated, tokenizer_of, training_prompts
+from utils.speculative.dataset import (
+    TRAINED, UNLIKE, held_out, prompts_of, record_all, self_generated, tokenizer_of, training_prompts,
+)
 from utils.speculative.drafters import Medusa, NGram, Plain
+from utils.speculative.generate import acceptance_length
+from utils.speculative.shipped import calibration, load_medusa
 from utils.speculative.target import load_target
 from utils.speculative.tree import Tree, best_choices
 from utils.speculative.verify import SpeculativeSampling, Typical
 
-engines = runs.start_later(profile, runs.vllm_variants(profile))  # for section 9, meanwhile
+engines = start_later(profile, runs.vllm_variants(profile))  # for section 9, meanwhile
 torch.set_num_threads(1)  # the engines start on the other core; and two threads on shared cores wait for each other
 device = "cuda" if torch.cuda.is_available() else "cpu"
 target = load_target(str(MODELS / "tiny"), device=device)  # in float32, where equal means equal
 tokenizer = tokenizer_of(target)
-heads, accuracy = runs.load_medusa(target)
+heads, accuracy = load_medusa(target), calibration()
 print(f"Target: {target.shape.layers} layers, {target.shape.vocab} tokens, on {device}; {heads.count} Medusa heads")
 
 # %% [markdown]
@@ -316,10 +321,10 @@ def medusa(nodes=None):
 
 
 limit = sizes.answer_tokens // 3  # longest answer: many prompts tell more than long answers
-asked = runs.prompts_of(tokenizer, -(-sizes.same // len(runs.TRAINED)))
+asked = prompts_of(tokenizer, -(-sizes.same // len(TRAINED)))
 methods = {"n-gram": NGram(4), "Medusa, chain of 4": medusa(), "Medusa, 8": medusa(8), "Medusa, 16": medusa(16)}
 answers = runs.answer_all(target, methods, asked, limit, runs.OwnRule(accept_greedy))
-length = runs.acceptance_length(answers["Medusa, 16"])
+length = acceptance_length(answers["Medusa, 16"])
 compare_prediction(tree_16_length, length, what="acceptance length, tree of 16", unit="tokens a step")
 print(words.explain_same(answers, "float32"))
 display(words.same_table(answers))
@@ -455,7 +460,9 @@ written = self_generated(
 )
 settings = training.Settings(steps=sizes.training_steps, rate=1e-2, rows=256)
 own_heads, log = training.train_medusa(target, written, settings)
-tried = runs.recorded(target, runs.prompts_of(tokenizer, sizes.prompts, seed=5), limit)
+tried = record_all(
+    target, prompts_of(tokenizer, sizes.prompts, seed=5), (target.shape.layers,), max_new_tokens=limit
+)
 right = {
     name: [ranks[0] for ranks in training.medusa_accuracy(some, tried)]
     for name, some in {"yours": own_heads, "shipped": heads}.items()
@@ -489,7 +496,7 @@ prose_length = 1.4
 ### END SOLUTION
 
 # %% tags=["measures"]
-prose = held_out(tokenizer, "prose", len(asked) // len(runs.TRAINED), seed=4)
+prose = held_out(tokenizer, UNLIKE, len(asked) // len(TRAINED), seed=4)
 rule = runs.OwnRule(accept_greedy)
 on_prose = runs.answer_all(target, {name: methods[name] for name in list(methods)[:2]}, prose, limit, rule)
 kinds = runs.by_kind([*asked, *prose], {name: answers[name] + on_prose[name] for name in on_prose})
@@ -575,7 +582,7 @@ expected_speedup = checks.expected_speedup(expected_speedup)
 # %% tags=["measures"]
 fleet = engines.result()
 timed = target if profile.dtype == "float32" else load_target(target.path, device=device, dtype=getattr(torch, profile.dtype))
-timed_heads, _ = runs.load_medusa(timed)
+timed_heads = load_medusa(timed)
 trees = {"chain of 4": None, "tree of 4": 4, "tree of 8": 8, "tree of 16": 16}
 drafters = {name: Medusa(timed_heads, nodes and best_choices(accuracy, nodes)) for name, nodes in trees.items()}
 costs = measure.step_costs(timed, sorted({1, *(drafter.nodes for drafter in drafters.values())}))
@@ -683,10 +690,10 @@ if "medusa_heads" not in profile.models:
 sent = runs.prompts_for_engine(profile, fair[::2])
 served = runs.serve(fleet, profile, [p.ids for p in sent], limit, turns=sizes.repeats)
 if "Medusa" in served:
-    ours = runs.in_batches(target, Medusa(heads), sent, limit)
+    ours = measure.in_batches(target, Medusa(heads), sent, limit)
     compare_prediction(served_medusa, words.served_speedup(served, "Medusa"), what="vLLM with Medusa", unit="times plain vLLM")
     print(words.explain_served(served, ours))
-    same = runs.same_texts(runs.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
+    same = runs.same_texts(measure.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
     print(words.explain_own_and_served(same, len(sent), profile.dtype))
 elif "n-gram" in served:
     print(words.explain_served(served, []))

@@ -30,14 +30,13 @@
 
 # %%
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from IPython.display import display
 
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_5 as checks
-from utils.engines.fleet import Fleet
+from utils.engines.fleet import start_later
 from utils.profiles import MODELS, load_profile
 
 profile = load_profile()
@@ -57,8 +56,9 @@ from utils.speculative import eagle_plots as plots
 from utils.speculative import eagle_runs as runs
 from utils.speculative import eagle_words as words
 from utils.speculative import measure
-from utils.speculative.dataset import tokenizer_of
+from utils.speculative.dataset import load_tokenizer, tokenizer_of
 from utils.speculative.probe import probe
+from utils.speculative.shipped import load_shipped
 from utils.speculative.target import load_target
 from utils.speculative.training import eagle_accuracy
 from utils.speculative.ttt import attention_gap
@@ -68,7 +68,7 @@ variants = {
     "EAGLE-3": measure.speculation("eagle3", 3, profile.models["eagle3_heads"]),
     "n-gram": measure.speculation("ngram", 3),
 }
-starting = ThreadPoolExecutor(1).submit(Fleet, profile, variants)
+starting = start_later(profile, variants)
 
 # %%
 torch.set_num_threads(1)  # two threads on cores that others use wait for each other
@@ -76,7 +76,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 target = load_target(str(MODELS / "tiny"), device=device)
 timed = load_target(str(MODELS / "tiny"), device=device, dtype=getattr(torch, profile.dtype))
 tokenizer = tokenizer_of(target)
-shipped, shipped_timed = runs.load_shipped(target), runs.load_shipped(timed)
+shipped, shipped_timed = load_shipped(target), load_shipped(timed)
 print(f"Target: {target.shape}")
 print(f"EAGLE-3's draft: hidden states {shipped.eagle3.shape.aux_layers}, {shipped.eagle3.shape.draft_vocab} tokens")
 
@@ -546,7 +546,7 @@ plots.plot_chains(curve, measured)
 ready = [name for name in fleet.variants if fleet.has(name)]
 print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 own_model = str(MODELS / "tiny") == profile.models["vllm"]
-serving = tokenizer if own_model else runs.served_tokenizer(profile)
+serving = tokenizer if own_model else load_tokenizer(profile.models["vllm"])
 asked = prompts if own_model else runs.served_prompts(serving, profile)
 found = fleet.each(
     lambda name, engine, turn: measure.measure_served(

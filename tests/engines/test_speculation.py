@@ -5,7 +5,7 @@ import torch
 
 from utils.engines.fleet import Fleet
 from utils.speculative.checkpoints import load_heads
-from utils.speculative.dataset import held_out, tokenizer_of
+from utils.speculative.dataset import TRAINED, held_out, tokenizer_of
 from utils.speculative.drafters import EagleDrafter, Medusa
 from utils.speculative.generate import generate
 from utils.speculative.measure import measure_served, speculation
@@ -23,8 +23,7 @@ def target(profile):
 
 @pytest.fixture(scope="module")
 def prompts(target):
-    kinds = ("code", "list", "data", "questions")
-    return [p.ids for k in kinds for p in held_out(tokenizer_of(target), k, 4, seed=5)]
+    return [p.ids for k in TRAINED for p in held_out(tokenizer_of(target), k, 4, seed=5)]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from utils.speculative.measure import Outcome, Served
 from utils.speculative.probe import probe
 from utils.speculative.target import load_target
 from utils.speculative.training import draft_layer
+from utils.speculative.tree import rerank
 from utils.speculative.ttt import attention_gap, ttt_mask
 from utils.tinymodel import hub
 
@@ -166,7 +167,7 @@ def test_the_accepted_path_follows_the_answer():
     tree = Expansion([-1, 0, 0, 1], [1.0, 0.6, 0.3, 0.5], [7, 8, 9, 8], [7, 8, 8])
     assert tree.accepted([0, 1, 2, 3]) == [0, 1, 3]
     assert tree.accepted([0, 1, 2]) == [0, 1]
-    assert tree.kept([0.0, -0.5, -1.2, -1.2], 2) == [0, 1, 2]
+    assert rerank(tree.parents, [0.0, -0.5, -1.2, -1.2], 2) == [0, 1, 2]
 
 
 def test_an_expanded_tree_holds_the_drafts_probabilities(target, eagle):

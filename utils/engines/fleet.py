@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
@@ -156,6 +156,14 @@ class Fleet:
             stop_together(list(running.values()))
             raise unexpected
         return running
+
+
+def start_later(profile: Profile, variants: Mapping[str, Mapping[str, Any]]) -> Future[Fleet]:
+    """Starts vLLM with several sets of options in the background: `.result()` waits for them."""
+    pool = ThreadPoolExecutor(1)
+    starting = pool.submit(Fleet, profile, variants)
+    pool.shutdown(wait=False)
+    return starting
 
 
 def stop_together(engines: Collection[RunningEngine]) -> None:

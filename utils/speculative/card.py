@@ -13,23 +13,16 @@ import torch
 
 from utils.benchmark.host import describe_host
 from utils.speculative import recipe
-from utils.speculative.checkpoints import load_heads
-from utils.speculative.dataset import TEXTS, held_out, record
+from utils.speculative.dataset import TRAINED, UNLIKE, held_out, prompts_of, record_all
 from utils.speculative.drafters import Drafter, EagleDrafter, Medusa, NGram
-from utils.speculative.heads import Eagle1, Eagle3, MedusaHeads
 from utils.speculative.measure import Outcome, compare, loop_free, step_costs
+from utils.speculative.shipped import CALIBRATION, Shipped, load_shipped
 from utils.speculative.target import Target
 from utils.speculative.training import eagle_accuracy, medusa_accuracy
 from utils.speculative.tree import best_choices
 from utils.tinymodel.hub import sha256
 
-TRAINING, CALIBRATION, QUALITY, CARD = (
-    "training.jsonl",
-    "calibration.json",
-    "quality.json",
-    "README.md",
-)
-KINDS = (*TEXTS, "questions")
+TRAINING, QUALITY, CARD = "training.jsonl", "quality.json", "README.md"
 CALIBRATION_SEED, TEST_SEED = 1, 2
 MAX_NEW_TOKENS = 96
 
@@ -44,30 +37,15 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
         prompts: Held-out prompts of each kind of text.
         repeats: Of the comparison.
     """
-    heads = {name: load_heads(folder / name, target) for name in recipe.HEADS}
-    medusa, eagle1, eagle3 = heads["medusa"], heads["eagle1"], heads["eagle3"]
-    assert isinstance(medusa, MedusaHeads)
-    assert isinstance(eagle1, Eagle1)
-    assert isinstance(eagle3, Eagle3)
-    asked = [p for kind in KINDS for p in held_out(tokenizer, kind, 16, CALIBRATION_SEED)]
-    asked.sort(key=lambda p: len(p.ids))
-    data = [
-        row
-        for start in range(0, len(asked), 16)
-        for row in record(
-            target,
-            [p.ids for p in asked[start : start + 16]],
-            [p.answer for p in asked[start : start + 16]],
-            recipe.AUX_LAYERS,
-            max_new_tokens=MAX_NEW_TOKENS,
-        )
-    ]
-    accuracy = medusa_accuracy(medusa, data)
+    heads = load_shipped(target, folder)
+    asked = prompts_of(tokenizer, 16, CALIBRATION_SEED)
+    data = record_all(target, asked, recipe.AUX_LAYERS, max_new_tokens=MAX_NEW_TOKENS)
+    accuracy = medusa_accuracy(heads.medusa, data)
     calibration = {"accuracy": [[round(p, 4) for p in row] for row in accuracy]}
     (folder / "medusa" / CALIBRATION).write_text(json.dumps(calibration) + "\n")
-    tests = [p for kind in KINDS for p in held_out(tokenizer, kind, prompts, TEST_SEED)]
+    tests = [p for kind in TRAINED for p in held_out(tokenizer, kind, prompts, TEST_SEED)]
     tests = loop_free(target, tests, MAX_NEW_TOKENS)
-    methods = drafters(medusa, eagle1, eagle3, accuracy)
+    methods = drafters(heads, accuracy)
     ids = [p.ids for p in tests]
     trained = compare(
         target,
@@ -77,7 +55,7 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
         max_new_tokens=MAX_NEW_TOKENS,
         repeats=repeats,
     )
-    prose = [p.ids for p in held_out(tokenizer, "prose", prompts, TEST_SEED)]
+    prose = [p.ids for p in held_out(tokenizer, UNLIKE, prompts, TEST_SEED)]
     unlike = compare(
         target, methods, prose, label="card: prose", max_new_tokens=48, repeats=repeats
     )
@@ -90,8 +68,8 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
         "prompts": len(ids),
         "step_cost_ratio": {n: round(cost / costs[1], 2) for n, cost in costs.items()},
         "medusa_accuracy": calibration["accuracy"],
-        "eagle1_accuracy": _rounded(eagle_accuracy(target, eagle1, data, 4)),
-        "eagle3_accuracy": _rounded(eagle_accuracy(target, eagle3, data, 4)),
+        "eagle1_accuracy": _rounded(eagle_accuracy(target, heads.eagle1, data, 4)),
+        "eagle3_accuracy": _rounded(eagle_accuracy(target, heads.eagle3, data, 4)),
         "trained_kinds": {name: _row(o) for name, o in trained.items()},
         "prose": {name: _row(o) for name, o in unlike.items()},
     }
@@ -99,21 +77,16 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
     (folder / CARD).write_text(render(quality, folder))
 
 
-def drafters(
-    medusa: MedusaHeads,
-    eagle1: Eagle1,
-    eagle3: Eagle3,
-    accuracy: list[list[float]],
-) -> dict[str, Drafter]:
+def drafters(heads: Shipped, accuracy: list[list[float]]) -> dict[str, Drafter]:
     """The methods that the card compares."""
     return {
         "n-gram, 4": NGram(4),
-        "Medusa, chain of 4": Medusa(medusa),
-        "Medusa, tree of 8": Medusa(medusa, best_choices(accuracy, 8)),
-        "EAGLE-1, chain of 4": EagleDrafter(eagle1, 4),
-        "EAGLE-3, chain of 4": EagleDrafter(eagle3, 4),
-        "EAGLE-3, chain of 6": EagleDrafter(eagle3, 6),
-        "EAGLE-3, dynamic tree of 8": EagleDrafter(eagle3, 4, 3, 8),
+        "Medusa, chain of 4": Medusa(heads.medusa),
+        "Medusa, tree of 8": Medusa(heads.medusa, best_choices(accuracy, 8)),
+        "EAGLE-1, chain of 4": EagleDrafter(heads.eagle1, 4),
+        "EAGLE-3, chain of 4": EagleDrafter(heads.eagle3, 4),
+        "EAGLE-3, chain of 6": EagleDrafter(heads.eagle3, 6),
+        "EAGLE-3, dynamic tree of 8": EagleDrafter(heads.eagle3, 4, 3, 8),
     }
 
 

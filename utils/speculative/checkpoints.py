@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.speculative.errors import SpeculationError
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads
+from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, default_aux_layers
 from utils.speculative.target import Shape, Target, layer_tensors, layer_to_theirs
 
 WEIGHTS = (
@@ -272,7 +272,7 @@ def _eagle3_in(
         )
     aux = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
     layers = target.shape.layers
-    aux = tuple(aux or (2, layers // 2, layers - 3))
+    aux = tuple(aux or default_aux_layers(layers))
     if max(aux) > layers:
         raise SpeculationError(
             f"{folder} fuses hidden state {max(aux)}; the target has {layers} layers."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,15 @@ from utils.tinymodel.tokenizer import IM_END
 
 PROSE_CHARACTERS = 300  # of a text to go on with
 QUESTIONS = 0.15  # share of questions about engines; the rest are tasks
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to ask: token ids of the prompt, and of the answer known to be right."""
+
+    kind: str
+    ids: list[int]
+    answer: list[int]
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,23 @@ def record(
     return made
 
 
+def record_all(
+    target: Target,
+    prompts: Sequence[Prompt],
+    aux_layers: tuple[int, ...],
+    *,
+    max_new_tokens: int,
+    batch: int = 16,
+) -> list[Recorded]:
+    """`record` in batches; neighbours should be of similar length."""
+    data: list[Recorded] = []
+    for start in range(0, len(prompts), batch):
+        some = prompts[start : start + batch]
+        ids, answers = [p.ids for p in some], [p.answer for p in some]
+        data += record(target, ids, answers, aux_layers, max_new_tokens=max_new_tokens)
+    return data
+
+
 def self_generated(
     target: Target,
     prompts: Sequence[Sequence[int]],
@@ -126,20 +152,16 @@ def self_generated(
     return data
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Something to ask: token ids of the prompt, and of the answer known to be right."""
-
-    kind: str
-    ids: list[int]
-    answer: list[int]
-
-
 def tokenizer_of(target: Target) -> Any:
     """The tokenizer that lies beside a target's weights."""
+    return load_tokenizer(target.path)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(target.path)
+    return AutoTokenizer.from_pretrained(model)
 
 
 def training_prompts(tokenizer: Any, count: int, seed: int = 0) -> list[Prompt]:
@@ -165,6 +187,10 @@ TEXTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+TRAINED = (*TEXTS, "questions")  # kinds of text that the model and its heads know
+UNLIKE = "prose"  # a kind that the heads were not trained on
+
+
 def held_out(tokenizer: Any, text: str, count: int, seed: int = 0) -> list[Prompt]:
     """Prompts that neither the tiny model nor any head was trained on.
 
@@ -179,7 +205,7 @@ def held_out(tokenizer: Any, text: str, count: int, seed: int = 0) -> list[Promp
         SpeculationError: No such kind of text.
     """
     rng = random.Random(f"held out {text} {seed}")
-    if text == "prose":
+    if text == UNLIKE:
         texts = [d.text for d in corpus.prose() if corpus.is_heldout(d.source)]
         texts = [t for t in texts if len(t) > PROSE_CHARACTERS + 100]
         cut = []
@@ -196,10 +222,16 @@ def held_out(tokenizer: Any, text: str, count: int, seed: int = 0) -> list[Promp
         ]
     if text not in TEXTS:
         raise SpeculationError(
-            f"There is no kind of text {text!r}: {', '.join(TEXTS)}, questions, prose."
+            f"There is no kind of text {text!r}: {', '.join(TRAINED)}, {UNLIKE}."
         )
     tasks_ = [tasks.draw_task(rng, rng.choice(TEXTS[text]), heldout=True) for _ in range(count)]
     return [_prompt(tokenizer, text, t.messages, t.answer) for t in tasks_]
+
+
+def prompts_of(tokenizer: Any, each: int, seed: int = 0) -> list[Prompt]:
+    """Held-out prompts of the kinds that the heads were trained on, `each` of every kind, by length."""
+    found = [p for kind in TRAINED for p in held_out(tokenizer, kind, each, seed)]
+    return sorted(found, key=lambda p: len(p.ids))
 
 
 def _prompt(tokenizer: Any, kind: str, messages: Sequence[Any], answer: str) -> Prompt:
@@ -223,8 +255,3 @@ def batches(data: Sequence[Recorded], rows: int, seed: int) -> Callable[[int], l
         return [data[i] for i in groups[shuffled[within]]]
 
     return at
-
-
-def lengths(data: Iterable[Recorded]) -> Iterator[int]:
-    """Tokens of each answer."""
-    return (len(s.ids) - s.prompt for s in data)

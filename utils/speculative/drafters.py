@@ -244,18 +244,31 @@ class EagleDrafter:
 
     def _run(self, ids: Tensor, feature: Tensor, tree: Tree, cache: KVCache) -> Tensor:
         """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
-        n = ids.shape[1]
-        used = min(cache.slots, -(-(cache.lengths[0] + n) // 64) * 64)
+        start, n = cache.lengths[0], ids.shape[1]
+        position = positions_of([tree], cache.lengths, n).to(ids.device)
+        group = self.eagle.shape.layer.group
+        mask = attention_mask([tree], cache.lengths, cache.span(start + n), group, feature)
+        return self._layer(ids, feature, position, start, mask, cache)
+
+    def _layer(
+        self,
+        ids: Tensor,
+        feature: Tensor,
+        position: Tensor,
+        first: int,
+        mask: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        """The draft layer under a mask of `attend`; keys and values go to the slots from `first` on."""
         embedded = self.target.embed(ids)
-        table = self.target.rotary.at(
-            positions_of([tree], cache.lengths, n).to(ids.device), embedded.dtype
-        )
+        table = self.target.rotary.at(position, embedded.dtype)
         layer = self.eagle.layer
         q, k, v = layer.project(self.eagle.inputs(embedded, feature), table)
-        cache.write(0, k, v)
-        mask = attention_mask([tree], cache.lengths, used, layer.shape.group, embedded)
-        keys, values = cache.data[0, :, :, :, :used]
-        attended = attend(q, keys, values, mask)
+        keys, values = cache.data[0]
+        keys[:, :, first : first + ids.shape[1]] = k
+        values[:, :, first : first + ids.shape[1]] = v
+        used = mask.shape[-1]
+        attended = attend(q, keys[:, :, :used], values[:, :, :used], mask)
         return layer.finish(self.eagle.residual(embedded, feature), attended)
 
     def _chain(self, root: int, output: Tensor, cache: KVCache) -> Draft:
@@ -317,26 +330,14 @@ class EagleDrafter:
         ids = torch.tensor([[tokens[node] for node in frontier]], device=target.device)
         in_cache += frontier
         ancestors = [_ancestors(node, parents) for node in frontier]
-        n, before = len(frontier), len(in_cache) - len(frontier)
-        embedded = target.embed(ids)
-        depth = len(ancestors[0]) - 1
-        position = torch.full((1, n), start + depth, device=target.device)
-        layer = self.eagle.layer
-        q, k, v = layer.project(
-            self.eagle.inputs(embedded, feature), target.rotary.at(position, embedded.dtype)
-        )
-        keys, values = cache.data[0]
-        keys[:, :, start + before : start + before + n] = k
-        values[:, :, start + before : start + before + n] = v
-        used = min(cache.slots, -(-(start + before + n) // 64) * 64)
-        mask = embedded.new_full((n, used), float("-inf"))
+        n, behind = len(frontier), start + len(in_cache)
+        position = torch.full((1, n), start + len(ancestors[0]) - 1, device=target.device)
+        mask = feature.new_full((n, cache.span(behind)), float("-inf"))
         mask[:, :start] = 0
         seen = [[node in above for node in in_cache] for above in ancestors]
-        inside = mask[:, start : start + before + n]
-        inside.masked_fill_(torch.tensor(seen, device=target.device), 0)
-        folded = mask.repeat_interleave(layer.shape.group, 0)[None, None]
-        attended = attend(q, keys[:, :, :used], values[:, :, :used], folded)
-        return layer.finish(self.eagle.residual(embedded, feature), attended)
+        mask[:, start:behind].masked_fill_(torch.tensor(seen, device=target.device), 0)
+        folded = mask.repeat_interleave(self.eagle.shape.layer.group, 0)[None, None]
+        return self._layer(ids, feature, position, behind - n, folded, cache)
 
 
 def _ancestors(node: int, parents: Sequence[int]) -> set[int]:

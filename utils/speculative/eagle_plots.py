@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils.kvcache.plots import BLUE, GREEN, GREY, ORANGE, RED
 from utils.speculative.eagle_runs import Expansion, Level
+from utils.speculative.eagle_words import TARGET_ACCEPTANCE, TARGET_SPEEDUP, ratios
 from utils.speculative.measure import Outcome
+from utils.speculative.plots import finish, layout
 
 DROPPED = "#777777"  # darker than GREY: it is text
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
@@ -57,7 +57,7 @@ def plot_steps(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("guess of the draft, counted from the last token known")
     axes.set_ylabel("right (%)")
     axes.set_ylim(0, 100)
-    _finish(axes)
+    finish(axes, 9)
     plt.close(figure)
     return figure
 
@@ -72,35 +72,23 @@ def plot_expansion(
         kept: Nodes that re-ranking keeps, the root among them.
         text: How a token is written.
     """
-    children: list[list[int]] = [[] for _ in tree.parents]
-    for node, parent in enumerate(tree.parents[1:], 1):
-        children[parent].append(node)
-    places: dict[int, tuple[float, float]] = {}
-    free = [0.0]
-
-    def place(node: int, depth: int) -> float:
-        below = [place(child, depth + 1) for child in children[node]]
-        if not below:
-            free[0] += 1
-        height = mean(below) if below else free[0]
-        places[node] = (depth, -height)
-        return height
-
-    place(0, 0)
+    depth, height, lines = layout(tree.parents)
     accepted = set(tree.accepted(kept))
-    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.24 * free[0]), layout="constrained")
-    for node, (x, y) in places.items():
+    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.24 * lines), layout="constrained")
+    for node, x in enumerate(depth):
+        y = height[node]
         inside = node in kept
         colour = GREEN if node in accepted else BLUE if inside else DROPPED
         if node:
-            start = places[tree.parents[node]]
-            axes.plot([start[0] + 0.62, x - 0.02], [start[1], y], color=colour, lw=1 + inside)
+            parent = tree.parents[node]
+            ends = [depth[parent] + 0.62, x - 0.02], [height[parent], y]
+            axes.plot(*ends, color=colour, lw=1 + inside)
         share = f" {tree.probabilities[node]:.2f}" if node else ""
         words = f"{text(tree.tokens[node])!r}{share}"
         weight = "bold" if node in accepted else "normal"
         axes.text(x, y, words, va="center", fontsize=8, color=colour, weight=weight)
-    axes.set_xlim(-0.1, max(x for x, _ in places.values()) + 0.9)
-    axes.set_ylim(-free[0] - 0.5, -0.3)
+    axes.set_xlim(-0.1, max(depth) + 0.9)
+    axes.set_ylim(-lines + 0.5, 0.7)
     axes.axis("off")
     plt.close(figure)
     return figure
@@ -125,8 +113,8 @@ def plot_outcomes(outcomes: Mapping[str, Outcome], unlike: Mapping[str, Outcome]
         lengths = [found[name].acceptance_length for name in names]
         right.barh(at + shift, lengths, 0.38, color=colour, alpha=0.7)
     left.axvline(1, color=GREY, lw=1)
-    left.axvline(2.5, color=RED, ls=":", lw=1)
-    right.axvline(3, color=RED, ls=":", lw=1)
+    left.axvline(TARGET_SPEEDUP, color=RED, ls=":", lw=1)
+    right.axvline(TARGET_ACCEPTANCE, color=RED, ls=":", lw=1)
     left.set_yticks(at, names)
     left.invert_yaxis()
     left.set_xlabel("times plain decoding (dotted: target for EAGLE-3)")
@@ -147,7 +135,7 @@ def plot_chains(predicted: Mapping[int, float], measured: Mapping[int, float]) -
     axes.set_xlabel("guesses in a chain")
     axes.set_ylabel("speed-up")
     axes.set_ylim(bottom=0)
-    _finish(axes)
+    finish(axes, 9)
     plt.close(figure)
     return figure
 
@@ -159,15 +147,11 @@ def plot_crossover(found: Mapping[str, Sequence[Level]], base: str = "plain") ->
     marks = iter(MARKS)
     for name in others:
         for temperature in sorted({level.temperature for level in found[name]}):
-            pairs = [
-                (with_, without)
-                for with_, without in zip(found[name], found[base], strict=True)
-                if with_.temperature == temperature
-            ]
+            by_level = ratios(found, temperature, name, base)
             colour, mark = next(marks)
             axes.plot(
-                [with_.concurrency for with_, _ in pairs],
-                [mean(a.throughput) / mean(b.throughput) for a, b in pairs],
+                list(by_level),
+                list(by_level.values()),
                 f"{mark}-",
                 color=colour,
                 label=f"{name}, temperature {temperature:g}",
@@ -179,11 +163,6 @@ def plot_crossover(found: Mapping[str, Sequence[Level]], base: str = "plain") ->
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("throughput over plain vLLM's")
     axes.set_ylim(bottom=0)
-    _finish(axes)
+    finish(axes, 9)
     plt.close(figure)
     return figure
-
-
-def _finish(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,21 +15,28 @@ from torch import Tensor
 from utils.engines import EngineError, RunningEngine, launch
 from utils.engines.fleet import Fleet
 from utils.engines.registry import get_spec
-from utils.profiles import MODELS, Profile
-from utils.speculative.checkpoints import Heads, load_heads
-from utils.speculative.dataset import Prompt, Recorded, held_out, self_generated, training_prompts
+from utils.profiles import Profile
+from utils.speculative.dataset import (
+    TRAINED,
+    UNLIKE,
+    Prompt,
+    Recorded,
+    held_out,
+    load_tokenizer,
+    prompts_of,
+    self_generated,
+    training_prompts,
+)
 from utils.speculative.drafters import Draft, Drafter, EagleDrafter, Medusa, News, NGram, Plain
 from utils.speculative.generate import Generation, generate
-from utils.speculative.heads import Eagle1, Eagle3, MedusaHeads
-from utils.speculative.measure import Served, loop_free, measure_served
+from utils.speculative.heads import Eagle3, default_aux_layers
+from utils.speculative.measure import Served, in_batches, loop_free, measure_served
+from utils.speculative.shipped import Shipped, calibration
 from utils.speculative.target import Target
 from utils.speculative.training import LogLine, Settings, eagle_accuracy, train_eagle3
-from utils.speculative.tree import best_choices, rerank
+from utils.speculative.tree import best_choices
 from utils.speculative.verify import SpeculativeSampling
 
-HEADS = MODELS / "heads"
-KINDS = ("code", "list", "data", "questions")
-UNLIKE = "prose"
 TREE = {"depth": 4, "width": 3, "nodes": 8}
 CHAINS = (3, 5, 7)
 ROWS = 4  # sequences of a step of the ablation
@@ -41,39 +46,13 @@ HESITATES = 0.6  # probability of a best guess where a tree is worth drawing
 DRAFT_VOCAB = 512  # of the ablation: a small vocabulary for a small training
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """The heads that ship with the tiny model, and the choices of Medusa's tree."""
-
-    medusa: MedusaHeads
-    eagle1: Eagle1
-    eagle3: Eagle3
-    choices: list[tuple[int, ...]]
-
-
-def load_shipped(target: Target, folder: Path = HEADS) -> Shipped:
-    """Reads the shipped heads for the tiny model.
-
-    Raises:
-        SpeculationError: They are not there, or are another model's.
-    """
-    read: dict[str, Heads] = {
-        name: load_heads(folder / name, target) for name in ("medusa", "eagle1", "eagle3")
-    }
-    accuracy = json.loads((folder / "medusa" / "calibration.json").read_text())["accuracy"]
-    medusa, eagle1, eagle3 = read["medusa"], read["eagle1"], read["eagle3"]
-    assert isinstance(medusa, MedusaHeads)
-    assert isinstance(eagle1, Eagle1)
-    assert isinstance(eagle3, Eagle3)
-    return Shipped(medusa, eagle1, eagle3, best_choices(accuracy, TREE["nodes"]))
-
-
 def drafters(shipped: Shipped) -> dict[str, Drafter]:
     """Every way of drafting that section 6 compares, by name; fresh objects."""
+    choices = best_choices(calibration(), TREE["nodes"])
     return {
         "n-gram": NGram(),
         "Medusa, chain": Medusa(shipped.medusa),
-        "Medusa, tree": Medusa(shipped.medusa, shipped.choices),
+        "Medusa, tree": Medusa(shipped.medusa, choices),
         "EAGLE-1, chain of 3": EagleDrafter(shipped.eagle1, 3),
         **{f"EAGLE-3, chain of {k}": EagleDrafter(shipped.eagle3, k) for k in CHAINS},
         "EAGLE-3, dynamic tree": EagleDrafter(shipped.eagle3, **TREE),
@@ -129,7 +108,7 @@ def train_small(
     """
     learn, test = data
     steps = profile.load.speculation.training_steps
-    aux = (2, target.shape.layers // 2, target.shape.layers - 3)
+    aux = default_aux_layers(target.shape.layers)
     settings = Settings(steps=steps, rate=4e-3, rows=ROWS)
     eagle, log = train_eagle3(
         target, learn, aux, settings, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
@@ -152,10 +131,6 @@ class Expansion:
     probabilities: list[float]
     tokens: list[int]
     answer: list[int]
-
-    def kept(self, scores: Sequence[float], nodes: int) -> list[int]:
-        """Nodes that re-ranking keeps."""
-        return rerank(self.parents, scores, nodes)
 
     def accepted(self, kept: Sequence[int]) -> list[int]:
         """Kept nodes, root first, that say what the target wrote."""
@@ -238,7 +213,7 @@ def held_out_prompts(
     The tiny model's prose soon goes round in circles: twice as many are tried, and half as long answers.
     """
     sizes = profile.load.speculation
-    known = [p for kind in KINDS for p in held_out(tokenizer, kind, sizes.prompts, seed=5)]
+    known = [p for kind in TRAINED for p in held_out(tokenizer, kind, sizes.prompts, seed=5)]
     unlike = held_out(tokenizer, UNLIKE, 2 * sizes.prompts, seed=5)
     kept = loop_free(target, known, sizes.answer_tokens, batch=len(known))
     shorter = sizes.answer_tokens // 2
@@ -258,7 +233,7 @@ def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> l
     """
     sizes = profile.load.speculation
     each = sizes.repeats * limit_of(profile) * step_s * (1 + 8 / FASTER)
-    count = max(2 * len(KINDS), int(SHARE * profile.time_budget_s / each))
+    count = max(2 * len(TRAINED), int(SHARE * profile.time_budget_s / each))
     by_kind: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         by_kind.setdefault(prompt.kind, []).append(prompt)
@@ -310,18 +285,16 @@ def check_same(
         Same answers and all answers, by name.
     """
     sizes = profile.load.speculation
-    each = -(-sizes.same // len(KINDS))
-    prompts = [p.ids for kind in KINDS for p in held_out(tokenizer, kind, each, seed=6)]
-    prompts = sorted(prompts, key=len)[: sizes.same]
+    each = -(-sizes.same // len(TRAINED))
+    prompts = prompts_of(tokenizer, each, seed=6)[: sizes.same]
     limit = sizes.answer_tokens // 3
-    found: dict[str, list[bool]] = {name: [] for name in methods}
-    for start in range(0, len(prompts), batch):
-        some = prompts[start : start + batch]
-        wanted = generate(target, some, Plain(), max_new_tokens=limit).generations
-        for name, drafter in methods.items():
-            made = generate(target, some, drafter, max_new_tokens=limit).generations
-            found[name] += [a.tokens == b.tokens for a, b in zip(wanted, made, strict=True)]
-    return {name: (sum(same), len(same)) for name, same in found.items()}
+    wanted = in_batches(target, Plain(), prompts, limit, batch=batch)
+    found = {}
+    for name, drafter in methods.items():
+        made = in_batches(target, drafter, prompts, limit, batch=batch)
+        same = sum(a.tokens == b.tokens for a, b in zip(wanted, made, strict=True))
+        found[name] = (same, len(prompts))
+    return found
 
 
 def acceptance_rate(generations: Sequence[Generation]) -> float:
@@ -369,7 +342,7 @@ def crossover(
     """
     load = profile.load
     most = max(load.requests_at(level) for level in load.levels)
-    kinds = [held_out(tokenizer, kind, -(-most // len(KINDS)), seed=8) for kind in KINDS]
+    kinds = [held_out(tokenizer, kind, -(-most // len(TRAINED)), seed=8) for kind in TRAINED]
     prompts = [p.ids for row in zip(*kinds, strict=False) for p in row]
     turns = min(2, load.repeats)
 
@@ -405,23 +378,15 @@ def crossover(
     }
 
 
-def served_tokenizer(profile: Profile) -> Any:
-    """The tokenizer of the model that the profile's vLLM serves."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(profile.models["vllm"])
-
-
 def served_prompts(tokenizer: Any, profile: Profile) -> list[list[int]]:
     """Held-out prompts in another model's tokens; whether its answers loop is not looked at."""
     count = profile.load.speculation.prompts
-    return [p.ids for kind in KINDS for p in held_out(tokenizer, kind, count, seed=5)]
+    return [p.ids for kind in TRAINED for p in held_out(tokenizer, kind, count, seed=5)]
 
 
 def sglang_options(profile: Profile, guesses: int = 3) -> dict[str, Any]:
     """Options of `launch("sglang", ...)` for EAGLE-3 with a chain of guesses."""
     return {
-        "engine": "sglang",
         "extra_arguments": (
             *("--speculative-algorithm", "EAGLE3"),
             *("--speculative-draft-model-path", profile.models["eagle3_heads"]),
@@ -439,10 +404,9 @@ def try_sglang(profile: Profile) -> str:
     one that builds a tree is called in its environment, and says so.
     """
     if profile.runtime != "process":
-        options = sglang_options(profile)
         try:
-            with launch(options.pop("engine"), profile, quiet=True, **options) as engine:
-                prompts = served_prompts(served_tokenizer(profile), profile)
+            with launch("sglang", profile, quiet=True, **sglang_options(profile)) as engine:
+                prompts = served_prompts(load_tokenizer(profile.models["vllm"]), profile)
                 served = measure_served(engine, profile, prompts, "SGLang, EAGLE-3")
                 return f"SGLang with EAGLE-3: {served.run.throughput:.0f} output tok/s (measured)."
         except EngineError as error:

@@ -33,11 +33,6 @@ class Generation:
     accepted: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
 
-    @property
-    def acceptance_length(self) -> float:
-        """Mean tokens per verification, 1 for plain decoding."""
-        return sum(self.accepted) / len(self.accepted) if self.accepted else 0.0
-
 
 @dataclass
 class Run:
@@ -68,8 +63,13 @@ class Run:
     @property
     def acceptance_length(self) -> float:
         """Mean tokens per verification over all answers."""
-        steps = [n for g in self.generations for n in g.accepted]
-        return sum(steps) / len(steps) if steps else 0.0
+        return acceptance_length(self.generations)
+
+
+def acceptance_length(answers: Sequence[Generation]) -> float:
+    """Mean tokens per verification over several answers, 1 for plain decoding; 0 without any verification."""
+    steps = [n for g in answers for n in g.accepted]
+    return sum(steps) / max(1, len(steps))
 
 
 @torch.inference_mode()

@@ -59,6 +59,11 @@ class EagleShape:
     aux_layers: tuple[int, ...]
 
 
+def default_aux_layers(layers: int) -> tuple[int, int, int]:
+    """EAGLE-3's low, middle and high hidden state of a target with so many layers."""
+    return 2, layers // 2, layers - 3
+
+
 class Eagle3(nn.Module):
     """EAGLE-3: one decoder layer over a token's embedding and a fused feature of the target.
 

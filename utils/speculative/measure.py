@@ -26,11 +26,11 @@ from utils.profiles import Profile
 from utils.speculative.dataset import Prompt
 from utils.speculative.drafters import Drafter, Plain
 from utils.speculative.errors import SpeculationError
-from utils.speculative.generate import Generation, generate
+from utils.speculative.generate import Generation, acceptance_length, generate
 from utils.speculative.target import Target
 from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy, Rule
-from utils.tinymodel.evaluate import has_loop, repeated_share
+from utils.tinymodel.evaluate import has_loop, repeats
 
 FOLDER = "speculative"  # of the records folder: these are no runs of an engine
 DEFINITIONS = {
@@ -65,8 +65,7 @@ class Outcome:
     @property
     def acceptance_length(self) -> float:
         """Mean tokens per verification."""
-        steps = [n for g in self.generations for n in g.accepted]
-        return sum(steps) / max(1, len(steps))
+        return acceptance_length(self.generations)
 
     @property
     def speedup(self) -> float:
@@ -76,11 +75,7 @@ class Outcome:
     @property
     def repeated(self) -> float:
         """Repeated share of the answers' 8-grams, 0 to 1, each answer by itself."""
-        counts = [max(0, len(g.tokens) - 7) for g in self.generations]
-        repeated = sum(
-            c * repeated_share(g.tokens) for c, g in zip(counts, self.generations, strict=True)
-        )
-        return repeated / max(1, sum(counts))
+        return repeats([g.tokens for g in self.generations])
 
 
 def compare(
@@ -220,16 +215,29 @@ def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def in_batches(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    rule: Rule | None = None,
+    batch: int = 16,
+) -> list[Generation]:
+    """Answers prompts in batches; answers come in the order of the prompts."""
+    answers: list[Generation] = []
+    for start in range(0, len(prompts), batch):
+        some = [p.ids for p in prompts[start : start + batch]]
+        run = generate(target, some, drafter, max_new_tokens=max_new_tokens, rule=rule)
+        answers += run.generations
+    return answers
+
+
 def loop_free(
     target: Target, prompts: Sequence[Prompt], max_new_tokens: int, batch: int = 16
 ) -> list[Prompt]:
     """The prompts whose plain answer does not go round in circles: a loop is accepted by any drafter."""
-    kept: list[Prompt] = []
-    for start in range(0, len(prompts), batch):
-        some = prompts[start : start + batch]
-        run = generate(target, [p.ids for p in some], Plain(), max_new_tokens=max_new_tokens)
-        kept += [p for p, g in zip(some, run.generations, strict=True) if not has_loop(g.tokens)]
-    return kept
+    answers = in_batches(target, Plain(), prompts, max_new_tokens, batch=batch)
+    return [p for p, g in zip(prompts, answers, strict=True) if not has_loop(g.tokens)]
 
 
 @torch.inference_mode()

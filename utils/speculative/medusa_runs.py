@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,44 +15,27 @@ from utils.engines import RunningEngine
 from utils.engines.fleet import Fleet
 from utils.profiles import MODELS, Profile
 from utils.speculative import recipe
-from utils.speculative.checkpoints import load_heads
-from utils.speculative.dataset import Prompt, Recorded, held_out, record
+from utils.speculative.dataset import TRAINED, Prompt, load_tokenizer, prompts_of
 from utils.speculative.drafters import Drafter, News, Plain
-from utils.speculative.errors import SpeculationError
-from utils.speculative.generate import Generation, generate
-from utils.speculative.heads import MedusaHeads
+from utils.speculative.generate import Generation, acceptance_length, generate
 from utils.speculative.measure import (
     Outcome,
     Served,
+    in_batches,
     measure_served,
     speculation,
 )
 from utils.speculative.target import Target
 from utils.speculative.tree import Tree, chain
 from utils.speculative.verify import Rule, Verdict
-from utils.tinymodel.evaluate import has_loop, repeated_share
+from utils.tinymodel.evaluate import has_loop, repeats
 
-HEADS = MODELS / "heads" / "medusa"
-TRAINED = ("code", "list", "data", "questions")
-UNLIKE = "prose"
 CHAIN = "Medusa, chain of 4"  # as the lab names it
-SHIPPED_PROMPTS = recipe.PROMPTS
+SHIPPED_PROMPTS = recipe.ROUNDS * recipe.PROMPTS
 NO_MEDUSA = (
     "not run here: nobody has published Medusa heads for this profile's model, and heads fit one model only. "
     "vLLM is measured with n-gram lookup; lab 3.3.5 serves the published EAGLE-3 heads."
 )
-
-
-def load_medusa(target: Target, folder: Path = HEADS) -> tuple[MedusaHeads, list[list[float]]]:
-    """The shipped Medusa heads, and how often each guess was right on other prompts, [head][rank].
-
-    Raises:
-        SpeculationError: They are not there, or are another model's.
-    """
-    heads = load_heads(folder, target)
-    if not isinstance(heads, MedusaHeads):
-        raise SpeculationError(f"{folder} holds no Medusa heads.")
-    return heads, json.loads((folder / "calibration.json").read_text())["accuracy"]
 
 
 @torch.inference_mode()
@@ -132,29 +112,6 @@ def tree_error(target: Target, text: Sequence[int], tree: Tree, tokens: Sequence
     return worst
 
 
-def prompts_of(tokenizer: Any, each: int, seed: int = 0) -> list[Prompt]:
-    """Held-out prompts of the kinds that the heads were trained on, `each` of every kind, by length."""
-    found = [p for kind in TRAINED for p in held_out(tokenizer, kind, each, seed)]
-    return sorted(found, key=lambda p: len(p.ids))
-
-
-def in_batches(
-    target: Target,
-    drafter: Drafter,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    rule: Rule | None = None,
-    batch: int = 16,
-) -> list[Generation]:
-    """Answers prompts in batches; answers come in the order of the prompts."""
-    answers: list[Generation] = []
-    for start in range(0, len(prompts), batch):
-        some = [p.ids for p in prompts[start : start + batch]]
-        run = generate(target, some, drafter, max_new_tokens=max_new_tokens, rule=rule)
-        answers += run.generations
-    return answers
-
-
 def answer_all(
     target: Target,
     drafters: Mapping[str, Drafter],
@@ -167,12 +124,6 @@ def answer_all(
     for name, drafter in drafters.items():
         found[name] = in_batches(target, drafter, prompts, max_new_tokens, rule)
     return found
-
-
-def acceptance_length(answers: Sequence[Generation]) -> float:
-    """Mean tokens per verification over several answers."""
-    steps = [n for g in answers for n in g.accepted]
-    return sum(steps) / max(1, len(steps))
 
 
 def accepted_by_head(answers: Sequence[Generation], heads: int) -> list[float]:
@@ -222,15 +173,13 @@ def by_kind(
         if not good:
             continue
         chain_, ngram = ([answers[name][i] for i in good] for name in (CHAIN, "n-gram"))
-        grams = [max(0, len(g.tokens) - 7) for g in chain_]
-        again = sum(n * repeated_share(g.tokens) for n, g in zip(grams, chain_, strict=True))
         found[kind] = Kind(
             len(here),
             len(good),
             accepted_by_head(chain_, heads),
             acceptance_length(chain_),
             acceptance_length(ngram),
-            again / max(1, sum(grams)),
+            repeats([g.tokens for g in chain_]),
         )
     return found
 
@@ -260,21 +209,7 @@ def prompts_for_engine(profile: Profile, prompts: list[Prompt]) -> list[Prompt]:
     model = profile.models["vllm"]
     if model == str(MODELS / "tiny"):
         return prompts
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return prompts_of(tokenizer, max(1, len(prompts) // len(TRAINED)))
-
-
-def recorded(target: Target, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Recorded]:
-    """What the target writes to held-out prompts, with its hidden states: to try heads on."""
-    data: list[Recorded] = []
-    for start in range(0, len(prompts), 16):
-        some = prompts[start : start + 16]
-        ids, answers = [p.ids for p in some], [p.answer for p in some]
-        layers = (target.shape.layers,)
-        data += record(target, ids, answers, layers, max_new_tokens=max_new_tokens)
-    return data
+    return prompts_of(load_tokenizer(model), max(1, len(prompts) // len(TRAINED)))
 
 
 @torch.inference_mode()
@@ -369,14 +304,6 @@ def vllm_variants(profile: Profile, heads: int = 4) -> dict[str, dict[str, Any]]
     if "medusa_heads" in profile.models:
         variants["Medusa"] = speculation("medusa", heads, profile.models["medusa_heads"])
     return {**variants, "n-gram": speculation("ngram", heads)}
-
-
-def start_later(profile: Profile, variants: Mapping[str, Mapping[str, Any]]) -> Future[Fleet]:
-    """Starts engines in the background: `.result()` waits for them."""
-    with_one = ThreadPoolExecutor(1)
-    started = with_one.submit(Fleet, profile, variants, "vllm")
-    with_one.shutdown(wait=False)
-    return started
 
 
 def serve(

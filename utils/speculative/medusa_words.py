@@ -7,14 +7,13 @@ from statistics import median
 
 import pandas as pd
 
-from utils.speculative.generate import Generation
+from utils.speculative.dataset import UNLIKE
+from utils.speculative.generate import Generation, acceptance_length
 from utils.speculative.lossless import ChiSquare
 from utils.speculative.measure import Outcome, Served, same_share
 from utils.speculative.medusa_runs import (
-    UNLIKE,
     Baseline,
     Kind,
-    acceptance_length,
     served_speed,
 )
 

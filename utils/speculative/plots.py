@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from utils.kvcache.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from utils.speculative.training import LogLine
+from utils.speculative.tree import Tree
 
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
 
@@ -58,25 +59,7 @@ def plot_tree(
 
 
 def _tree(axes: Axes, parents: Sequence[int], texts: Sequence[str], accepted: set[int]) -> None:
-    """Nodes from left to right by depth; leaves take a line each, a parent stands amid its children."""
-    children: dict[int, list[int]] = {node: [] for node in range(len(parents))}
-    depth = [0] * len(parents)
-    for node, parent in enumerate(parents[1:], 1):
-        children[parent].append(node)
-        depth[node] = depth[parent] + 1
-    height: dict[int, float] = {}
-    lines = 0
-
-    def place(node: int) -> float:
-        nonlocal lines
-        below = [place(child) for child in children[node]]
-        if not below:
-            below = [-float(lines)]
-            lines += 1
-        height[node] = sum(below) / len(below)
-        return height[node]
-
-    place(0)
+    depth, height, lines = layout(parents)
     for node, parent in enumerate(parents):
         if parent >= 0:
             both = {node, parent} <= accepted
@@ -109,6 +92,32 @@ def _tree(axes: Axes, parents: Sequence[int], texts: Sequence[str], accepted: se
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
+def layout(parents: Sequence[int]) -> tuple[list[int], dict[int, float], int]:
+    """Where nodes are drawn, from left to right by depth: leaves take a line each, parents stand amid.
+
+    Args:
+        parents: Parent of each node, -1 for the root.
+
+    Returns:
+        Depth of each node; its height, by node: lines 0, -1, -2, ...; how many lines there are.
+    """
+    tree = Tree(parents)
+    height: dict[int, float] = {}
+    lines = 0
+
+    def place(node: int) -> float:
+        nonlocal lines
+        below = [place(child) for child in tree.children[node]]
+        if not below:
+            below = [-float(lines)]
+            lines += 1
+        height[node] = sum(below) / len(below)
+        return height[node]
+
+    place(0)
+    return tree.depths.tolist(), height, lines
+
+
 def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> Figure:
     """Loss, and the accuracy of each head or step, against optimizer steps.
 
@@ -130,7 +139,7 @@ def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> 
     right.set_ylim(0, 100)
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
-        _finish(axes)
+        finish(axes)
     plt.close(figure)
     return figure
 
@@ -154,7 +163,7 @@ def plot_accuracy(
     axes.set_xticks(range(longest), [f"{part} {k}" for k in range(longest)])
     axes.set_ylabel(what)
     axes.set_ylim(0, 100)
-    _finish(axes)
+    finish(axes)
     plt.close(figure)
     return figure
 
@@ -170,7 +179,7 @@ def plot_costs(costs: Mapping[int, float]) -> Figure:
     axes.set_xlabel("nodes of a forward pass, the root included")
     axes.set_ylabel("T(n) / T(1)")
     axes.set_ylim(0, max(2.0, 1.3 * max(ratios)))
-    _finish(axes)
+    finish(axes)
     plt.close(figure)
     return figure
 
@@ -204,11 +213,12 @@ def plot_speedups(
     axes.set_xticks(at, [f"{name}\n({nodes[name]} nodes)" for name in names], fontsize=9)
     axes.set_ylabel("times plain decoding")
     axes.set_ylim(0, None)
-    _finish(axes)
+    finish(axes)
     plt.close(figure)
     return figure
 
 
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes, fontsize: int = 8) -> None:
+    """No frame above and right, and a legend without one."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=fontsize, frameon=False)

@@ -227,6 +227,10 @@ class KVCache:
         """Tokens a sequence can hold."""
         return self.data.shape[4]
 
+    def span(self, tokens: int) -> int:
+        """Slots that attention over so many tokens runs over."""
+        return min(self.slots, -(-tokens // PAD_ATTENTION) * PAD_ATTENTION)
+
     def select(self, rows: list[int]) -> None:
         """Keeps some rows only, in this order."""
         self.data = self.data[:, :, rows].contiguous()
@@ -367,7 +371,7 @@ class Target(nn.Module):
         longest = max(cache.lengths) + n
         if longest > cache.slots:
             raise SpeculationError(f"The KV cache has {cache.slots} slots, {longest} are needed.")
-        used = min(cache.slots, -(-longest // PAD_ATTENTION) * PAD_ATTENTION)
+        used = cache.span(longest)
         x = self.embed(ids)
         mask = attention_mask(trees, cache.lengths, used, self.shape.group, x)
         table = self.rotary.at(positions_of(trees, cache.lengths, n).to(ids.device), x.dtype)

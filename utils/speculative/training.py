@@ -216,8 +216,7 @@ def train_medusa2(
         states, labels = [], []
         for row, s in enumerate(rows):
             states.append(hidden[row, s.prompt - 1 : len(s.ids) - 1])
-            padded = F.pad(s.ids, (0, mine.count + 1), value=-100)
-            labels.append(padded.unfold(0, mine.count + 1, 1)[s.prompt : len(s.ids)])
+            labels.append(_tokens_ahead(s, mine.count + 1))
         flat, wanted = torch.cat(states), torch.cat(labels).t().to(target.device)
         logits = tuned.head(flat)
         own = F.cross_entropy(logits, wanted[0])
@@ -237,11 +236,16 @@ def medusa_examples(data: Sequence[Recorded], heads: int) -> tuple[Tensor, Tenso
     """
     hidden, labels = [], []
     for s in data:
-        first, count = s.prompt - 1, len(s.hidden)
-        hidden.append(s.hidden[first:])
-        padded = F.pad(s.ids, (0, heads + 1), value=-100)
-        labels.append(padded.unfold(0, heads, 1)[first + 2 : count + 2])
+        hidden.append(s.hidden[s.prompt - 1 :])
+        labels.append(
+            _tokens_ahead(s, heads + 1)[:, 1:]
+        )  # the next one is the target's own business
     return torch.cat(hidden), torch.cat(labels)
+
+
+def _tokens_ahead(s: Recorded, count: int) -> Tensor:
+    """The next `count` tokens from each place of an answer on, [answer, count]; -100 beyond its end."""
+    return F.pad(s.ids, (0, count), value=-100).unfold(0, count, 1)[s.prompt : len(s.ids)]
 
 
 def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:

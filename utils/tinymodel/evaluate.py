@@ -109,22 +109,22 @@ def tasks_quality(model: Any, tokenizer: Any, n: int, seed: int = 0) -> dict[str
         "right": sum(kind["right"] for kind in kinds.values()),
         "kinds": kinds,
         **_habits(outputs),
-        "reference_repeated_8grams": _repeats(references),
+        "reference_repeated_8grams": round(repeats(references), 4),
     }
 
 
-def _repeats(texts: Sequence[Sequence[int]]) -> float:
-    """Repeated share of all 8-grams of all texts together, each text by itself."""
+def repeats(texts: Sequence[Sequence[int]]) -> float:
+    """Repeated share of all 8-grams of all texts together, 0 to 1, each text by itself."""
     counts = [max(0, len(t) - LOOP_NGRAM + 1) for t in texts]
     repeated = sum(c * repeated_share(t) for c, t in zip(counts, texts, strict=True))
-    return round(repeated / max(1, sum(counts)), 4)
+    return repeated / max(1, sum(counts))
 
 
 def _habits(outputs: Sequence[Output]) -> dict[str, Any]:
     return {
         "stopped": sum(o.stopped for o in outputs),
         "loops": sum(has_loop(o.tokens) for o in outputs),
-        "repeated_8grams": _repeats([o.tokens for o in outputs]),
+        "repeated_8grams": round(repeats([o.tokens for o in outputs]), 4),
         "tokens": sum(len(o.tokens) for o in outputs),
     }
 
