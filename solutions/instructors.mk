@@ -3,7 +3,7 @@
 .PHONY: grade-names form-names
 
 test: setup check  ## run everything that is checked: style, types, unit tests, grading, engines, every notebook
-	@$(RUN) -m pytest tests --durations=10
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles grading engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
 	@$(RUN) -m ruff check .

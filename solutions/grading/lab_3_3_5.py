@@ -384,7 +384,6 @@ rerank = Grading(
         "takes the first levels": Wrong(_shallow_first, says="highest scores"),
         "the later of equals": Wrong(_later_of_equals, says="a tie"),
     },
-    twins=("utils.speculative.eagle_runs.Expansion.kept",),
 )
 
 
