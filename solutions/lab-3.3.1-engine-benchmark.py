@@ -353,8 +353,10 @@ decode_ceiling = checks.decode_ceiling(decode_ceiling)
 # engine holds weights and KV cache in, whatever the file's own; the first line of this lab's output names it.
 
 # %% tags=["measures"]
+from utils.benchmark.rates import measure_machine
+
 model = roofline.describe_model(profile.models["vllm"], profile.dtype)
-machine = roofline.measure_machine(working_set=model.weight_bytes, dtype=profile.dtype)
+machine = measure_machine(working_set=model.weight_bytes, dtype=profile.dtype)
 context = profile.load.prompt_tokens + profile.load.output_tokens // 2
 print(machine)
 print(model)

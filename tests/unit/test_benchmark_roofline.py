@@ -15,18 +15,9 @@ from gguf import GGUFWriter
 from safetensors.numpy import save_file
 from test_benchmark_report import scaled
 
-from utils.benchmark import Cited, ClosedLoop
-from utils.benchmark import machine as machine_module
+from utils.benchmark import Cited, ClosedLoop, rates
 from utils.benchmark.ceilings import Ceiling, Claim, decode_ceiling, judge, prefill_ceiling
-from utils.benchmark.machine import (
-    MATMUL_SHAPES,
-    MIB,
-    Bandwidth,
-    Machine,
-    cache_sizes,
-    measure_bandwidth,
-    measure_machine,
-)
+from utils.benchmark.machine import MIB, Bandwidth, Machine
 from utils.benchmark.published import (
     BITS_PER_WEIGHT,
     DGX_SPARK,
@@ -35,6 +26,7 @@ from utils.benchmark.published import (
     PUBLISHED,
     judge_rows,
 )
+from utils.benchmark.rates import MATMUL_SHAPES, cache_sizes, measure_bandwidth, measure_machine
 from utils.benchmark.roofline import compare, describe_model, judge_published
 from utils.benchmark.weights import WeightsError, read_weights, weights_of_config
 
@@ -242,10 +234,10 @@ def test_products_that_would_take_minutes_are_not_tried(monkeypatch: pytest.Monk
         tried.append(shape)
         return 0.5e9  # a CPU that emulates bfloat16
 
-    monkeypatch.setattr(machine_module, "_matmul_rate", rate)
+    monkeypatch.setattr(rates, "_matmul_rate", rate)
     assert measure_machine(working_set=4 * MIB, seconds=8.0).flops == 0.5e9
     assert tried == [MATMUL_SHAPES[0]]
-    monkeypatch.setattr(machine_module, "_matmul_rate", lambda shape, *_: rate(shape) * 1000)
+    monkeypatch.setattr(rates, "_matmul_rate", lambda shape, *_: rate(shape) * 1000)
     assert measure_machine(working_set=4 * MIB, seconds=8.0).flops == 0.5e12
     assert tried[1:] == list(MATMUL_SHAPES)
 
@@ -269,7 +261,7 @@ def test_products_are_measured_in_the_dtype_that_is_asked_for(
         tried.append(dtype)
         return 1e15
 
-    monkeypatch.setattr(machine_module, "_matmul_rate", rate)
+    monkeypatch.setattr(rates, "_matmul_rate", rate)
     assert measure_machine(working_set=MIB, seconds=0.5).flops_dtype == "bfloat16"
     measure_machine(working_set=MIB, seconds=0.5, dtype="float32")
     assert set(tried) == {torch.bfloat16, torch.float32}

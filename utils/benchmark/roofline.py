@@ -18,7 +18,7 @@ from utils.benchmark.ceilings import (
     judge,
     prefill_ceiling,
 )
-from utils.benchmark.machine import Machine, measure_machine
+from utils.benchmark.machine import Machine
 from utils.benchmark.published import DGX_SPARK, judge_rows
 from utils.benchmark.records import Cited, Record
 from utils.benchmark.weights import (
@@ -42,7 +42,6 @@ __all__ = [
     "judge",
     "judge_published",
     "judgements_table",
-    "measure_machine",
     "prefill_ceiling",
     "read_weights",
     "record_claim",
