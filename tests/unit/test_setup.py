@@ -158,7 +158,7 @@ def test_ctrl_c_ends_both_of_two_lanes(make, tmp_path, monkeypatch, capsys):
 
 def test_a_terminal_shows_all_that_runs_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((81, 24)))
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((81, 24)))
     progress = Progress()
     progress.show("vllm", 3, "Installing")
     progress.show("llama_cpp", 4, "[12/163] Building " + "x" * 100)
