@@ -1,9 +1,9 @@
 """`make grade`: a folder of submissions becomes a gradebook, feedback pages, a CSV file and a report.
 
 Two stages. Each notebook is judged in a process of its own, and the findings are written to
-`OUT/judged/`; then they are entered into nbgrader's gradebook, one after the other. Both go on where
-they were stopped, and neither does again what is done: findings carry a digest of all that they depend
-on.
+`OUT/judged/`; then they are entered into nbgrader's gradebook, one after the other, while the next ones
+are judged. Both go on where they were stopped, and neither does again what is done: findings carry a
+digest of all that they depend on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -102,15 +102,16 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
         for line in sandbox.protections():
             print(f"  {line}")
         print(f"  {options.limits}\n", flush=True)
-        failed = _judge_all(root, out, found.submissions, labs, sandbox, options)
-        judged = [item for item in found.submissions if str(item) not in failed]
         book = Gradebook(out)
         for name in dict.fromkeys(item.lab for item in found.submissions):
             book.add_lab(name, labs[name].notebook)
         for student in found.students:
             book.add_student(student)
-        outdated = _enter_all(book, out, judged, labs, failed)
-        judged = [item for item in judged if str(item) not in failed]
+        failed: dict[str, str] = {}
+        judging = _judge_all(root, out, found.submissions, labs, sandbox, options, failed)
+        with contextlib.closing(judging):
+            outdated = _enter_all(book, out, judging, labs, failed)
+        judged = [item for item in found.submissions if str(item) not in failed]
         scores = book.scores()
         graded = [
             Graded(
@@ -245,17 +246,23 @@ def _judge_all(
     labs: Mapping[str, GradedLab],
     sandbox: Sandbox,
     options: Options,
-) -> dict[str, str]:
-    """Judge what is not judged yet; returns why, for each that could not be."""
-    failed: dict[str, str] = {}
-    waiting = [item for item in submissions if _found(out, item, labs[item.lab]) is None]
-    ready = len(submissions) - len(waiting)
-    print(f"{len(submissions)} notebooks, {ready} of them judged before", flush=True)
+    failed: dict[str, str],
+) -> Generator[Submission, None, None]:
+    """Judge what is not judged yet; adds to `failed` why, for each that could not be.
+
+    Yields:
+        Each that is judged, as soon as it is; meanwhile others are being judged.
+    """
+    waiting: list[Submission] = []
+    ready: list[Submission] = []
+    for item in submissions:
+        (ready if _found(out, item, labs[item.lab]) else waiting).append(item)
+    print(f"{len(submissions)} notebooks, {len(ready)} of them judged before", flush=True)
     running: dict[ForkProcess, tuple[Submission, float]] = {}
     context = multiprocessing.get_context("fork")
     waiting.reverse()
     try:
-        while waiting or running:
+        while waiting or running or ready:
             while waiting and len(running) < options.jobs:
                 item = waiting.pop()
                 task = _Task(root, out, item, labs[item.lab], sandbox, options)
@@ -274,11 +281,14 @@ def _judge_all(
                 del running[process]
                 if reason := _outcome(out, item, labs[item.lab], why):
                     failed[str(item)] = reason
+                else:
+                    ready.append(item)
+            if ready:
+                yield ready.pop(0)
     finally:
         for process in running:
             process.kill()
             process.join()
-    return failed
 
 
 def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
@@ -373,7 +383,7 @@ class _Task:
 def _enter_all(
     book: Gradebook,
     out: Path,
-    judged: Sequence[Submission],
+    judged: Iterable[Submission],
     labs: Mapping[str, GradedLab],
     failed: dict[str, str],
 ) -> list[str]:
