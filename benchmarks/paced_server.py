@@ -129,6 +129,8 @@ class Connection(asyncio.Protocol):
             if path == "/truth":
                 done, self.engine.done = self.engine.done, []
                 self._json(done)
+            elif path == "/health":
+                self._json({})
             elif path == "/v1/models":
                 self._json({"data": [{"id": MODEL, "root": MODEL}]})
             elif path.startswith("/v1/") and body:

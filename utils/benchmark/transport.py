@@ -69,10 +69,18 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
     Args:
         connect_timeout_s: Limit for opening a connection.
         keepalive_s: Do not reuse a connection that was idle for longer.
+        high_water: Bytes of one response that wait to be read before the server has to.
     """
 
-    def __init__(self, *, connect_timeout_s: float = 10.0, keepalive_s: float = 4.0) -> None:
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float = 10.0,
+        keepalive_s: float = 4.0,
+        high_water: int = _HIGH_WATER,
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self._high_water = high_water
         self._keepalive_s = keepalive_s
         self._idle: dict[tuple[str, int], deque[_Connection]] = {}
         self._reuse = True
@@ -134,7 +142,9 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(lambda: _Connection(address), *address)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(address, self._high_water), *address
+                )
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection to {address[0]}:{address[1]}") from error
         except OSError as error:
@@ -147,8 +157,9 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 class _Connection(asyncio.BufferedProtocol):
     """One connection; serves one request at a time."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], high_water: int) -> None:
         self.address = address
+        self.high_water = high_water
         self.open = False
         self.idle_since = 0.0
         self.parser = ResponseParser()
@@ -190,7 +201,7 @@ class _Connection(asyncio.BufferedProtocol):
     def take(self) -> tuple[float, bytes]:
         """The oldest piece that was not taken."""
         at, piece = self.pieces.popleft()
-        if self._queued > _HIGH_WATER >= self._queued - len(piece):
+        if self._queued > self.high_water >= self._queued - len(piece):
             self._transport.resume_reading()
         self._queued -= len(piece)
         return at, piece
@@ -214,7 +225,7 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             for piece in self.parser.feed(bytes(self._view[:count])):
                 self.pieces.append((at, piece))
-                if self._queued <= _HIGH_WATER < self._queued + len(piece):
+                if self._queued <= self.high_water < self._queued + len(piece):
                     self._transport.pause_reading()
                 self._queued += len(piece)
         except (ProtocolError, RecursionError) as error:  # thousands of "100 Continue" recurse

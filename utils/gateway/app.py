@@ -1,0 +1,504 @@
+"""The gateway as an ASGI application: routes, who may, and what becomes of each request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from utils.gateway import ask, drain, sse
+from utils.gateway.ask import Api, Ask
+from utils.gateway.errors import ApiError, unavailable
+from utils.gateway.flight import Flight
+from utils.gateway.guard import Caller, Guard
+from utils.gateway.logs import LOG, say
+from utils.gateway.metrics import CONTENT_TYPE, Metrics
+from utils.gateway.pool import Pool
+from utils.gateway.relay import Relay, Send
+from utils.gateway.settings import Settings
+from utils.gateway.timing import Timing, on_message
+
+SWEEP_S = 0.1
+PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+ENGINE_HEADER = "x-gateway-engine"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MOST_DISCARDED = (
+    256 << 20
+)  # of a body that is too large: read on, so that its sender reads the answer
+_PAGE = Path(__file__).with_name("chat.html")
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src "
+    "'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Gateway:
+    """Everything that lives as long as the server.
+
+    Attributes:
+        settings: As loaded.
+        metrics: What `/metrics` says.
+        guard: Keys and rates.
+        pools: The backends, by model.
+        flights: Requests that are being answered.
+        drain_began: When SIGTERM came, s; None: it did not.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.guard = Guard(settings.keys)
+        self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
+        self.flights: set[Flight] = set()
+        self.drain_began: float | None = None
+
+    @property
+    def phase(self) -> str:
+        """What the server does now; see `drain.phase`."""
+        since = None if self.drain_began is None else time.monotonic() - self.drain_began
+        limits = self.settings.drain
+        return drain.phase(since, len(self.flights), limits.notice_s, limits.limit_s)
+
+    def begin_drain(self) -> None:
+        """From now on not ready."""
+        if self.drain_began is None:
+            self.drain_began = time.monotonic()
+            say("draining", in_flight=len(self.flights))
+
+    def ready(self) -> bool:
+        """Whether a load balancer should send requests: every model has a backend that works."""
+        now = time.monotonic()
+        return self.phase == drain.SERVING and all(
+            any(backend.usable(now) for backend in pool.backends) for pool in self.pools.values()
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watches backends and requests meanwhile."""
+        tasks = [
+            asyncio.create_task(backend.watch(pool.wake))
+            for pool in self.pools.values()
+            for backend in pool.backends
+        ]
+        tasks.append(asyncio.create_task(self._sweep()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for pool in self.pools.values():
+                for backend in pool.backends:
+                    await backend.close()
+
+    async def _sweep(self) -> None:
+        """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
+        limits = self.settings.timeouts
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            cutting = self.phase == drain.CUTTING
+            for flight in list(self.flights):
+                if cutting:
+                    flight.cut("draining")
+                elif now - flight.timing.began > limits.deadline_s:
+                    flight.cut("deadline")
+                elif flight.stage == "read" and now - flight.since > limits.idle_s:
+                    flight.cut("idle")
+                elif flight.stage == "send" and now - flight.since > limits.send_s:
+                    flight.cut("slow_client")
+
+    @contextmanager
+    def flying(self, flight: Flight) -> Iterator[None]:
+        """Counts a request as in flight, and lets it be cut."""
+        flight.task = asyncio.current_task()
+        self.flights.add(flight)
+        try:
+            yield
+        finally:
+            flight.task = None
+            self.flights.discard(flight)
+
+    def models(self) -> dict[str, Any]:
+        """Body of `/v1/models`, with the engines that serve each, and whether they work now."""
+        now = time.monotonic()
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": 0,
+                    "owned_by": "gateway",
+                    "engines": [
+                        {"name": engine, "up": any(b.usable(now) for b in backends)}
+                        for engine, backends in _by_engine(pool).items()
+                    ],
+                }
+                for name, pool in self.pools.items()
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a caller was charged for a request, by estimate."""
+
+    caller: Caller
+    asked: Ask
+
+    def settle(self, flight: Flight) -> None:
+        """Puts what was used in its place: as the engine counted, or at least what was relayed."""
+        used = float(flight.prompt_tokens + flight.completion_tokens)
+        if not used and flight.pieces:
+            used = self.asked.prompt_estimate + flight.pieces
+        self.caller.settle(self.asked.estimate - used)
+
+
+class Answer(Response):
+    """What a route returns for a request to an engine: it answers by itself."""
+
+    def __init__(self, gateway: Gateway, api: Api) -> None:
+        super().__init__()
+        self.gateway = gateway
+        self.api = api
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        flight: Flight = scope["flight"]
+        request = Request(scope, receive)
+        relay: Relay | None = None
+        charge: Charge | None = None
+        problem: ApiError | None = None
+        watch: asyncio.Task[None] | None = None
+        with self.gateway.flying(flight):
+            try:
+                if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
+                    raise unavailable("This server is stopping.", "draining", "draining", 1.0)
+                caller = self.gateway.guard.identify(request.headers.get("authorization"))
+                flight.caller = caller.name
+                body = await read_body(request, self.gateway.settings)
+                watch = asyncio.create_task(_tell_when_gone(receive, flight))
+                asked, pool = self._checked(body, flight)
+                self.gateway.guard.charge(caller, asked.estimate)
+                charge = Charge(caller, asked)
+                relay = Relay(asked, pool, self.gateway.settings, flight)
+                await relay.run(send, request.headers.get(ENGINE_HEADER), _trace_of(request))
+            except ApiError as error:
+                problem = error
+            except asyncio.CancelledError:
+                if not flight.cut_by:
+                    raise
+                current = asyncio.current_task()
+                assert current is not None
+                current.uncancel()
+                problem = _CUT.get(flight.cut_by)
+                flight.outcome = flight.cut_by
+            except Exception:
+                LOG.exception("internal error", extra={"fields": {"id": flight.request_id}})
+                problem = ApiError(
+                    500, "The gateway failed.", kind="server_error", outcome="internal_error"
+                )
+            finally:
+                flight.task = None
+                if watch is not None:
+                    watch.cancel()
+            if problem is not None:
+                flight.outcome = problem.outcome
+                await _send_problem(problem, send, relay, flight)
+            if charge is not None:
+                charge.settle(flight)
+
+    def _checked(self, body: bytes, flight: Flight) -> tuple[Ask, Pool]:
+        settings = self.gateway.settings
+        asked = ask.parse(self.api, body, settings.limits, settings.affinity.characters)
+        pool = self.gateway.pools.get(asked.model)
+        if pool is None:
+            names = ", ".join(self.gateway.pools)
+            raise ApiError(
+                404,
+                f"There is no model {asked.model[:100]!r} here. There are: {names}.",
+                param="model",
+                code="model_not_found",
+            )
+        flight.model = asked.model
+        flight.stream = asked.stream
+        return asked, pool
+
+
+_CUT = {
+    "deadline": ApiError(
+        504, "The request took too long.", kind="server_error", code="deadline", outcome="deadline"
+    ),
+    "idle": ApiError(
+        504,
+        "The engine stopped in the middle of its answer.",
+        kind="server_error",
+        code="upstream_error",
+        outcome="idle",
+    ),
+    "draining": unavailable("This server is stopping.", "draining", "draining", 1.0),
+}
+
+
+async def _send_problem(problem: ApiError, send: Send, relay: Relay | None, flight: Flight) -> None:
+    """The error as an answer, or as the last event of a stream that has begun."""
+    if relay is None or not relay.head_sent:
+        body = problem.body()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *problem.headers(),
+        ]
+        if problem.code == "draining":
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+    elif flight.stream:
+        await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The body, if it is not too large.
+
+    Raises:
+        ApiError: 413, or 408 for one that does not end.
+        asyncio.CancelledError: The client went away.
+    """
+    limit = settings.limits.body_bytes
+    too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
+        raise too_large
+    found, size = [], 0
+    try:
+        async with asyncio.timeout(settings.timeouts.body_s):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(499, "The client went away.", outcome="client_gone")
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size <= limit:
+                    found.append(piece)
+                elif size > _MOST_DISCARDED:
+                    raise too_large
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
+    if size > limit:
+        raise too_large
+    return b"".join(found)
+
+
+async def _tell_when_gone(receive: Any, flight: Flight) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    flight.cut("client_gone")
+
+
+def _trace_of(request: Request) -> dict[str, str]:
+    """Headers of a distributed trace (W3C Trace Context), as they came."""
+    found = {name: request.headers.get(name) for name in ("traceparent", "tracestate")}
+    return {name: value for name, value in found.items() if value}
+
+
+def _by_engine(pool: Pool) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for backend in pool.backends:
+        found.setdefault(backend.engine, []).append(backend)
+    return found
+
+
+class Observe:
+    """Outermost middleware: request id, times, metrics, one log line a request."""
+
+    def __init__(self, app: Any, gateway: Gateway) -> None:
+        self.app = app
+        self.gateway = gateway
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        flight = Flight(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
+        scope["flight"] = flight
+        marked = (b"x-request-id", flight.request_id.encode())
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), marked]}
+            flight.timing = on_message(flight.timing, message, time.monotonic())
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            if scope["path"] in PATHS:
+                self._note(flight)
+
+    def _note(self, flight: Flight) -> None:
+        timing = flight.timing
+        model, backend = flight.model or "none", flight.backend or "none"
+        seconds = time.monotonic() - timing.began
+        self.gateway.metrics.requests.labels(flight.route, model, backend, flight.outcome).inc()
+        if flight.backend and flight.outcome == "ok":
+            self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
+        if not LOG.isEnabledFor(logging.INFO):
+            return
+        say(
+            "request",
+            id=flight.request_id,
+            route=flight.route,
+            caller=flight.caller,
+            model=flight.model,
+            backend=flight.backend,
+            status=timing.status,
+            outcome=flight.outcome,
+            stream=flight.stream,
+            retries=flight.retries,
+            ttft_ms=None if timing.ttft is None else round(1000 * timing.ttft, 2),
+            e2e_ms=round(1000 * seconds, 2),
+            prompt_tokens=flight.prompt_tokens,
+            completion_tokens=flight.completion_tokens,
+        )
+
+
+def _request_id(scope: Any) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; `app.state.gateway` is its `Gateway`."""
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = FastAPI(title="Gateway", version="1", lifespan=lifespan, redoc_url=None, docs_url=None)
+    app.state.gateway = gateway
+    for path, api in PATHS.items():
+        _add_engine_route(app, gateway, path, api)
+    _add_plain_routes(app, gateway)
+    app.add_exception_handler(404, _no_such_path)
+    app.add_exception_handler(405, _no_such_method)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_middleware(Observe, gateway=gateway)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", ENGINE_HEADER],
+            expose_headers=["x-request-id", "x-gateway-backend", "retry-after"],
+        )
+    return app
+
+
+def _add_engine_route(app: FastAPI, gateway: Gateway, path: str, api: Api) -> None:
+    schema = ask.BODIES[api].model_json_schema()
+    body = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}
+    errors: dict[int | str, dict[str, Any]] = {
+        code: {"description": text}
+        for code, text in (
+            (400, "The body is wrong"),
+            (401, "No key, or an unknown one"),
+            (404, "No such model"),
+            (408, "The body did not arrive in time"),
+            (413, "The body is too large"),
+            (429, "Too many requests; Retry-After says when"),
+        )
+    }
+
+    @app.post(path, openapi_extra={"requestBody": body}, responses=errors, name=api)
+    async def answer(request: Request) -> Response:
+        return Answer(gateway, api)
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without `$defs`, whose references would point nowhere inside an OpenAPI document."""
+    defined = schema.pop("$defs", {})
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return resolve(defined[value["$ref"].rpartition("/")[2]])
+            return {key: resolve(inner) for key, inner in value.items()}
+        return [resolve(inner) for inner in value] if isinstance(value, list) else value
+
+    return dict(resolve(schema))
+
+
+def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        gateway.guard.identify(request.headers.get("authorization"))
+        return gateway.models()
+
+    @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
+    async def model(name: str, request: Request) -> dict[str, Any]:
+        gateway.guard.identify(request.headers.get("authorization"))
+        for entry in gateway.models()["data"]:
+            if entry["id"] == name:
+                return dict(entry)
+        raise ApiError(404, f"There is no model {name[:100]!r} here.", code="model_not_found")
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/health/ready", responses={503: {"description": "Draining, or a model is down"}})
+    async def ready() -> Response:
+        now = time.monotonic()
+        backends = {
+            backend.name: backend.usable(now)
+            for pool in gateway.pools.values()
+            for backend in pool.backends
+        }
+        fine = gateway.ready()
+        body = {"status": "ready" if fine else "not ready", "phase": gateway.phase}
+        return JSONResponse(body | {"backends": backends}, 200 if fine else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> Response:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return JSONResponse(json.loads(error.body()), error.status, headers=headers)
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    return await _api_error(request, ApiError(404, "There is no such path.", code="not_found"))
+
+
+async def _no_such_method(request: Request, error: Exception) -> Response:
+    return await _api_error(request, ApiError(405, "Not with this method.", code="method"))

@@ -1,0 +1,138 @@
+"""One running engine as the gateway sees it: its connections, its health, its circuit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from utils.benchmark.transport import AsyncioTransport
+from utils.engines.registry import ENGINES
+from utils.gateway import circuit
+from utils.gateway.logs import say
+from utils.gateway.metrics import Metrics
+from utils.gateway.settings import BackendSettings, Health
+
+CONNECT_S = 2.0
+BUFFERED_BYTES = 1 << 16  # of one stream whose client reads slowly; then the engine has to wait
+
+
+class Backend:
+    """One engine.
+
+    Attributes:
+        name: Its name in metrics and logs.
+        engine: Name of the engine.
+        outstanding: Requests in flight there.
+        up: Whether its health check answers. Taken for healthy until the first check.
+        circuit: What its answers say about it.
+        opening: Time limits of requests that wait for its first byte; they end when it goes down.
+    """
+
+    def __init__(
+        self, model: str, settings: BackendSettings, health: Health, metrics: Metrics
+    ) -> None:
+        self.name = settings.name
+        self.engine = settings.engine
+        self.settings = settings
+        self.model = settings.model or model
+        self.outstanding = 0
+        self.up = True
+        self.circuit = circuit.Circuit(health.circuit_failures, health.circuit_open_s)
+        self.opening: set[asyncio.Timeout] = set()
+        self._health = health
+        self._failed_checks = 0
+        self._urls = {
+            "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
+            "completions": httpx.URL(f"{settings.url}/v1/completions"),
+            "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
+        }
+        self._transport: httpx.AsyncBaseTransport = (
+            AsyncioTransport(connect_timeout_s=CONNECT_S, high_water=BUFFERED_BYTES)
+            if settings.url.startswith("http://")
+            else httpx.AsyncHTTPTransport()
+        )
+        labels = (model, self.name)
+        self.m_in_flight = metrics.in_flight.labels(*labels)
+        self.m_ttft = metrics.ttft.labels(*labels)
+        self.m_itl = metrics.itl.labels(*labels)
+        self.m_e2e = metrics.e2e.labels(*labels)
+        self.m_prompt = metrics.tokens.labels(*labels, "prompt")
+        self.m_answer = metrics.tokens.labels(*labels, "completion")
+        self._m_circuit = metrics.circuit.labels(*labels)
+        self._m_up = metrics.up.labels(*labels)
+        self._m_up.set(1)
+
+    def usable(self, now: float) -> bool:
+        """Whether it may get a request, room aside."""
+        return self.up and circuit.admits(self.circuit, now)
+
+    def event(self, event: str) -> None:
+        """Tells its circuit what happened to a request."""
+        before = self.circuit.state
+        self.circuit = circuit.step(self.circuit, event, time.monotonic())
+        if self.circuit.state != before:
+            self._m_circuit.set(circuit.STATES.index(self.circuit.state))
+            say("circuit", backend=self.name, state=self.circuit.state, before=before)
+
+    async def send(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        """Sends a request; returns when the head of the answer is there.
+
+        Raises:
+            httpx.HTTPError: No connection, or no answer.
+        """
+        request = httpx.Request("POST", self._urls[api], headers=headers, content=body)
+        return await self._transport.handle_async_request(request)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Checks its health for ever; calls `changed` when it went up or down."""
+        while True:
+            await asyncio.sleep(self._health.every_s)
+            healthy = await self._answers(self._check)
+            self._failed_checks = 0 if healthy else self._failed_checks + 1
+            up = healthy or (self.up and self._failed_checks < self._health.failures)
+            if up != self.up:
+                self._turn(up)
+                changed()
+
+    def _turn(self, up: bool) -> None:
+        self.up = up
+        self._m_up.set(up)
+        say("backend", logging.INFO if up else logging.WARNING, backend=self.name, up=up)
+        if not up:
+            now = asyncio.get_running_loop().time()
+            for limit in self.opening:
+                limit.reschedule(now)
+
+    async def _answers(self, check: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            async with asyncio.timeout(self._health.timeout_s):
+                return await check()
+        except (TimeoutError, httpx.HTTPError):
+            return False
+
+    async def _check(self) -> bool:
+        request = httpx.Request("GET", self._urls["health"])
+        response = await self._transport.handle_async_request(request)
+        try:
+            async for _ in _pieces(response):
+                pass
+        finally:
+            await _close(response)
+        return response.status_code == 200
+
+    async def close(self) -> None:
+        """Closes its idle connections."""
+        await self._transport.aclose()
+
+
+def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
+
+
+async def _close(response: httpx.Response) -> None:
+    await _pieces(response).aclose()

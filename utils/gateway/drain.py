@@ -1,0 +1,27 @@
+"""Draining: what a server does between SIGTERM and its end, so that nobody is cut off."""
+
+from __future__ import annotations
+
+SERVING, LEAVING, FINISHING, CUTTING, DONE = "serving", "leaving", "finishing", "cutting", "done"
+
+
+def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
+    """What to do now.
+
+    Args:
+        since_s: Seconds since SIGTERM; None: there was none.
+        in_flight: Requests that are being answered.
+        notice_s: How long the server says "not ready" and still serves, until load balancers have noticed.
+        limit_s: How long after SIGTERM requests in flight may take.
+
+    Returns:
+        `serving`; `leaving`: not ready, but new requests are still served; `finishing`: no new requests,
+        those in flight go on; `cutting`: they took too long, and end with an error; `done`: exit now.
+    """
+    if since_s is None:
+        return SERVING
+    if since_s < notice_s:
+        return LEAVING
+    if in_flight == 0:
+        return DONE
+    return FINISHING if since_s < limit_s else CUTTING

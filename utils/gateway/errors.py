@@ -1,0 +1,75 @@
+"""Errors in the form that OpenAI's clients understand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status.
+        message: For people: what is wrong, and the next step.
+        kind: OpenAI's `type`, for instance `invalid_request_error`.
+        code: OpenAI's `code`, for instance `model_not_found`; for programs.
+        outcome: How metrics and logs count the request.
+        param: The field that is wrong.
+        retry_after_s: When to try again, s; None: not said.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        outcome: str = "client_error",
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.outcome = outcome
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def fields(self) -> dict[str, Any]:
+        """The object under the key `error`."""
+        return {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+
+    def body(self) -> bytes:
+        """The answer's body."""
+        return json.dumps({"error": self.fields()}).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`Retry-After` in whole seconds, where it is known; 401 says how to authenticate."""
+        found = []
+        if self.retry_after_s is not None:
+            found.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
+        return found
+
+
+def upstream_error(message: str, outcome: str = "upstream_error", status: int = 502) -> ApiError:
+    """The engine, not the client, is at fault."""
+    return ApiError(status, message, kind="server_error", code="upstream_error", outcome=outcome)
+
+
+def unavailable(message: str, code: str, outcome: str, retry_after_s: float) -> ApiError:
+    """Nobody can answer now; trying again later may help."""
+    return ApiError(
+        503, message, kind="server_error", code=code, outcome=outcome, retry_after_s=retry_after_s
+    )

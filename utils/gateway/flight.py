@@ -1,0 +1,53 @@
+"""One request being answered: what is known of it, and how it is ended from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from utils.gateway.timing import Timing
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """What middleware, relay and watchers know of one request.
+
+    Attributes:
+        request_id: The client's own, or a new one; engines get it too.
+        timing: When its answer began and ended.
+        route: The path, for metrics.
+        caller, model, backend: Who asked what, and who answered; names only.
+        outcome: What became of it.
+        stage: What it waits for: `engine`, `read` (the next piece) or `send` (the client).
+        since: Since when, s.
+        prompt_tokens, completion_tokens: As the engine counted them.
+        pieces: Pieces of its stream that were relayed; no count of tokens, but a lower bound.
+        retries: How often it was sent again.
+        stream: Whether the client asked for a stream.
+        cut_by: Why it was ended from outside; "" if it was not.
+        task: The task to cancel; None once nothing can be cut any more.
+    """
+
+    request_id: str
+    timing: Timing
+    route: str = ""
+    caller: str = ""
+    model: str = ""
+    backend: str = ""
+    outcome: str = "ok"
+    stage: str = "engine"
+    since: float = field(default_factory=time.monotonic)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: int = 0
+    pieces: int = 0
+    stream: bool = False
+    cut_by: str = ""
+    task: asyncio.Task[object] | None = None
+
+    def cut(self, reason: str) -> None:
+        """Ends it, once: `client_gone`, `idle`, `slow_client`, `deadline` or `draining`."""
+        if self.task is not None and not self.cut_by:
+            self.cut_by = reason
+            self.task.cancel()

@@ -1,0 +1,166 @@
+"""The gateway as a process of this machine, for the lab, tests and measurements.
+
+with serve(models_of({"tiny": engines})) as gateway:
+    print(gateway.base_url)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from utils.engines.errors import EngineStartError
+from utils.engines.launch import RunningEngine
+from utils.engines.process import ProcessHandle
+from utils.engines.runtime import free_port, new_log, tail
+from utils.gateway.settings import load_settings
+
+START_TIMEOUT_S = 60.0
+POLL_S = 0.05
+
+
+class LocalGateway:
+    """A gateway that runs.
+
+    Attributes:
+        base_url: `http://127.0.0.1:PORT`.
+        log_path: Its log, one JSON object a line.
+    """
+
+    def __init__(self, base_url: str, handle: ProcessHandle) -> None:
+        self.base_url = base_url
+        self.log_path = handle.log_path
+        self._handle = handle
+
+    @property
+    def process(self) -> psutil.Process:
+        """The gateway's own process.
+
+        Raises:
+            psutil.NoSuchProcess: It has ended.
+        """
+        found = psutil.Process(int(self._handle.identity)).children()
+        if not found:
+            raise psutil.NoSuchProcess(int(self._handle.identity))
+        return found[0]
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, as whoever deploys a new version does: it drains, then ends."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def running(self) -> bool:
+        """Whether it is there."""
+        return self._handle.exit_code() is None
+
+    def get(self, path: str) -> Any:
+        """JSON of a path."""
+        return httpx.get(self.base_url + path, timeout=10.0, trust_env=False).json()
+
+    def metrics(self) -> str:
+        """Text of `/metrics`."""
+        return httpx.get(f"{self.base_url}/metrics", timeout=10.0, trust_env=False).text
+
+    def stop(self) -> None:
+        """Ends it. Twice does no harm."""
+        self._handle.stop()
+
+
+def models_of(
+    engines: Mapping[str, Sequence[RunningEngine]],
+    policy: str = "least_outstanding",
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The setting `models` for running engines.
+
+    Args:
+        engines: Engines that serve the same model, by the name under which clients ask for it.
+        policy: How one of them is chosen.
+        **options: Further settings of each backend, such as `max_outstanding`.
+    """
+    return [
+        {
+            "name": name,
+            "policy": policy,
+            "backends": [
+                {
+                    "name": f"{engine.name}-{number}",
+                    "engine": engine.name,
+                    "url": engine.base_url,
+                    "model": engine.model,
+                    **options,
+                }
+                for number, engine in enumerate(replicas)
+            ],
+        }
+        for name, replicas in engines.items()
+    ]
+
+
+@contextmanager
+def serve(models: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[LocalGateway]:
+    """Starts a gateway on a free port, yields it when it answers, and stops it at the end.
+
+    Args:
+        models: The setting `models`.
+        **settings: Other settings, over the defaults. Without `keys` anybody on this machine may ask.
+
+    Raises:
+        SettingsError: A setting is wrong.
+        EngineStartError: It did not start; holds the end of its log.
+    """
+    gateway = start(models, **settings)
+    try:
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+def start(models: Sequence[Mapping[str, Any]], **settings: Any) -> LocalGateway:
+    """As `serve`, for who stops it himself."""
+    port = settings.pop("port", 0) or free_port()
+    chosen: dict[str, Any] = {
+        "models": [dict(model) for model in models],
+        "port": port,
+        "drain": {"notice_s": 0},
+        "allow_anonymous": not settings.get("keys"),
+        **settings,
+    }
+    load_settings(**chosen)  # what is wrong is said here, not in a log
+    log = new_log("gateway")
+    config = log.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(chosen), encoding="utf-8")
+    command = [sys.executable, "-m", "utils.gateway", "--config", str(config)]
+    handle = ProcessHandle(command, {}, log)
+    gateway = LocalGateway(f"http://127.0.0.1:{port}", handle)
+    try:
+        _wait(gateway, handle)
+    except BaseException:
+        gateway.stop()
+        raise
+    finally:
+        config.unlink()
+    return gateway
+
+
+def _wait(gateway: LocalGateway, handle: ProcessHandle) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        code = handle.exit_code()
+        if code is not None or time.monotonic() > deadline:
+            what = f"ended with code {code}." if code is not None else "does not serve."
+            log = gateway.log_path
+            hint = "is the port free? The log says more."
+            raise EngineStartError("The gateway", what, tail(log, 20), hint, log)
+        with contextlib.suppress(httpx.HTTPError):
+            if gateway.get("/health/live")["status"] == "alive":
+                return
+        time.sleep(POLL_S)

@@ -1,0 +1,79 @@
+"""What Prometheus reads at `/metrics`."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own. Times are seconds."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        where = ["model", "backend"]
+        self.requests = Counter(
+            "gateway_requests",
+            "Requests that ended, by what became of them",
+            ["route", *where, "outcome"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "gateway_in_flight", "Requests at a backend", where, registry=registry
+        )
+        self.queued = Gauge(
+            "gateway_queued", "Requests that wait for a backend", ["model"], registry=registry
+        )
+        self.ttft = Histogram(
+            "gateway_ttft_seconds",
+            "From a request to the first byte of its stream",
+            where,
+            buckets=_FIRST,
+            registry=registry,
+        )
+        self.itl = Histogram(
+            "gateway_itl_seconds",
+            "Between two pieces of a stream (a piece may hold several tokens)",
+            where,
+            buckets=_GAP,
+            registry=registry,
+        )
+        self.e2e = Histogram(
+            "gateway_e2e_seconds",
+            "From a request to the end of its answer",
+            where,
+            buckets=_WHOLE,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "gateway_tokens",
+            "Tokens as engines counted them",
+            [*where, "kind"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "gateway_retries",
+            "Attempts that failed and were repeated, by the backend that failed",
+            [*where, "reason"],
+            registry=registry,
+        )
+        self.circuit = Gauge(
+            "gateway_circuit_state",
+            "0 closed, 1 half open, 2 open",
+            where,
+            registry=registry,
+        )
+        self.up = Gauge(
+            "gateway_backend_up",
+            "1 if its health check answers",
+            where,
+            registry=registry,
+        )
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,336 @@
+"""Sends a request to an engine and its answer to the client: byte by byte, with second chances.
+
+Until the first byte has gone to the client, a failed attempt is repeated on another backend. After it, a
+failure ends the stream with an error event: an answer is never begun twice, and never ends silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+
+from utils.gateway import sse
+from utils.gateway.ask import Ask
+from utils.gateway.backend import Backend
+from utils.gateway.errors import ApiError, unavailable, upstream_error
+from utils.gateway.flight import Flight
+from utils.gateway.pool import Pool
+from utils.gateway.settings import Settings
+
+Send = Any  # ASGI's
+_LARGEST_ANSWER = 64 << 20
+_LARGEST_EVENT = 16 << 20
+_LINGER_S = (
+    0.1  # for the end of a response whose [DONE] has come: then its connection can be used again
+)
+_USAGE = (b'"usage":{', b'"usage": {')
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+    choices: list[msgspec.Raw] = []
+
+
+class Failed(Exception):
+    """An attempt failed before the first byte of its answer.
+
+    Args:
+        reason: For metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
+        blame: Whether it speaks against the backend.
+        error: What the client gets if there is no other chance.
+    """
+
+    def __init__(self, reason: str, error: ApiError, blame: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+        self.blame = blame
+
+
+class Opened:
+    """An answer of which at least the first piece is there."""
+
+    def __init__(
+        self, response: httpx.Response, pieces: AsyncIterator[bytes], first: bytes, streamed: bool
+    ) -> None:
+        self.status = response.status_code
+        self.content_type: bytes = response.headers.get("content-type", "").encode()
+        self.first = first
+        self.streamed = streamed
+        self.pieces = pieces
+        self._response = response
+
+    async def close(self) -> None:
+        """Gives the connection back; one whose answer is not complete is closed, so the engine stops."""
+        await _close(self._response)
+
+
+class Relay:
+    """Answers one request."""
+
+    def __init__(self, ask: Ask, pool: Pool, settings: Settings, flight: Flight) -> None:
+        self.ask = ask
+        self.pool = pool
+        self.settings = settings
+        self.flight = flight
+        self.head_sent = False
+        self.headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if ask.stream else "application/json",
+            "accept-encoding": "identity",
+            "x-request-id": flight.request_id,
+        }
+
+    async def run(self, send: Send, engine: str | None, trace: dict[str, str]) -> None:
+        """The whole way: choose, send, relay.
+
+        Args:
+            send: ASGI's send.
+            engine: Only backends of this engine; None: of any.
+            trace: Headers of a distributed trace, handed on.
+
+        Raises:
+            ApiError: The client gets it as the answer, or as the event that ends its stream.
+            asyncio.CancelledError: The request was cut; `flight.cut_by` says why.
+        """
+        self.headers |= trace
+        failed: dict[str, Failed] = {}
+        while True:
+            backend = await self._acquire(engine, failed)
+            began = time.monotonic()
+            self.flight.backend = backend.name
+            result = "cancelled"
+            try:
+                opened = await self._open(backend)
+                try:
+                    await self._answer(opened, backend, send)
+                    result = "success"
+                finally:
+                    await opened.close()
+                return
+            except Failed as failure:
+                result = "failure" if failure.blame else "cancelled"
+                failed[backend.name] = failure
+                if self.flight.retries == self.settings.health.retries:
+                    raise failure.error from failure
+                self.flight.retries += 1
+                self.pool.retried(backend, failure.reason)
+            except ApiError as error:
+                result = "failure" if error.outcome in ("broken_stream", "idle") else "success"
+                raise
+            except asyncio.CancelledError:
+                result = "failure" if self.flight.cut_by == "idle" else "cancelled"
+                raise
+            finally:
+                backend.event(result)
+                self.pool.release(backend, time.monotonic() - began)
+
+    async def _acquire(self, engine: str | None, failed: dict[str, Failed]) -> Backend:
+        """A backend that has not failed; after a broken connection also the same one, once more.
+
+        Raises:
+            ApiError: There is none. After a failure its error says more than "no backend".
+        """
+        last = list(failed.values())[-1] if failed else None
+        try:
+            backend = await self.pool.acquire(self.ask.prefix, engine, failed)
+        except ApiError as error:
+            if last is None or error.outcome != "no_backend":
+                raise
+            raise last.error from last
+        if backend.name in failed and failed[backend.name].reason not in ("connect", "cut"):
+            backend.event("cancelled")
+            self.pool.release(backend, self.pool.served_s)
+            raise failed[backend.name].error
+        return backend
+
+    async def _open(self, backend: Backend) -> Opened:
+        """Sends the request, and waits for the first piece of the answer's body.
+
+        Raises:
+            Failed: Before that piece.
+        """
+        name = backend.name
+        limit = asyncio.timeout(self.settings.timeouts.first_byte_s)
+        try:
+            async with limit:
+                backend.opening.add(limit)
+                try:
+                    return await self._first_piece(backend)
+                finally:
+                    backend.opening.discard(limit)
+        except TimeoutError:
+            error = upstream_error(
+                f"The engine {name} did not answer in time.", "timeout", status=504
+            )
+            raise Failed("timeout", error) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise Failed("connect", upstream_error(f"The engine {name} is down.")) from None
+        except httpx.HTTPError:
+            error = upstream_error(f"The engine {name} broke off before its answer.")
+            raise Failed("cut", error) from None
+
+    async def _first_piece(self, backend: Backend) -> Opened:
+        body = self.ask.body_for(backend.model)
+        response = await backend.send(self.ask.api, body, self.headers)
+        try:
+            status = response.status_code
+            pieces = _stream(response)
+            kind = response.headers.get("content-type", "")
+            if status == 200 and kind.startswith("text/event-stream"):
+                first = await anext(pieces, b"")
+                if not first:
+                    raise httpx.RemoteProtocolError("a stream without an event")
+                return Opened(response, pieces, first, True)
+            whole = await _whole(pieces)
+            if status >= 500 or status == 429:
+                raise _refused(backend.name, status, whole)
+            return Opened(response, pieces, whole, False)
+        except BaseException:
+            await _close(response)
+            raise
+
+    async def _answer(self, opened: Opened, backend: Backend, send: Send) -> None:
+        now = time.monotonic()
+        if not opened.streamed:
+            if opened.status == 200:
+                self._count(opened.first, backend)
+            else:
+                self.flight.outcome = "client_error"
+            await self._head(send, opened.status, self._plain_headers(opened))
+            self.flight.task = None
+            await send({"type": "http.response.body", "body": opened.first})
+            return
+        backend.m_ttft.observe(now - self.flight.timing.began)
+        await self._head(send, 200, EVENT_STREAM)
+        try:
+            await self._pump(opened, backend, send, now)
+        except httpx.HTTPError:
+            raise self._broken(backend) from None
+
+    async def _pump(self, opened: Opened, backend: Backend, send: Send, last: float) -> None:
+        """Relays whole events as they come, unread but for the usage block and the end."""
+        flight, observe, clock = self.flight, backend.m_itl.observe, time.monotonic
+        piece, rest = opened.first, b""
+        while True:
+            data = rest + piece if rest else piece
+            size = sse.complete_length(data)
+            data, rest = (data, b"") if size == len(data) else (data[:size], data[size:])
+            if _USAGE[0] in data or _USAGE[1] in data:
+                data = self._without_usage(data, backend)
+            done = sse.DONE in data and sse.ends(data)
+            if done:
+                flight.task = None  # complete: nothing is left to cut
+            if data:
+                flight.stage, flight.since = "send", last
+                flight.pieces += 1
+                await send({"type": "http.response.body", "body": data, "more_body": not done})
+            if done:
+                await _linger(opened.pieces)
+                return
+            flight.stage, flight.since = "read", clock()
+            piece = await anext(opened.pieces, b"")
+            if not piece or len(rest) > _LARGEST_EVENT:
+                raise self._broken(backend)
+            now = clock()
+            observe(now - last)
+            last = now
+
+    def _broken(self, backend: Backend) -> ApiError:
+        return upstream_error(
+            f"The engine {backend.name} broke off in the middle of its answer.", "broken_stream"
+        )
+
+    def _without_usage(self, data: bytes, backend: Backend) -> bytes:
+        """Counts tokens; takes the block out again if the client did not ask for it."""
+        kept = []
+        for event in sse.events_in(data):
+            if _USAGE[0] in event or _USAGE[1] in event:
+                counted = self._count("".join(sse.feed(b"", event)[0][:1]).encode(), backend)
+                if counted and not counted.choices and not self.ask.wants_usage:
+                    continue
+            kept.append(event)
+        return b"".join(kept)
+
+    def _count(self, body: bytes, backend: Backend) -> _Counted | None:
+        try:
+            counted = _DECODER.decode(body)
+        except msgspec.DecodeError:
+            return None
+        if counted.usage is not None:
+            prompt, answer = counted.usage.prompt_tokens, counted.usage.completion_tokens or 0
+            # Engines that repeat the block say totals: what counts is the difference.
+            backend.m_prompt.inc(max(0, prompt - self.flight.prompt_tokens))
+            backend.m_answer.inc(max(0, answer - self.flight.completion_tokens))
+            self.flight.prompt_tokens, self.flight.completion_tokens = prompt, answer
+        return counted
+
+    def _plain_headers(self, opened: Opened) -> list[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", opened.content_type or b"application/json"),
+            (b"content-length", b"%d" % len(opened.first)),
+        ]
+
+    async def _head(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.head_sent = True
+        mark = (b"x-gateway-backend", self.flight.backend.encode())
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, mark]})
+
+
+_DECODER = msgspec.json.Decoder(_Counted)
+
+
+def _refused(name: str, status: int, body: bytes) -> Failed:
+    """An engine's own error, which another engine may not have."""
+    try:
+        said = str(msgspec.json.decode(body)["error"]["message"])[:500]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        said = "no reason given"
+    if status in (429, 503):
+        error = unavailable(f"The engine {name} is busy: {said}", "engine_busy", "busy", 2.0)
+        return Failed(f"http_{status}", error, blame=False)
+    return Failed(f"http_{status}", upstream_error(f"The engine {name} answered {status}: {said}"))
+
+
+def _stream(response: httpx.Response) -> AsyncIterator[bytes]:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return aiter(response.stream)
+
+
+async def _close(response: httpx.Response) -> None:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    await response.stream.aclose()
+
+
+async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
+    found, size = [], 0
+    async for piece in pieces:
+        found.append(piece)
+        size += len(piece)
+        if size > _LARGEST_ANSWER:
+            raise httpx.ReadError("an answer without an end")
+    return b"".join(found)
+
+
+async def _linger(pieces: AsyncIterator[bytes]) -> None:
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            async for _ in pieces:
+                pass
+    except (TimeoutError, httpx.HTTPError):
+        pass

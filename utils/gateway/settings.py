@@ -1,0 +1,297 @@
+"""The gateway's settings: one YAML file, and environment variables over it.
+
+    GATEWAY_CONFIG=gateway.yaml GATEWAY_PORT=9000 GATEWAY_TIMEOUTS__IDLE_S=20 python -m utils.gateway
+
+A variable is `GATEWAY_` and the key in capitals, `__` for a dot. What is wrong is refused before anything
+listens, with the key's name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from utils.engines.registry import ENGINES
+from utils.gateway.balance import POLICIES
+
+CONFIG_VARIABLE = "GATEWAY_CONFIG"
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be meant; names each key."""
+
+
+class Part(BaseModel):
+    """A group of settings; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackendSettings(Part):
+    """One running engine.
+
+    Attributes:
+        name: Unique name; it stands in metrics and logs.
+        engine: Name of the engine in `utils.engines`; tells the path of its health check.
+        url: `http://HOST:PORT`, without `/v1`.
+        model: The model's name there; None: as clients call it.
+        max_outstanding: Most requests in flight there; more wait in the queue.
+    """
+
+    name: Name
+    engine: str
+    url: str
+    model: str | None = None
+    max_outstanding: Count = 64
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ENGINES:
+            raise ValueError(f"there is no engine {value!r}; known: {', '.join(ENGINES)}")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("write http://HOST:PORT")
+        if parts.path.strip("/"):
+            raise ValueError("write the address without a path: /v1 is added")
+        return value.rstrip("/")
+
+
+class ModelSettings(Part):
+    """A model as clients know it, and who serves it.
+
+    Attributes:
+        name: The name in requests.
+        backends: Its replicas.
+        policy: How one of them is chosen.
+    """
+
+    name: Name
+    backends: tuple[BackendSettings, ...] = Field(min_length=1)
+    policy: Literal["round_robin", "least_outstanding", "power_of_two", "prefix_affinity"] = (
+        "least_outstanding"
+    )
+
+
+class KeySettings(Part):
+    """One API key. The key itself is nowhere: `python -m utils.gateway new-key NAME` prints it once.
+
+    Attributes:
+        name: Whose it is; it stands in logs.
+        sha256: SHA-256 of the key, in hexadecimal.
+        requests_per_minute: Requests allowed in the long run; a minute's worth may come at once.
+        tokens_per_minute: The same for prompt and answer tokens.
+    """
+
+    name: Name
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    requests_per_minute: float = Field(default=600, gt=0)
+    tokens_per_minute: float = Field(default=600_000, gt=0)
+
+
+class Limits(Part):
+    """What a request may ask for.
+
+    Attributes:
+        body_bytes: Size of the body.
+        max_tokens: Longest answer; also what an answer is counted as until its end, if it sets none.
+        choices: Largest `n` and `best_of`.
+        messages: Messages of a chat; prompts of a batch.
+    """
+
+    body_bytes: Count = 1_000_000
+    max_tokens: Count = 4096
+    choices: Count = 8
+    messages: Count = 1000
+
+
+class Queue(Part):
+    """Requests that wait for a backend.
+
+    Attributes:
+        size: Most that wait, for each model; 429 beyond it. 0: nobody waits.
+        wait_s: Longest wait; 429 after it.
+    """
+
+    size: int = Field(default=64, ge=0, le=100_000)
+    wait_s: Seconds = 10.0
+
+
+class Timeouts(Part):
+    """How long things may take, s.
+
+    Attributes:
+        deadline_s: A whole request, from its last byte in to its last byte out.
+        first_byte_s: From sending to an engine to its first byte; then another is tried.
+        idle_s: Between two pieces of a stream; then it ends with an error event.
+        send_s: A client that does not read; then it is dropped.
+        body_s: From a request's head to the end of its body.
+    """
+
+    deadline_s: Seconds = 300.0
+    first_byte_s: Seconds = 60.0
+    idle_s: Seconds = 30.0
+    send_s: Seconds = 30.0
+    body_s: Seconds = 30.0
+
+
+class Health(Part):
+    """Active and passive health checks.
+
+    Attributes:
+        every_s: Between two checks of a backend.
+        timeout_s: What one check may take.
+        failures: Failed checks in a row that take a backend out; one good check takes it back.
+        circuit_failures: Failed requests in a row that open its circuit.
+        circuit_open_s: How long it then gets no request, before one may try.
+        retries: How often a request is sent to another backend, as long as its client has got nothing.
+    """
+
+    every_s: Seconds = 1.0
+    timeout_s: Seconds = 1.0
+    failures: Count = 2
+    circuit_failures: Count = 3
+    circuit_open_s: Seconds = 5.0
+    retries: int = Field(default=2, ge=0, le=10)
+
+
+class Drain(Part):
+    """What happens at SIGTERM.
+
+    Attributes:
+        notice_s: Not ready, but still serving: until load balancers have noticed.
+        limit_s: After this, requests in flight end with an error.
+    """
+
+    notice_s: float = Field(default=2.0, ge=0, le=600)
+    limit_s: Seconds = 30.0
+
+
+class Affinity(Part):
+    """The policy `prefix_affinity`.
+
+    Attributes:
+        characters: How much of a prompt's beginning makes the key.
+        slack: How much more than the mean a backend may have in flight, as a factor.
+    """
+
+    characters: Count = 512
+    slack: float = Field(default=1.25, ge=1, le=100)
+
+
+class Settings(BaseSettings):
+    """All of it.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        models: What is served.
+        keys: Who may.
+        allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.
+        cors_origins: Web pages of other origins that may call; none by default.
+        log_level: `debug`, `info`, `warning` or `error`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    models: tuple[ModelSettings, ...] = Field(min_length=1)
+    keys: tuple[KeySettings, ...] = ()
+    allow_anonymous: bool = False
+    cors_origins: tuple[str, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: Limits = Limits()
+    queue: Queue = Queue()
+    timeouts: Timeouts = Timeouts()
+    health: Health = Health()
+    drain: Drain = Drain()
+    affinity: Affinity = Affinity()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        backends = [backend.name for model in self.models for backend in model.backends]
+        for what, names in (
+            ("models", [model.name for model in self.models]),
+            ("models.backends", backends),
+            ("keys", [key.name for key in self.keys]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: the name {twice[0]!r} occurs twice")
+        if not self.keys and not self.allow_anonymous:
+            raise ValueError(
+                "keys: there are none, so nobody could ask. Add one (python -m utils.gateway new-key "
+                "NAME), or set allow_anonymous: true"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes over what the file says (which comes as arguments)."""
+        return env_settings, init_settings
+
+
+def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
+    """Reads the settings.
+
+    Args:
+        path: The YAML file; None: the one that GATEWAY_CONFIG names, or none.
+        **values: Over the file's.
+
+    Raises:
+        SettingsError: The file cannot be read, or a key is missing, unknown or wrong; names it.
+    """
+    path = path or os.environ.get(CONFIG_VARIABLE)
+    found: Any = {}
+    if path:
+        try:
+            found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"{path} cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise SettingsError(f"{path}: write `key: value` lines, not a {type(found).__name__}.")
+    known = {name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if variable.startswith("GATEWAY_") and variable != CONFIG_VARIABLE:
+            key = variable.removeprefix("GATEWAY_").split("__")[0].upper()
+            if key not in known:
+                raise SettingsError(f"{variable}: there is no key {key.lower()!r}.")
+    try:
+        return Settings(**{str(key): value for key, value in found.items()} | values)
+    except ValidationError as error:
+        lines = [f"{_key(problem['loc'])}{problem['msg']}" for problem in error.errors()]
+        where = f" in {path}" if path else ""
+        raise SettingsError(f"Wrong settings{where}:\n  " + "\n  ".join(lines)) from None
+    except Exception as error:  # pydantic-settings: a variable that is no JSON where JSON is needed
+        raise SettingsError(f"Wrong settings in the environment: {error}") from None
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place)) + ": " if place else ""
+
+
+assert set(POLICIES) == set(ModelSettings.model_fields["policy"].annotation.__args__)  # type: ignore[union-attr]

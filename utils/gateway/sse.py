@@ -1,0 +1,87 @@
+"""Server-sent events by hand: written, read again, and what a relay has to know of them.
+
+`utils.benchmark.sse` has the parser that measures; these are the small parts of it that a gateway needs.
+Source: WHATWG HTML, section 9.2 "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+DONE = b"[DONE]"
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may be half of a CRLF
+_EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
+
+
+def encode(data: str, event: str = "", id_: str = "") -> bytes:
+    """One event; a text of several lines becomes several `data:` lines.
+
+    Raises:
+        ValueError: A line break in the event's name or id, which would start another field.
+    """
+    if any(mark in event + id_ for mark in "\r\n\0"):
+        raise ValueError("an event's name and id are one line")
+    lines = [f"event: {event}"] if event else []
+    lines += [f"id: {id_}"] if id_ else []
+    text = data.replace("\r\n", "\n").replace("\r", "\n")
+    lines += [f"data: {line}" for line in text.split("\n")]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
+    """The next bytes of a stream: the data of events that they complete, and what is left for later.
+
+    Args:
+        buffer: What the last call left; at first empty.
+        piece: Bytes as they came: half an event, three events, half a character.
+
+    Returns:
+        The data of each complete event that has some, and the bytes of the event that is not complete.
+    """
+    found: list[str] = []
+    data: list[bytes] = []
+    buffer += piece
+    start = line_start = 0  # of the event that is being read, and of its line
+    for end in _LINE_END.finditer(buffer):
+        line, line_start = buffer[line_start : end.start()], end.end()
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif line == b"data":
+            data.append(b"")
+        elif not line:
+            if data:
+                found.append(b"\n".join(data).decode("utf-8", "replace"))
+            data, start = [], line_start
+    return found, buffer[start:]
+
+
+def complete_length(data: bytes) -> int:
+    """How many bytes of `data` are whole events: up to the last empty line."""
+    if data.endswith(b"\n\n"):  # as every engine sends them, almost always
+        return len(data)
+    last = 0
+    for end in _EVENT_END.finditer(data):
+        last = end.end()
+    return last
+
+
+def ends(data: bytes) -> bool:
+    """Whether the event `[DONE]` is among whole events. JSON has no line break: no text looks like it."""
+    return any(line.removeprefix(b"data:").strip() == DONE for line in data.splitlines())
+
+
+def error_event(error: Mapping[str, Any]) -> bytes:
+    """The event that ends a broken stream, in the form that OpenAI's clients raise."""
+    return encode(json.dumps({"error": error}))
+
+
+def events_in(data: bytes) -> list[bytes]:
+    """Whole events as they stand in `data`, each with its end."""
+    parts, start = [], 0
+    for end in _EVENT_END.finditer(data):
+        parts.append(data[start : end.end()])
+        start = end.end()
+    return [*parts, data[start:]] if start < len(data) else parts
