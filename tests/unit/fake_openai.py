@@ -102,7 +102,7 @@ class FakeServer:
         stream = asyncio.create_task(self._stream(writer, asked, chat, word, usage))
         try:
             await asyncio.wait([gone, stream], return_when=asyncio.FIRST_COMPLETED)
-            if not stream.done():
+            if not stream.done() or stream.exception():
                 self.cancelled += 1
                 return False
             return stream.result() and not gone.done()

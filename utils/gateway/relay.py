@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from utils.benchmark.transport import TimedStream
 from utils.gateway import sse
 from utils.gateway.ask import Ask
 from utils.gateway.backend import Backend
@@ -308,6 +309,8 @@ def _refused(name: str, status: int, body: bytes) -> Failed:
 
 
 def _stream(response: httpx.Response) -> AsyncIterator[bytes]:
+    if isinstance(response.stream, TimedStream):
+        return response.stream.batches()
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return aiter(response.stream)
 

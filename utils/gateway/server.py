@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ import uvicorn
 
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
+from utils.gateway.cork import CorkedProtocol
 from utils.gateway.logs import say, set_up
 from utils.gateway.settings import Settings
 
@@ -35,6 +37,8 @@ class Server(uvicorn.Server):
         """Listens, and says where."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what lives as long as the server is not looked through again and again
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
             say("listening", host=self.config.host, port=port)
@@ -65,6 +69,7 @@ def run(settings: Settings) -> None:
     limits = settings.drain
     config = uvicorn.Config(
         app,
+        http=CorkedProtocol,
         host=settings.host,
         port=settings.port,
         access_log=False,
