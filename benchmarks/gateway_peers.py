@@ -4,7 +4,7 @@ Streams run in rounds, everybody in turn, so that a slow phase of the machine hi
 difference of the medians of a round; throughput is output tokens per second over the direct one's.
 
     python -m benchmarks.gateway_peers --engine vllm        # make bench-gateway
-    python -m benchmarks.gateway_peers --engine paced       # a fake server with known times, for the costs alone
+    python -m benchmarks.gateway_peers --engine paced       # a fake server: the costs alone
 """
 
 from __future__ import annotations

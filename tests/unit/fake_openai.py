@@ -1,7 +1,7 @@
-"""A fake OpenAI server that behaves, or misbehaves, as it is told. It serves no model and bears no engine's name.
+"""A fake OpenAI server that behaves, or misbehaves, as it is told. No model, no engine.
 
 In a test: `async with FakeServer() as fake: fake.mode = "cut"`. As a process, for signals:
-`python tests/unit/fake_openai.py --port 0` prints its port; the environment of the path `/mode/NAME` sets a mode.
+`python tests/unit/fake_openai.py --port 0` prints its port; the path `/mode/NAME` sets a mode.
 Its answer repeats the prompt's last word, so that a test sees whose answer a client got.
 """
 
@@ -32,9 +32,7 @@ class FakeServer:
         self.requests, self.headers, self.cancelled, self.running = [], [], 0, 0
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, backlog=1024
-        )
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._tasks = set()
@@ -155,7 +153,8 @@ class FakeServer:
         body = json.dumps(data).encode()
         writer.write(
             f"HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n".encode() + body
+            f"content-length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         return True
 

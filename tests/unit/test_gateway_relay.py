@@ -182,7 +182,7 @@ def test_a_client_that_does_not_read_is_dropped():
     async def work():
         fake = FakeServer(tokens=4000, filler="x" * 4000)
         async with case(fake, timeouts=FAST) as c:
-            reader, writer = await asyncio.open_connection(*c.url.removeprefix("http://").split(":"))
+            _, writer = await asyncio.open_connection(*c.url.removeprefix("http://").split(":"))
             body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
             data = json.dumps(body).encode()
             writer.write(
@@ -294,7 +294,9 @@ def test_openais_client_is_at_home():
         keys = [{"name": "k", "sha256": _sha("gw-right")}]
         async with case(FakeServer(), keys=keys) as c:
             http = httpx.AsyncClient(trust_env=False)
-            client = openai.AsyncOpenAI(base_url=f"{c.url}/v1", api_key="gw-right", http_client=http)
+            client = openai.AsyncOpenAI(
+                base_url=f"{c.url}/v1", api_key="gw-right", http_client=http
+            )
             ask = client.chat.completions.create
             messages = [{"role": "user", "content": "one two"}]
             assert [m.id async for m in client.models.list()] == [MODEL]

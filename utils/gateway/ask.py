@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.gateway.errors import ApiError
 from utils.gateway.settings import Limits
@@ -50,11 +50,44 @@ class Common(_Body):
     user: Text | None = None
 
 
+class Piece(_Body):
+    """A part of a message's content. Engines fail on parts that are not whole (llama.cpp: HTTP 500)."""
+
+    type: Text
+    text: Text | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Piece:
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type 'text' has a text")
+        return self
+
+
+class Function(_Body):
+    """What a tool is called."""
+
+    name: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Body):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
 class Message(_Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[dict[str, Any]] | None = None
+    content: Text | list[Piece] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("a message has a content")
+        return self
 
 
 class ChatBody(Common):
@@ -64,7 +97,7 @@ class ChatBody(Common):
     max_completion_tokens: Whole | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: Text | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -150,7 +183,7 @@ def parse(api: Api, body: bytes, limits: Limits, prefix_characters: int) -> Ask:
     if isinstance(asked, ChatBody):
         wanted = asked.max_completion_tokens or wanted
         _at_most("messages", len(asked.messages), limits.messages)
-        prompt = "\n".join(f"{m.role}:{m.content}" for m in asked.messages)
+        prompt = "\n".join(f"{m.role}:{_text_of(m)}" for m in asked.messages)
     else:
         _at_most("best_of", asked.best_of, limits.choices)
         texts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
@@ -172,6 +205,12 @@ def parse(api: Api, body: bytes, limits: Limits, prefix_characters: int) -> Ask:
         estimate=len(prompt) / CHARACTERS_PER_TOKEN + answer,
         body=body,
     )
+
+
+def _text_of(message: Message) -> str:
+    if isinstance(message.content, list):
+        return "".join(piece.text or piece.type for piece in message.content)
+    return message.content or ""
 
 
 def _at_most(field: str, value: int | None, limit: int) -> None:

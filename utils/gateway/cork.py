@@ -11,7 +11,6 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-
 LINGER_S = 1.0
 
 
