@@ -41,12 +41,14 @@ class Victim:
         self.start()
 
     def start(self) -> None:
+        """Starts it."""
         command = [sys.executable, str(FAKE), "--port", str(self.port)]
         self.process = subprocess.Popen(
             [*command, "--tokens", str(TOKENS), "--gap", "0.002"], stdout=subprocess.DEVNULL
         )
 
     def end(self) -> None:
+        """Ends it for good, frozen or not."""
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
         self.process.wait()
