@@ -59,6 +59,29 @@ class Speculation:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """Sizes of the lab on the production API.
+
+    Attributes:
+        groups: Shared beginnings of prompts; an odd number, so that two replicas in turn split each.
+        per_group: Prompts with each of them.
+        requests: Requests of a load during which something is broken.
+        users: Requests in flight of that load.
+        answer_tokens: Length of its answers.
+    """
+
+    groups: int = 11
+    per_group: int = 6
+    requests: int = 240
+    users: int = 8
+    answer_tokens: int = 32
+
+    def quick(self) -> Serving:
+        """As few as the lab still runs with."""
+        return Serving(groups=5, per_group=4, requests=60, users=6, answer_tokens=24)
+
+
+@dataclass(frozen=True)
 class Load:
     """How hard a benchmark presses.
 
@@ -69,6 +92,7 @@ class Load:
         output_tokens: Tokens generated for each request.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
+        serving: Sizes of the lab on the production API.
     """
 
     levels: tuple[int, ...]
@@ -77,6 +101,7 @@ class Load:
     output_tokens: int
     repeats: int
     speculation: Speculation = Speculation()
+    serving: Serving = Serving()
 
     def requests_at(self, level: int) -> int:
         """Requests to send at concurrency `level`."""
@@ -95,6 +120,7 @@ class Load:
             output_tokens=min(self.output_tokens, 16),
             repeats=2,
             speculation=self.speculation.quick(),
+            serving=self.serving.quick(),
         )
 
 

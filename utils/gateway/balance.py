@@ -50,9 +50,9 @@ def make_ring(names: Sequence[str], points: int = POINTS) -> list[tuple[int, str
 
 
 def bounded_hash(
-    ring: Sequence[tuple[int, str]], outstanding: Mapping[str, int], key: str, slack: float
+    ring: Sequence[tuple[int, str]], outstanding: Mapping[str, int], place: int, slack: float
 ) -> str:
-    """The first backend clockwise from the key's place that has room.
+    """The first backend at or behind a key's place on the ring that has room; the ring is round.
 
     With m requests in flight and this one, each of n backends may have `ceil(slack * (m + 1) / n)`. So a key
     finds the same backend again while loads are even, and a popular key cannot overload it.
@@ -60,11 +60,11 @@ def bounded_hash(
     Args:
         ring: Of `make_ring`; backends that are not in `outstanding` are passed over.
         outstanding: Requests in flight of the backends that may be chosen; not empty.
-        key: What has to find the same backend again.
+        place: Where the key lies, `point(key)`: the same key finds the same backend again.
         slack: 1 or more; 1.25 allows a quarter more than the mean.
     """
     limit = math.ceil(slack * (sum(outstanding.values()) + 1) / len(outstanding))
-    start = bisect_left(ring, (point(key), ""))
+    start = bisect_left(ring, (place, ""))
     for i in range(len(ring)):
         name = ring[(start + i) % len(ring)][1]
         if name in outstanding and outstanding[name] < limit:

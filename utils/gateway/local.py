@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -34,11 +35,19 @@ class LocalGateway:
     Attributes:
         base_url: `http://127.0.0.1:PORT`.
         log_path: Its log, one JSON object a line.
+        command: What was run.
+        name, version, model_path, quantisation: For records of runs against it.
     """
+
+    name = "gateway"
 
     def __init__(self, base_url: str, handle: ProcessHandle) -> None:
         self.base_url = base_url
         self.log_path = handle.log_path
+        self.command = list(handle.command)
+        self.version = f"fastapi {version('fastapi')}, uvicorn {version('uvicorn')}"
+        self.model_path = ""
+        self.quantisation = ""
         self._handle = handle
 
     @property

@@ -108,7 +108,7 @@ class Pool:
         if self.policy == "power_of_two":
             return balance.power_of_two(outstanding, self._rng)
         if self.policy == "prefix_affinity":
-            return balance.bounded_hash(self._ring, outstanding, key, self._slack)
+            return balance.bounded_hash(self._ring, outstanding, balance.point(key), self._slack)
         if self.policy == "round_robin":
             return list(outstanding)[self._turn % len(outstanding)]
         return balance.least_outstanding(outstanding, self._turn)

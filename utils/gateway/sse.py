@@ -16,16 +16,15 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may be half
 _EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
 
 
-def encode(data: str, event: str = "", id_: str = "") -> bytes:
+def encode(data: str, event: str = "") -> bytes:
     """One event; a text of several lines becomes several `data:` lines.
 
     Raises:
-        ValueError: A line break in the event's name or id, which would start another field.
+        ValueError: A line break in the event's name, which would start another field.
     """
-    if any(mark in event + id_ for mark in "\r\n\0"):
-        raise ValueError("an event's name and id are one line")
+    if "\r" in event or "\n" in event:
+        raise ValueError("an event's name is one line")
     lines = [f"event: {event}"] if event else []
-    lines += [f"id: {id_}"] if id_ else []
     text = data.replace("\r\n", "\n").replace("\r", "\n")
     lines += [f"data: {line}" for line in text.split("\n")]
     return ("\n".join(lines) + "\n\n").encode()

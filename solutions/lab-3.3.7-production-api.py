@@ -1,0 +1,631 @@
+# %% [markdown]
+# # Lab 3.3.7: a production API
+#
+# A restaurant is more than its stove. Somebody meets the guests, says how long they will wait, sends each order to a
+# cook who has a free hand, and knows what to say when a pan catches fire. Nobody praises that person for the food, and
+# without that person there is no restaurant. An inference engine is a stove. This lab builds what stands in front.
+#
+# You will be able to
+#
+# * write server-sent events and read them again, however the network cuts them;
+# * measure time to first token where it is served, and not mistake the head of an answer for its first token;
+# * limit what a key may use, with a token bucket, and say when to come back;
+# * choose a backend: fewest in flight, or the one that has the prompt's beginning in its cache, with a bound;
+# * say what a client sees when an engine is killed, frozen, slow, or lies about its health, and why;
+# * end a server without cutting anybody off;
+# * read the four numbers that a dashboard of such a service needs, and write down what a deployment needs.
+#
+# **It starts** two vLLM and three llama.cpp, and several gateways in front of them, on free ports of 127.0.0.1, and stops
+# them all. **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here, *cited* with their
+# source, or *derived* by a formula that you see; each says which it is.
+#
+# The gateway is `utils/gateway`: some 2,000 lines of FastAPI, with an OpenAI-compatible API. What you write here are its
+# rules; each stands there in a file of its own, small and pure, and the gateway runs on them.
+
+# %%
+from dataclasses import replace
+
+from IPython.display import display
+
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_7 as checks
+from utils.engines.fleet import Fleet, start_later
+from utils.gateway import balance, bucket, runs, words
+from utils.gateway.bucket import Bucket
+from utils.gateway.circuit import Circuit
+from utils.gateway.guard import digest
+from utils.gateway.local import models_of, serve
+from utils.gateway.timing import Timing
+from utils.profiles import load_profile
+
+profile = load_profile()
+sizes = profile.load.serving
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# The engines start now, and meanwhile you write: three llama.cpp for most of the lab (on a CPU they are there in a second
+# or two), two vLLM for section 4. Where engines run in containers, all of them share one GPU: with a large model give each
+# less memory, or start fewer (`profile.models`, `gpu_memory_utilization`).
+
+# %% tags=["measures"]
+few = {"engine": "llama_cpp", "max_sequences": 16}
+small = Fleet(profile, {"first": few, "second": few, "third": few}, together=True)
+engines = small.running
+replicas = start_later(profile, {"left": {}, "right": {}})  # two vLLM, wanted in section 4
+print("Running:", ", ".join(f"{engine.spec.title} at {engine.base_url}" for engine in engines) or small.reasons)
+
+# %% [markdown]
+# ## 1. Server-sent events by hand
+#
+# A chat answer comes word by word over one HTTP response. Its format is older than language models: **server-sent
+# events** (WHATWG HTML, section 9.2). Lines of UTF-8 text; `data: ` in front of what is meant; an *empty line* ends an
+# event. OpenAI's API puts one JSON chunk into each, and `[DONE]` into the last.
+
+# %% tags=["measures"]
+pieces = runs.raw_pieces(engines[0], "def add(a, b):", 6)
+for number, piece in enumerate(pieces[:3]):
+    print(f"piece {number}, {len(piece)} bytes: {piece[:150]!r}")
+print("the last one:", pieces[-1][-60:])
+
+# %% [markdown]
+# Write `encode`: one event as bytes, in UTF-8. `data` may have several lines (separated by LF, CRLF or CR): each becomes a
+# line `data: ...` of its own. A name, if there is one, stands in front as `event: NAME`; a name with a line break in it would
+# smuggle in another field, so it raises `ValueError`. An empty line ends the event.
+#
+# <details><summary>Hint</summary>
+#
+# Bring all line breaks to `\n` first, then `text.split("\n")`. (`splitlines()` also splits at characters that are no line
+# breaks here, and makes nothing of an empty text.)
+# </details>
+
+# %% exercise="encode" title="An event, written" minutes=10 difficulty=2 points=3
+def encode(data: str, event: str = "") -> bytes:
+    """One server-sent event."""
+    ### BEGIN SOLUTION
+    if "\n" in event or "\r" in event:
+        raise ValueError("a name is one line")
+    lines = [f"event: {event}"] if event else []
+    for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        lines.append("data: " + line)
+    return ("\n".join(lines) + "\n\n").encode()
+    ### END SOLUTION
+
+# %% check="encode"
+encode = checks.encode(encode)
+
+# %% [markdown]
+# Reading is harder, because TCP knows no events: a piece may hold half of one, or three, or end in the middle of a
+# character. A parser keeps what is not complete and waits.
+#
+# Write `feed`: takes what was left (`buffer`) and the next `piece`, returns the data of every event that is complete now, and
+# what is left. Lines end with LF or CRLF, and a CRLF may be cut in two. Lines that begin with a colon are comments, which
+# servers send to keep a connection open; other fields (`event`, `id`) are not the data. Several `data` lines are joined by
+# `\n`; one space behind `data:` is dropped, if there is one. An event without data is none. Decode whole lines only.
+#
+# <details><summary>Hint 1</summary>
+#
+# Work on bytes. A CR at the very end of what you have may be half of a CRLF: leave it for later. Then bring CRLF to LF, and
+# everything up to the last `\n\n` is complete.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `*events, rest = text.split(b"\n\n")`; of each event collect the lines that start with `b"data:"`.
+# </details>
+
+# %% exercise="feed" title="Events, read" minutes=20 difficulty=4 points=5
+def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
+    """The data of each event that is complete, and the bytes that are left."""
+    ### BEGIN SOLUTION
+    text = buffer + piece
+    held = b"\r" if text.endswith(b"\r") else b""
+    text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *events, rest = text.split(b"\n\n")
+    found = []
+    for event in events:
+        data = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+        if data:
+            found.append(b"\n".join(data).decode())
+    return found, rest + held
+    ### END SOLUTION
+
+# %% check="feed"
+feed = checks.feed(feed)
+
+# %% [markdown]
+# The bytes of that engine again, cut at 20 times as many places as the network did, through your parser:
+
+# %%
+stream = b"".join(pieces)
+events, rest = [], b""
+for piece in runs.recut(stream, seed=1):
+    complete, rest = feed(rest, piece)
+    events += complete
+print(f"{len(events)} events from {len(stream)} bytes, {len(rest)} bytes left; the last: {events[-1]}")
+print("written again and read again, the same:", feed(b"", b"".join(map(encode, events)))[0] == events)
+
+# %% [markdown]
+# **In words.** A gateway does not parse what it relays. It looks for the empty line, so that it never sends half an event; for
+# the block `usage`, to count tokens; for `[DONE]`, to know that the answer is whole. If an engine dies in the middle, a
+# gateway that sends bytes on blindly ends the response in good order, and the client takes half an answer for the whole.
+# Ours ends it with an event `{"error": ...}` that OpenAI's clients raise.
+#
+# ## 2. Where the first token is measured
+#
+# `http.response.start` is the message by which an ASGI application sends the head of an answer: status, headers.
+# `http.response.body` brings bytes; `more_body` says whether more come. Middleware sees all messages pass by.
+
+# %% [markdown]
+# Write `on_message`: what is known after one more message. `Timing` is a frozen dataclass (`began`, `status`, `first_byte`,
+# `ended`, all but the first `None` at the beginning); `replace(timing, status=200)` makes a changed copy. `first_byte` is the
+# time of the first message with a *non-empty* body, `ended` that of the one after which no more comes. `body` and `more_body`
+# may be missing from a message: then they are `b""` and `False`. Messages of other types change nothing.
+#
+# <details><summary>Hint</summary>
+#
+# `message.get("body", b"")`. One message can be both the first byte and the end, so change `timing` in two steps.
+# </details>
+
+# %% exercise="on_message" title="TTFT middleware" minutes=10 difficulty=2 points=3
+def on_message(timing: Timing, message: dict, now: float) -> Timing:
+    """What is known of an answer after one more message."""
+    ### BEGIN SOLUTION
+    if message["type"] == "http.response.start":
+        return replace(timing, status=message["status"])
+    if message["type"] != "http.response.body":
+        return timing
+    if timing.first_byte is None and message.get("body", b""):
+        timing = replace(timing, first_byte=now)
+    if not message.get("more_body", False):
+        timing = replace(timing, ended=now)
+    return timing
+    ### END SOLUTION
+
+# %% check="on_message"
+on_message = checks.on_message(on_message)
+
+# %% tags=["measures"]
+timing = runs.watched_answer(on_message, first_s=0.2, gap_s=0.1)
+print(f"a small app that waits 0.2 s and then sends three pieces 0.1 s apart: TTFT {timing.ttft:.2f} s, "
+      f"the whole {timing.ended - timing.began:.2f} s, status {timing.status} (measured)")
+
+# %% [markdown]
+# The head left at once. Who takes it for the first token reports a TTFT of a millisecond, whatever the engine does.
+#
+# ## 3. Who may, and how much
+#
+# Now the gateway itself, in front of one engine: `serve` starts it as a process. Keys are stored as hashes (a key has
+# 256 random bits, so SHA-256 will do; passwords would need a slow hash) and compared in constant time.
+#
+# A limit "60 requests a minute" is a **token bucket**: a bucket that holds up to 60, into which one flows each second. Whoever
+# takes from it may be quick for a while, and no quicker than the flow in the long run. (The tokens of this bucket are no tokens
+# of a model; the gateway has one bucket for requests and one for a model's tokens.)
+
+# %% [markdown]
+# Write `take`. A `Bucket` has `rate` (a second), `capacity`, `level` and `at`, the time of its last change. First let flow in what
+# flowed since `at`, at most to `capacity`; if `now` lies before `at` (a clock was set back), nothing flows and `at` stays. Then:
+# is there enough, take `cost` out and return the bucket with a wait of `0.0`; if not, take nothing, and return the bucket with
+# the seconds until there is enough. A `cost` above the capacity would wait for ever: let it through when the bucket is *full*,
+# and leave a debt (a level below 0).
+#
+# <details><summary>Hint</summary>
+#
+# `needed = min(cost, bucket.capacity)` decides who is let through; `cost` is what is taken. `replace(bucket, level=..., at=...)`.
+# </details>
+
+# %% exercise="take" title="Token bucket" minutes=15 difficulty=3 points=4
+def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
+    """The bucket after, and the seconds to wait; 0.0: admitted."""
+    ### BEGIN SOLUTION
+    passed = max(0.0, now - bucket.at)
+    level = min(bucket.capacity, bucket.level + passed * bucket.rate)
+    bucket = replace(bucket, level=level, at=max(now, bucket.at))
+    needed = min(cost, bucket.capacity)
+    if level >= needed:
+        return replace(bucket, level=level - cost), 0.0
+    return bucket, (needed - level) / bucket.rate
+    ### END SOLUTION
+
+# %% check="take"
+take = checks.take(take)
+
+# %% [markdown]
+# A key may send 120 requests a minute, with room for as many. **Predict**: of 160 small requests, sent one behind the other
+# as fast as they are answered, how many are let through?
+
+# %% prediction="let_through"
+### BEGIN SOLUTION
+#: let_through = None  # requests, of 160
+let_through = 125
+### END SOLUTION
+
+# %% tags=["measures"]
+key = [{"name": "ann", "sha256": digest("gw-ann"), "requests_per_minute": 120}]
+with serve(models_of({runs.MODEL: engines[:1]}), keys=key, log_level="warning") as gateway:
+    statuses, took, wait = runs.burst(gateway, "gw-ann", 160)
+    stranger, _, _ = runs.burst(gateway, "gw-eve", 1)
+own, yours = bucket.full(2.0, 120.0, 0.0), 0
+for number in range(160):
+    own, seconds = take(own, 1.0, number * took / 160)
+    yours += seconds == 0.0
+compare_prediction(let_through, statuses.count(200), what="requests let through", unit="of 160")
+print(f"Your bucket, fed with 160 requests over the {took:.1f} s that they took: {yours} (derived)")
+print(f"The others: HTTP {set(statuses) - {200}}, the first with Retry-After {wait} s. A key nobody knows: HTTP {stranger[0]}")
+
+# %% [markdown]
+# **In words.** 120 at once, and what flows in meanwhile, 2 a second. Refused requests cost nothing and take nothing. If *your*
+# run took so long that the bucket never ran dry, all were let through: that is the limit as it is meant.
+#
+# ## 4. Which replica?
+#
+# Two engines serve the same model. **Round robin** deals requests out like cards. That is fair to the count, and blind: a
+# request of 2,000 tokens counts as one of two. **Least outstanding** asks who has least to do.
+
+# %% [markdown]
+# Write `least_outstanding`: the name of the backend with the fewest requests in flight. Where several have the fewest, take
+# them in turn: with k of them, number `turn % k`, in the order of the dictionary.
+#
+# <details><summary>Hint</summary>
+#
+# First the smallest count, then the list of all names that have it.
+# </details>
+
+# %% exercise="least_outstanding" title="Fewest in flight" minutes=5 difficulty=1 points=2
+def least_outstanding(outstanding: dict[str, int], turn: int) -> str:
+    """The backend with the fewest requests in flight; equals take turns."""
+    ### BEGIN SOLUTION
+    fewest = min(outstanding.values())
+    equals = [name for name, count in outstanding.items() if count == fewest]
+    return equals[turn % len(equals)]
+    ### END SOLUTION
+
+# %% check="least_outstanding"
+least_outstanding = checks.least_outstanding(least_outstanding)
+
+# %% [markdown]
+# But engines remember. What lab 3.3.2 saved with a prefix cache is lost if a conversation's next turn goes to another replica.
+# **Consistent hashing** sends the same beginning to the same place: backends and keys are points on a ring, and a key goes to
+# the first backend at or behind it. If one leaves, only its keys move. And so that one popular system prompt does not bury one
+# replica, there is a **bound**: with m requests in flight, no backend gets more than `ceil(slack * (m + 1) / n)` of n backends
+# (Mirrokni, Thorup, Zadimoghaddam, 2018).
+
+# %% [markdown]
+# Write `bounded_hash`. `ring` is a sorted list of `(place, name)`, each backend many times; `outstanding` has the backends that
+# may be chosen, with their requests in flight (the ring may hold others: pass over them). Begin at the first entry whose place
+# is not below `place`, go on in order, from the last entry to the first, and return the first backend whose count is below
+# the limit.
+#
+# <details><summary>Hint 1</summary>
+#
+# The entries in the order in which you look at them: those with `at >= place`, then the others.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# m is `sum(outstanding.values())`, n is `len(outstanding)`. Somebody always has room, since not all can be above the mean.
+# </details>
+
+# %% exercise="bounded_hash" title="A hash with a bound" minutes=15 difficulty=3 points=4
+def bounded_hash(ring: list[tuple[int, str]], outstanding: dict[str, int], place: int, slack: float) -> str:
+    """The first backend at or behind `place` that has room."""
+    ### BEGIN SOLUTION
+    import math
+
+    limit = math.ceil(slack * (sum(outstanding.values()) + 1) / len(outstanding))
+    ahead = [name for at, name in ring if at >= place] + [name for at, name in ring if at < place]
+    for name in ahead:
+        if name in outstanding and outstanding[name] < limit:
+            return name
+    raise ValueError("nobody of the ring may be chosen")
+    ### END SOLUTION
+
+# %% check="bounded_hash"
+bounded_hash = checks.bounded_hash(bounded_hash)
+
+# %% [markdown]
+# Prompts in groups that share a long beginning, the groups in turn. Each group's first prompt at a replica is computed
+# whole, all later ones find the beginning there. Before anything is measured, your function can say where each will go:
+
+# %%
+prompts = runs.grouped_prompts(profile, seed=1)
+ring, idle = balance.make_ring(["left", "right"]), {"left": 0, "right": 0}
+by_hash = [bounded_hash(ring, idle, balance.point(runs.affinity_key(prompt)), 1.25) for prompt in prompts]
+in_turn = [("left", "right")[number % 2] for number in range(len(prompts))]
+for name, places in (("round robin", in_turn), ("prefix affinity", by_hash)):
+    print(f"{name:>15}: {runs.first_visits(prompts, places):.0%} of {len(prompts)} prompts find their beginning (derived)")
+
+# %% [markdown]
+# **Predict**: how many times as fast is the median first token with prefix affinity as with round robin? (Both replicas
+# share this machine, and two requests are in flight.)
+
+# %% prediction="affinity_gain"
+### BEGIN SOLUTION
+#: affinity_gain = None  # times
+affinity_gain = 1.3
+### END SOLUTION
+
+# %% tags=["measures"]
+pair = replicas.result()
+if all([pair.has(name) for name in pair.variants]) and len(pair.running) == 2:
+    policies = ("round_robin", "prefix_affinity")
+    measured = [runs.measure_policy(pair.running, profile, policy, seed) for seed, policy in enumerate(policies, 11)]
+    gain = measured[0].ttft_ms / measured[1].ttft_ms
+    compare_prediction(affinity_gain, gain, what="median TTFT, round robin over affinity", unit="times")
+    print(words.explain_balance(*measured))
+    display(words.balance_table(measured))
+else:
+    print("not run here: two vLLM have to run at the same time")
+pair.stop()
+
+# %% [markdown]
+# **In words.** The hit rate follows from the prompts, the order and the rule; you derived how often a beginning is found before
+# anything ran. What a hit is worth depends on how long a beginning takes to compute: milliseconds for the tiny model,
+# seconds for 8 billion parameters and 10,000 tokens. Affinity has a price: shares are uneven, since groups are few. The
+# bound keeps that from becoming a queue.
+#
+# ## 5. A fault day
+#
+# Engines die, hang, slow down, and claim to be well. Three defences work together: **active health checks** (ask every
+# second), **passive ones** (count what fails), and **retries, as long as the client has received nothing**. After the first byte no
+# retry is honest: a second answer would not go on where the first stopped.
+#
+# A **circuit breaker** is the passive part. Closed: requests flow. After `threshold` failures in a row it opens, and the backend is
+# left alone. After `open_s` seconds one request may try (half open): if it succeeds the circuit closes, if not it opens anew.
+
+# %% [markdown]
+# Write `step`: the state after an event. Events are `"sent"` (a request goes out: if the circuit is open, it is the probe),
+# `"success"`, `"failure"`, and `"cancelled"` (the client went away, which says nothing about the backend). Others raise
+# `ValueError`. `Circuit` has `threshold`, `open_s`, `state`, `failures` (in a row) and `opened_at`. While it is open, results change
+# nothing: they belong to requests that left before. When it opens, `failures` is 0 again and `opened_at` is now. A cancelled probe
+# leaves it open, *with the old* `opened_at`.
+#
+# <details><summary>Hint</summary>
+#
+# Go event by event: unknown; sent; then "while open nothing"; then success, cancelled, failure. `replace(circuit, state="open")`.
+# </details>
+
+# %% exercise="step" title="Circuit breaker" minutes=20 difficulty=3 points=5
+def step(circuit: Circuit, event: str, now: float) -> Circuit:
+    """The state after an event."""
+    ### BEGIN SOLUTION
+    if event not in ("sent", "success", "failure", "cancelled"):
+        raise ValueError(event)
+    if event == "sent":
+        return replace(circuit, state="half_open") if circuit.state == "open" else circuit
+    if circuit.state == "open":
+        return circuit
+    if event == "success":
+        return replace(circuit, state="closed", failures=0)
+    if event == "cancelled":
+        return replace(circuit, state="open") if circuit.state == "half_open" else circuit
+    failures = circuit.failures + 1
+    if circuit.state == "half_open" or failures >= circuit.threshold:
+        return replace(circuit, state="open", failures=0, opened_at=now)
+    return replace(circuit, failures=failures)
+    ### END SOLUTION
+
+# %% check="step"
+step = checks.step(step)
+
+# %% [markdown]
+# Now break things, on real engines under load. Between the gateway and the second engine stands a small proxy of ours, which can
+# be slow or lie (health checks pass, requests get HTTP 500). The third is frozen with SIGSTOP: the kernel still accepts
+# connections for it. The first is killed. Each fault begins when a third of the load is done.
+#
+# **Predict**: the first engine is killed while all users wait for its and the others' answers. How many *requests* fail, that is,
+# end with an error? (Of as many as the table will show; a user whose stream had begun cannot be helped.)
+
+# %% prediction="failed_by_kill"
+### BEGIN SOLUTION
+#: failed_by_kill = None  # requests
+failed_by_kill = 2
+### END SOLUTION
+
+# %% tags=["measures"]
+first, second, third = engines
+days = []
+with runs.faulty_pool(engines) as (gateway, proxy):
+    days.append(runs.fault_day(gateway, profile, "a quiet day"))
+    for mode in ("slow", "lying"):
+        days.append(runs.fault_day(gateway, profile, mode, *runs.misbehave(proxy, mode)))
+    if profile.runtime == "process":
+        days.append(runs.fault_day(gateway, profile, "frozen", *runs.frozen(third)))
+    else:
+        print("frozen: not run here: the engine runs in a container (docker pause does the same)")
+    days.append(runs.fault_day(gateway, profile, "killed", first.kill))
+failed = len(days[-1].traces) - days[-1].answered
+compare_prediction(failed_by_kill, failed, what="requests that failed when an engine was killed")
+for day in days:
+    print(words.explain_day(day))
+display(words.fault_table(days))
+
+# %% [markdown]
+# **In words.**
+# * *Slow*: nobody sees an error, and the p99 says it. Health checks find nothing: the engine is well, only late. Least outstanding
+#   sends it less, because its requests stay longer; round robin would send it as much as before.
+# * *Lying*: the health check passes, so only failures tell. Three in a row open the circuit; each of them was repeated
+#   elsewhere, so clients saw nothing.
+# * *Frozen*: connections are accepted, and nothing comes. What waited for a first byte is sent elsewhere as soon as the health
+#   check fails; a stream that had begun ends with an error event when nothing came for 2 s (`idle_s`).
+# * *Killed*: connections break at once. What had begun ends with an error event, all else is repeated. It does not come
+#   back, so the pool is "not within 10 s" whole: starting engines is somebody else's job (systemd, Kubernetes).
+#
+# Your state machine on the failures that a lying backend makes, one request a second:
+
+# %%
+state = Circuit(threshold=3, open_s=5.0)
+for now in range(14):
+    may = state.state == "closed" or (state.state == "open" and now - state.opened_at >= state.open_s)
+    if may:
+        state = step(state, "sent", now)
+        state = step(state, "failure" if now < 11 else "success", now + 0.5)
+    print(f"second {now:2}: {'request' if may else '-------'}  {state.state}")
+
+# %% [markdown]
+# ## 6. Back-pressure
+#
+# Forty requests at the same moment, for an engine that may have 4 in flight and a queue for 8. Somebody has to be told to come
+# back, and *when*. The alternative is a queue without end: everybody waits longer than they are willing to, gives up, and the
+# engine computes for nobody.
+#
+# **Predict**: how many of 40 get an answer?
+
+# %% prediction="answered_of_40"
+### BEGIN SOLUTION
+#: answered_of_40 = None  # requests
+answered_of_40 = 12
+### END SOLUTION
+
+# %% tags=["measures"]
+narrow = models_of({runs.MODEL: [second]}, max_outstanding=4)
+with serve(narrow, queue={"size": 8, "wait_s": 30}, log_level="warning") as gateway:
+    found, waits = runs.crowd(gateway, 40, 4 * sizes.answer_tokens)
+compare_prediction(answered_of_40, found[200], what="requests answered", unit="of 40")
+print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
+
+# %% [markdown]
+# **In words.** 4 in flight and 8 in the queue are 12. A few more get in if a first answer ends while the others still arrive.
+# `Retry-After` is made of how long requests lately took and how many wait; OpenAI's client obeys it by itself.
+#
+# ## 7. Leaving without cutting anybody off
+#
+# A new version is deployed: the old server gets SIGTERM. If it stops at once, every stream breaks. If it stops listening at once, the
+# load balancer, which asks every few seconds, still sends requests to a closed door. So there is an order.
+
+# %% [markdown]
+# Write `phase`: what to do `since_s` seconds after SIGTERM (`None`: there was none) with `in_flight` requests.
+# `"serving"`: no SIGTERM. `"leaving"`: for `notice_s` seconds say "not ready", but serve, new requests too. Then `"done"` if nothing is in
+# flight, `"finishing"` (no new ones, those in flight go on) while fewer than `limit_s` seconds have passed since SIGTERM, and
+# `"cutting"` from then on.
+#
+# <details><summary>Hint</summary>
+#
+# `0.0` is false in Python, and not `None`. While leaving it does not matter whether anything is in flight.
+# </details>
+
+# %% exercise="phase" title="Drain" minutes=8 difficulty=2 points=3
+def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
+    """What a server does now: serving, leaving, finishing, cutting or done."""
+    ### BEGIN SOLUTION
+    if since_s is None:
+        return "serving"
+    if since_s < notice_s:
+        return "leaving"
+    if in_flight == 0:
+        return "done"
+    return "finishing" if since_s < limit_s else "cutting"
+    ### END SOLUTION
+
+# %% check="phase"
+phase = checks.phase(phase)
+
+# %% tags=["measures"]
+drain = {"notice_s": 1.0, "limit_s": 20.0}
+slow_pair = models_of({runs.MODEL: [second, third]})
+with serve(slow_pair, drain=drain, log_level="warning") as gateway:
+    seen = runs.drain_under_load(gateway, streams=8, tokens=40 * sizes.answer_tokens)
+print(words.explain_drain(seen))
+display(words.drain_table(seen, lambda since, flying: phase(since, flying, **drain)))
+
+# %% [markdown]
+# **In words.** For a second the server says 503 to the load balancer and 200 to clients: both are right. Then the door is closed,
+# and what had begun goes on to its end.
+#
+# ## 8. Four numbers, and a page
+#
+# `/metrics` is what Prometheus reads. Of everything there, four numbers wake somebody up: **errors** (share of requests that
+# ended badly), **TTFT** (its 95th percentile), **queue** (requests that wait), **up** (backends that answer). `docker/` has a Prometheus, its
+# alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here, a look at the raw text:
+
+# %% tags=["measures"]
+with serve(models_of({runs.MODEL: [second]}), log_level="warning") as gateway:
+    runs.crowd(gateway, 12, 8)
+    lines = [line for line in gateway.metrics().splitlines() if not line.startswith("#")]
+    page = runs.page_title(gateway)
+wanted = ("gateway_requests_total", "gateway_e2e_seconds_count", "gateway_queued", "gateway_backend_up", "gateway_tokens_total")
+print(*[line for line in lines if line.startswith(wanted)], sep="\n")
+print(f"\n{len(lines)} lines in all. At / there is a page, {page!r}: python -m utils.gateway --config gateway.yaml, then open it.")
+small.stop()
+
+# %% [markdown]
+# The page at `/` is one file without a build step: choose a model and an engine, stream, stop, see TTFT and tokens/s. It talks to
+# Ollama as to any other: a backend with `engine: ollama` and its address. (Ollama itself: not run here unless your machine has
+# its container.)
+#
+# **Your answer**, in four to six sentences of plain text in the cell below (your instructor reads it): your own service of two
+# replicas is to go live. Which of the numbers that you measured would you set limits by (queue, `idle_s`, `first_byte_s`, requests a
+# minute), and to what? What would you have the health check ask, after what the lying engine did?
+
+# %% [markdown] answer="going_live" points=2
+# ### BEGIN SOLUTION
+# One point: sets at least two limits from the learner's own measurements, for instance the queue from how many requests are served
+# in the longest wait that a user accepts, `idle_s` well above the measured p99 between pieces, `first_byte_s` above the p99 of TTFT under
+# load, with the reason for each.
+#
+# One point: says that a health check that only asks whether the process answers misses a lying engine; it should ask for
+# something that needs the model (one token), and that passive checks (circuit breaker) are needed besides, since between two
+# checks everything can fail.
+# ### END SOLUTION
+
+# %% [markdown]
+# ## Before it goes live
+#
+# | | where |
+# |---|---|
+# | TLS ends in front (nginx, Caddy, a cloud's load balancer); the gateway listens on a private address | `host` |
+# | engines listen on private addresses; nobody reaches them but the gateway | `url` of each backend |
+# | keys are made for each caller, and can be taken back one by one | `new-key`, `keys` |
+# | limits on body, answer, requests and tokens | `limits`, `keys` |
+# | deadline, idle time and queue are set from measurements | `timeouts`, `queue` |
+# | readiness and liveness are asked on different paths | `/health/ready`, `/health/live` |
+# | SIGTERM comes early enough: grace period above `notice_s + limit_s` | `drain` |
+# | `/metrics` is scraped, alerts reach a person, somebody has seen one fire | `docker/` |
+# | no prompt and no key in logs; a request id in each line | JSON logs |
+# | somebody has killed an engine on purpose, on a quiet afternoon | section 5 |
+#
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | events | complete, or not sent | section 1, an engine's own bytes |
+# | TTFT | not the head | section 2 |
+# | token bucket | bursts, and a rate in the long run | section 3, the gateway beside your bucket |
+# | affinity with a bound | caches are used, nobody is buried | section 4, two vLLM |
+# | retry before the first byte | unseen, and honest | section 5, real engines |
+# | back-pressure | 429 and when to come back | section 6 |
+# | drain | not ready, then closed, then gone | section 7 |
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. A client retries a request that timed out. The gateway had retried it too, three times. How many answers did engines compute, and what limits that?</summary>
+#
+# Up to four for each of the client's attempts. A deadline that travels with the request, cancelling what nobody waits for (the
+# gateway closes the connection, engines stop), and few retries limit it; retries at every layer multiply.
+# </details>
+# <details><summary>2. Why does the circuit count failures in a row, and not a share?</summary>
+#
+# It needs no window and no minimum count, and a backend that is broken fails in a row. A backend that fails one request in three
+# never opens it: for that a share over a window is the better rule.
+# </details>
+# <details><summary>3. Half of all prompts begin with the same system prompt. What does consistent hashing do without the bound?</summary>
+#
+# It sends half of all requests to one replica. With the bound what is too much goes on to the next on the ring, which then has
+# the beginning in its cache as well.
+# </details>
+# <details><summary>4. Why is a stream not repeated on another engine after its first byte?</summary>
+#
+# The second engine may write something else: sampling, another batch, another version. The client would get two halves that do
+# not belong together, and could not tell.
+# </details>
+# <details><summary>5. The gateway answers 429 to everybody though the engine is idle. What do you look at?</summary>
+#
+# `gateway_in_flight` and `gateway_queued` against `max_outstanding`; whether requests of clients that left are still counted; the key's
+# buckets (`rate_limited` in `gateway_requests_total` is another outcome than `queue_full`).
+# </details>
+#
+# ## What to try next
+#
+# * Give the slow engine of section 5 the policy `round_robin`, and compare the p99.
+# * Three replicas, `power_of_two` against `least_outstanding`: how far apart are their p99?
+# * Put a gateway in front of two gateways. What does the health check of the outer one say while an inner one drains?
+# * `make bench-gateway`: what the gateway costs, beside going direct and beside a router in Rust.
+# * Open the page at `/` on your phone (`GATEWAY_HOST=0.0.0.0`, with a key), and stop an answer in the middle.
