@@ -68,6 +68,7 @@ def feed(attempt: Feed) -> None:
     same([b"data: a\ndata: b\n\n"], ["a\nb"], "Several data lines are one text, joined by \\n.")
     same([b"data: a\r\n\r\n"], ["a"], "Lines may end with CRLF.")
     same([b"data: a\r", b"\n\r", b"\ndata: b\n\n"], ["a", "b"], "A CRLF may be cut in two.")
+    same([b"data: a\r", b"\ndata: b\r\n\r\n"], ["a\nb"], "A CRLF may be cut in two.")
     same([b"data:a\n\n"], ["a"], "The space behind `data:` may be missing.")
     same([b"data:  a\n\n"], [" a"], "Only one space behind `data:` goes.")
     half = "data: å\n\n".encode()
@@ -186,8 +187,8 @@ def bounded_hash(attempt: Callable[..., str]) -> None:
     hint = "Count this request as well: without the + 1 nobody of an idle pool has room."
     expect_equal(chosen(45, idle, 1.0), "b", what="an idle pool, slack 1", hint=hint)
     hint = "The mean is over the backends in `outstanding`, not over all of the ring."
-    two = chosen(15, {"b": 1, "c": 0}, 1.0)
-    expect_equal(two, "c", what="b: 1, c: 0, slack 1: limit ceil(2 / 2) = 1", hint=hint)
+    two = chosen(15, {"b": 2, "c": 2}, 1.0)
+    expect_equal(two, "b", what="b: 2, c: 2, slack 1: limit ceil(5 / 2) = 3", hint=hint)
 
 
 @check(reference=circuit.step)

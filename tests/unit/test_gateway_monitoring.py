@@ -1,0 +1,99 @@
+"""What `docker/` brings: queries ask for metrics that the gateway has, images are the engines' own."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from fake_openai import FakeServer
+from gateway_case import MODEL, case
+from prometheus_client.parser import text_string_to_metric_families
+from test_gateway_relay import run
+
+from utils.engines import ENGINES
+from utils.gateway.settings import load_settings
+from utils.setup.steps import ROOT
+
+DOCKER = ROOT / "docker"
+ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
+DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "gateway.json").read_text())
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+QUERIES = [rule["expr"] for rule in RULES]
+QUERIES += [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+NAME = re.compile(r"\b(gateway_[a-z_0-9]+)(\{[^}]*\})?")
+
+
+def exported():
+    """Sample names with their labels, from a gateway that has served, failed and repeated."""
+    found = {}
+
+    async def work():
+        async with case(FakeServer("http_500"), FakeServer()) as c:
+            for stream in (True, False):
+                await c.ask(stream=stream)
+                await c.ask(stream=stream)
+            text = (await c.http.get("/metrics")).text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found.setdefault(sample.name, set()).update(sample.labels)
+
+    run(work())
+    return found
+
+
+def test_every_query_asks_for_what_the_gateway_exports():
+    names = exported()
+    for query in QUERIES:
+        asked = NAME.findall(query)
+        assert asked or "up{" in query, query
+        for name, _ in asked:
+            assert name in names, f"{name} in {query}"
+        for grouped in re.findall(r"by \(([^)]*)\)", query):
+            for label in grouped.split(","):
+                assert all(label.strip() in names[name] for name, _ in asked), (label, query)
+
+
+def test_outcomes_in_queries_are_outcomes_of_the_code():
+    code = "".join(path.read_text() for path in (ROOT / "utils" / "gateway").glob("*.py"))
+    for query in QUERIES:
+        for outcomes in re.findall(r'outcome=~"([^"]*)"', query):
+            for outcome in outcomes.split("|"):
+                assert f'"{outcome}"' in code, outcome
+
+
+def test_alerts_cover_what_they_should_and_say_it():
+    assert {rule["alert"] for rule in RULES} >= {
+        "ErrorRate",
+        "SlowFirstToken",
+        "Queue",
+        "EngineDown",
+    }
+    assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in RULES)
+
+
+def test_images_settings_and_ports_agree():
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    services = compose["services"]
+    assert services["llama-a"]["image"] == ENGINES["llama_cpp"].container.image
+    assert all(":" in s["image"] for s in services.values() if "image" in s), "pinned"
+    settings = load_settings(DOCKER / "gateway.yaml")
+    hosts = {b.url.split("//")[1].split(":")[0] for m in settings.models for b in m.backends}
+    assert hosts <= set(services)
+    assert all(p.startswith("127.0.0.1:") for s in services.values() for p in s.get("ports", []))
+    grace = int(services["gateway"]["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.drain.limit_s
+    scraped = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    targets = [
+        t for s in scraped["scrape_configs"] for c in s["static_configs"] for t in c["targets"]
+    ]
+    assert {target.split(":")[0] for target in targets} <= set(services)
+    assert MODEL
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="not run here: no promtool")
+def test_promtool_agrees():
+    for kind, file in (("rules", "alerts.yml"), ("config", "prometheus.yml")):
+        command = ["promtool", "check", kind, str(DOCKER / "prometheus" / file)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
