@@ -1,9 +1,9 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
 .PHONY: grade-names form-names
 
 test: setup check  ## run everything that is checked: style, types, unit tests, grading, engines, every notebook
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles grading engines notebooks) --durations=25
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
 	@$(RUN) -m ruff check .
@@ -45,6 +45,13 @@ bench-grade: course-env  ## how long a class of 60 takes to grade
 
 bench-radix: setup  ## our radix tree beside SGLang's own, on the same trace
 	@PYTHONPATH=. .engines/sglang/bin/python -W ignore -m benchmarks.radix_tree
+
+bench-gateway: setup  ## what the gateway costs, beside going direct and beside other routers (ENGINE=vllm)
+	@$(RUN) -m benchmarks.gateway_peers --engine $(or $(ENGINE),vllm)
+
+bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen; 500 clients that read slowly
+	@$(RUN) -m benchmarks.gateway_chaos --requests 10000
+	@$(RUN) -m benchmarks.gateway_slow_streams
 
 lock:  ## pin the course environment anew, from pyproject.toml
 	@$(RUN) -m utils.setup.lock
