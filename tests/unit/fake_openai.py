@@ -21,6 +21,7 @@ MODES = {
     "ends": "ends a stream in good order, but without [DONE]",
     "freezes": "stops in the middle of a stream",
     "sick": "answers, but its health check fails",
+    "hangs_up": "answers, and closes the connection without a word",
     "halves": "cuts events in pieces at odd places, with CRLF",
 }
 
@@ -72,7 +73,7 @@ class FakeServer:
         self.headers.append(headers)
         asked = json.loads(body)
         self.requests.append(asked)
-        return await self._answer(reader, writer, asked, "chat" in path)
+        return await self._answer(reader, writer, asked, "chat" in path) and self.mode != "hangs_up"
 
     async def _answer(self, reader, writer, asked, chat):
         if self.mode in ("http_500", "http_400"):

@@ -146,6 +146,19 @@ def test_a_frozen_engine_is_taken_out_and_its_requests_go_elsewhere():
     run(work())
 
 
+def test_a_kept_connection_that_was_closed_is_nobodys_fault():
+    async def work():
+        async with case(FakeServer("hangs_up")) as c:
+            for _ in range(6):
+                assert (await c.ask()).status_code == 200
+            backend = c.gateway.pools[MODEL].backends[0]
+            assert backend.circuit.failures == 0
+            labels = {"model": MODEL, "backend": "b0", "reason": "cut"}
+            assert c.metric("gateway_retries_total", **labels) == 0
+
+    run(work())
+
+
 def test_a_wrong_request_is_the_clients_fault_and_goes_nowhere_else():
     async def work():
         async with case(FakeServer("http_400"), FakeServer("http_400")) as c:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from utils.benchmark.transport import AsyncioTransport
+from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse
 from utils.engines.registry import ENGINES
 from utils.gateway import circuit
 from utils.gateway.logs import say
@@ -81,11 +81,17 @@ class Backend:
     async def send(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
         """Sends a request; returns when the head of the answer is there.
 
+        A kept connection may have been closed by the engine while it was idle (llama.cpp does that): that
+        is no fault of either, and the request goes out once more, on a new one.
+
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
         request = httpx.Request("POST", self._urls[api], headers=headers, content=body)
-        return await self._transport.handle_async_request(request)
+        try:
+            return await self._transport.handle_async_request(request)
+        except DroppedBeforeResponse:
+            return await self._transport.handle_async_request(request)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Checks its health for ever; calls `changed` when it went up or down."""
