@@ -34,7 +34,7 @@ from utils.gateway import balance, bucket, runs, words
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
 from utils.gateway.guard import digest
-from utils.gateway.local import models_of, serve
+from utils.gateway.local import models_of, serve, start
 from utils.gateway.timing import Timing
 from utils.profiles import load_profile
 
@@ -440,7 +440,8 @@ display(words.fault_table(days))
 # %% [markdown]
 # **In words.**
 # * *Slow*: nobody sees an error, and the p99 says it. Health checks find nothing: the engine is well, only late. Least outstanding
-#   sends it less, because its requests stay longer; round robin would send it as much as before.
+#   sends it less, because its requests stay longer (*requests by engine*: the second of three); round robin would send it as much
+#   as before.
 # * *Lying*: the health check passes, so only failures tell. Three in a row open the circuit; each of them was repeated
 #   elsewhere, so clients saw nothing.
 # * *Frozen*: connections are accepted, and nothing comes. What waited for a first byte is sent elsewhere as soon as the health
@@ -452,7 +453,7 @@ display(words.fault_table(days))
 
 # %%
 state = Circuit(threshold=3, open_s=5.0)
-for now in range(14):
+for now in range(18):
     may = state.state == "closed" or (state.state == "open" and now - state.opened_at >= state.open_s)
     if may:
         state = step(state, "sent", now)
@@ -476,8 +477,10 @@ answered_of_40 = 12
 
 # %% tags=["measures"]
 narrow = models_of({runs.MODEL: [second]}, max_outstanding=4)
-with serve(narrow, queue={"size": 8, "wait_s": 30}, log_level="warning") as gateway:
-    found, waits = runs.crowd(gateway, 40, 4 * sizes.answer_tokens)
+drain = {"notice_s": 1.0, "limit_s": 20.0}  # for section 7, which ends this gateway
+gateway = start(narrow, queue={"size": 8, "wait_s": 30}, drain=drain, log_level="warning")
+found, waits = runs.crowd(gateway, 40, 3 * sizes.answer_tokens)
+said, page = gateway.metrics(), runs.page_title(gateway)  # for section 8
 compare_prediction(answered_of_40, found[200], what="requests answered", unit="of 40")
 print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
@@ -518,10 +521,8 @@ def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float
 phase = checks.phase(phase)
 
 # %% tags=["measures"]
-drain = {"notice_s": 1.0, "limit_s": 20.0}
-slow_pair = models_of({runs.MODEL: [second, third]})
-with serve(slow_pair, drain=drain, log_level="warning") as gateway:
-    seen = runs.drain_under_load(gateway, streams=8, tokens=40 * sizes.answer_tokens)
+seen = runs.drain_under_load(gateway, streams=3, tokens=runs.tokens_in(days[0], seconds=4))  # about 4 s of streaming
+gateway.stop()
 print(words.explain_drain(seen))
 display(words.drain_table(seen, lambda since, flying: phase(since, flying, **drain)))
 
@@ -533,13 +534,11 @@ display(words.drain_table(seen, lambda since, flying: phase(since, flying, **dra
 #
 # `/metrics` is what Prometheus reads. Of everything there, four numbers wake somebody up: **errors** (share of requests that
 # ended badly), **TTFT** (its 95th percentile), **queue** (requests that wait), **up** (backends that answer). `docker/` has a Prometheus, its
-# alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here, a look at the raw text:
+# alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here, what the gateway of
+# section 6 said after its crowd:
 
-# %% tags=["measures"]
-with serve(models_of({runs.MODEL: [second]}), log_level="warning") as gateway:
-    runs.crowd(gateway, 12, 8)
-    lines = [line for line in gateway.metrics().splitlines() if not line.startswith("#")]
-    page = runs.page_title(gateway)
+# %%
+lines = [line for line in said.splitlines() if not line.startswith("#")]
 wanted = ("gateway_requests_total", "gateway_e2e_seconds_count", "gateway_queued", "gateway_backend_up", "gateway_tokens_total")
 print(*[line for line in lines if line.startswith(wanted)], sep="\n")
 print(f"\n{len(lines)} lines in all. At / there is a page, {page!r}: python -m utils.gateway --config gateway.yaml, then open it.")

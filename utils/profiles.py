@@ -78,7 +78,7 @@ class Serving:
 
     def quick(self) -> Serving:
         """As few as the lab still runs with."""
-        return Serving(groups=5, per_group=4, requests=60, users=6, answer_tokens=24)
+        return Serving(groups=5, per_group=4, requests=36, users=6, answer_tokens=16)
 
 
 @dataclass(frozen=True)

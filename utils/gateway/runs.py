@@ -173,11 +173,14 @@ def measure_policy(
     """Sends grouped prompts through a gateway with one policy, two at a time, and writes a record."""
     requests = grouped_prompts(profile, seed)
     with serve(models_of({MODEL: engines}, policy), log_level="warning") as gateway:
-        before = [scrape(engine) for engine in engines]
         client = Client(gateway.base_url, MODEL, api="completions")
+        warmup = [Request(text, max_tokens=4) for text in _texts(6, seed)]
+        run(client, warmup, ClosedLoop(2), progress=False)
+        before = [scrape(engine) for engine in engines]
+        earlier = counted(gateway, "gateway_requests_total", "backend")
         result = run(client, requests, ClosedLoop(2), label=policy, progress=False)
         after = [scrape(engine) for engine in engines]
-        shares = counted(gateway, "gateway_requests_total", "backend")
+        shares = counted(gateway, "gateway_requests_total", "backend") - earlier
     _keep(result, gateway, profile, f"lab 3.3.7: {policy}")
     looked_up = _grown(before, after, "prefix_queries")
     return Balanced(
@@ -249,6 +252,11 @@ class Day:
         return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else float("nan")
 
 
+def tokens_in(day: Day, seconds: float) -> int:
+    """Tokens that one stream of a day got in so many seconds, for answers of a wanted length in time."""
+    return max(32, min(1500, round(seconds / median(t.tpot for t in day.traces if t.ok))))
+
+
 def nothing() -> None:
     """The fault of a quiet day."""
 
@@ -299,8 +307,8 @@ def fault_day(
 _COUNTERS = {"gateway_requests_total": "backend", "gateway_retries_total": "reason"}
 
 
-def _texts(count: int) -> list[str]:
-    rng, maker = random.Random(5), PromptMaker()
+def _texts(count: int, seed: int = 5) -> list[str]:
+    rng, maker = random.Random(seed), PromptMaker()
     return [maker.text(rng, 12) for _ in range(count)]
 
 

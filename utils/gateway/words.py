@@ -51,6 +51,7 @@ def fault_table(days: Sequence[Day]) -> pd.DataFrame:
             "error answer": day.refused,
             "E2E median (ms)": round(day.e2e_ms(0.5)),
             "E2E p99 (ms)": round(day.e2e_ms(0.99)),
+            "requests by engine": " / ".join(str(n) for _, n in sorted(day.shares.items())),
             "repeated, by reason": ", ".join(f"{r}: {n}" for r, n in day.retried.items()) or "none",
             "whole again (s)": "not within 10" if whole is None else round(whole, 1),
         }
