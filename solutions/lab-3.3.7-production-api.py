@@ -626,5 +626,5 @@ small.stop()
 # * Give the slow engine of section 5 the policy `round_robin`, and compare the p99.
 # * Three replicas, `power_of_two` against `least_outstanding`: how far apart are their p99?
 # * Put a gateway in front of two gateways. What does the health check of the outer one say while an inner one drains?
-# * `make bench-gateway`: what the gateway costs, beside going direct and beside a router in Rust.
+# * Measure what the gateway costs: `runs.measure_policy` on one engine, beside a `Client` of `utils.benchmark` that asks it directly.
 # * Open the page at `/` on your phone (`GATEWAY_HOST=0.0.0.0`, with a key), and stop an answer in the middle.
