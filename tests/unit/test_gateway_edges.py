@@ -47,6 +47,7 @@ def test_a_file_and_the_environment_over_it(tmp_path, monkeypatch):
         ({"allow_anonymous": False}, "allow_anonymous"),
         ({"keys": [{"name": "a", "sha256": "secret"}]}, "keys.0.sha256"),
         ({"models": [{"name": "m", "backends": []}]}, "models.0.backends"),
+        ({"models": [{**GOOD["models"][0], "policy": "magic"}]}, "models.0.policy"),
         ({"models": [*GOOD["models"], *GOOD["models"]]}, "'m' occurs twice"),
         (
             {

@@ -82,9 +82,14 @@ class ModelSettings(Part):
 
     name: Name
     backends: tuple[BackendSettings, ...] = Field(min_length=1)
-    policy: Literal["round_robin", "least_outstanding", "power_of_two", "prefix_affinity"] = (
-        "least_outstanding"
-    )
+    policy: str = "least_outstanding"
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in POLICIES:
+            raise ValueError(f"there is no policy {value!r}; known: {', '.join(POLICIES)}")
+        return value
 
 
 class KeySettings(Part):
@@ -292,6 +297,3 @@ def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
 
 def _key(place: tuple[int | str, ...]) -> str:
     return ".".join(map(str, place)) + ": " if place else ""
-
-
-assert set(POLICIES) == set(ModelSettings.model_fields["policy"].annotation.__args__)  # type: ignore[union-attr]
