@@ -439,7 +439,7 @@ display(words.fault_table(days))
 
 # %% [markdown]
 # **In words.**
-# * *Slow*: nobody sees an error, and the p99 says it. Health checks find nothing: the engine is well, only late. Least outstanding
+# * *Slow*: nobody sees an error; if anything shows it, it is the p99. Health checks find nothing: the engine is well, only late. Least outstanding
 #   sends it less, because its requests stay longer (*requests by engine*: the second of three); round robin would send it as much
 #   as before.
 # * *Lying*: the health check passes, so only failures tell. Three in a row open the circuit; each of them was repeated
