@@ -37,6 +37,13 @@ class Page:
         assert "error" not in data, data
         return data["result"]
 
+    async def phone(self, width, height):
+        """A small screen: a window cannot be narrower than 500 points."""
+        size = {"width": width, "height": height}
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=2, mobile=True
+        )
+
     async def open(self, url):
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
@@ -68,11 +75,11 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def browser(width=1000, height=800):
+async def browser():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server"]
         options += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "--no-first-run"]
-        options += [f"--window-size={width},{height}", "--disable-dev-shm-usage"]
+        options += ["--disable-dev-shm-usage"]
         process = await asyncio.create_subprocess_exec(
             PROGRAM, *options, "about:blank", stderr=asyncio.subprocess.PIPE
         )

@@ -69,7 +69,8 @@ def test_send_stream_stop_and_keep():
 def test_errors_are_said_and_engines_switched():
     async def work():
         fake = FakeServer()
-        async with case(fake) as c, browser(360, 640) as page:
+        async with case(fake) as c, browser() as page:
+            await page.phone(360, 640)
             await page.open(c.url)
             await page.until("document.getElementById('engine').options.length === 2")
             await page.js(
