@@ -172,7 +172,9 @@ def measure_policy(
 ) -> Balanced:
     """Sends grouped prompts through a gateway with one policy, two at a time, and writes a record."""
     requests = grouped_prompts(profile, seed)
-    with serve(models_of({MODEL: engines}, policy), log_level="warning") as gateway:
+    patient = {"timeout_s": 10.0}  # nothing is broken here, and a busy engine must not look so
+    models = models_of({MODEL: engines}, policy)
+    with serve(models, health=patient, log_level="warning") as gateway:
         client = Client(gateway.base_url, MODEL, api="completions")
         warmup = [Request(text, max_tokens=4) for text in _texts(6, seed)]
         run(client, warmup, ClosedLoop(2), progress=False)
