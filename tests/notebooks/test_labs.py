@@ -1,9 +1,9 @@
 """Every notebook of the course, executed by nbmake: the learners' untouched, the solved graded.
 
-The learners' are executed where learners have them, in a release. All have the quick load, but for the solved
-ones whose figures have targets: those have the full one. One execution per notebook serves all that is
-asserted of it. The same by hand: `COURSE_LOAD=quick pytest --nbmake --nbmake-timeout=300 labs`, and
-`COURSE_GRADING=1 pytest --nbmake ... solutions`.
+The learners' are executed where learners have them, in a release. All have the quick load;
+`COURSE_LOAD=full make test` gives the solved ones the full load, which their figures need, and takes longer.
+One execution per notebook serves all that is asserted of it. The same by hand: `COURSE_LOAD=quick pytest
+--nbmake --nbmake-timeout=300 labs`, and `COURSE_GRADING=1 pytest --nbmake ... solutions`.
 """
 
 import os
@@ -20,14 +20,7 @@ from utils.profiles import LOAD_VARIABLE, load_profile
 BUDGET_S = load_profile().time_budget_s
 LIMIT_S = int(3 * BUDGET_S)
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
-# Solved, these run under the full load: what they show are figures against targets.
-# `COURSE_LOAD=full make test` runs every solved notebook so, and takes longer for it.
-FULL = ("lab-3.3.4", "lab-3.3.5")
-FULL_ASKED = os.environ.get(LOAD_VARIABLE) == "full"
-
-
-def load_of(stem: str, solved: bool) -> str:
-    return "full" if solved and (FULL_ASKED or stem.startswith(FULL)) else "quick"
+SOLVED_LOAD = "full" if os.environ.get(LOAD_VARIABLE) == "full" else "quick"
 
 
 def test_every_notebook_is_run_here():
@@ -52,7 +45,7 @@ def test_notebook(stem, folder, run_notebook, released, monkeypatch):
     solved = folder == "solutions"
     root = ROOT if solved else released
     monkeypatch.setenv("PYTHONPATH", str(root))
-    monkeypatch.setenv(LOAD_VARIABLE, load_of(stem, solved))
+    monkeypatch.setenv(LOAD_VARIABLE, SOLVED_LOAD if solved else "quick")
     files = sorted((root / folder).iterdir())
     ran = run_notebook(root / folder / f"{stem}.ipynb", grading=solved, limit_s=LIMIT_S)
     if ran.error:
