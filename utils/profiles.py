@@ -59,6 +59,53 @@ class Speculation:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """Sizes of lab 3.3.6, which looks inside prefill, decode and quantisation.
+
+    Attributes:
+        tokens: Tokens that go through the weights together, where the roofline is measured.
+        batches: Requests that decode together, where it is measured on the whole model.
+        layers: First layers of the model that are built into an engine file: building takes time per layer.
+        prompts: Prompt lengths of the comparisons, tokens.
+        slots: Tokens that the built engine's KV cache holds; a longest prompt fits.
+        repeats: Of every timing, what is compared in turn.
+        chunks: `max_num_batched_tokens` of the engines that prefill in chunks, tokens.
+        long_prompt: The prompt that others wait for, tokens.
+        others_tokens: Answers of these others, tokens: they are still decoding when the prompt comes.
+        quality_texts: Texts on which quantised models are compared.
+        quality_tokens: Tokens of each text that they have to predict.
+    """
+
+    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    batches: tuple[int, ...] = (1, 4, 16)
+    layers: int = 4
+    prompts: tuple[int, ...] = (32, 128, 512)
+    slots: int = 512
+    repeats: int = 9
+    chunks: tuple[int, ...] = (128, 512, 2048)
+    long_prompt: int = 1600
+    others_tokens: int = 256
+    quality_texts: int = 4
+    quality_tokens: int = 24
+
+    def quick(self) -> Inside:
+        """As little as the lab still runs with."""
+        return Inside(
+            tokens=(1, 4, 16, 64, 256),
+            batches=(1, 4),
+            layers=2,
+            prompts=(32, 256),
+            slots=256,
+            repeats=4,
+            chunks=(128, 2048),
+            long_prompt=1000,
+            others_tokens=160,
+            quality_texts=2,
+            quality_tokens=10,
+        )
+
+
+@dataclass(frozen=True)
 class Serving:
     """Sizes of the lab on the production API.
 
@@ -92,6 +139,7 @@ class Load:
         output_tokens: Tokens generated for each request.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
+        inside: Sizes of lab 3.3.6.
         serving: Sizes of the lab on the production API.
     """
 
@@ -101,6 +149,7 @@ class Load:
     output_tokens: int
     repeats: int
     speculation: Speculation = Speculation()
+    inside: Inside = Inside()
     serving: Serving = Serving()
 
     def requests_at(self, level: int) -> int:
@@ -120,6 +169,7 @@ class Load:
             output_tokens=min(self.output_tokens, 16),
             repeats=2,
             speculation=self.speculation.quick(),
+            inside=self.inside.quick(),
             serving=self.serving.quick(),
         )
 

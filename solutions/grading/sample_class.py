@@ -402,6 +402,7 @@ SAMPLES: dict[str, Sample] = {
     "good-lab-3": Sample(lab="3.3.3"),
     "good-lab-4": Sample(lab="3.3.4"),
     "good-lab-5": Sample(lab="3.3.5"),
+    "good-lab-6": Sample(lab="3.3.6"),
     "good-lab-7": Sample(lab="3.3.7"),
     "untouched-lab-7": Sample(start="untouched", lab="3.3.7", scores={"*": 0}),
     "untouched-lab-4": Sample(start="untouched", lab="3.3.4", scores={"*": 0}),

@@ -22,6 +22,7 @@ from utils.setup.steps import ROOT
 
 LABEL = "inference-engines-course"
 MODEL_FOLDER = "/course-models"
+CONFIG_FOLDER = "/course-config"
 
 
 class DockerUnavailable(EngineError):
@@ -53,6 +54,7 @@ def run_arguments(
     port: int,
     model: Path | None,
     environment: Mapping[str, str],
+    config: Path | None = None,
 ) -> dict[str, Any]:
     """Arguments of the docker SDK's `containers.run` for an engine.
 
@@ -62,6 +64,7 @@ def run_arguments(
         port: Port of 127.0.0.1 that clients use.
         model: Local model folder to mount read-only at /course-models; None for a hub model.
         environment: The user's environment, from which `pass_environment` is taken.
+        config: File of the engine's own settings, mounted read-only in /course-config.
     """
     volumes = {
         os.path.expanduser(source): {"bind": target, "mode": "rw"}
@@ -69,6 +72,8 @@ def run_arguments(
     }
     if model is not None:
         volumes[str(model)] = {"bind": MODEL_FOLDER, "mode": "ro"}
+    if config is not None:
+        volumes[str(config)] = {"bind": f"{CONFIG_FOLDER}/{config.name}", "mode": "ro"}
     passed = {k: environment[k] for k in container.pass_environment if k in environment}
     request: dict[str, Any] = {
         "image": container.image,

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from utils.engines.container import (
+    CONFIG_FOLDER,
     MODEL_FOLDER,
     ContainerHandle,
     connect,
@@ -36,7 +37,7 @@ from utils.engines.spec import EngineSpec, ServeOptions
 from utils.profiles import DTYPES, Profile, load_profile
 
 POLL_S = 0.25
-_CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager")
+_CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager", "config")
 _PROFILE_FIELDS = (
     "context_length",
     "max_sequences",
@@ -166,8 +167,9 @@ def launch(
         port: Port of 127.0.0.1; None takes a free one.
         extra_arguments: Appended to the engine's command.
         quiet: Without the progress line.
-        **choices: `kv_cache_dtype`, `kv_blocks`, `prefix_caching`, `eager`; and, over the profile's,
-            `context_length`, `max_sequences`, `kv_cache_gib`, `gpu_memory_utilization`, `dtype`.
+        **choices: `kv_cache_dtype`, `kv_blocks`, `prefix_caching`, `eager`, `config` (a file of the engine's
+            own settings); and, over the profile's, `context_length`, `max_sequences`, `kv_cache_gib`,
+            `gpu_memory_utilization`, `dtype`.
 
     Returns:
         The running engine, itself a context manager that stops it.
@@ -175,7 +177,7 @@ def launch(
     Raises:
         UnknownEngine: No engine of that name.
         NotRunHere: This machine cannot run it; says why.
-        UnsupportedOption: The engine has no such option.
+        UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
@@ -184,9 +186,11 @@ def launch(
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
+    wanted = model or profile.models.get(name)
+    fields = {field: getattr(profile, field) for field in _PROFILE_FIELDS} | choices
+    spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     if not in_container:
         require_local(spec, profile)
-    wanted = model or profile.models.get(name)
     if wanted is None:
         raise NotRunHere(
             spec.title, spec.not_local or f"profile {profile.name} has no model for it"
@@ -195,7 +199,8 @@ def launch(
     if port is not None:
         check_port(port)
     host_port = port or free_port()
-    fields = {field: getattr(profile, field) for field in _PROFILE_FIELDS} | choices
+    if config := choices.get("config"):
+        fields["config"] = str(Path(config).expanduser().resolve())
     options = ServeOptions(
         model=found,
         served_name=served_name(found),
@@ -274,10 +279,13 @@ def start_container(
         folder = path if path.is_dir() else path.parent
         seen_as = MODEL_FOLDER if path.is_dir() else f"{MODEL_FOLDER}/{path.name}"
         inside = dataclasses.replace(inside, model=seen_as)
+    config = Path(options.config) if options.config else None
+    if config is not None:
+        inside = dataclasses.replace(inside, config=f"{CONFIG_FOLDER}/{config.name}")
     client = connect()
     ensure_image(client, spec.container.image, progress.say)
     arguments = spec.arguments(inside)
-    request = run_arguments(spec.container, arguments, port, folder, os.environ)
+    request = run_arguments(spec.container, arguments, port, folder, os.environ, config)
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
 
 

@@ -5,9 +5,10 @@ A spec is data. It knows neither processes nor docker; the two runtimes know no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class ServeOptions:
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
         prefix_caching: Whether to reuse shared prefixes.
         eager: Run without compiled graphs; None leaves it to the engine's default on this device.
+        config: File of settings in the engine's own words, as the engine will see it.
         extra_arguments: Appended to the command as they are.
     """
 
@@ -104,6 +106,7 @@ class ServeOptions:
     kv_blocks: int | None = None
     prefix_caching: bool = True
     eager: bool | None = None
+    config: str | None = None
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -157,6 +160,12 @@ class Local:
     wake: str | None = None
 
 
+def refuse_nothing(
+    model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]
+) -> None:
+    """Of an engine that says for itself, as it starts, what it cannot do."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -175,6 +184,8 @@ class EngineSpec:
         version_key: Key in that JSON.
         metrics: Its metric names.
         capabilities: What it can do.
+        refuse: Raises UnsupportedOption for what this engine could not start with, before anything starts:
+            called with the model, the profile's fields with the choices over them, and the extra arguments.
     """
 
     name: str
@@ -190,3 +201,4 @@ class EngineSpec:
     version_key: str
     metrics: MetricNames
     capabilities: Capabilities
+    refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing

@@ -1,11 +1,16 @@
 """TensorRT-LLM: NVIDIA's engine; loads Hugging Face checkpoints directly since its build step was removed.
 
+Its settings are a YAML file: `tensorrt_llm_settings`. What cannot start is found by `tensorrt_llm_checks`.
+
 Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
 """
 
 from __future__ import annotations
 
+from utils.engines import tensorrt_llm_checks
 from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+
+ITERATIONS_PATH = "/metrics"  # statistics of every step, in JSON; Prometheus has a path of its own
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -19,6 +24,11 @@ def arguments(options: ServeOptions) -> list[str]:
     ]
     if options.gpu_memory_utilization is not None:
         command += ["--kv_cache_free_gpu_memory_fraction", str(options.gpu_memory_utilization)]
+    if options.config:
+        command += [
+            "--config",
+            options.config,
+        ]  # over the arguments before it, where both name a value
     return [*command, *options.extra_arguments]
 
 
@@ -35,7 +45,8 @@ SPEC = EngineSpec(
     local=None,
     not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
     arguments=arguments,
-    options=frozenset(),
+    options=frozenset({"config"}),
+    refuse=tensorrt_llm_checks.refuse,
     health_path="/health",
     metrics_path="/prometheus/metrics",
     version_path="/version",
@@ -56,6 +67,6 @@ SPEC = EngineSpec(
         prefix_cache=True,
         structured_output=("json_schema", "regex", "grammar"),
         speculation=("eagle3", "ngram", "mtp", "draft_target"),
-        kv_dtypes=("fp8",),
+        kv_dtypes=("fp8", "nvfp4"),
     ),
 )

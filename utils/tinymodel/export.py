@@ -19,6 +19,7 @@ from utils.tinymodel.train import CHECKPOINT
 GGUF_TYPES = {
     "BF16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
     "Q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
+    "Q4_0": (gguf.LlamaFileType.MOSTLY_Q4_0, gguf.GGMLQuantizationType.Q4_0),
 }
 
 
@@ -67,12 +68,13 @@ def copy_tokenizer(run: Path, folder: Path) -> None:
     write_whole(folder, write)
 
 
-def write_gguf(folder: Path, kind: str) -> Path:
-    """Write `folder`/tiny-`kind`.gguf from the safetensors model in `folder`.
+def write_gguf(folder: Path, kind: str, to: Path | None = None) -> Path:
+    """Write tiny-`kind`.gguf from the safetensors model in `folder`.
 
     Args:
         folder: a complete model folder.
-        kind: BF16, or Q8_0 (matrices in 8 bits with a scale per 32 weights; norms stay float32).
+        kind: BF16, Q8_0 or Q4_0 (matrices in 8 or 4 bits with a scale per 32 weights; norms stay float32).
+        to: Where it goes; None for `folder`.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -80,8 +82,9 @@ def write_gguf(folder: Path, kind: str) -> Path:
     if kind not in GGUF_TYPES:
         raise ValueError(f"unknown GGUF type {kind!r}; the types are {', '.join(GGUF_TYPES)}")
     name = f"tiny-{kind}.gguf"
-    write_whole(folder, lambda part: _write_gguf(folder, part / name, kind))
-    return folder / name
+    into = folder if to is None else to
+    write_whole(into, lambda part: _write_gguf(folder, part / name, kind))
+    return into / name
 
 
 def _write_gguf(folder: Path, path: Path, kind: str) -> None:

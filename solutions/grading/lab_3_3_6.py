@@ -1,0 +1,360 @@
+"""How lab 3.3.6 is graded. Never released; utils/grading/declare.py explains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from utils.checks import lab_3_3_6 as lab
+from utils.grading.declare import Grading, Wrong
+
+_cost = lab.layer_cost.reference
+_knee = lab.knee_tokens.reference
+_seconds = lab.step_seconds.reference
+_chunk = lab.chunk_for.reference
+_fit = lab.requests_that_fit.reference
+_choice = lab.choose_variant.reference
+_settings = lab.serve_settings.reference
+
+layer_cost = Grading(
+    lab.layer_cost,
+    wrong={
+        "an operation per weight": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: {
+                **_cost(hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes),
+                "flops": _cost(hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes)["flops"] // 2,
+            },
+            says="a multiplication and an addition",
+        ),
+        "weights read for every token": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: {
+                "flops": _cost(hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes)["flops"],
+                "bytes": tokens * _cost(hidden, ffn, heads, kv_heads, head_dim, 1, value_bytes)["bytes"],
+            },
+            says="read once",
+        ),
+        "as many KV heads as query heads": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: _cost(
+                hidden, ffn, heads, heads, head_dim, tokens, value_bytes
+            ),
+            says="8 each",
+        ),
+        "two matrices in the feed-forward block": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: _cost(
+                hidden, 2 * ffn // 3, heads, kv_heads, head_dim, tokens, value_bytes
+            ),
+            says="three matrices",
+        ),
+        "heads as wide together as the hidden state": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: _cost(
+                hidden, ffn, heads, kv_heads, hidden // heads, tokens, value_bytes
+            ),
+        ),
+        "numbers instead of bytes": Wrong(
+            lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: _cost(
+                hidden, ffn, heads, kv_heads, head_dim, tokens, 1
+            ),
+        ),
+    },
+    twins=("utils.benchmark.weights.weights_of_config", "utils.kvcache.sizes.decoder_parameters"),
+)
+
+
+@layer_cost.part("one token", points=2)
+def _(attempt: Callable[..., dict[str, int]], rng: random.Random) -> None:
+    for _ in range(10):
+        lab.same_cost(lambda *a: _scaled(attempt, a), rng)
+
+
+def _scaled(attempt: Callable[..., dict[str, int]], arguments: tuple[int, ...]) -> dict[str, int]:
+    *sizes, tokens, width = arguments
+    one = attempt(*sizes, 1, width)
+    return {"flops": one["flops"] * tokens, "bytes": one["bytes"]}
+
+
+@layer_cost.part("many tokens", points=2)
+def _(attempt: Callable[..., dict[str, int]], rng: random.Random) -> None:
+    for _ in range(20):
+        lab.same_cost(attempt, rng)
+
+
+knee_tokens = Grading(
+    lab.knee_tokens,
+    wrong={
+        "forgets that a token costs two operations": Wrong(
+            lambda flops_per_s, bytes_per_s, value_bytes: flops_per_s * value_bytes / bytes_per_s,
+            says="how many",
+        ),
+        "leaves the width out": Wrong(
+            lambda flops_per_s, bytes_per_s, value_bytes: flops_per_s / bytes_per_s,
+            says="Twice the bytes",
+        ),
+        "upside down": Wrong(
+            lambda flops_per_s, bytes_per_s, value_bytes: (
+                2 * bytes_per_s / (flops_per_s * value_bytes)
+            ),
+        ),
+        "divides by the width": Wrong(
+            lambda flops_per_s, bytes_per_s, value_bytes: (
+                flops_per_s / (2 * bytes_per_s * value_bytes)
+            ),
+        ),
+    },
+)
+
+
+@knee_tokens.part("any machine", points=2)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    for _ in range(20):
+        lab.same_knee(attempt, rng)
+
+
+step_seconds = Grading(
+    lab.step_seconds,
+    wrong={
+        "one after the other": Wrong(
+            lambda flops, bytes_, flops_per_s, bytes_per_s: (
+                flops / flops_per_s + bytes_ / bytes_per_s
+            ),
+            says="same time",
+        ),
+        "the shorter one": Wrong(
+            lambda flops, bytes_, flops_per_s, bytes_per_s: min(
+                flops / flops_per_s, bytes_ / bytes_per_s
+            ),
+            says="longer one",
+        ),
+        "computing alone": Wrong(
+            lambda flops, bytes_, flops_per_s, bytes_per_s: flops / flops_per_s, says="longer one"
+        ),
+        "reading alone": Wrong(
+            lambda flops, bytes_, flops_per_s, bytes_per_s: bytes_ / bytes_per_s,
+            says="Now computing",
+        ),
+    },
+)
+
+
+@step_seconds.part("by computing and by reading", points=2)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    for _ in range(30):
+        lab.same_step(attempt, rng)
+
+
+def _ignores_stalls(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | None:
+    return _chunk(measured, ttft_s, float("inf"))
+
+
+def _smallest(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | None:
+    fitting = [row[0] for row in measured if row[1] <= ttft_s and row[2] <= stall_s]
+    return min(fitting, default=None)
+
+
+def _largest(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | None:
+    fitting = [row[0] for row in measured if row[1] <= ttft_s and row[2] <= stall_s]
+    return max(fitting, default=None)
+
+
+def _always_one(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | None:
+    return _chunk(measured, ttft_s, stall_s) or measured[0][0]
+
+
+def _strictly(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | None:
+    fitting = [row for row in measured if row[1] < ttft_s and row[2] < stall_s]
+    return min(fitting, key=lambda row: row[1])[0] if fitting else None
+
+
+chunk_for = Grading(
+    lab.chunk_for,
+    wrong={
+        "others may wait": Wrong(_ignores_stalls, says="wait 0.9 s"),
+        "the smallest chunk": Wrong(_smallest, says="answers first"),
+        "the largest chunk": Wrong(_largest, says="compare"),
+        "never None": Wrong(_always_one, says="None"),
+        "strictly below the limits": Wrong(_strictly, says="just reached"),
+    },
+)
+
+
+@chunk_for.part("limits that some keep", points=2)
+def _(attempt: Callable[..., int | None], rng: random.Random) -> None:
+    for _ in range(60):
+        lab.same_chunk(attempt, rng)
+
+
+@chunk_for.part("limits that are just reached, or by nobody", points=1)
+def _(attempt: Callable[..., int | None], rng: random.Random) -> None:
+    for _ in range(10):
+        rows = [(2 ** rng.randint(4, 11), rng.uniform(1, 2), rng.uniform(0.1, 0.5))]
+        chunk, ttft, stall = rows[0]
+        lab.expect_equal(attempt(rows, ttft, stall), chunk, what=f"measured {rows}, its own values")
+        got = attempt(rows, ttft * 0.9, stall)
+        lab.expect_equal(got, None, what=f"measured {rows}, 0.9 of its TTFT")
+
+
+requests_that_fit = Grading(
+    lab.requests_that_fit,
+    wrong={
+        "keys alone": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: (
+                2 * memory // (tokens * 2 * layers * kv_heads * head_dim // group * group_bytes)
+            ),
+            says="Keys and values",
+        ),
+        "one layer": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: _fit(
+                memory, tokens, 1, kv_heads, head_dim, group, group_bytes
+            ),
+            says="2 layers",
+        ),
+        "forgets the scale of a group": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: _fit(
+                memory,
+                tokens,
+                layers,
+                kv_heads,
+                head_dim,
+                group,
+                group_bytes - (2 if group > 1 else 0),
+            ),
+            says="scale",
+        ),
+        "bytes of a group for each number": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: _fit(
+                memory, tokens, layers, kv_heads, head_dim, 1, group_bytes
+            ),
+            says="4 groups",
+        ),
+        "a part of a request": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: (
+                _fit(memory, tokens, layers, kv_heads, head_dim, group, group_bytes) + 1
+            ),
+        ),
+        "tokens, not requests": Wrong(
+            lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: _fit(
+                memory, 1, layers, kv_heads, head_dim, group, group_bytes
+            ),
+        ),
+    },
+    twins=("utils.kvcache.sizes.requests_that_fit", "utils.kvcache.sizes.bytes_per_token"),
+)
+
+
+@requests_that_fit.part("any type", points=3)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    for _ in range(40):
+        lab.same_fit(attempt, rng)
+
+
+def _best_quality(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    return min(variants, key=lambda name: variants[name]["perplexity"])
+
+
+def _any_speed(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    return _choice(variants, reference, most_rise, 0.0)
+
+
+def _any_quality(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    return _choice(variants, reference, float("inf"), least_speed)
+
+
+def _rise_in_numbers(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    base = variants[reference]["perplexity"]
+    return _choice(variants, reference, most_rise / base, least_speed)
+
+
+def _fastest(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    limit = variants[reference]["perplexity"] * (1 + most_rise)
+    good = [name for name, row in variants.items() if row["perplexity"] <= limit]
+    return max(good, key=lambda name: variants[name]["tokens_per_s"])
+
+
+def _first_of_twins(variants: Any, reference: str, most_rise: float, least_speed: float) -> str:
+    slower = {
+        name: {**row, "tokens_per_s": 1.0 if row["tokens_per_s"] else 0.0}
+        for name, row in variants.items()
+        if row["perplexity"] <= variants[reference]["perplexity"] * (1 + most_rise)
+        and row["tokens_per_s"] >= variants[reference]["tokens_per_s"] * least_speed
+    }
+    return min(slower, key=lambda name: slower[name]["kv_bytes"])
+
+
+choose_variant = Grading(
+    lab.choose_variant,
+    wrong={
+        "the best quality": Wrong(_best_quality, says="least memory"),
+        "whatever its speed": Wrong(_any_speed, says="0.9 is asked for"),
+        "whatever its quality": Wrong(_any_quality, says="8 % worse"),
+        "a rise in numbers, not in parts": Wrong(_rise_in_numbers, says="q4_0"),
+        "the fastest": Wrong(_fastest, says="least memory"),
+        "the first of equals": Wrong(_first_of_twins, says="faster one"),
+    },
+)
+
+
+@choose_variant.part("any limits", points=3)
+def _(attempt: Callable[..., str], rng: random.Random) -> None:
+    for _ in range(80):
+        lab.same_choice(attempt, rng)
+
+
+def _with(**changes: Any) -> Callable[..., dict[str, Any]]:
+    def wrong(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
+        return {**_settings(requests, context, chunk, fp8, json), **changes}
+
+    return wrong
+
+
+def _dtype_at_the_top(
+    requests: int, context: int, chunk: int, fp8: bool, json: bool
+) -> dict[str, Any]:
+    settings: dict[str, Any] = _settings(requests, context, chunk, fp8, json)
+    del settings["kv_cache_config"]
+    return {**settings, "kv_cache_dtype": "fp8" if fp8 else "auto"}
+
+
+def _fp8_weights(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = _settings(requests, context, chunk, False, json)
+    return {**settings, "dtype": "fp8" if fp8 else "bfloat16"}
+
+
+def _never_chunked(
+    requests: int, context: int, chunk: int, fp8: bool, json: bool
+) -> dict[str, Any]:
+    return _with(enable_chunked_prefill=False)(requests, context, chunk, fp8, json)
+
+
+def _no_backend(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
+    return dict(_settings(requests, context, chunk, fp8, False))
+
+
+serve_settings = Grading(
+    lab.serve_settings,
+    wrong={
+        "the KV type at the top level": Wrong(_dtype_at_the_top, says="earlier versions"),
+        "FP8 weights instead of FP8 keys": Wrong(_fp8_weights, says="property of the checkpoint"),
+        "no chunks": Wrong(_never_chunked, says="has to fit into one step"),
+        "always in chunks": Wrong(_with(enable_chunked_prefill=True), says="shorter one need not"),
+        "nothing that constrains answers": Wrong(_no_backend, says="xgrammar"),
+        "an engine build": Wrong(_with(build_config={"max_batch_size": 8}), says="builds no engines"),
+        "a key that does not exist": Wrong(_with(max_batch=8), says="Did you mean"),
+        "no statistics": Wrong(_with(enable_iter_perf_stats=False), says="stays empty"),
+    },
+    twins=("utils.engines.tensorrt_llm_settings.Settings.to_yaml",),
+)
+
+
+@serve_settings.part("steps and chunks", points=2)
+def _(attempt: Callable[..., dict[str, Any]], rng: random.Random) -> None:
+    for _ in range(8):
+        context = 1024 * rng.randint(2, 32)
+        chunk = rng.choice([context // 2, context // 4, context, 2 * context])
+        lab.same_settings(attempt, rng.randint(1, 128), context, chunk, False, False)
+
+
+@serve_settings.part("KV type and constrained answers", points=2)
+def _(attempt: Callable[..., dict[str, Any]], rng: random.Random) -> None:
+    kinds = [(True, False), (False, True), (True, True), (False, False)]
+    for fp8, json in rng.sample(kinds, len(kinds)):
+        lab.same_settings(attempt, rng.randint(1, 64), 8192, 4096, fp8, json)

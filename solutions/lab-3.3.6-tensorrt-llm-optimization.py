@@ -1,0 +1,616 @@
+# %% [markdown]
+# # Lab 3.3.6: TensorRT-LLM, prefill and the compiled engine
+#
+# Reading a page and writing one are different work. A reader takes in all words of a page at a glance; a writer puts down one
+# word, looks up, and puts down the next. An engine does both: **prefill** reads the prompt, all its tokens at once; **decode**
+# writes the answer, a token at a time. They wait for different things, so what speeds up one may do nothing for the other.
+#
+# TensorRT-LLM is NVIDIA's engine, and known for its prefill. It needs an NVIDIA GPU. This lab does the experiments behind it on
+# whatever machine you have, with engines that run there, and never under TensorRT-LLM's name; section 6 starts TensorRT-LLM
+# itself where there is a GPU.
+#
+# You will be able to
+#
+# * count a layer's operations and bytes, and predict from two constants of a machine which of them a step waits for;
+# * build an engine file with `torch.export` and AOTInductor, check its numbers, and say what compiling buys, and where;
+# * choose a chunk size for prefill from a limit on TTFT and one on waiting;
+# * say what a quantised KV cache saves and what it costs, from your own measurements;
+# * write the settings of `trtllm-serve` for a requirement, and have them checked before a container starts.
+#
+# **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
+# stops them. **It writes** one JSON record per measured run into `records/`, and engine files into a temporary folder. Numbers
+# are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import torch
+from IPython.display import display
+
+from utils.checks import compare_prediction
+from utils.checks import lab_3_3_6 as checks
+from utils.engines.fleet import Fleet, start_later
+from utils.kvcache import chunked
+from utils.profiles import MODELS, load_profile
+
+profile = load_profile()
+sizes = profile.load.inside
+chunked_engines = start_later(profile, chunked.variants(profile))  # for section 4, meanwhile
+print(f"Profile {profile.name}: {profile.description}")
+
+# %% [markdown]
+# > **A box of history.** Earlier versions of TensorRT-LLM worked like this: convert the checkpoint (`convert_checkpoint.py`), **build an
+# > engine** for one GPU, batch size and length (`trtllm-build`, or `python -m tensorrt_llm.commands.build`; older course material
+# > speaks of 45 to 90 minutes for an 8B model, without a source), and serve the engine file, often from Triton with the
+# > `inflight_batcher_llm` backend. All of that has been **removed**: there is no `trtllm-build`, `LLM(backend="tensorrt")` raises,
+# > and of Triton's backend only the part that calls the LLM API is left (NVIDIA/TensorRT-LLM,
+# > `docs/source/legacy/tensorrt-backend-removal.md`).
+# >
+# > What replaced it: the PyTorch backend. `trtllm-serve MODEL` loads a Hugging Face checkpoint directly; NVIDIA's kernels are
+# > called from PyTorch, and CUDA graphs take away the cost of starting them one by one. A YAML file holds the settings.
+# >
+# > The *idea* of the build step lives on: write the model down as a graph, compile it ahead of time, load a file. Section 3 does
+# > that with PyTorch's own tools, in seconds instead of an hour, because the model is small.
+
+# %% [markdown]
+# ## 1. What a step waits for
+#
+# A step multiplies every weight matrix with the vectors of n tokens: in prefill the n tokens of a prompt, in decode one token
+# of each of n requests. Two things take time: reading the weights from memory, and multiplying. **Arithmetic intensity** is
+# their ratio, operations per byte. Below the machine's own ratio a step waits for memory, above it for arithmetic.
+
+# %% [markdown]
+# Write `layer_cost`: operations and bytes of the weight matrices of one decoder layer, as
+# `{"flops": ..., "bytes": ...}`, for `tokens` tokens at once and `value_bytes` bytes a number.
+#
+# The matrices: queries [hidden, heads x head_dim], keys and values [hidden, kv_heads x head_dim] each, the output projection
+# [heads x head_dim, hidden], and in the feed-forward block gate and up [hidden, ffn] each and down [ffn, hidden]. Leave out
+# norms, the attention itself, and the reading of activations: they are small here.
+#
+# <details><summary>Hint 1</summary>
+#
+# Count the numbers in all matrices first. A token costs a multiplication and an addition for each of them.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The weights are read once for all tokens of the step. So `flops` grows with `tokens`, and `bytes` does not.
+# </details>
+
+# %% exercise="layer_cost" title="What a layer costs" minutes=12 difficulty=2 points=4
+def layer_cost(hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int) -> dict[str, int]:
+    """FLOP and bytes of a layer's matrices for `tokens` tokens."""
+    ### BEGIN SOLUTION
+    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
+    parameters = attention + 3 * hidden * ffn
+    return {"flops": 2 * parameters * tokens, "bytes": parameters * value_bytes}
+    ### END SOLUTION
+
+# %% check="layer_cost"
+layer_cost = checks.layer_cost(layer_cost)
+
+# %% [markdown]
+# Write `knee_tokens`: the number of tokens at which multiplying takes as long as reading the weights, from the machine's
+# `flops_per_s` and `bytes_per_s` and the `value_bytes` of a weight. Below it a step is bound by memory, above it by arithmetic.
+#
+# <details><summary>Hint</summary>
+#
+# For one weight: reading takes `value_bytes / bytes_per_s`, multiplying it for n tokens `2 * n / flops_per_s`. Set them equal.
+# </details>
+
+# %% exercise="knee_tokens" title="The knee" minutes=8 difficulty=2 points=2
+def knee_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
+    """Tokens at which computing and reading take the same time."""
+    ### BEGIN SOLUTION
+    return flops_per_s * value_bytes / (2 * bytes_per_s)
+    ### END SOLUTION
+
+# %% check="knee_tokens"
+knee_tokens = checks.knee_tokens(knee_tokens)
+
+# %% [markdown]
+# Write `step_seconds`: the roofline itself. Reading and multiplying go on at the same time, so a step takes as long as the
+# longer of the two.
+
+# %% exercise="step_seconds" title="The roofline" minutes=4 difficulty=1 points=2
+def step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: float) -> float:
+    """Seconds that a step takes at least."""
+    ### BEGIN SOLUTION
+    return max(flops / flops_per_s, bytes_ / bytes_per_s)
+    ### END SOLUTION
+
+# %% check="step_seconds"
+step_seconds = checks.step_seconds(step_seconds)
+
+# %% [markdown]
+# By hand, for the tiny model, and for Llama-3.1-8B on a DGX Spark (constants *cited*: 273 GB/s, and 125 TFLOP/s in bfloat16,
+# derived from NVIDIA's 1 PFLOP in FP4; see `utils/benchmark/published.py`):
+
+# %%
+from utils.benchmark.published import DGX_SPARK, LLAMA_3_1_8B
+from utils.kvcache.sizes import cache_shape, read_config
+
+for name, config in (("tiny", read_config(MODELS / "tiny")), ("Llama-3.1-8B", LLAMA_3_1_8B)):
+    shape = cache_shape(config)
+    for tokens in (1, 512):
+        cost = layer_cost(
+            config["hidden_size"], config["intermediate_size"], shape.query_heads, shape.kv_heads, shape.head_dim, tokens, 2
+        )
+        print(f"{name}, {tokens} tokens: {cost['flops'] / 1e6:,.1f} MFLOP, {cost['bytes'] / 1e6:,.1f} MB a layer")
+spark_knee = knee_tokens(DGX_SPARK.flops, DGX_SPARK.bandwidth, 2)
+print(f"DGX Spark in bfloat16: the knee is at {spark_knee:.0f} tokens (derived from cited constants)")
+
+# %% [markdown]
+# ## 2. The knee, predicted and measured
+#
+# Now your machine. Two constants are measured: how fast it reads as many bytes as the model's matrices have, and how fast it
+# multiplies matrices. First the engines of section 4 have to have started: a starting engine takes a core.
+
+# %% tags=["measures"]
+from utils.benchmark import knee
+from utils.compiled import plots, words
+from utils.speculative.target import load_target
+
+chunk_fleet = chunked_engines.result()
+torch.set_num_threads(1)  # two threads on shared cores wait for each other
+device = "cuda" if torch.cuda.is_available() else "cpu"
+dtype = torch.bfloat16 if device == "cuda" else torch.float32
+target = load_target(str(MODELS / "tiny"), device=device, dtype=dtype)
+matrices = knee.layer_matrices(target)
+work = knee.work_of(matrices)
+machine = knee.measure_constants(work, dtype, seconds=0.4 * sizes.repeats)
+print(machine)
+print(f"The matrices of all layers: {work.bytes / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}")
+
+# %% [markdown]
+# **Predict**: at how many tokens is the knee on this machine?
+
+# %% prediction="knee_at"
+### BEGIN SOLUTION
+#: knee_at = None  # tokens
+knee_at = knee_tokens(machine.flops, machine.bandwidth, work.bytes / work.parameters)
+### END SOLUTION
+
+# %% tags=["measures"]
+all_tokens = sorted({*sizes.tokens, *sizes.prompts, *sizes.batches})
+through = knee.time_matrices(matrices, all_tokens, sizes.repeats)
+compare_prediction(knee_at, knee.measured_knee(through), what="the knee", unit="tokens")
+print(words.explain_knee(through, work, machine, step_seconds))
+print(words.explain_between(through))
+display(words.knee_table(through, work, machine, step_seconds))
+plots.plot_knee(through, work, machine)
+
+# %% [markdown]
+# *In the picture: the time of a step against its tokens, both axes logarithmic. The two dashed lines are your roofline: flat for
+# reading, rising for multiplying; they cross at the predicted knee. The blue points lie on or above them.*
+#
+# **In words.** A roofline is a bound, and small matrices stay above it: each product has a cost of its own, and a single row
+# uses a fraction of what the multiplying units can do. The text above says what your machine's difference is made of. The shape is
+# what counts: few tokens cost hardly more than one, and from the knee on every token costs the same.
+#
+# The whole model has more than matrices. Prefill by prompt length, decode by batch, with 128 tokens in each request's cache:
+
+# %% tags=["measures"]
+prefill = knee.time_prefill(target, sizes.prompts, sizes.repeats)
+decode = knee.time_decode(target, sizes.batches, 128, 2 * sizes.repeats)
+print(words.explain_whole(prefill, decode, through))
+words.whole_table(prefill, decode, through, work, machine, step_seconds)
+
+# %% [markdown]
+# ## 3. An engine file that everyone can build
+#
+# `torch.export` runs the model once with symbols in place of sizes and writes down the graph; AOTInductor turns the graph into
+# C++, has it compiled, and packs machine code and weights into one file. Loading it needs neither the model's Python nor a
+# compiler. That is what TensorRT's builds were, for any CPU or GPU that PyTorch knows.
+#
+# Two files are built: prefill, for prompts of any length up to the cache's size (a **dynamic shape**: one file for all), and decode,
+# one token at any place of a **static KV cache**. The cache is handed in and written in place: the engine has code and weights, the
+# caller has the state.
+#
+# Building takes time per layer, so the profile says how many of the model's first layers are built here.
+
+# %% tags=["measures"]
+from utils.compiled import engine, runs
+from utils.compiled.steps import first_layers
+
+work_folder = tempfile.TemporaryDirectory()
+small = first_layers(load_target(str(MODELS / "tiny")), sizes.layers)
+ways, built, why_not_built = {"eager": engine.eager(small)}, {}, ""
+try:
+    built["prefill"] = engine.build_prefill(small, Path(work_folder.name), sizes.slots)
+    built["decode"] = engine.build_decode(small, Path(work_folder.name), sizes.slots)
+    ways["torch.compile"] = engine.just_in_time(small)
+    ways["built engine"] = engine.Steps(built["prefill"].run, built["decode"].run)
+except engine.CompileError as error:
+    why_not_built = str(error)
+    print(f"not run here: {error}")
+print(f"{small.shape.layers} of the tiny model's {target.shape.layers} layers, on the CPU in float32")
+words.built_table(built)
+
+# %% [markdown]
+# Fast and wrong is worthless: first the numbers. The same prompt, and 16 tokens behind it, eagerly and from the file. Compiled code
+# adds up in another order, so the logits differ by rounding; the tolerance is 0.001, where logits reach 10 and more.
+
+# %% tags=["measures"]
+prompt = [7, 3, 11, 2, 42] * 6
+found = {
+    name: runs.agreement(small, ways["eager"], way, prompt, sizes.slots) for name, way in ways.items() if name != "eager"
+}
+print(words.explain_agreement(found))
+assert all(one.within for one in found.values()), "an engine with other numbers is no engine of this model"
+
+# %% [markdown]
+# **Predict**: how many times as fast as eager is the built engine, at decode?
+
+# %% prediction="built_decode"
+### BEGIN SOLUTION
+#: built_decode = None  # times eager's speed
+built_decode = 2
+### END SOLUTION
+
+# %% tags=["measures"]
+times = runs.time_steps(small, ways, sizes.prompts, sizes.slots, sizes.repeats)
+if built:
+    measured = runs.median_speedup(times["decode"], "built engine")
+    compare_prediction(built_decode, measured, what="the built engine at decode", unit="times eager's speed")
+    print(words.explain_times(times))
+words.times_table(times)
+
+# %% [markdown]
+# **In words.** At decode every operation is tiny, and PyTorch starts them one after the other from Python: compiled code fuses the small ones
+# and calls the rest without Python. In a long prefill the matrix products take the time, and they are the same library's in every
+# row; there is little to win. That is the roofline again: compiling takes away what is *not* matrices.
+#
+# On a GPU the same cost is the start of kernels, and **CUDA graphs** record a whole step and replay it; TensorRT-LLM does so for the
+# batch sizes in `cuda_graph_config`.
+#
+# ## 4. Chunked prefill: one waits, or all wait
+#
+# An engine's step may hold tokens of many requests: one token of each that decodes, and prompt tokens of one that arrives. A long prompt in
+# *one* step makes everybody wait until it is done. **Chunked prefill** cuts it: each step takes at most `max_num_batched_tokens`
+# tokens (vLLM), `max_num_tokens` (TensorRT-LLM), and the others get a token in every step.
+#
+# Three requests decode, and a long prompt comes. Measured on vLLM, for each chunk size: the long request's time to first token, and the
+# longest time that one of the others waited for its next token meanwhile.
+#
+# **Predict**: how many times longer is that wait with the largest chunks than with the smallest?
+
+# %% prediction="stall_ratio"
+### BEGIN SOLUTION
+#: stall_ratio = None  # times
+stall_ratio = 4
+### END SOLUTION
+
+# %% tags=["measures"]
+def waits_of(name, vllm, turn):
+    chunk = int(name.split()[-1])
+    return chunked.measure_waits(vllm, profile, chunk, "lab 3.3.6: chunked prefill", seed=100 * turn + chunk)
+
+
+waits = chunk_fleet.each(waits_of, turns=profile.load.repeats)
+chunk_fleet.stop()
+if len(waits) > 1:
+    typical = sorted((chunked.typical(several) for several in waits.values()), key=lambda one: one.chunk)
+    ratio = typical[-1].stall_s / typical[0].stall_s
+    compare_prediction(stall_ratio, ratio, what="the others' longest wait, largest over smallest chunks", unit="times")
+    print(chunked.explain_waits(waits))
+    display(chunked.waits_table(waits), plots.plot_waits(waits))
+for name, reason in chunk_fleet.reasons.items():
+    print(f"{name}: {reason}")
+
+# %% [markdown]
+# *In the picture: a small mark per run, a large one for the median. To the left nobody waits long; at the bottom the long request is
+# answered early. A small chunk moves left, and often up.*
+
+# %% [markdown]
+# Write `chunk_for`: the chunk size to set. `measured` holds a `(chunk, ttft_s, stall_s)` for each size. Among those that keep both limits
+# (`ttft_s` and `stall_s` at most so large) take the one with the shortest TTFT; where none keeps both, return `None`.
+
+# %% exercise="chunk_for" title="A chunk size for two limits" minutes=8 difficulty=2 points=3
+def chunk_for(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: float) -> int | None:
+    """The chunk size that keeps both limits with the shortest TTFT."""
+    ### BEGIN SOLUTION
+    fitting = [row for row in measured if row[1] <= ttft_s and row[2] <= stall_s]
+    return min(fitting, key=lambda row: row[1])[0] if fitting else None
+    ### END SOLUTION
+
+# %% check="chunk_for"
+chunk_for = checks.chunk_for(chunk_for)
+
+# %%
+rows = [(one.chunk, one.ttft_s, one.stall_s) for one in map(chunked.typical, waits.values())]
+for stall_s in (0.1, 0.5, 2.0):
+    print(f"the others wait at most {stall_s} s, any TTFT: chunks of {chunk_for(rows, float('inf'), stall_s)}")
+
+# %% [markdown]
+# ## 5. Quantisation: what it saves, what it costs
+#
+# Decode reads weights and KV cache. Smaller numbers are read sooner, and a smaller cache holds more requests. llama.cpp keeps both in
+# several types; its quantised types pack 32 numbers with one scale: `q8_0` 34 bytes, `q4_0` 18 bytes for 32 numbers.
+
+# %% [markdown]
+# Write `requests_that_fit`: how many requests of `tokens` tokens a KV cache of `memory` bytes holds. For each token it keeps a key and a
+# value of `head_dim` numbers per layer and KV head; `group` numbers take `group_bytes` bytes (f16: 1 number, 2 bytes). The numbers of a
+# token fill whole groups.
+#
+# <details><summary>Hint</summary>
+#
+# Numbers of a token: 2 x layers x kv_heads x head_dim. Divide by `group`, multiply by `group_bytes`: bytes of a token.
+# </details>
+
+# %% exercise="requests_that_fit" title="Requests that fit" minutes=8 difficulty=2 points=3
+def requests_that_fit(
+    memory: int, tokens: int, layers: int, kv_heads: int, head_dim: int, group: int, group_bytes: int
+) -> int:
+    """Requests of one length that the KV cache holds."""
+    ### BEGIN SOLUTION
+    numbers = 2 * layers * kv_heads * head_dim
+    return memory // (tokens * (numbers // group * group_bytes))
+    ### END SOLUTION
+
+# %% check="requests_that_fit"
+requests_that_fit = checks.requests_that_fit(requests_that_fit)
+
+# %%
+llama = cache_shape(LLAMA_3_1_8B)
+for name, (group, group_bytes) in {"f16": (1, 2), "fp8": (1, 1), "q8_0": (32, 34), "q4_0": (32, 18)}.items():
+    fit = requests_that_fit(16 * 10**9, 8192, llama.layers, llama.kv_heads, llama.head_dim, group, group_bytes)
+    print(f"{name}: {fit} requests of 8,192 tokens in 16 GB, Llama-3.1-8B (derived)")
+
+# %% [markdown]
+# Now measured, on real llama.cpp: three types of KV cache under the same weights, and two types of weights under the same cache. The size
+# of the cache is what the engine's log says. Quality is measured on held-out texts, token by token: each engine is handed the
+# text so far and gives the probabilities of the next token. **Perplexity** is exp of the mean of -log p(the token that came); 1
+# would be certainty. Beside it: how often the likeliest token is the reference's, and how far the probabilities differ.
+#
+# **Predict**: by how many percent does a `q4_0` cache raise the perplexity?
+
+# %% prediction="q4_rise"
+### BEGIN SOLUTION
+#: q4_rise = None  # percent
+q4_rise = 2
+### END SOLUTION
+
+# %% tags=["measures"]
+from utils.quantisation import runs as quantised
+
+llama_cpp = quantised.variants(profile, Path(work_folder.name))
+with Fleet(profile, llama_cpp, engine="llama_cpp") as fleet:
+    variants = quantised.measure_variants(fleet, profile, "lab 3.3.6: quantisation")
+    why_no_llama_cpp = dict(fleet.reasons)
+if {quantised.REFERENCE, "BF16 weights, q4_0 KV"} <= set(variants):
+    q4, reference = variants["BF16 weights, q4_0 KV"].judged, variants[quantised.REFERENCE].judged
+    rise = 100 * (q4.perplexity / reference.perplexity - 1)
+    compare_prediction(q4_rise, rise, what="perplexity with a q4_0 cache", unit="% more")
+    print(quantised.explain_variants(variants))
+    display(quantised.variants_table(variants), plots.plot_variants(variants))
+
+# %% [markdown]
+# *In the picture: a row per variant: perplexity to the left, as points on an axis that does not begin at 0; speed to the right.*
+#
+# **In words.** The memory follows the formula exactly; the quality does not follow from any formula, so it is measured, on texts of the
+# kind that you serve. Speed may go either way: fewer bytes are read, but they have to be widened before they are multiplied, and a CPU pays
+# for that.
+
+# %% [markdown]
+# Write `choose_variant`: which one to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. Allowed is what has at most
+# `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
+# the least `kv_bytes`; of equals, the faster.
+
+# %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 points=3
+def choose_variant(variants: dict[str, dict[str, float]], reference: str, most_rise: float, least_speed: float) -> str:
+    """Name of the variant to serve."""
+    ### BEGIN SOLUTION
+    base = variants[reference]
+    good = [
+        name
+        for name, row in variants.items()
+        if row["perplexity"] <= base["perplexity"] * (1 + most_rise)
+        and row["tokens_per_s"] >= base["tokens_per_s"] * least_speed
+    ]
+    return min(good, key=lambda name: (variants[name]["kv_bytes"], -variants[name]["tokens_per_s"]))
+    ### END SOLUTION
+
+# %% check="choose_variant"
+choose_variant = checks.choose_variant(choose_variant)
+
+# %%
+table = {
+    name: {"kv_bytes": one.kv_bytes, "perplexity": one.judged.perplexity, "tokens_per_s": one.speed}
+    for name, one in variants.items()
+}
+for rise_allowed in (0.001, 0.02, 0.2):
+    if quantised.REFERENCE in table:
+        best = choose_variant(table, quantised.REFERENCE, rise_allowed, 0.5)
+        print(f"at most {rise_allowed:.1%} more perplexity, at least half the speed: {best}")
+
+# %% [markdown]
+# **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): which KV type would you serve on
+# your machine, and what speaks for it in your own numbers (memory, perplexity, speed)? Where did your roofline and your measurement
+# differ most in section 2, and what explains it?
+
+# %% [markdown] answer="what_to_serve" points=2
+# ### BEGIN SOLUTION
+# One point: names a type with its saved memory (about 47 % for q8_0, 72 % for q4_0 against f16), the change of perplexity and the ratio of
+# speeds from the learner's own table, and weighs them; a type is right if the figures given speak for it.
+#
+# One point: names the place (usually one or few tokens, measured 2 to 5 times above the prediction on a CPU) and explains it by
+# what was measured: products with a single row reach a part of the read bandwidth, and small operations between the matrices take the
+# rest of the whole model's time.
+# ### END SOLUTION
+
+# %% [markdown]
+# ## 6. TensorRT-LLM
+#
+# `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. A typo in it, or a type that the GPU does not have, shows
+# minutes later, when the container has been pulled and the weights loaded. So the course checks first
+# (`utils/engines/tensorrt_llm_settings.py`): keys and values as `tensorrt_llm/llmapi/llm_args.py` declares them.
+
+# %%
+from utils.engines import EngineError, UnsupportedOption, launch
+from utils.engines import tensorrt_llm_checks as before
+from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, Settings
+
+settings = Settings(
+    kv_cache_config=KvCache(dtype="fp8", free_gpu_memory_fraction=0.7),
+    cuda_graph_config=CudaGraphs(max_batch_size=32, enable_padding=True),
+    enable_chunked_prefill=True,
+    max_batch_size=32,
+    max_num_tokens=4096,
+    guided_decoding_backend="xgrammar",
+)
+print(settings.to_yaml())
+
+# %% [markdown]
+# What is refused, before anything starts:
+
+# %%
+def refused(what, call):
+    try:
+        result = call()
+    except UnsupportedOption as error:
+        result = [str(error)]
+    print(f"{what}:\n  " + "\n  ".join(result), end="\n\n")
+
+
+spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
+refused("a key that does not exist", lambda: Settings.read("max_batch_sise: 8"))
+refused("a key of an earlier version", lambda: Settings.read("kv_cache_dtype: fp8"))
+refused("an engine build", lambda: Settings.read("backend: tensorrt"))
+refused("NGram beside the overlap scheduler", lambda: Settings(speculative_config=NGram()).faults())
+refused("an FP8 cache on an A100", lambda: before.device_faults(settings, ampere))
+refused("70B in bfloat16 where 40 GB are left", lambda: before.device_faults(settings, spark, weights_bytes=141e9))
+refused("no GPU", lambda: before.device_faults(settings, None))
+
+# %% [markdown]
+# Write `serve_settings`: the file's content as a dictionary, for a requirement. Weights in bfloat16; at most `requests` requests and `chunk`
+# tokens in a step; chunked prefill switched on only where a prompt of up to `context` tokens may not fit into a step; a KV cache in fp8 if `fp8`, else
+# in the model's type; answers that follow a JSON schema if `json` (the xgrammar backend); and statistics of every step for `/metrics`.
+#
+# <details><summary>Hint 1</summary>
+#
+# Look at the YAML above: `dtype`, `max_batch_size`, `max_num_tokens`, `enable_chunked_prefill`, `kv_cache_config`,
+# `guided_decoding_backend`, `enable_iter_perf_stats`.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `kv_cache_config` is a dictionary of its own: `{"dtype": "fp8"}` or `{"dtype": "auto"}`. A prompt does not fit where `chunk < context`.
+# </details>
+
+# %% exercise="serve_settings" title="Settings for a requirement" minutes=12 difficulty=3 points=4
+def serve_settings(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict:
+    """The configuration of `trtllm-serve`, as a dictionary."""
+    ### BEGIN SOLUTION
+    settings = {
+        "dtype": "bfloat16",
+        "max_batch_size": requests,
+        "max_num_tokens": chunk,
+        "enable_chunked_prefill": chunk < context,
+        "kv_cache_config": {"dtype": "fp8" if fp8 else "auto"},
+        "enable_iter_perf_stats": True,
+    }
+    if json:
+        settings["guided_decoding_backend"] = "xgrammar"
+    return settings
+    ### END SOLUTION
+
+# %% check="serve_settings"
+serve_settings = checks.serve_settings(serve_settings)
+
+# %% [markdown]
+# With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. Elsewhere it
+# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA: Llama-3.1-8B in **NVFP4**, 10,257
+# prompt tokens and 38.65 output tokens per second at batch 1. In bfloat16 the same model's decode is bound by 273 GB/s over 16.1 GB, 17 tokens per
+# second (derived), whatever the engine.
+
+# %% tags=["measures"]
+import yaml
+
+from utils.benchmark import roofline, sweep
+from utils.telemetry.iterations import read_iterations
+
+why_no_trtllm = ""
+config = Path(work_folder.name) / "trtllm.yml"
+config.write_text(yaml.safe_dump(serve_settings(32, profile.context_length, 4096, False, True)))
+try:
+    with launch("tensorrt_llm", profile, config=config, quiet=True) as trtllm:
+        records = sweep.sweep(trtllm, profile, label="lab 3.3.6: TensorRT-LLM")
+        steps = read_iterations(trtllm)
+        length = profile.load.prompt_tokens
+        prefills = {"TensorRT-LLM": sweep.measure_prefill(trtllm, profile, length=length)}
+        model = roofline.describe_model(profile.models["tensorrt_llm"])
+        display(roofline.compare(records, prefills, DGX_SPARK if profile.name == "spark" else machine, model))
+        print(f"{len(steps)} steps in the engine's own statistics, {steps.peak('running')} requests in the fullest")
+except EngineError as error:
+    why_no_trtllm = str(error).removeprefix("TensorRT-LLM: ")
+    print(error)
+roofline.judge_published().filter(like="TensorRT-LLM", axis=0)
+
+# %% [markdown]
+# ## What did not run here
+#
+# By name and reason; an empty table means that everything ran.
+
+# %%
+from utils.quantisation.runs import fp8_reason, why_no_k_quants
+
+no_gpu = "" if device == "cuda" else "not run here: it needs an NVIDIA GPU"
+words.not_run([
+    ("TensorRT-LLM", why_no_trtllm),
+    ("NVFP4 and FP8 weights", no_gpu or "not in this notebook: name a quantised checkpoint in section 6, model=..."),
+    ("CUDA graphs against none", no_gpu or "not in this notebook: TensorRT-LLM and vLLM use them by themselves"),
+    ("engine files", why_not_built),
+    ("FP8 KV cache in vLLM", fp8_reason(profile)),
+    ("Q4_K_M weights", why_no_k_quants([matrix.shape[1] for matrix in matrices])),
+    *chunk_fleet.reasons.items(),
+    *why_no_llama_cpp.items(),
+])
+
+# %%
+work_folder.cleanup()
+
+# %% [markdown]
+# ## What you found
+#
+# | | the idea | where it was measured |
+# |---|---|---|
+# | intensity | operations per byte; n tokens share one reading of the weights | section 1, by hand |
+# | knee | where a step stops waiting for memory | section 2, from two constants of your machine |
+# | engine file | graph, machine code and weights, built once | section 3: same numbers, other speed |
+# | what compiling takes away | all that is not matrices, so decode gains more than prefill | section 3 |
+# | chunked prefill | one long prompt, or everybody else | section 4, on vLLM |
+# | KV types | memory by formula, quality by measurement | section 5, on llama.cpp |
+# | settings | checked before minutes are spent | section 6 |
+
+# %% [markdown]
+# ## Questions
+#
+# <details><summary>1. A vendor shows 4 times the prefill speed of another engine. What does that say about a chat with short prompts?</summary>
+#
+# Little: there decode takes the time, and decode is bound by bandwidth, which is the same for both engines.
+# </details>
+# <details><summary>2. The knee of a GPU in bfloat16 is at 458 tokens. The weights become 4-bit, computed in bfloat16. Where is it now?</summary>
+#
+# At a quarter: reading takes a quarter of the time, multiplying as long as before. From about 115 tokens on nothing is gained.
+# </details>
+# <details><summary>3. Why does a larger batch not help the reading of the KV cache?</summary>
+#
+# Every request has a cache of its own. A batch shares the weights, not the keys and values; with long contexts those dominate, and a
+# smaller type of the cache helps where a larger batch does not.
+# </details>
+# <details><summary>4. An engine file was built for a cache of 512 tokens. A request has 600. What now?</summary>
+#
+# It does not fit: static sizes are part of the file. That was the trouble with TensorRT's builds, too: other lengths, batch sizes or
+# GPUs meant another build.
+# </details>
+# <details><summary>5. Perplexity rose by 0.4 % on 100 tokens. Is the quantised cache worse?</summary>
+#
+# On so few tokens that may be chance. Look at the divergence of the probabilities, which has no luck in it, and judge more text.
+# </details>
+#
+# ## What to try next
+#
+# * `sizes.layers` of 24: build the whole model. How does the building time grow? And the file?
+# * A chunk size between the two best: predict both of its times from the table first.
+# * `-ctk q8_0 -ctv q4_0`: keys and values of different types (`extra_arguments`). Which of the two is more sensitive?
+# * On a GPU: `Settings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.

@@ -1,0 +1,217 @@
+"""TensorRT-LLM's settings, and what is refused before a container starts."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, launch
+from utils.engines import tensorrt_llm_checks as checks
+from utils.engines.container import run_arguments
+from utils.engines.tensorrt_llm import SPEC
+from utils.engines.tensorrt_llm_settings import (
+    MTP,
+    CudaGraphs,
+    DraftTarget,
+    Eagle3,
+    KvCache,
+    NGram,
+    Settings,
+)
+from utils.tinymodel.hub import TINY
+
+OPTIONS = ServeOptions(
+    model="owner/model",
+    served_name="model",
+    host="0.0.0.0",
+    port=8355,
+    device="cuda",
+    dtype="bfloat16",
+    context_length=4096,
+    max_sequences=64,
+    kv_cache_gib=1.0,
+)
+GB10 = checks.Gpu("NVIDIA GB10", 12.1, 100e9, unified=True)
+A100 = checks.Gpu("NVIDIA A100", 8.0, 80e9)
+
+ALL = Settings(
+    kv_cache_config=KvCache("fp8", False, 0.7, 8192),
+    cuda_graph_config=CudaGraphs((1, 8, 32), None, True),
+    enable_chunked_prefill=True,
+    speculative_config=Eagle3(3, "owner/eagle"),
+    guided_decoding_backend="xgrammar",
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        ALL,
+        Settings(cuda_graph_config=None),
+        Settings(speculative_config=NGram(5, 3), disable_overlap_scheduler=True),
+        Settings(speculative_config=DraftTarget(4, "a/b"), disable_overlap_scheduler=True),
+        Settings(speculative_config=MTP(2)),
+    ],
+)
+def test_what_is_written_is_read_again_and_has_no_faults(settings):
+    assert Settings.read(settings.to_yaml()) == settings
+    assert settings.faults() == []
+
+
+def test_the_file_has_the_engines_own_keys():
+    values = yaml.safe_load(ALL.to_yaml())
+    assert values["kv_cache_config"] == {
+        "dtype": "fp8",
+        "enable_block_reuse": False,
+        "free_gpu_memory_fraction": 0.7,
+        "max_tokens": 8192,
+    }
+    assert values["speculative_config"] == {
+        "decoding_type": "Eagle3",
+        "max_draft_len": 3,
+        "speculative_model": "owner/eagle",
+    }
+    assert values["cuda_graph_config"] == {"batch_sizes": [1, 8, 32], "enable_padding": True}
+    assert yaml.safe_load(Settings(cuda_graph_config=None).to_yaml())["cuda_graph_config"] is None
+    draft = Settings(speculative_config=DraftTarget(4, "a/b"))
+    assert "decoding_type: Draft_Target" in draft.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_batch_sise: 8", "Did you mean max_batch_size"),
+        ("kv_cache_config: {dtypes: fp8}", "kv_cache_config.dtypes"),
+        ("kv_cache_dtype: fp8", "kv_cache_config: {dtype: fp8}"),
+        ("pytorch_backend_config: {}", "top level"),
+        ("build_config: {max_batch_size: 8}", "builds no engines"),
+        ("backend: tensorrt", "trtllm-serve"),
+        ("moe_config: {}", "file of your own"),
+        ("max_batch_size: many", "write int"),
+        ("enable_chunked_prefill: 1", "write bool"),
+        ("max_batch_size: true", "write int"),
+        ("cuda_graph_config: {batch_sizes: [1, a]}", "list of whole numbers"),
+        ("speculative_config: {decoding_type: Medusa}", "went with the engine builds"),
+        ("speculative_config: {decoding_type: NGram, speculative_model: x}", "does not know"),
+        ("dtype: [", "no YAML"),
+        ("just words", "holds no keys"),
+    ],
+)
+def test_a_file_that_the_version_would_refuse_is_refused(text, says):
+    with pytest.raises(UnsupportedOption, match="(?s).*" + says.replace("{", r"\{")):
+        Settings.read(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (Settings(dtype="fp8"), "property of the checkpoint"),
+        (Settings(kv_cache_config=KvCache("int8")), "auto, fp8, nvfp4"),
+        (Settings(kv_cache_config=KvCache(free_gpu_memory_fraction=70)), "a share"),
+        (Settings(max_num_tokens=32), "Raise max_num_tokens"),
+        (Settings(max_num_tokens=1024), "enable_chunked_prefill"),
+        (Settings(max_batch_size=0), "from 1 on"),
+        (Settings(cuda_graph_config=CudaGraphs((1, 8), 16)), "leave out one"),
+        (Settings(speculative_config=Eagle3()), "speculative_model"),
+        (Settings(speculative_config=NGram()), "disable_overlap_scheduler"),
+        (Settings(speculative_config=MTP(0)), "num_nextn_predict_layers"),
+        (Settings(guided_decoding_backend="outlines"), "xgrammar, llguidance"),
+    ],
+)
+def test_combinations_that_could_not_work_are_named_with_what_to_change(settings, says, tmp_path):
+    assert any(says in fault for fault in settings.faults(4096))
+    with pytest.raises(UnsupportedOption, match="would not start"):
+        settings.write(tmp_path / "x.yml", 4096)
+    assert not (tmp_path / "x.yml").exists()
+
+
+def test_a_gpu_is_read_from_its_driver_and_gb10_has_the_systems_memory():
+    assert checks.parse_gpu("NVIDIA A100, 8.0, 81920\n", 1.0).memory_bytes == 81920 * 1024**2
+    spark = checks.parse_gpu("NVIDIA GB10, 12.1, [N/A]\n", 99e9)
+    assert spark == checks.Gpu("NVIDIA GB10", 12.1, 99e9, unified=True)
+    assert checks.parse_gpu("", 1.0) is None
+    assert checks.parse_gpu("Tesla, [N/A], 16", 1.0) is None
+
+
+def test_what_a_device_cannot_do_is_named_with_what_to_change():
+    fp8 = Settings(kv_cache_config=KvCache("fp8"))
+    assert checks.device_faults(fp8, GB10) == []
+    (fault,) = checks.device_faults(fp8, A100)
+    assert "8.9" in fault
+    assert "write auto" in fault
+    (fault,) = checks.device_faults(Settings(), dataclasses.replace(A100, capability=7.5))
+    assert "write float16" in fault
+    (fault,) = checks.device_faults(Settings(), GB10, weights_bytes=141e9)
+    assert "unified memory" in fault
+    assert "drop_caches" in fault
+    (fault,) = checks.device_faults(Settings(), None)
+    assert "no NVIDIA GPU" in fault
+
+
+def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    quantised = {"quantization": {"quant_algo": "NVFP4"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantised))
+    assert checks.model_faults(Settings(), str(tmp_path), GB10) == []
+    (fault,) = checks.model_faults(Settings(), str(tmp_path), A100)
+    assert "NVFP4" in fault
+    mtp = Settings(speculative_config=MTP(1))
+    (fault,) = checks.model_faults(mtp, str(tmp_path), GB10)
+    assert "num_nextn_predict_layers" in fault
+    assert checks.model_faults(mtp, "owner/model", GB10) == []
+
+
+def test_the_weights_of_a_checkpoint_are_counted_before_it_is_loaded(tmp_path, monkeypatch):
+    assert checks._weight_bytes(str(TINY)) == pytest.approx(19.1e6, rel=0.01)
+    assert checks._weight_bytes(str(tmp_path)) == 0
+    assert checks._weight_bytes(None) == 0
+    large = {
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "vocab_size": 128256,
+    }
+    monkeypatch.setattr(checks, "read_config", lambda model: large)
+    monkeypatch.setattr(checks, "this_gpu", lambda: dataclasses.replace(GB10, memory_bytes=40e9))
+    with pytest.raises(UnsupportedOption, match=r"141\.1"):
+        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
+    large["quantization_config"] = {}
+    with pytest.raises(NotRunHere):
+        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
+
+
+def test_asking_for_an_engine_build_explains_its_removal(tmp_path):
+    (tmp_path / "rank0.engine").write_bytes(b"")
+    for model, extra in (
+        (str(tmp_path), ()),
+        ("owner/model", ("--backend", "tensorrt")),
+        ("owner/model", ("--engine_dir", "/engines")),
+    ):
+        with pytest.raises(UnsupportedOption, match="builds no engines"):
+            launch("tensorrt_llm", "cpu", model=model, extra_arguments=extra, quiet=True)
+
+
+def test_launch_refuses_a_bad_file_and_says_what_else_is_missing(tmp_path):
+    file = tmp_path / "x.yml"
+    with pytest.raises(UnsupportedOption, match="no configuration at"):
+        launch("tensorrt_llm", "cpu", config=file, quiet=True)
+    file.write_text("max_batch: 3")
+    with pytest.raises(UnsupportedOption, match="max_batch"):
+        launch("tensorrt_llm", "cpu", config=file, quiet=True)
+    Settings().write(file)
+    with pytest.raises(NotRunHere, match="NVIDIA GPU"):
+        launch("tensorrt_llm", "cpu", model=str(TINY), config=file, quiet=True)
+
+
+def test_the_file_is_mounted_read_only_and_named_in_the_command(tmp_path):
+    inside = dataclasses.replace(OPTIONS, config="/course-config/x.yml")
+    command = SPEC.arguments(inside)
+    assert command[command.index("--config") + 1] == "/course-config/x.yml"
+    assert "--config" not in SPEC.arguments(OPTIONS)
+    request = run_arguments(SPEC.container, command, 1, None, {}, tmp_path / "x.yml")
+    volume = request["volumes"][str(tmp_path / "x.yml")]
+    assert volume == {"bind": "/course-config/x.yml", "mode": "ro"}

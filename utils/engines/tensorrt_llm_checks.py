@@ -1,0 +1,220 @@
+"""What would keep TensorRT-LLM from starting, found before a container is.
+
+Sources: tensorrt_llm/llmapi/llm_args.py (bfloat16 needs compute capability 8.0), NVIDIA's CUDA documentation
+(FP8 from 8.9, FP4 from 10.0 on; GB10 is 12.1), docs/source/legacy/tensorrt-backend-removal.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from utils.engines.errors import UnsupportedOption
+from utils.engines.tensorrt_llm_settings import MTP, REMOVED, Settings, require_none
+from utils.kvcache.sizes import (
+    ConfigError,
+    decoder_parameters,
+    dtype_bytes,
+    read_config,
+    weight_bytes,
+)
+
+GB = 1e9
+# What runs beside weights and KV cache: CUDA context, activations, graphs. A bound from below, to refuse only
+# what cannot fit.
+OVERHEAD_BYTES = 2 * GB
+NEEDS: Mapping[str, tuple[float, str]] = {
+    "bfloat16": (8.0, "float16"),
+    "fp8": (8.9, "auto"),
+    "nvfp4": (10.0, "fp8"),
+}
+_BUILDERS = ("trtllm-build", "--engine_dir", "--backend=tensorrt", "convert_checkpoint")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as far as these checks ask.
+
+    Attributes:
+        name: As its driver names it.
+        capability: Compute capability, 12.1 for GB10.
+        memory_bytes: What it has; of unified memory, what is available now.
+        unified: Whether CPU and GPU share the memory.
+    """
+
+    name: str
+    capability: float
+    memory_bytes: float
+    unified: bool = False
+
+
+def this_gpu() -> Gpu | None:
+    """The first NVIDIA GPU of this machine; None without one or without its driver.
+
+    GB10 gives no memory size (`[N/A]`), since it has none of its own: what Linux has available counts.
+    """
+    query = "--query-gpu=name,compute_cap,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_gpu(answer.stdout, psutil.virtual_memory().available)
+
+
+def parse_gpu(answer: str, available: float) -> Gpu | None:
+    """Reads the answer of nvidia-smi: name, compute capability, MiB of memory; None: no GPU in it."""
+    fields = [field.strip() for field in answer.partition("\n")[0].split(",")]
+    if len(fields) != 3:
+        return None
+    name, capability, memory = fields
+    try:
+        level = float(capability)
+    except ValueError:
+        return None
+    if memory.isdecimal():
+        return Gpu(name, level, float(memory) * 1024**2)
+    return Gpu(name, level, available, unified=True)
+
+
+def device_faults(settings: Settings, gpu: Gpu | None, weights_bytes: float = 0) -> list[str]:
+    """What this GPU cannot do of these settings, each with what to change; empty: nothing found.
+
+    Args:
+        settings: What is asked for.
+        gpu: The GPU; None: there is none.
+        weights_bytes: Of the checkpoint; 0 where that is not known.
+    """
+    if gpu is None:
+        return [
+            "There is no NVIDIA GPU here. TensorRT-LLM runs on nothing else: use vLLM or "
+            "llama.cpp on this "
+            "machine, or run this on one with a GPU and docker."
+        ]
+    found = []
+    for where, wanted in (
+        ("dtype", settings.dtype),
+        ("kv_cache_config.dtype", settings.kv_cache_config.dtype),
+    ):
+        level, instead = NEEDS.get(wanted, (0.0, ""))
+        if gpu.capability < level:
+            found.append(
+                f"{where}: {gpu.name} (compute capability {gpu.capability}) has no {wanted}, "
+                "which needs "
+                f"{level}: write {instead}."
+            )
+    return found + _memory_faults(settings, gpu, weights_bytes)
+
+
+def _memory_faults(settings: Settings, gpu: Gpu, weights_bytes: float) -> list[str]:
+    needed = weights_bytes + OVERHEAD_BYTES
+    if not weights_bytes or needed <= gpu.memory_bytes:
+        return []
+    kind = "of unified memory available" if gpu.unified else "of memory"
+    more = (
+        " Stop other engines, and drop the page cache: sync; echo 3 > /proc/sys/vm/drop_caches."
+        if gpu.unified
+        else ""
+    )
+    return [
+        f"{gpu.name} has {gpu.memory_bytes / GB:.1f} GB {kind}; the weights alone need "
+        f"{weights_bytes / GB:.1f} "
+        f"and what runs beside them {OVERHEAD_BYTES / GB:.0f}, before any KV cache. Take a "
+        "smaller or a quantised "
+        f"checkpoint.{more}"
+    ]
+
+
+def model_faults(settings: Settings, model: str, gpu: Gpu | None) -> list[str]:
+    """What a local checkpoint, these settings and this GPU have against each other; a hub id is not read."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return []
+    found = []
+    config = _json(folder / "config.json")
+    if isinstance(settings.speculative_config, MTP) and not config.get("num_nextn_predict_layers"):
+        found.append(
+            f"speculative_config: {folder.name} has no layers for multi-token prediction (its "
+            "config.json names "
+            "no num_nextn_predict_layers): take Eagle3 with a draft model, or NGram."
+        )
+    weights = str(
+        _json(folder / "hf_quant_config.json").get("quantization", {}).get("quant_algo", "")
+    )
+    level, _ = NEEDS.get(weights.lower(), (0.0, ""))
+    if gpu is not None and gpu.capability < level:
+        found.append(
+            f"The weights of {folder.name} are {weights}, which needs compute capability "
+            f"{level}; {gpu.name} has "
+            f"{gpu.capability}: take the model's bfloat16 checkpoint."
+        )
+    return found
+
+
+def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]) -> None:
+    """Refuses what could not start, before anything does.
+
+    Args:
+        model: Folder or hub id that is asked for.
+        choices: The profile's fields, and those of `launch` over them; `config` is the YAML file.
+        extra_arguments: Of `launch`.
+
+    Raises:
+        UnsupportedOption: An engine build, a file with faults, or what this GPU cannot do.
+    """
+    asked = " ".join(extra_arguments).replace("--backend tensorrt", "--backend=tensorrt")
+    if any(word in asked for word in _BUILDERS) or (model and _is_engine(Path(model).expanduser())):
+        raise UnsupportedOption(REMOVED)
+    settings = Settings(dtype="auto")
+    if config := choices.get("config"):
+        path = Path(config).expanduser()
+        if not path.is_file():
+            raise UnsupportedOption(
+                f"There is no configuration at {path}: write one with Settings.write."
+            )
+        settings = Settings.read(path.read_text(encoding="utf-8"))
+    gpu = this_gpu()
+    faults = settings.faults(int(choices.get("context_length") or 0))
+    if model:
+        faults += model_faults(settings, model, gpu)
+    if gpu is not None:  # without one, `launch` says that it does not run here
+        faults += device_faults(settings, gpu, _weight_bytes(model))
+    require_none(faults)
+
+
+def _is_engine(folder: Path) -> bool:
+    built = folder.is_dir() and any(folder.glob("*.engine"))
+    return built or "build_config" in _json(folder / "config.json")
+
+
+def _weight_bytes(model: str | None) -> float:
+    """Bytes of a checkpoint's weights: of its files, or derived from a hub model's config; 0: unknown."""
+    if not model:
+        return 0
+    folder = Path(model).expanduser()
+    try:
+        if folder.is_dir():
+            return weight_bytes(folder)
+        config = read_config(model)
+        stored = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+        return (
+            0
+            if "quantization_config" in config
+            else dtype_bytes(decoder_parameters(config), stored)
+        )
+    except ConfigError:
+        return 0
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,159 @@
+"""Chunked prefill on vLLM: how long a long prompt waits for its first token, and others for their next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from utils.benchmark import Client, OpenLoop, Request, RequestTrace, make_record, run, write_record
+from utils.benchmark.sweep import prompts
+from utils.engines import EngineError, RunningEngine
+from utils.profiles import Profile
+
+OTHERS = 3  # requests that decode when the long prompt comes
+RATE = 4.0  # arrivals per second: the others, then the long one
+LONG = "long"
+
+
+def variants(profile: Profile) -> dict[str, dict[str, Any]]:
+    """Options of `launch("vllm", ...)`: one engine for each chunk size."""
+    return {
+        f"chunks of {chunk}": {
+            "extra_arguments": ("--max-num-batched-tokens", str(chunk)),
+            "max_sequences": 16,
+            "prefix_caching": False,
+        }
+        for chunk in profile.load.inside.chunks
+    }
+
+
+@dataclass(frozen=True)
+class Waits:
+    """What one long prompt did to itself and to others.
+
+    Attributes:
+        chunk: Most tokens in a step.
+        ttft_s: Time to the long request's first token, seconds.
+        stall_s: Longest time that another request waited for its next token meanwhile, seconds.
+        quiet_s: Median time between tokens of the others when no prompt was computed, seconds.
+        steps: Steps that the prompt took, derived: its tokens over the chunk size, rounded up.
+    """
+
+    chunk: int
+    ttft_s: float
+    stall_s: float
+    quiet_s: float
+    steps: int
+
+
+def requests_for(profile: Profile, seed: int) -> list[Request]:
+    """The others, who answer long, then one long prompt with a short answer; no prefix is shared."""
+    sizes = profile.load.inside
+    short = prompts(profile, OTHERS, output=sizes.others_tokens, seed=seed)
+    long = prompts(profile, 1, length=sizes.long_prompt, output=4, seed=seed + 1)
+    return [
+        *(replace(request, tag="other") for request in short),
+        *(replace(request, tag=LONG) for request in long),
+    ]
+
+
+def measure_waits(
+    engine: RunningEngine, profile: Profile, chunk: int, label: str, seed: int
+) -> Waits:
+    """Lets a long prompt arrive while others decode; writes a record.
+
+    Raises:
+        EngineError: A request failed, or nobody was decoding when the prompt came.
+    """
+    requests = requests_for(profile, seed)
+    client = Client(engine.base_url, engine.model, api="completions")
+    result = run(
+        client,
+        requests,
+        OpenLoop(RATE, math.inf),
+        warmup=prompts(profile, 1, seed=seed + 2),
+        label=f"{label}, {chunk}",
+        alive=engine.running,
+    )
+    record = make_record(result, engine, profile, label=label, extra={"chunk": chunk})
+    write_record(record)
+    return waits_of(result.traces, chunk)
+
+
+def waits_of(traces: Sequence[RequestTrace], chunk: int) -> Waits:
+    """Reads the waits from a run's traces.
+
+    Raises:
+        EngineError: A request failed, or nobody was decoding when the prompt came.
+    """
+    failed = next((trace for trace in traces if not trace.ok), None)
+    if failed is not None:
+        raise EngineError(f"A request failed: {failed.error}.")
+    long = next(trace for trace in traces if trace.tag == LONG)
+    assert long.first_token is not None
+    during: list[float] = []
+    quiet: list[float] = []
+    for trace in traces:
+        if trace.tag == LONG:
+            continue
+        for earlier, later in pairwise(trace.chunk_times):
+            meets = later > long.sent and earlier < long.first_token
+            (during if meets else quiet).append(later - earlier)
+    if not during or not quiet:
+        raise EngineError(
+            "Nobody was decoding when the long prompt came: the others' answers are too short "
+            "for this machine."
+        )
+    tokens = long.prompt_tokens or 0
+    return Waits(chunk, long.ttft(), max(during), median(quiet), -(-tokens // chunk))
+
+
+def typical(found: Sequence[Waits]) -> Waits:
+    """Medians over repeats of the same chunk size."""
+    return Waits(
+        found[0].chunk,
+        median(w.ttft_s for w in found),
+        median(w.stall_s for w in found),
+        median(w.quiet_s for w in found),
+        found[0].steps,
+    )
+
+
+def waits_table(found: Mapping[str, Sequence[Waits]]) -> pd.DataFrame:
+    """One row per chunk size: medians, and the range over the repeats."""
+    rows = {}
+    for name, runs in found.items():
+        one = typical(runs)
+        stalls = [1000 * w.stall_s for w in runs]
+        rows[name] = {
+            "steps for the prompt": one.steps,
+            "TTFT of the long request (ms)": round(1000 * one.ttft_s),
+            "longest wait of the others (ms)": round(1000 * one.stall_s),
+            "least ... most": f"{min(stalls):.0f} ... {max(stalls):.0f}",
+            "their usual wait (ms)": round(1000 * one.quiet_s, 1),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def explain_waits(found: Mapping[str, Sequence[Waits]]) -> str:
+    """What chunks cost the long request and spared the others, in words."""
+    ordered = sorted((typical(runs) for runs in found.values()), key=lambda w: w.chunk)
+    small, large = ordered[0], ordered[-1]
+    spared = large.stall_s / small.stall_s
+    cost = small.ttft_s / large.ttft_s
+    told = (
+        f"With chunks of {small.chunk} the others waited at most {1000 * small.stall_s:.0f} ms "
+        "for a token, with "
+        f"{large.chunk} it was {1000 * large.stall_s:.0f} ms: {spared:.1f} times. The long "
+        "request's first token "
+        f"took {cost:.2f} times as long in small chunks as in large ones."
+    )
+    if spared < 1.2:
+        told += " Small chunks spared the others hardly anything here: measure again on a quieter machine."
+    return told
