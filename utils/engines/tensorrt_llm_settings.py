@@ -2,8 +2,8 @@
 
 Sources: NVIDIA/TensorRT-LLM, tensorrt_llm/llmapi/llm_args.py (TorchLlmArgs, KvCacheConfig, CudaGraphConfig
 and the classes of speculative decoding), in two readings: one that still has TrtLlmArgs beside them, one from
-after its removal. Every key here is in both. What those classes refuse is refused here in the same cases, and
-with what to change.
+after its removal. Speculation was read in both, the other keys in the earlier one; neither is the tag of our
+container. What those classes refuse is refused here in the same cases, and with what to change.
 """
 
 from __future__ import annotations
