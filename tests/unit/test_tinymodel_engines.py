@@ -14,7 +14,7 @@ def by_transformers():
     return asked, evaluate.generate(*hub.load(hub.TINY), asked, batch=8, max_new_tokens=128)
 
 
-@pytest.mark.parametrize("kind", export.GGUF_TYPES)
+@pytest.mark.parametrize("kind", export.SHIPPED_TYPES)
 def test_llama_cpp_agrees_with_transformers(by_transformers, kind):
     asked, outputs = by_transformers
     file = str(hub.TINY / f"tiny-{kind}.gguf")

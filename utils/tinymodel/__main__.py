@@ -106,7 +106,7 @@ def main() -> int:
             elif step == "gguf":
                 from utils.tinymodel import export
 
-                for kind in export.GGUF_TYPES:
+                for kind in export.SHIPPED_TYPES:
                     print(f"wrote {export.write_gguf(hub.verify(arguments.model), kind)}")
             elif step == "evaluate":
                 _evaluate(arguments.model, arguments.n)

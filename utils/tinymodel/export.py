@@ -21,6 +21,7 @@ GGUF_TYPES = {
     "Q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
     "Q4_0": (gguf.LlamaFileType.MOSTLY_Q4_0, gguf.GGMLQuantizationType.Q4_0),
 }
+SHIPPED_TYPES = ("BF16", "Q8_0")  # in models/tiny; lab 3.3.6 makes the other
 
 
 def export(run: Path, shape: Shape, folder: Path) -> None:
