@@ -250,7 +250,7 @@ built_decode = 2
 
 # %% tags=["measures"]
 times = runs.time_steps(small, ways, sizes.prompts, sizes.slots, sizes.repeats)
-if built:
+if "built engine" in ways:
     measured = runs.median_speedup(times["decode"], "built engine")
     compare_prediction(built_decode, measured, what="the built engine at decode", unit="times eager's speed")
     print(words.explain_times(times))

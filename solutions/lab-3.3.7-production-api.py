@@ -19,7 +19,7 @@
 # them all. **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here, *cited* with their
 # source, or *derived* by a formula that you see; each says which it is.
 #
-# The gateway is `utils/gateway`: some 2,000 lines of FastAPI, with an OpenAI-compatible API. What you write here are its
+# The gateway is `utils/gateway`: some 2,600 lines on FastAPI, with an OpenAI-compatible API. What you write here are its
 # rules; each stands there in a file of its own, small and pure, and the gateway runs on them.
 
 # %%
@@ -70,7 +70,7 @@ print("the last one:", pieces[-1][-60:])
 # %% [markdown]
 # Write `encode`: one event as bytes, in UTF-8. `data` may have several lines (separated by LF, CRLF or CR): each becomes a
 # line `data: ...` of its own. A name, if there is one, stands in front as `event: NAME`; a name with a line break in it would
-# smuggle in another field, so it raises `ValueError`. An empty line ends the event.
+# smuggle in another field, so it raises `ValueError`. An empty line ends the event; empty `data` is one empty line of data.
 #
 # <details><summary>Hint</summary>
 #
@@ -322,13 +322,13 @@ bounded_hash = checks.bounded_hash(bounded_hash)
 
 # %% [markdown]
 # Prompts in groups that share a long beginning, the groups in turn. Each group's first prompt at a replica is computed
-# whole, all later ones find the beginning there. Before anything is measured, your function can say where each will go:
+# whole, all later ones find the beginning there. Before anything is measured, your function says how often that will be:
 
 # %%
 prompts = runs.grouped_prompts(profile, seed=1)
-ring, idle = balance.make_ring(["left", "right"]), {"left": 0, "right": 0}
+ring, idle = balance.make_ring(["vllm-0", "vllm-1"]), {"vllm-0": 0, "vllm-1": 0}
 by_hash = [bounded_hash(ring, idle, balance.point(runs.affinity_key(prompt)), 1.25) for prompt in prompts]
-in_turn = [("left", "right")[number % 2] for number in range(len(prompts))]
+in_turn = [("vllm-0", "vllm-1")[number % 2] for number in range(len(prompts))]
 for name, places in (("round robin", in_turn), ("prefix affinity", by_hash)):
     print(f"{name:>15}: {runs.first_visits(prompts, places):.0%} of {len(prompts)} prompts find their beginning (derived)")
 
@@ -575,7 +575,7 @@ small.stop()
 # | limits on body, answer, requests and tokens | `limits`, `keys` |
 # | deadline, idle time and queue are set from measurements | `timeouts`, `queue` |
 # | readiness and liveness are asked on different paths | `/health/ready`, `/health/live` |
-# | SIGTERM comes early enough: grace period above `notice_s + limit_s` | `drain` |
+# | SIGTERM comes early enough: grace period some seconds above `limit_s` | `drain` |
 # | `/metrics` is scraped, alerts reach a person, somebody has seen one fire | `docker/` |
 # | no prompt and no key in logs; a request id in each line | JSON logs |
 # | somebody has killed an engine on purpose, on a quiet afternoon | section 5 |

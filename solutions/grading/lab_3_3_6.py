@@ -306,6 +306,14 @@ def _with(**changes: Any) -> Callable[..., dict[str, Any]]:
     return wrong
 
 
+def _without(key: str) -> Callable[..., dict[str, Any]]:
+    def wrong(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
+        settings: dict[str, Any] = _settings(requests, context, chunk, fp8, json)
+        return {name: value for name, value in settings.items() if name != key}
+
+    return wrong
+
+
 def _dtype_at_the_top(
     requests: int, context: int, chunk: int, fp8: bool, json: bool
 ) -> dict[str, Any]:
@@ -340,6 +348,8 @@ serve_settings = Grading(
         "an engine build": Wrong(_with(build_config={"max_batch_size": 8}), says="builds no engines"),
         "a key that does not exist": Wrong(_with(max_batch=8), says="Did you mean"),
         "no statistics": Wrong(_with(enable_iter_perf_stats=False), says="stays empty"),
+        "leaves out the statistics": Wrong(_without("enable_iter_perf_stats"), says="stays empty"),
+        "leaves out the type of the weights": Wrong(_without("dtype"), says="written down"),
     },
     twins=("utils.engines.tensorrt_llm_settings.Settings.to_yaml",),
 )

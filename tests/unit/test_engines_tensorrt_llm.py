@@ -94,7 +94,10 @@ def test_the_file_has_the_engines_own_keys():
         ("max_batch_size: true", "write int"),
         ("cuda_graph_config: {batch_sizes: [1, a]}", "list of whole numbers"),
         ("speculative_config: {decoding_type: Medusa}", "went with the engine builds"),
-        ("speculative_config: {decoding_type: NGram, speculative_model: x}", "does not know"),
+        (
+            "speculative_config: {decoding_type: NGram, speculative_model: x}",
+            "do not write the key",
+        ),
         ("dtype: [", "no YAML"),
         ("just words", "holds no keys"),
     ],

@@ -317,7 +317,8 @@ def same_settings(
         raise CheckFailed(f"{what}: {error}") from error
     faults = settings.faults(context)
     expect(not faults, f"{what}: TensorRT-LLM would not start: {' '.join(faults)}")
-    expect_equal(settings.dtype, "bfloat16", what=f"{what}: dtype", hint="Weights stay bfloat16.")
+    hint = "Weights in bfloat16, and it is written down: auto would be the checkpoint's own type."
+    expect_equal(got.get("dtype"), "bfloat16", what=f"{what}: dtype", hint=hint)
     hint = "It is the most requests in a step."
     expect_equal(settings.max_batch_size, requests, what=f"{what}: max_batch_size", hint=hint)
     hint = "It is the most tokens in a step, so the size of a chunk."
@@ -334,4 +335,5 @@ def same_settings(
         settings.guided_decoding_backend, backend, what=f"{what}: guided decoding", hint=hint
     )
     hint = "Without enable_iter_perf_stats /metrics stays empty."
-    expect_equal(settings.enable_iter_perf_stats, True, what=f"{what}: statistics", hint=hint)
+    written = got.get("enable_iter_perf_stats", False)
+    expect_equal(written, True, what=f"{what}: statistics", hint=hint)

@@ -390,12 +390,16 @@ def _unknown(key: str, name: str, known: list[str], *, top: bool) -> str:
         return f"{name} is a key of earlier versions. Now: {FORMER[key]}"
     if top and key in OTHERS:
         return (
-            f"TensorRT-LLM knows {name}, but these settings do not write it: hand it to "
-            "trtllm-serve in a file "
-            "of your own."
+            f"TensorRT-LLM knows {name}, but these settings do not write it: for that, start "
+            "trtllm-serve by hand, with a file of your own."
         )
     near = difflib.get_close_matches(key, [*known, *(OTHERS if top else ())], n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]}?" if near else ""
+    if not top:
+        return (
+            f"These settings do not write the key {name}.{guess} If your version of TensorRT-LLM has "
+            "it, start trtllm-serve by hand, with a file of your own."
+        )
     return f"This version of TensorRT-LLM does not know the key {name}, and would not start.{guess}"
 
 

@@ -64,7 +64,7 @@ def judge_texts(
     """
     seen: list[int] = []
     found: list[Distribution] = []
-    with httpx.Client(base_url=engine.base_url, timeout=timeout_s) as client:
+    with httpx.Client(base_url=engine.base_url, timeout=timeout_s, trust_env=False) as client:
         for beginning, continuation in texts:
             start = _tokenize(client, beginning)
             ids = start + _tokenize(client, continuation)[:tokens]
