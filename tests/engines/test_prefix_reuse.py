@@ -95,10 +95,11 @@ def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sg
         assert all(share > 0 for share in aware.shares), "both have work"
         prompts = reuse.router_prompts(profile)
         routed = reuse.measure_routed(
-            pair, profile, "round_robin", prompts, output_tokens=64, kill_after_s=1.5
+            pair, profile, "round_robin", prompts, output_tokens=64, kill_after_s=3.0
         )
         assert not second.running() and sglang.running()
-        assert 0 < routed.failed < len(prompts), explain_death(routed)
+        # What had begun on the dead one is lost; what had not is sent again, and that may be all of it.
+        assert routed.failed < len(prompts) / 2, explain_death(routed)
     assert reuse.say(sglang, {"messages": reuse._SAY, "max_tokens": 2}).startswith("answered")
 
 
