@@ -31,6 +31,7 @@ from utils.gateway.local import serve
 FAKE = Path(__file__).resolve().parents[1] / "tests" / "unit" / "fake_openai.py"
 MODEL, TOKENS = "toy", 8
 WHOLE_AGAIN_S = 10.0
+AFTER_ERROR_S = 0.5  # else a moment without any backend uses up all requests
 
 
 class Victim:
@@ -113,7 +114,10 @@ async def _load(url: str, victims: list[Victim], count: int, width: int, seed: i
         for i in queue:
             word = f"w{i}x"
             request = Request(word, stream=i % 2 == 0, max_tokens=TOKENS)
-            report.judge(word, await client.send(request))
+            trace = await client.send(request)
+            report.judge(word, trace)
+            if not trace.ok:
+                await asyncio.sleep(AFTER_ERROR_S)
 
     async def misfortune() -> None:
         while not done.is_set():

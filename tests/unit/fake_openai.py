@@ -31,6 +31,8 @@ class FakeServer:
         self.mode, self.tokens, self.gap_s, self.first_s = mode, tokens, gap_s, first_s
         self.filler, self.port = filler, port
         self.requests, self.headers, self.cancelled, self.running = [], [], 0, 0
+        self.open = asyncio.Event()  # cleared: requests are taken, and wait for their answers
+        self.open.set()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
@@ -81,6 +83,7 @@ class FakeServer:
             return self._json(writer, {"error": {"message": "as I was told"}}, status)
         if self.mode == "mute":
             await asyncio.sleep(3600)
+        await self.open.wait()
         prompt = asked["messages"][-1]["content"] if chat else asked["prompt"]
         word = (prompt.split() or [""])[-1] + self.filler
         usage = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 0}

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 from fake_openai import FakeServer
-from gateway_case import MODEL, case
+from gateway_case import case
 from prometheus_client.parser import text_string_to_metric_families
 from test_gateway_relay import run
 
@@ -71,13 +71,19 @@ def test_alerts_cover_what_they_should_and_say_it():
         "EngineDown",
     }
     assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in RULES)
+    down = next(rule["expr"] for rule in RULES if rule["alert"] == "EngineDown")
+    assert "circuit_state >= 1" in down, "a probe (half open) must not start its `for` again"
 
 
 def test_images_settings_and_ports_agree():
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     services = compose["services"]
-    assert services["llama-a"]["image"] == ENGINES["llama_cpp"].container.image
-    assert all(":" in s["image"] for s in services.values() if "image" in s), "pinned"
+    engine = ENGINES["llama_cpp"].container.image
+    assert services["llama-a"]["image"] == services["llama-b"]["image"] == engine
+    images = [s["image"] for s in services.values() if "image" in s and s["image"] != engine]
+    images += re.findall(r"^FROM (\S+)", (DOCKER / "gateway.Dockerfile").read_text(), re.M)
+    assert len(images) == 3
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images), "of a named version"
     settings = load_settings(DOCKER / "gateway.yaml")
     hosts = {b.url.split("//")[1].split(":")[0] for m in settings.models for b in m.backends}
     assert hosts <= set(services)
@@ -89,7 +95,8 @@ def test_images_settings_and_ports_agree():
         t for s in scraped["scrape_configs"] for c in s["static_configs"] for t in c["targets"]
     ]
     assert {target.split(":")[0] for target in targets} <= set(services)
-    assert MODEL
+    slots = int(re.search(r"-np (\d+)", services["llama-a"]["command"])[1])
+    assert all(b.max_outstanding == slots for m in settings.models for b in m.backends)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="not run here: no promtool")

@@ -1,6 +1,7 @@
 """The gateway in front of servers that behave, and that do not: what its clients see."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 
@@ -8,7 +9,7 @@ import httpx
 import openai
 import pytest
 from fake_openai import FakeServer
-from gateway_case import MODEL, case
+from gateway_case import MODEL, QUICK, case
 
 from utils.benchmark.sse import SSEParser
 
@@ -117,7 +118,8 @@ def test_a_stream_that_breaks_ends_with_an_error_event(mode, code):
 
 def test_an_engine_that_lies_about_its_health_is_left_alone_and_comes_back():
     async def work():
-        async with case(FakeServer("http_500"), FakeServer()) as c:
+        patient = {**QUICK, "circuit_open_s": 60}
+        async with case(FakeServer("http_500"), FakeServer(), health=patient) as c:
             liar = c.gateway.pools[MODEL].backends[0]
             for _ in range(8):
                 assert (await c.ask()).status_code == 200
@@ -125,7 +127,8 @@ def test_an_engine_that_lies_about_its_health_is_left_alone_and_comes_back():
             assert len(c.fakes[0].requests) == 3
             assert c.metric("gateway_circuit_state", model=MODEL, backend="b0") == 2
             c.fakes[0].mode = "ok"
-            await asyncio.sleep(0.35)
+            a_minute_ago = liar.circuit.opened_at - 60
+            liar.circuit = dataclasses.replace(liar.circuit, opened_at=a_minute_ago)
             for _ in range(4):
                 await c.ask()
             assert liar.circuit.state == "closed" and len(c.fakes[0].requests) > 3
@@ -135,8 +138,8 @@ def test_an_engine_that_lies_about_its_health_is_left_alone_and_comes_back():
 
 def test_a_frozen_engine_is_taken_out_and_its_requests_go_elsewhere():
     async def work():
-        limits = {**FAST, "first_byte_s": 20}
-        async with case(FakeServer("mute"), FakeServer(), timeouts=limits) as c:
+        limits, health = {**FAST, "first_byte_s": 20}, {**QUICK, "timeout_s": 0.3}
+        async with case(FakeServer("mute"), FakeServer(), timeouts=limits, health=health) as c:
             answers = await asyncio.gather(*[c.ask() for _ in range(6)])
             assert all(answer.status_code == 200 for answer in answers)
             assert not c.gateway.pools[MODEL].backends[0].up
@@ -212,10 +215,14 @@ def test_a_client_that_does_not_read_is_dropped():
 
 def test_the_queue_has_an_end():
     async def work():
-        fake = FakeServer(first_s=0.3)
-        limits = {"size": 2, "wait_s": 5}
+        fake = FakeServer()
+        fake.open.clear()
+        limits = {"size": 2, "wait_s": 20}
         async with case(fake, queue=limits, backend={"max_outstanding": 1}) as c:
-            answers = await asyncio.gather(*[c.ask() for _ in range(6)])
+            asking = [asyncio.create_task(c.ask()) for _ in range(6)]
+            await c.until(lambda: sum(task.done() for task in asking) == 3)
+            fake.open.set()
+            answers = await asyncio.gather(*asking)
             codes = sorted(answer.status_code for answer in answers)
             assert codes == [200, 200, 200, 429, 429, 429]
             refused = next(answer for answer in answers if answer.status_code == 429)
@@ -229,8 +236,13 @@ def test_the_queue_has_an_end():
 def test_who_waits_too_long_is_told():
     async def work():
         limits = {"size": 8, "wait_s": 0.1}
-        async with case(FakeServer(first_s=0.5), queue=limits, backend={"max_outstanding": 1}) as c:
-            answers = await asyncio.gather(*[c.ask() for _ in range(3)])
+        fake = FakeServer()
+        fake.open.clear()
+        async with case(fake, queue=limits, backend={"max_outstanding": 1}) as c:
+            asking = [asyncio.create_task(c.ask()) for _ in range(3)]
+            await c.until(lambda: sum(task.done() for task in asking) == 2)
+            fake.open.set()
+            answers = await asyncio.gather(*asking)
             assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
 
     run(work())
@@ -250,20 +262,20 @@ def test_a_deadline_ends_a_stream_and_a_silence():
 
 def test_drain_says_not_ready_lets_finish_and_refuses():
     async def work():
-        fake = FakeServer(tokens=20, gap_s=0.03)
-        async with case(fake, drain={"notice_s": 0.2, "limit_s": 5}) as c:
+        fake = FakeServer(tokens=200, gap_s=0.1)
+        async with case(fake, drain={"notice_s": 1.5, "limit_s": 20}) as c:
             stream = asyncio.create_task(c.stream())
             await c.until(lambda: fake.running == 1)
             c.server.handle_exit(15, None)
-            await asyncio.sleep(0.05)
             assert (await c.http.get("/health/ready")).status_code == 503
             assert (await c.http.get("/health/live")).status_code == 200
-            fake.tokens, fake.gap_s = 2, 0
             assert (await c.ask()).status_code == 200, "still served"
-            await asyncio.sleep(0.3)
+            await c.until(lambda: not c.server.servers[0].is_serving(), 10)
             with pytest.raises(httpx.ConnectError):
                 async with httpx.AsyncClient(trust_env=False) as late:
                     await late.get(f"{c.url}/health/live")
+            assert not stream.done()
+            fake.gap_s = 0
             assert events(await stream)[-1] == "[DONE]", "nobody was cut off"
 
     run(work())
