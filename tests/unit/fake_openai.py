@@ -21,7 +21,9 @@ MODES = {
     "ends": "ends a stream in good order, but without [DONE]",
     "freezes": "stops in the middle of a stream",
     "sick": "answers, but its health check fails",
+    "drops": "takes a request, and closes the connection without an answer",
     "hangs_up": "answers, and closes the connection without a word",
+    "says_error": "ends a stream with an event that tells of an error, and [DONE]",
     "halves": "cuts events in pieces at odd places, with CRLF",
 }
 
@@ -83,6 +85,8 @@ class FakeServer:
             return self._json(writer, {"error": {"message": "as I was told"}}, status)
         if self.mode == "mute":
             await asyncio.sleep(3600)
+        if self.mode == "drops":
+            return False
         await self.open.wait()
         prompt = asked["messages"][-1]["content"] if chat else asked["prompt"]
         word = (prompt.split() or [""])[-1] + self.filler
@@ -131,6 +135,8 @@ class FakeServer:
             await asyncio.sleep(self.gap_s)
         if asked.get("stream_options", {}).get("include_usage"):
             await self._send(writer, json.dumps(self._chunk([], asked, usage=usage)))
+        if self.mode == "says_error":
+            await self._send(writer, json.dumps({"error": {"message": "as I was told"}}))
         if self.mode != "ends":
             await self._send(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")

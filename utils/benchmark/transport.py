@@ -24,7 +24,13 @@ _HIGH_WATER = 1 << 20
 
 
 class DroppedBeforeResponse(httpx.RemoteProtocolError):
-    """The connection broke before any byte of a response: the request may be sent again."""
+    """The connection broke before any byte of a response: the request may be sent again.
+
+    Attributes:
+        reused: Whether it was a kept connection, which the server may have closed while it was idle.
+    """
+
+    reused = False
 
 
 class TimedStream(httpx.AsyncByteStream):
@@ -121,6 +127,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
                 await connection.news()
         except BaseException as error:
             if isinstance(error, DroppedBeforeResponse) and connection.idle_since:
+                error.reused = True
                 self._reuse = False
             connection.close()
             raise
@@ -196,7 +203,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     @property
     def reusable(self) -> bool:
-        return self.open and self.complete and self.parser.keep_alive and self.failure is None
+        read = self.complete and not self.pieces  # else reading may be paused
+        return self.open and read and self.parser.keep_alive and self.failure is None
 
     def send(self, data: bytes) -> None:
         self.parser = ResponseParser()

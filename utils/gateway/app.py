@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
 from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
-from utils.gateway.settings import Settings
+from utils.gateway.settings import Settings, Timeouts
 from utils.gateway.timing import Timing, on_message
 
 SWEEP_S = 0.1
 PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACE = re.compile(r"[ -~]{1,1024}")
 _MOST_DISCARDED = (
     256 << 20
 )  # of a body that is too large: read on, so that its sender reads the answer
@@ -114,14 +115,12 @@ class Gateway:
             now = time.monotonic()
             cutting = self.phase == drain.CUTTING
             for flight in list(self.flights):
-                if cutting:
-                    flight.cut("draining")
-                elif now - flight.timing.began > limits.deadline_s:
-                    flight.cut("deadline")
-                elif flight.stage == "read" and now - flight.since > limits.idle_s:
-                    flight.cut("idle")
-                elif flight.stage == "send" and now - flight.since > limits.send_s:
-                    flight.cut("slow_client")
+                try:
+                    reason = _overdue(flight, limits, cutting, now)
+                    if reason:
+                        flight.cut(reason)
+                except Exception:  # nobody would start it again
+                    LOG.exception("sweep", extra={"fields": {"id": flight.request_id}})
 
     @contextmanager
     def flying(self, flight: Flight) -> Iterator[None]:
@@ -153,6 +152,18 @@ class Gateway:
                 for name, pool in self.pools.items()
             ],
         }
+
+
+def _overdue(flight: Flight, limits: Timeouts, cutting: bool, now: float) -> str:
+    """Why a request has to be cut now; "" if it has not."""
+    waited = now - flight.since
+    if flight.stage == "send" and waited > limits.send_s:
+        return "slow_client"
+    if cutting:
+        return "draining"
+    if now - flight.timing.began > limits.deadline_s:
+        return "deadline"
+    return "idle" if flight.stage == "read" and waited > limits.idle_s else ""
 
 
 @dataclass(frozen=True)
@@ -203,6 +214,7 @@ class Answer(Response):
                 problem = error
             except asyncio.CancelledError:
                 if not flight.cut_by:
+                    flight.outcome = "draining"  # the server is ended by force
                     raise
                 current = asyncio.current_task()
                 assert current is not None
@@ -220,7 +232,9 @@ class Answer(Response):
                     watch.cancel()
             if problem is not None:
                 flight.outcome = problem.outcome
-                await _send_problem(problem, send, relay, flight)
+                with suppress(TimeoutError):  # a client that does not read; uvicorn then drops it
+                    async with asyncio.timeout(self.gateway.settings.timeouts.send_s):
+                        await _send_problem(problem, send, relay, flight)
             if charge is not None:
                 charge.settle(flight)
 
@@ -314,9 +328,9 @@ async def _tell_when_gone(receive: Any, flight: Flight) -> None:
 
 
 def _trace_of(request: Request) -> dict[str, str]:
-    """Headers of a distributed trace (W3C Trace Context), as they came."""
-    found = {name: request.headers.get(name) for name in ("traceparent", "tracestate")}
-    return {name: value for name, value in found.items() if value}
+    """Headers of a distributed trace (W3C Trace Context), as they came; not what no header may hold."""
+    found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
+    return {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
 
 
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
@@ -492,6 +506,7 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    request.scope["flight"].outcome = error.outcome
     headers = {name.decode(): value.decode() for name, value in error.headers()}
     return JSONResponse(json.loads(error.body()), error.status, headers=headers)
 

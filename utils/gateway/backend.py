@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import httpx
 
 from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse
 from utils.engines.registry import ENGINES
 from utils.gateway import circuit
-from utils.gateway.logs import say
+from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import BackendSettings, Health
 
@@ -45,6 +46,8 @@ class Backend:
         self.opening: set[asyncio.Timeout] = set()
         self._health = health
         self._failed_checks = 0
+        self._sent = 0
+        self._probe = 0
         self._urls = {
             "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
             "completions": httpx.URL(f"{settings.url}/v1/completions"),
@@ -70,8 +73,39 @@ class Backend:
         """Whether it may get a request, room aside."""
         return self.up and circuit.admits(self.circuit, now)
 
-    def event(self, event: str) -> None:
-        """Tells its circuit what happened to a request."""
+    def sent(self) -> int:
+        """Tells its circuit that a request goes there; returns the request's number, for `result`."""
+        self._sent += 1
+        before = self.circuit.state
+        self._event("sent")
+        if before != self.circuit.state:
+            self._probe = self._sent
+        return self._sent
+
+    def answers(self, number: int) -> bool:
+        """The first piece of an answer is there: a probe need not end before others may follow it.
+
+        Returns:
+            Whether it was the probe, so that they may now.
+        """
+        if self.circuit.state != circuit.HALF_OPEN:
+            return False
+        self.result(number, "success")
+        return self.circuit.state == circuit.CLOSED
+
+    def result(self, number: int, event: str) -> None:
+        """Tells its circuit how a request ended.
+
+        While it is half open only the probe counts: other requests were sent before it opened.
+
+        Args:
+            number: From `sent`.
+            event: `success`, `failure` or `cancelled`, as for `circuit.step`.
+        """
+        if self.circuit.state != circuit.HALF_OPEN or number == self._probe:
+            self._event(event)
+
+    def _event(self, event: str) -> None:
         before = self.circuit.state
         self.circuit = circuit.step(self.circuit, event, time.monotonic())
         if self.circuit.state != before:
@@ -82,7 +116,8 @@ class Backend:
         """Sends a request; returns when the head of the answer is there.
 
         A kept connection may have been closed by the engine while it was idle (llama.cpp does that): that
-        is no fault of either, and the request goes out once more, on a new one.
+        is no fault of either, and the request goes out once more. Not so on a new connection: there it may
+        be the request that brings the engine down.
 
         Raises:
             httpx.HTTPError: No connection, or no answer.
@@ -90,19 +125,27 @@ class Backend:
         request = httpx.Request("POST", self._urls[api], headers=headers, content=body)
         try:
             return await self._transport.handle_async_request(request)
-        except DroppedBeforeResponse:
+        except DroppedBeforeResponse as error:
+            if not error.reused:
+                raise
             return await self._transport.handle_async_request(request)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Checks its health for ever; calls `changed` when it went up or down."""
         while True:
             await asyncio.sleep(self._health.every_s)
-            healthy = await self._answers(self._check)
-            self._failed_checks = 0 if healthy else self._failed_checks + 1
-            up = healthy or (self.up and self._failed_checks < self._health.failures)
-            if up != self.up:
-                self._turn(up)
-                changed()
+            try:
+                await self._look(changed)
+            except Exception:  # nobody would start it again
+                LOG.exception("a health check failed by itself")
+
+    async def _look(self, changed: Callable[[], None]) -> None:
+        healthy = await self._answers(self._check)
+        self._failed_checks = 0 if healthy else self._failed_checks + 1
+        up = healthy or (self.up and self._failed_checks < self._health.failures)
+        if up != self.up:
+            self._turn(up)
+            changed()
 
     def _turn(self, up: bool) -> None:
         self.up = up
@@ -111,7 +154,8 @@ class Backend:
         if not up:
             now = asyncio.get_running_loop().time()
             for limit in self.opening:
-                limit.reschedule(now)
+                with suppress(RuntimeError):  # it expires at this moment by itself
+                    limit.reschedule(now)
 
     async def _answers(self, check: Callable[[], Awaitable[bool]]) -> bool:
         try:

@@ -26,6 +26,7 @@ class Flight:
         retries: How often it was sent again.
         stream: Whether the client asked for a stream.
         cut_by: Why it was ended from outside; "" if it was not.
+        finished: Its answer is complete and only has to be taken: nothing but `slow_client` ends it now.
         task: The task to cancel; None once nothing can be cut any more.
     """
 
@@ -44,10 +45,13 @@ class Flight:
     pieces: int = 0
     stream: bool = False
     cut_by: str = ""
+    finished: bool = False
     task: asyncio.Task[object] | None = None
 
     def cut(self, reason: str) -> None:
         """Ends it, once: `client_gone`, `idle`, `slow_client`, `deadline` or `draining`."""
+        if self.finished and reason != "slow_client":
+            return
         if self.task is not None and not self.cut_by:
             self.cut_by = reason
             self.task.cancel()

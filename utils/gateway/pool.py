@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Collection, Sequence
 
 from utils.gateway import balance
@@ -40,12 +39,14 @@ class Pool:
         self._turn = 0
         self._by_name = {backend.name: backend for backend in self.backends}
         self._ring = balance.make_ring(list(self._by_name))
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
         self._m_queued = metrics.queued.labels(self.model)
         self._m_retries = metrics.retries
 
-    async def acquire(self, key: str, engine: str | None, failed: Collection[str]) -> Backend:
-        """A backend for one request; `release` gives it back.
+    async def acquire(
+        self, key: str, engine: str | None, failed: Collection[str]
+    ) -> tuple[Backend, int]:
+        """A backend for one request, and the request's number there; `release` gives it back.
 
         Args:
             key: The prompt's beginning.
@@ -55,13 +56,12 @@ class Pool:
         Raises:
             ApiError: 400: no such engine here. 503: no backend works. 429: too many wait, or for too long.
         """
-        backend = None if self._waiting else self._choose(key, engine, failed)
+        backend = self._look(len(self._waiting), key, engine, failed)
         if backend is None:
             backend = await self._wait(key, engine, failed)
         backend.outstanding += 1
         backend.m_in_flight.inc()
-        backend.event("sent")
-        return backend
+        return backend, backend.sent()
 
     def release(self, backend: Backend, seconds: float) -> None:
         """Gives a backend back after a request that took `seconds`."""
@@ -70,16 +70,28 @@ class Pool:
         self.served_s += 0.1 * (seconds - self.served_s)
         self.wake()
 
-    def retried(self, backend: Backend, reason: str) -> None:
-        """Counts an attempt that failed and is repeated."""
-        self._m_retries.labels(self.model, backend.name, reason).inc()
+    def retried(self, backend: str, reason: str) -> None:
+        """Counts an attempt that failed there and is repeated."""
+        self._m_retries.labels(self.model, backend, reason).inc()
 
     def wake(self) -> None:
-        """Lets the first that waits look again: a backend has room, or came back."""
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        """Lets those who wait look again, in their order: a backend has room, or came back."""
+        self._wake(0)
+
+    def _wake(self, place: int) -> None:
+        if place < len(self._waiting) and not self._waiting[place].done():
+            self._waiting[place].set_result(None)
+
+    def _look(
+        self, place: int, key: str, engine: str | None, failed: Collection[str]
+    ) -> Backend | None:
+        """What `_choose` finds, unless somebody at an earlier place is about to look.
+
+        Those who are not have looked, and found nothing that they may take.
+        """
+        if any(waiter.done() for waiter in self._waiting[:place]):
+            return None
+        return self._choose(key, engine, failed)
 
     def _choose(self, key: str, engine: str | None, failed: Collection[str]) -> Backend | None:
         """A backend with room; None if all that work are full.
@@ -119,18 +131,17 @@ class Pool:
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._m_queued.inc()
-        if len(self._waiting) == 1:
-            waiter.set_result(None)  # room may be there at this moment
         try:
             async with asyncio.timeout(self._queue_settings.wait_s):
                 while True:
                     await waiter
-                    backend = self._choose(key, engine, failed)
+                    place = self._waiting.index(waiter)
+                    backend = self._look(place, key, engine, failed)
                     if backend is not None:
                         return backend
-                    self._waiting.remove(waiter)
                     waiter = asyncio.get_running_loop().create_future()
-                    self._waiting.appendleft(waiter)  # it keeps its place
+                    self._waiting[place] = waiter
+                    self._wake(place + 1)  # what is free may suit the next
         except TimeoutError:
             raise self._full(f"waited {self._queue_settings.wait_s:g} s for a place") from None
         finally:
@@ -138,7 +149,7 @@ class Pool:
             self._m_queued.dec()
             # Whoever leaves with the turn in hand passes it on; one with a backend may leave room for more.
             if waiter.done():
-                asyncio.get_running_loop().call_soon(self.wake)
+                self.wake()
 
     def _full(self, why: str) -> ApiError:
         places = sum(b.settings.max_outstanding for b in self.backends)

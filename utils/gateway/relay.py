@@ -30,6 +30,7 @@ _LINGER_S = (
     0.1  # for the end of a response whose [DONE] has come: then its connection can be used again
 )
 _USAGE = (b'"usage":{', b'"usage": {')
+_ERROR = (b'data: {"error"', b'data:{"error"')
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -90,6 +91,7 @@ class Relay:
         self.settings = settings
         self.flight = flight
         self.head_sent = False
+        self._refusals: list[tuple[Backend, int]] = []  # HTTP 5xx, and nobody blamed yet
         self.headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if ask.stream else "application/json",
@@ -110,27 +112,39 @@ class Relay:
             asyncio.CancelledError: The request was cut; `flight.cut_by` says why.
         """
         self.headers |= trace
+        try:
+            await self._attempts(send, engine)
+        finally:
+            self._blame(answered=False)
+
+    async def _attempts(self, send: Send, engine: str | None) -> None:
         failed: dict[str, Failed] = {}
         while True:
-            backend = await self._acquire(engine, failed)
+            backend, number = await self._acquire(engine, failed)
             began = time.monotonic()
             self.flight.backend = backend.name
-            result = "cancelled"
+            result: str | None = "cancelled"
             try:
                 opened = await self._open(backend)
+                self._blame(answered=True)
+                if not _says_error(opened.first) and backend.answers(number):
+                    self.pool.wake()
                 try:
                     await self._answer(opened, backend, send)
-                    result = "success"
+                    fine = self.flight.outcome in ("ok", "client_error")
+                    result = "success" if fine else "failure"
                 finally:
                     await opened.close()
                 return
             except Failed as failure:
                 result = "failure" if failure.blame else "cancelled"
-                failed[backend.name] = failure
+                if failure.reason.startswith("http_5") and failure.blame:
+                    self._refusals.append((backend, number))
+                    result = None  # `_blame` says it, when it is known whose fault it is
+                failed.pop(backend.name, None)
+                failed[backend.name] = failure  # the last is the latest
                 if self.flight.retries == self.settings.health.retries:
                     raise failure.error from failure
-                self.flight.retries += 1
-                self.pool.retried(backend, failure.reason)
             except ApiError as error:
                 result = "failure" if error.outcome in ("broken_stream", "idle") else "success"
                 raise
@@ -138,27 +152,38 @@ class Relay:
                 result = "failure" if self.flight.cut_by == "idle" else "cancelled"
                 raise
             finally:
-                backend.event(result)
+                if result is not None:
+                    backend.result(number, result)
                 self.pool.release(backend, time.monotonic() - began)
 
-    async def _acquire(self, engine: str | None, failed: dict[str, Failed]) -> Backend:
+    def _blame(self, answered: bool) -> None:
+        """Tells circuits about HTTP 5xx: if several gave it and none an answer, it is the request's fault."""
+        guilty = answered or len(self._refusals) == 1
+        for backend, number in self._refusals:
+            backend.result(number, "failure" if guilty else "cancelled")
+        self._refusals.clear()
+
+    async def _acquire(self, engine: str | None, failed: dict[str, Failed]) -> tuple[Backend, int]:
         """A backend that has not failed; after a broken connection also the same one, once more.
 
         Raises:
             ApiError: There is none. After a failure its error says more than "no backend".
         """
-        last = list(failed.values())[-1] if failed else None
+        name, last = list(failed.items())[-1] if failed else ("", None)
         try:
-            backend = await self.pool.acquire(self.ask.prefix, engine, failed)
+            backend, number = await self.pool.acquire(self.ask.prefix, engine, failed)
         except ApiError as error:
             if last is None or error.outcome != "no_backend":
                 raise
             raise last.error from last
         if backend.name in failed and failed[backend.name].reason not in ("connect", "cut"):
-            backend.event("cancelled")
+            backend.result(number, "cancelled")
             self.pool.release(backend, self.pool.served_s)
             raise failed[backend.name].error
-        return backend
+        if last is not None:
+            self.flight.retries += 1
+            self.pool.retried(name, last.reason)
+        return backend, number
 
     async def _open(self, backend: Backend) -> Opened:
         """Sends the request, and waits for the first piece of the answer's body.
@@ -167,7 +192,8 @@ class Relay:
             Failed: Before that piece.
         """
         name = backend.name
-        limit = asyncio.timeout(self.settings.timeouts.first_byte_s)
+        # An answer in one piece comes when all of it is done: the request's deadline is its only limit.
+        limit = asyncio.timeout(self.settings.timeouts.first_byte_s if self.ask.stream else None)
         try:
             async with limit:
                 backend.opening.add(limit)
@@ -214,7 +240,7 @@ class Relay:
             else:
                 self.flight.outcome = "client_error"
             await self._head(send, opened.status, self._plain_headers(opened))
-            self.flight.task = None
+            self.flight.stage, self.flight.since, self.flight.finished = "send", now, True
             await send({"type": "http.response.body", "body": opened.first})
             return
         backend.m_ttft.observe(now - self.flight.timing.began)
@@ -235,13 +261,15 @@ class Relay:
             if _USAGE[0] in data or _USAGE[1] in data:
                 data = self._without_usage(data, backend)
             done = sse.DONE in data and sse.ends(data)
-            if done:
-                flight.task = None  # complete: nothing is left to cut
+            if _says_error(data):
+                flight.outcome = "upstream_error"
+            flight.finished = done
             if data:
                 flight.stage, flight.since = "send", last
                 flight.pieces += 1
                 await send({"type": "http.response.body", "body": data, "more_body": not done})
             if done:
+                flight.stage = "engine"
                 await _linger(opened.pieces)
                 return
             flight.stage, flight.since = "read", clock()
@@ -306,6 +334,11 @@ def _refused(name: str, status: int, body: bytes) -> Failed:
         error = unavailable(f"The engine {name} is busy: {said}", "engine_busy", "busy", 2.0)
         return Failed(f"http_{status}", error, blame=False)
     return Failed(f"http_{status}", upstream_error(f"The engine {name} answered {status}: {said}"))
+
+
+def _says_error(data: bytes) -> bool:
+    """Whether an engine tells of an error within a stream. In an answer's text the quote is escaped."""
+    return _ERROR[0] in data or _ERROR[1] in data
 
 
 def _stream(response: httpx.Response) -> AsyncIterator[bytes]:

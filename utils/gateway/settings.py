@@ -141,7 +141,8 @@ class Timeouts(Part):
 
     Attributes:
         deadline_s: A whole request, from its last byte in to its last byte out.
-        first_byte_s: From sending to an engine to its first byte; then another is tried.
+        first_byte_s: From sending to an engine to the first byte of a stream; then another is tried. An
+            answer in one piece comes when all of it is done: for it there is only `deadline_s`.
         idle_s: Between two pieces of a stream; then it ends with an error event.
         send_s: A client that does not read; then it is dropped.
         body_s: From a request's head to the end of its body.
