@@ -10,8 +10,10 @@ from fake_openai import FakeServer
 from gateway_case import MODEL, case
 from test_gateway_relay import run
 
+from utils.gateway import cork
+from utils.gateway.ask import parse
 from utils.gateway.guard import digest, new_key
-from utils.gateway.settings import SettingsError, load_settings
+from utils.gateway.settings import Limits, SettingsError, load_settings
 
 GOOD = {
     "models": [
@@ -115,6 +117,92 @@ def test_keys_and_rates():
     run(work())
 
 
+def test_each_choice_and_the_best_of_several_are_counted():
+    def estimate(**fields):
+        body = json.dumps({"model": MODEL, "prompt": "", "max_tokens": 10, **fields}).encode()
+        return parse("completions", body, Limits(), 10).estimate
+
+    assert [estimate(), estimate(n=2), estimate(n=2, best_of=5)] == [10, 20, 50]
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_no_settings(tmp_path, monkeypatch):
+    address = "tcp://10.0.0.1:8080"
+    monkeypatch.setenv("GATEWAY_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("GATEWAY_SERVICE_PORT", "8080")
+    monkeypatch.setenv("GATEWAY_SERVICE_PORT_HTTP", "8080")
+    monkeypatch.setenv("GATEWAY_PORT", address)
+    monkeypatch.setenv("GATEWAY_PORT_8080_TCP", address)
+    monkeypatch.setenv("GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.1")
+    assert load_settings(written(tmp_path, port=1234)).port == 1234
+
+
+def test_without_keys_no_web_page_of_others_may_have_its_visitors_ask():
+    async def work():
+        async def ask(c, origin, **headers):
+            body = json.dumps({"model": MODEL, "messages": MESSAGES})
+            headers |= {"origin": origin, "content-type": "text/plain"}
+            return await c.http.post("/v1/chat/completions", content=body, headers=headers)
+
+        async with case(cors_origins=["https://page.example"]) as c:
+            for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+                answer = await ask(c, origin)
+                assert answer.status_code == 403 and "cors_origins" in answer.text
+            assert not c.fakes[0].requests
+            for origin in (c.url, "https://page.example"):
+                assert (await ask(c, origin)).status_code == 200
+        async with case(keys=[{"name": "k", "sha256": digest("gw-k")}]) as c:
+            assert (await ask(c, "https://x.example", authorization="Bearer gw-k")).is_success
+
+    run(work())
+
+
+@pytest.mark.parametrize("first", ["", "GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"])
+def test_a_head_that_does_not_come_is_given_up(monkeypatch, first):
+    monkeypatch.setattr(cork, "HEAD_S", 0.3)
+
+    async def work():
+        async with case() as c:
+            host, port = c.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, port)
+            if first:
+                writer.write(first.encode())
+                assert b"200" in await reader.readline()
+                await reader.readuntil(b"}")
+            writer.write(b"POST /v1/comp")
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("sizes, aborted", [([9, 8, 7, 7], True), ([9, 8, 0], False), ([0], False)])
+def test_a_closed_connection_lasts_as_long_as_its_client_reads(monkeypatch, sizes, aborted):
+    monkeypatch.setattr(cork, "LINGER_S", 0.01)
+
+    class Transport:
+        def __init__(self):
+            self.done, self.looks = False, list(sizes)
+
+        def close(self):
+            pass
+
+        def get_write_buffer_size(self):
+            return self.looks.pop(0)
+
+        def abort(self):
+            self.done = True
+
+    async def work():
+        transport = Transport()
+        cork.Cork(transport, asyncio.get_running_loop()).close()
+        async with asyncio.timeout(5):
+            while transport.looks:
+                await asyncio.sleep(0.01)
+        assert transport.done == aborted
+
+    run(work())
+
+
 def test_other_origins_may_not_unless_they_are_named():
     async def work():
         ask = {"origin": "https://page.example", "access-control-request-method": "POST"}
@@ -164,6 +252,9 @@ WRONG = [
             {"max_tokens": "5"},
             {"max_tokens": 10**30},
             {"max_tokens": 5000},
+            {"max_tokens": 5000, "max_completion_tokens": 5},
+            {"max_tokens": 5, "max_completion_tokens": 5000},
+            {"n_predict": 5},
             {"n": 1000},
             {"n": -1},
             {"temperature": 3},

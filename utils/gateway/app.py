@@ -201,6 +201,7 @@ class Answer(Response):
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
+                _check_origin(request, self.gateway.settings)
                 caller = self.gateway.guard.identify(request.headers.get("authorization"))
                 flight.caller = caller.name
                 body = await read_body(request, self.gateway.settings)
@@ -327,6 +328,25 @@ async def _tell_when_gone(receive: Any, flight: Flight) -> None:
     flight.cut("client_gone")
 
 
+def _check_origin(request: Request, settings: Settings) -> None:
+    """Without keys, a web page could have the browsers of its visitors ask: only ours and those named may.
+
+    Raises:
+        ApiError: 403.
+    """
+    origin = request.headers.get("origin")
+    allowed = settings.cors_origins
+    if origin is None or settings.keys or origin in allowed or "*" in allowed:
+        return
+    if origin.partition("://")[2] != request.headers.get("host"):
+        raise ApiError(
+            403,
+            f"Web pages of {origin[:100]!r} may not ask here: name it in cors_origins, or use keys.",
+            kind="permission_error",
+            code="origin_not_allowed",
+        )
+
+
 def _trace_of(request: Request) -> dict[str, str]:
     """Headers of a distributed trace (W3C Trace Context), as they came; not what no header may hold."""
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
@@ -439,6 +459,7 @@ def _add_engine_route(app: FastAPI, gateway: Gateway, path: str, api: Api) -> No
         for code, text in (
             (400, "The body is wrong"),
             (401, "No key, or an unknown one"),
+            (403, "A web page of another origin, and no keys"),
             (404, "No such model"),
             (408, "The body did not arrive in time"),
             (413, "The body is too large"),

@@ -177,23 +177,28 @@ def parse(api: Api, body: bytes, limits: Limits, prefix_characters: int) -> Ask:
         raise ApiError(400, message, param=field or None, code="invalid_body") from None
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise ApiError(400, f"This is no JSON: {error}", code="invalid_body") from None
-    wanted = asked.max_tokens
+    _at_most("max_tokens", asked.max_tokens, limits.max_tokens)
+    _at_most("n", asked.n, limits.choices)
+    if asked.model_extra and "n_predict" in asked.model_extra:
+        message = "n_predict: write max_tokens; engines would let n_predict go over it."
+        raise ApiError(400, message, param="n_predict", code="invalid_body")
+    wanted, choices = asked.max_tokens, asked.n or 1
     prompt: str
     count = 1
     if isinstance(asked, ChatBody):
         wanted = asked.max_completion_tokens or wanted
+        _at_most("max_completion_tokens", asked.max_completion_tokens, limits.max_tokens)
         _at_most("messages", len(asked.messages), limits.messages)
         prompt = "\n".join(f"{m.role}:{_text_of(m)}" for m in asked.messages)
     else:
         _at_most("best_of", asked.best_of, limits.choices)
+        choices = max(choices, asked.best_of or 1)
         texts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
         if texts and isinstance(texts[0], str):
             _at_most("prompt", len(texts), limits.messages)
             count = len(texts)
         prompt = " ".join(map(str, texts))
-    _at_most("max_tokens", wanted, limits.max_tokens)
-    _at_most("n", asked.n, limits.choices)
-    answer = (wanted or limits.max_tokens) * (asked.n or 1) * count
+    answer = (wanted or limits.max_tokens) * choices * count
     options = asked.stream_options
     return Ask(
         api=api,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-LINGER_S = 1.0
+LINGER_S = 5.0  # after a close, for a client that reads nothing of what is left
+HEAD_S = 30.0  # for the head of a request
 
 
 class Cork:
@@ -32,8 +33,16 @@ class Cork:
         """Sends what is gathered, then closes; a client that does not read it cannot keep it open."""
         self._flush()
         self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(LINGER_S, self._transport.abort)
+        self._linger()
+
+    def _linger(self, before: int | None = None) -> None:
+        left = self._transport.get_write_buffer_size()
+        if not left:
+            return
+        if left == before:
+            self._transport.abort()
+        else:
+            self._loop.call_later(LINGER_S, self._linger, left)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -46,8 +55,43 @@ class Cork:
 
 
 class CorkedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, corked."""
+    """uvicorn's HTTP/1.1, corked, and with a time limit for the head of a request."""
+
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(Cork(transport, self.loop))  # type: ignore[arg-type]
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        super().data_received(data)
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _time_head(self) -> None:
+        """Does what uvicorn does not: its timer of idle connections ends with the first byte of a head."""
+        if not self._between_requests():
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _between_requests(self) -> bool:
+        # None until the first head is complete, whatever uvicorn's annotation says.
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self._between_requests():
+            self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

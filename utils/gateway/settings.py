@@ -9,18 +9,27 @@ listens, with the key's name.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from utils.engines.registry import ENGINES
 from utils.gateway.balance import POLICIES
 
 CONFIG_VARIABLE = "GATEWAY_CONFIG"
+_SERVICE_VARIABLE = re.compile(
+    r"GATEWAY_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)"
+)
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
@@ -113,7 +122,9 @@ class Limits(Part):
 
     Attributes:
         body_bytes: Size of the body.
-        max_tokens: Longest answer; also what an answer is counted as until its end, if it sets none.
+        max_tokens: Longest answer that may be asked for; also what an answer is counted as until its end, if
+            the request sets none. Such an answer ends where the engine ends it, at the latest at its context:
+            a number written in here would have vLLM refuse prompts that fit without it.
         choices: Largest `n` and `best_of`.
         messages: Messages of a chat; prompts of a batch.
     """
@@ -208,7 +219,8 @@ class Settings(BaseSettings):
         models: What is served.
         keys: Who may.
         allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.
-        cors_origins: Web pages of other origins that may call; none by default.
+        cors_origins: Web pages of other origins that may call; none by default. Without keys, requests that
+            browsers send for other pages are refused.
         log_level: `debug`, `info`, `warning` or `error`.
     """
 
@@ -258,6 +270,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment goes over what the file says (which comes as arguments)."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = {
+            name: value
+            for name, value in env_settings.env_vars.items()
+            if not _of_kubernetes(name, value)
+        }
         return env_settings, init_settings
 
 
@@ -281,7 +299,9 @@ def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
         if not isinstance(found, dict):
             raise SettingsError(f"{path}: write `key: value` lines, not a {type(found).__name__}.")
     known = {name.upper() for name in Settings.model_fields}
-    for variable in os.environ:
+    for variable, value in os.environ.items():
+        if _of_kubernetes(variable, value):
+            continue
         if variable.startswith("GATEWAY_") and variable != CONFIG_VARIABLE:
             key = variable.removeprefix("GATEWAY_").split("__")[0].upper()
             if key not in known:
@@ -294,6 +314,14 @@ def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
         raise SettingsError(f"Wrong settings{where}:\n  " + "\n  ".join(lines)) from None
     except Exception as error:  # pydantic-settings: a variable that is no JSON where JSON is needed
         raise SettingsError(f"Wrong settings in the environment: {error}") from None
+
+
+def _of_kubernetes(variable: str, value: str | None) -> bool:
+    """Whether Kubernetes set it: each container gets such variables for a Service named `gateway`."""
+    name = variable.upper()
+    if name == "GATEWAY_PORT":
+        return "://" in (value or "")
+    return _SERVICE_VARIABLE.fullmatch(name) is not None
 
 
 def _key(place: tuple[int | str, ...]) -> str:
