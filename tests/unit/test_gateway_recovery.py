@@ -69,11 +69,13 @@ def test_half_open_only_the_probe_counts():
     run(work())
 
 
-def test_a_request_that_every_engine_refuses_opens_no_circuit():
+@pytest.mark.parametrize("other, status", [("http_500", 502), ("http_400", 400)])
+def test_a_request_that_every_engine_refuses_opens_no_circuit(other, status):
     async def work():
-        async with case(FakeServer("http_500"), FakeServer("http_500")) as c:
+        async with case(FakeServer("http_500"), FakeServer(other)) as c:
             for _ in range(5):
-                assert (await c.ask()).status_code == 502
+                assert (await c.ask()).status_code == status
+            assert all(len(fake.requests) > 1 for fake in c.fakes)
             assert all(b.circuit.failures == 0 for b in c.gateway.pools[MODEL].backends)
             assert all(b.circuit.state == "closed" for b in c.gateway.pools[MODEL].backends)
 

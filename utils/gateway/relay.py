@@ -115,7 +115,9 @@ class Relay:
         try:
             await self._attempts(send, engine)
         finally:
-            self._blame(answered=False)
+            self._blame(
+                len(self._refusals) == 1
+            )  # of several that refuse, it is the request's fault
 
     async def _attempts(self, send: Send, engine: str | None) -> None:
         failed: dict[str, Failed] = {}
@@ -126,7 +128,7 @@ class Relay:
             result: str | None = "cancelled"
             try:
                 opened = await self._open(backend)
-                self._blame(answered=True)
+                self._blame(opened.status == 200)
                 if not _says_error(opened.first) and backend.answers(number):
                     self.pool.wake()
                 try:
@@ -156,9 +158,8 @@ class Relay:
                     backend.result(number, result)
                 self.pool.release(backend, time.monotonic() - began)
 
-    def _blame(self, answered: bool) -> None:
-        """Tells circuits about HTTP 5xx: if several gave it and none an answer, it is the request's fault."""
-        guilty = answered or len(self._refusals) == 1
+    def _blame(self, guilty: bool) -> None:
+        """Tells circuits of the backends that answered HTTP 5xx whether it speaks against them."""
         for backend, number in self._refusals:
             backend.result(number, "failure" if guilty else "cancelled")
         self._refusals.clear()
