@@ -123,8 +123,9 @@ class Limits(Part):
     Attributes:
         body_bytes: Size of the body.
         max_tokens: Longest answer that may be asked for; also what an answer is counted as until its end, if
-            the request sets none. Such an answer ends where the engine ends it, at the latest at its context:
-            a number written in here would have vLLM refuse prompts that fit without it.
+            the request sets none. Such an answer ends where the engine ends it, at the latest at its context.
+            No number is written in: vLLM refuses one above its context (renderers/params.py), SGLang one that
+            exceeds it together with the prompt (managers/tokenizer_manager.py).
         choices: Largest `n` and `best_of`.
         messages: Messages of a chat; prompts of a batch.
     """
