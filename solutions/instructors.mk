@@ -2,9 +2,8 @@
 .PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
 .PHONY: grade-names form-names
 
-test: setup check  ## run everything that is checked: style, types, unit tests, grading, engines, every notebook
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines) --durations=25
-	@$(RUN) -m pytest tests/notebooks --numprocesses=2 --maxschedchunk=1 --durations=25
+test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
 	@$(RUN) -m ruff check .
