@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.benchmark.machine import Machine
-from utils.benchmark.rates import measure_machine
+from utils.benchmark.rates import measure_machine, synchronizer
 from utils.speculative.target import Target
 from utils.speculative.tree import chain
 
@@ -66,7 +66,7 @@ def best_times(
     calls: Mapping[int, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[int, float]:
     """Shortest time of each call, s, the calls in turn; what other programs do only lengthens times."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    wait = synchronizer(device.type)
     best = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
         for repeat in range(repeats + 1):
@@ -78,10 +78,6 @@ def best_times(
                 if repeat:
                     best[n] = min(best[n], time.perf_counter() - began)
     return best
-
-
-def _nothing() -> None:
-    """CPU kernels are done when they return."""
 
 
 def time_matrices(

@@ -193,7 +193,7 @@ def _best_time(
 
 def _repeat(kernel: Callable[[], object], seconds: float, threads: int, device: Device) -> float:
     torch.set_num_threads(threads)
-    wait = torch.cuda.synchronize if device == "cuda" else _nothing
+    wait = synchronizer(device)
     kernel()
     wait()
     best = float("inf")
@@ -206,6 +206,11 @@ def _repeat(kernel: Callable[[], object], seconds: float, threads: int, device: 
         best = min(best, time.perf_counter() - start)
         repeats += 1
     return best
+
+
+def synchronizer(device: str) -> Callable[[], None]:
+    """What waits until the kernels of a device ("cpu", "cuda") are done."""
+    return torch.cuda.synchronize if device == "cuda" else _nothing
 
 
 def _nothing() -> None:

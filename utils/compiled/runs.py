@@ -15,9 +15,8 @@ from utils.compiled.engine import Steps
 from utils.compiled.steps import Cache
 from utils.speculative.target import Target
 
-TOLERANCE = (
-    1e-3  # largest difference of a logit; float32 sums in another order differ by about 1e-5
-)
+# Largest difference of a logit; float32 sums in another order differ by about 1e-5.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)

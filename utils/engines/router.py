@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
 
-from utils.engines.errors import EngineStartError, UnsupportedOption
+from utils.engines.errors import UnsupportedOption
 from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
-from utils.engines.runtime import free_port, new_log, tail
+from utils.engines.runtime import free_port, new_log, wait_until_serves
 
 POLICIES = ("cache_aware", "round_robin", "power_of_two", "random")
 START_TIMEOUT_S = 60.0
@@ -75,16 +74,13 @@ def route(workers: Sequence[RunningEngine], policy: str) -> Iterator[str]:
 
 def _wait(router: ProcessHandle, url: str, workers: int) -> None:
     """Until the router has all its workers."""
-    deadline = time.monotonic() + START_TIMEOUT_S
     with httpx.Client(timeout=5.0) as client:
-        while True:
-            code = router.exit_code()
-            if code is not None or time.monotonic() > deadline:
-                what = f"ended with code {code}." if code is not None else "does not serve."
-                hint = "do all workers answer GET /health? The log names the one that does not."
-                log = router.log_path
-                raise EngineStartError("The router", what, tail(log, 20), hint, log)
+
+        def serves() -> bool:
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
-                if len(client.get(f"{url}/workers").json()["workers"]) == workers:
-                    return
-            time.sleep(POLL_S)
+                return len(client.get(f"{url}/workers").json()["workers"]) == workers
+            return False
+
+        hint = "do all workers answer GET /health? The log names the one that does not."
+        limits = {"timeout_s": START_TIMEOUT_S, "poll_s": POLL_S}
+        wait_until_serves(router, "The router", serves, hint, **limits)

@@ -9,11 +9,11 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from utils.engines.errors import PortTaken, UnsupportedOption
+from utils.engines.errors import EngineStartError, PortTaken, UnsupportedOption
 from utils.setup.steps import ROOT
 
 LOGS = ROOT / ".run"
@@ -46,6 +46,40 @@ class Handle(Protocol):
 
     def stop(self) -> None:
         """Ends it and all it started; returns when nothing is left. Twice does no harm."""
+
+
+def wait_until_serves(
+    handle: Handle,
+    title: str,
+    serves: Callable[[], bool],
+    hint: str,
+    *,
+    timeout_s: float,
+    poll_s: float,
+) -> None:
+    """Returns when a program of ours that is no engine serves.
+
+    Args:
+        handle: Of the program.
+        title: What a person calls it.
+        serves: Asks it; is called again and again.
+        hint: What to look at if it does not.
+        timeout_s: How long it may take.
+        poll_s: Between two questions.
+
+    Raises:
+        EngineStartError: It ended, or does not serve in time; holds the end of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        code = handle.exit_code()
+        if code is not None or time.monotonic() > deadline:
+            what = f"ended with code {code}." if code is not None else "does not serve."
+            log = handle.log_path
+            raise EngineStartError(title, what, tail(log, 20), hint, log)
+        if serves():
+            return
+        time.sleep(poll_s)
 
 
 def free_port() -> int:

@@ -25,10 +25,8 @@ def arguments(options: ServeOptions) -> list[str]:
     if options.gpu_memory_utilization is not None:
         command += ["--kv_cache_free_gpu_memory_fraction", str(options.gpu_memory_utilization)]
     if options.config:
-        command += [
-            "--config",
-            options.config,
-        ]  # over the arguments before it, where both name a value
+        # Over the arguments before it, where both name a value.
+        command += ["--config", options.config]
     return [*command, *options.extra_arguments]
 
 

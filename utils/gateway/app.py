@@ -35,9 +35,8 @@ PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "com
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"[ -~]{1,1024}")
-_MOST_DISCARDED = (
-    256 << 20
-)  # of a body that is too large: read on, so that its sender reads the answer
+# Of a body that is too large: it is read on, so that its sender reads the answer.
+_MOST_DISCARDED = 256 << 20
 _PAGE = Path(__file__).with_name("chat.html")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src "

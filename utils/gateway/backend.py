@@ -171,7 +171,7 @@ class Backend:
             async for _ in _pieces(response):
                 pass
         finally:
-            await _close(response)
+            await close_response(response)
         return response.status_code == 200
 
     async def close(self) -> None:
@@ -184,5 +184,6 @@ def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
-async def _close(response: httpx.Response) -> None:
+async def close_response(response: httpx.Response) -> None:
+    """Gives its connection back; one whose answer is not complete is closed."""
     await _pieces(response).aclose()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,10 +18,9 @@ import httpx
 import psutil
 import yaml
 
-from utils.engines.errors import EngineStartError
 from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
-from utils.engines.runtime import free_port, new_log, tail
+from utils.engines.runtime import free_port, new_log, wait_until_serves
 from utils.gateway.settings import load_settings
 
 START_TIMEOUT_S = 60.0
@@ -161,15 +159,11 @@ def start(models: Sequence[Mapping[str, Any]], **settings: Any) -> LocalGateway:
 
 
 def _wait(gateway: LocalGateway, handle: ProcessHandle) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        code = handle.exit_code()
-        if code is not None or time.monotonic() > deadline:
-            what = f"ended with code {code}." if code is not None else "does not serve."
-            log = gateway.log_path
-            hint = "is the port free? The log says more."
-            raise EngineStartError("The gateway", what, tail(log, 20), hint, log)
+    def serves() -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            if gateway.get("/health/live")["status"] == "alive":
-                return
-        time.sleep(POLL_S)
+            return bool(gateway.get("/health/live")["status"] == "alive")
+        return False
+
+    hint = "is the port free? The log says more."
+    limits = {"timeout_s": START_TIMEOUT_S, "poll_s": POLL_S}
+    wait_until_serves(handle, "The gateway", serves, hint, **limits)

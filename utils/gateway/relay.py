@@ -17,7 +17,7 @@ import msgspec
 from utils.benchmark.transport import TimedStream
 from utils.gateway import sse
 from utils.gateway.ask import Ask
-from utils.gateway.backend import Backend
+from utils.gateway.backend import Backend, close_response
 from utils.gateway.errors import ApiError, unavailable, upstream_error
 from utils.gateway.flight import Flight
 from utils.gateway.pool import Pool
@@ -26,9 +26,8 @@ from utils.gateway.settings import Settings
 Send = Any  # ASGI's
 _LARGEST_ANSWER = 64 << 20
 _LARGEST_EVENT = 16 << 20
-_LINGER_S = (
-    0.1  # for the end of a response whose [DONE] has come: then its connection can be used again
-)
+# For the end of a response whose [DONE] has come: then its connection can be used again.
+_LINGER_S = 0.1
 _USAGE = (b'"usage":{', b'"usage": {')
 _ERROR = (b'data: {"error"', b'data:{"error"')
 EVENT_STREAM = [
@@ -79,7 +78,7 @@ class Opened:
 
     async def close(self) -> None:
         """Gives the connection back; one whose answer is not complete is closed, so the engine stops."""
-        await _close(self._response)
+        await close_response(self._response)
 
 
 class Relay:
@@ -115,9 +114,8 @@ class Relay:
         try:
             await self._attempts(send, engine)
         finally:
-            self._blame(
-                len(self._refusals) == 1
-            )  # of several that refuse, it is the request's fault
+            # Where several refuse, it is the request's fault.
+            self._blame(len(self._refusals) == 1)
 
     async def _attempts(self, send: Send, engine: str | None) -> None:
         failed: dict[str, Failed] = {}
@@ -230,7 +228,7 @@ class Relay:
                 raise _refused(backend.name, status, whole)
             return Opened(response, pieces, whole, False)
         except BaseException:
-            await _close(response)
+            await close_response(response)
             raise
 
     async def _answer(self, opened: Opened, backend: Backend, send: Send) -> None:
@@ -347,11 +345,6 @@ def _stream(response: httpx.Response) -> AsyncIterator[bytes]:
         return response.stream.batches()
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return aiter(response.stream)
-
-
-async def _close(response: httpx.Response) -> None:
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    await response.stream.aclose()
 
 
 async def _whole(pieces: AsyncIterator[bytes]) -> bytes:

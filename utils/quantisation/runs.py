@@ -14,7 +14,7 @@ import pandas as pd
 from utils.engines import RunningEngine
 from utils.engines.fleet import Fleet
 from utils.kvcache.measure import make_requests, measure
-from utils.profiles import CPUINFO, MODELS, Profile
+from utils.profiles import MODELS, Profile, cpu_flags, read_cpuinfo
 from utils.quantisation.quality import Judged, agreement, divergence, judge_texts
 from utils.telemetry.cache import llama_cpp_cache_bytes
 from utils.tinymodel import corpus, tasks, tokenizer
@@ -171,17 +171,11 @@ def why_no_fp8_cache(cpuinfo: str) -> str:
     Source: vLLM 0.32.0 v1/attention/backends/cpu_attn.py, which takes `fp8`, `fp8_e4m3` and `fp8_e5m2`, on
     x86-64 with AVX-512 or AMX only; int8_per_token_head is no type of its CPU backend.
     """
-    flags = {w for line in cpuinfo.splitlines() if line.startswith("flags") for w in line.split()}
-    if flags & {"avx512f", "amx_tile"}:
+    if cpu_flags(cpuinfo) & {"avx512f", "amx_tile"}:
         return ""
     return "not run here: on a CPU it needs x86-64 with AVX-512 or AMX."
 
 
 def fp8_reason(profile: Profile) -> str:
     """`why_no_fp8_cache` for this machine; "" on a GPU."""
-    if profile.name != "cpu":
-        return ""
-    try:
-        return why_no_fp8_cache(CPUINFO.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return why_no_fp8_cache("")
+    return why_no_fp8_cache(read_cpuinfo()) if profile.name == "cpu" else ""
