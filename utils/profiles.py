@@ -78,13 +78,13 @@ class Inside:
 
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     batches: tuple[int, ...] = (1, 4, 16)
-    layers: int = 4
+    layers: int = 3
     prompts: tuple[int, ...] = (32, 128, 512)
     slots: int = 512
     repeats: int = 9
     chunks: tuple[int, ...] = (128, 512, 2048)
     long_prompt: int = 1600
-    others_tokens: int = 256
+    others_tokens: int = 160
     quality_texts: int = 4
     quality_tokens: int = 24
 
