@@ -11,6 +11,8 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, flags th
 	@$(RUN) -m mypy
 	@$(RUN) -m utils.course build --check
 	@$(RUN) -m utils.course flags
+	@$(RUN) -m utils.course versions --check
+	@$(RUN) -m utils.setup.aarch64
 	@$(RUN) -m utils.course checks
 
 build:  ## make the notebooks from solutions/*.py
