@@ -88,10 +88,10 @@ OTHERS = frozenset(
     index-strategy index-url inh-caps install ipc mount name network new-session no-annotate no-binary
     no-build-isolation no-cache-dir no-create-home no-deps no-emit-package no-header no-headers no-index
     no-input no-install-recommends no-new-privs only-binary perms platform privileged proc profile
-    progress-bar publish pull python python-version query-gpu quiet regid remount-ro report require-hashes
-    restart reuid rm ro-bind ro-bind-try shm-size size strict-markers symlink system tag target tmpfs
-    torch-backend ulimit universal unshare-cgroup-try unshare-ipc unshare-net unshare-pid unshare-user
-    unshare-uts upgrade user version volume workdir
+    progress-bar publish pull python python-platform python-version query-gpu quiet regid remount-ro report
+    require-hashes restart reuid rm ro-bind ro-bind-try shm-size size strict-markers symlink system tag
+    target tmpfs torch-backend ulimit universal unshare-cgroup-try unshare-ipc unshare-net unshare-pid
+    unshare-user unshare-uts upgrade user version volume workdir
         """,
     )
 )
