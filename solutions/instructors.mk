@@ -5,11 +5,14 @@
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
+check: setup  ## the quick part of test: style, types, notebooks fresh, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m utils.course build --check
+	@$(RUN) -m utils.course flags
+	@$(RUN) -m utils.course versions --check
+	@$(RUN) -m utils.setup.aarch64
 	@$(RUN) -m utils.course checks
 
 build:  ## make the notebooks from solutions/*.py

@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     sample = commands.add_parser("sample-class", help="write submissions to practise on")
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
     sample.add_argument("--only", nargs="*", help="names of the students; default, all")
+    flags = commands.add_parser("flags", help="whether today's engines accept what the course says")
+    flags.add_argument("--record", action="store_true", help="write their lists of options anew")
+    versions = commands.add_parser("versions", help="make QUICK_REFERENCE.md's tables of versions")
+    versions.add_argument("--check", action="store_true", help="write nothing, fail if stale")
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
     args = parser.parse_args(argv)
     try:
@@ -77,6 +81,17 @@ def _run(args: argparse.Namespace) -> int:
             return _sample_class(root, args.folder, args.only)
         case "page":
             write_page(root)
+            return 0
+        case "flags":
+            from utils.course.flags import report as report_flags
+
+            return report_flags(root, again=args.record)
+        case "versions":
+            from utils.course.versions import check, write
+
+            if args.check:
+                return check(root)
+            write(root)
             return 0
         case "progress":
             from utils.course.progress import print_progress
