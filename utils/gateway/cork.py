@@ -1,7 +1,7 @@
-"""One system call for what is written in one go.
+"""uvicorn's connections: one system call for what is written in one go, and limits.
 
-uvicorn writes the head of a response, each piece of its body and its end one by one; each write is a system
-call and a packet. Here all that is written before the event loop goes on leaves together.
+uvicorn writes the head of a response and each piece of its body one by one; each write is a system call and
+a packet. Here all that is written before the event loop goes on leaves together.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 LINGER_S = 5.0  # after a close, for a client that reads nothing of what is left
 HEAD_S = 30.0  # for the head of a request
+MOST_HEAD = 1 << 16  # bytes, of a head; so much, too, of an extension of a chunk or of trailers
 
 
 class Cork:
@@ -54,10 +55,16 @@ class Cork:
             self._transport.write(data)
 
 
-class CorkedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, corked, and with a time limit for the head of a request."""
+class CorkedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, corked, and with limits for what is no body: heads, trailers, sizes of chunks.
+
+    On llhttp (the package httptools), which takes 2 µs for a request where h11 takes 60, but which has no
+    limits of its own.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _no_body = 0  # bytes since the last piece of a body, or the end of a request
+    _answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
@@ -66,13 +73,39 @@ class CorkedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
+        self._no_body += len(data)
         super().data_received(data)
+        if self._no_body > MOST_HEAD and not self.transport.is_closing():
+            self._refuse()
         self._time_head()
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of a request's body is there."""
+        self._no_body = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is there, to its end."""
+        self._no_body = 0
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection is gone: whoever is answered hears of it, not only whose request came last."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._stop_timer()
+
+    def _refuse(self) -> None:
+        if self._between_requests():
+            self.send_400_response(f"More than {MOST_HEAD} bytes of a head.")
+        else:
+            self.transport.close()
 
     def _time_head(self) -> None:
         """Does what uvicorn does not: its timer of idle connections ends with the first byte of a head."""

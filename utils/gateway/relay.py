@@ -252,11 +252,9 @@ class Relay:
     async def _pump(self, opened: Opened, backend: Backend, send: Send, last: float) -> None:
         """Relays whole events as they come, unread but for the usage block and the end."""
         flight, observe, clock = self.flight, backend.m_itl.observe, time.monotonic
-        piece, rest = opened.first, b""
+        piece, events = opened.first, sse.Gatherer()
         while True:
-            data = rest + piece if rest else piece
-            size = sse.complete_length(data)
-            data, rest = (data, b"") if size == len(data) else (data[:size], data[size:])
+            data = events.feed(piece)
             if _USAGE[0] in data or _USAGE[1] in data:
                 data = self._without_usage(data, backend)
             done = sse.DONE in data and sse.ends(data)
@@ -273,7 +271,7 @@ class Relay:
                 return
             flight.stage, flight.since = "read", clock()
             piece = await anext(opened.pieces, b"")
-            if not piece or len(rest) > _LARGEST_EVENT:
+            if not piece or events.waiting > _LARGEST_EVENT:
                 raise self._broken(backend)
             now = clock()
             observe(now - last)
