@@ -7,12 +7,15 @@ a packet. Here all that is written before the event loop goes on leaves together
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 LINGER_S = 5.0  # after a close, for a client that reads nothing of what is left
 HEAD_S = 30.0  # for the head of a request
+_HEAD_END = re.compile(rb"\n\r?\n")
+_OFFER = re.compile(rb"\nupgrade:[^\n]*", re.IGNORECASE)
 MOST_HEAD = 1 << 16  # bytes, of a head; so much, too, of an extension of a chunk or of trailers
 
 
@@ -63,6 +66,8 @@ class CorkedProtocol(HttpToolsProtocol):
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _at_start = True  # the next byte begins a request
+    _head = b""  # what there is of one that is not complete
     _no_body = 0  # bytes since the last piece of a body, or the end of a request
     _answering: RequestResponseCycle | None = None
 
@@ -74,10 +79,30 @@ class CorkedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
         self._no_body += len(data)
-        super().data_received(data)
+        if data := self._without_offer(data) if self._at_start else data:
+            super().data_received(data)
+        else:
+            self._unset_keepalive_if_required()
         if self._no_body > MOST_HEAD and not self.transport.is_closing():
             self._refuse()
         self._time_head()
+
+    def _without_offer(self, data: bytes) -> bytes:
+        """The head of a request, when it is complete, without an offer to speak another protocol.
+
+        Java's HttpClient offers HTTP/2 by default. llhttp takes it for accepted, and the body for HTTP/2.
+        """
+        data, self._head = self._head + data, b""
+        end = _HEAD_END.search(data)
+        if end is None:
+            self._head = data
+            return b""
+        return _OFFER.sub(b"", data[: end.start()]) + data[end.start() :]
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._at_start = False
+        super().on_message_begin()
 
     def on_body(self, body: bytes) -> None:
         """A piece of a request's body is there."""
@@ -86,7 +111,7 @@ class CorkedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is there, to its end."""
-        self._no_body = 0
+        self._no_body, self._at_start = 0, True
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
