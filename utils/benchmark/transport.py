@@ -61,23 +61,22 @@ class TimedStream(httpx.AsyncByteStream):
                 return
             await connection.news()
 
-    async def batches(self) -> AsyncIterator[bytes]:
-        """The body in the largest pieces that can be had: all that has arrived, joined.
+    async def read(self) -> bytes:
+        """All of the body that has arrived and was not read, as soon as there is some; b"" at its end.
 
         Raises:
             httpx.RemoteProtocolError: As `timed` does, after what came before.
         """
         connection = self._connection
-        while True:
-            if connection.pieces:
-                found = [connection.take()[1] for _ in range(len(connection.pieces))]
-                yield found[0] if len(found) == 1 else b"".join(found)
-            elif connection.failure is not None:
+        while not connection.pieces:
+            if connection.failure is not None:
                 raise connection.failure
-            elif connection.complete:
-                return
-            else:
-                await connection.news()
+            if connection.complete:
+                return b""
+            await connection.news()
+        if len(connection.pieces) == 1:
+            return connection.take()[1]
+        return b"".join([connection.take()[1] for _ in range(len(connection.pieces))])
 
     async def aclose(self) -> None:
         """Gives the connection back, or closes it if the body was not read to its end."""
