@@ -272,6 +272,24 @@ def test_a_closed_connection_lasts_as_long_as_its_client_reads(monkeypatch, size
     run(work())
 
 
+def test_nothing_is_written_to_a_client_that_is_gone():
+    class Gone:
+        def is_closing(self):
+            return True
+
+        def write(self, data):
+            raise RuntimeError("as uvloop's does")
+
+    async def work():
+        loop, problems = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, problem: problems.append(problem))
+        cork.Cork(Gone(), loop).write(b"x")
+        await asyncio.sleep(0.01)
+        assert not problems
+
+    run(work())
+
+
 def test_other_origins_may_not_unless_they_are_named():
     async def work():
         ask = {"origin": "https://page.example", "access-control-request-method": "POST"}

@@ -212,9 +212,10 @@ class _Connection(asyncio.BufferedProtocol):
         self.failure = None
         self._received = False
         self._queued = 0
-        if not self.open:
+        if self.open:
+            self._transport.write(data)
+        else:
             self._fail("the connection was closed", None)
-        self._transport.write(data)
 
     async def news(self) -> None:
         """Waits until bytes arrive or the connection breaks."""

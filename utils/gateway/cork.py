@@ -55,7 +55,8 @@ class Cork:
         if self._parts:
             data = b"".join(self._parts)
             self._parts.clear()
-            self._transport.write(data)
+            if not self._transport.is_closing():  # uvloop's would raise
+                self._transport.write(data)
 
 
 class CorkedProtocol(HttpToolsProtocol):
