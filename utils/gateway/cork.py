@@ -1,7 +1,8 @@
-"""uvicorn's connections: one system call for what is written in one go, and limits.
+"""uvicorn's connections: one system call for the begin of an answer, and limits.
 
-uvicorn writes the head of a response and each piece of its body one by one; each write is a system call and
-a packet. Here all that is written before the event loop goes on leaves together.
+uvicorn writes the head of a response and the first piece of its body one by one; each write is a system call
+and a packet. Later pieces leave at once: kept until the event loop's next turn, each would wait for what the
+gateway does meanwhile for all other streams.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 LINGER_S = 5.0  # after a close, for a client that reads nothing of what is left
 HEAD_S = 30.0  # for the head of a request
+MOST_HEAD = 1 << 16  # bytes, of a head; so much, too, of an extension of a chunk or of trailers
 _HEAD_END = re.compile(rb"\n\r?\n")
 _OFFER = re.compile(rb"\nupgrade:[^\n]*", re.IGNORECASE)
-MOST_HEAD = 1 << 16  # bytes, of a head; so much, too, of an extension of a chunk or of trailers
 
 
 class Cork:
-    """A transport that gathers writes until the event loop's next turn; else it is the one it wraps."""
+    """A transport that keeps the head of a response until its body comes; else it is the one it wraps."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._parts: list[bytes] = []
+        self._head = b""
 
     def write(self, data: bytes) -> None:
         """Takes bytes to be sent."""
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
+        if not self._head and data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)  # where no body comes at once
+        else:
+            self._flush(data)
 
     def close(self) -> None:
-        """Sends what is gathered, then closes; a client that does not read it cannot keep it open."""
+        """Sends what is kept, then closes; a client that does not read it cannot keep it open."""
         self._flush()
         self._transport.close()
         self._linger()
@@ -51,19 +54,17 @@ class Cork:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def _flush(self) -> None:
-        if self._parts:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            if not self._transport.is_closing():  # uvloop's would raise
-                self._transport.write(data)
+    def _flush(self, body: bytes = b"") -> None:
+        data, self._head = self._head + body, b""
+        if data and not self._transport.is_closing():  # uvloop's would raise
+            self._transport.write(data)
 
 
 class CorkedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, corked, and with limits for what is no body: heads, trailers, sizes of chunks.
 
-    On llhttp (the package httptools), which takes 2 µs for a request where h11 takes 60, but which has no
-    limits of its own.
+    On llhttp (the package httptools): a request and the head of its answer cost h11 100 µs, llhttp a tenth.
+    It has no limits of its own.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
