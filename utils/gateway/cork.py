@@ -1,8 +1,9 @@
-"""uvicorn's connections: one system call for the begin of an answer, and limits.
+"""uvicorn's connections: one system call for what is written in one go, and limits.
 
 uvicorn writes the head of a response and the first piece of its body one by one; each write is a system call
-and a packet. Later pieces leave at once: kept until the event loop's next turn, each would wait for what the
-gateway does meanwhile for all other streams.
+and a packet. Here all that is written before the event loop goes on leaves together. Pieces of many streams
+that come in one turn also leave one right after another: a client on the same machine wakes up once for all of
+them. Written at once, each would cost the gateway a tenth more CPU time, and its client a wake-up.
 """
 
 from __future__ import annotations
@@ -21,23 +22,21 @@ _OFFER = re.compile(rb"\nupgrade:[^\n]*", re.IGNORECASE)
 
 
 class Cork:
-    """A transport that keeps the head of a response until its body comes; else it is the one it wraps."""
+    """A transport that gathers writes until the event loop's next turn; else it is the one it wraps."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._head = b""
+        self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         """Takes bytes to be sent."""
-        if not self._head and data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self._flush)  # where no body comes at once
-        else:
-            self._flush(data)
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
 
     def close(self) -> None:
-        """Sends what is kept, then closes; a client that does not read it cannot keep it open."""
+        """Sends what is gathered, then closes; a client that does not read it cannot keep it open."""
         self._flush()
         self._transport.close()
         self._linger()
@@ -54,10 +53,12 @@ class Cork:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def _flush(self, body: bytes = b"") -> None:
-        data, self._head = self._head + body, b""
-        if data and not self._transport.is_closing():  # uvloop's would raise
-            self._transport.write(data)
+    def _flush(self) -> None:
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            if not self._transport.is_closing():  # uvloop's would raise
+                self._transport.write(data)
 
 
 class CorkedProtocol(HttpToolsProtocol):
