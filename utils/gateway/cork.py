@@ -2,8 +2,8 @@
 
 uvicorn writes the head of a response and the first piece of its body one by one; each write is a system call
 and a packet. Here all that is written before the event loop goes on leaves together. Pieces of many streams
-that come in one turn also leave one right after another: a client on the same machine wakes up once for all of
-them. Written at once, each would cost the gateway a tenth more CPU time, and its client a wake-up.
+that come in one turn also leave one right after another, and a client on the same machine wakes up once for
+them: written at once, each would cost a tenth more CPU time.
 """
 
 from __future__ import annotations
