@@ -122,13 +122,23 @@ class Backend:
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
-        request = httpx.Request("POST", self._urls[api], headers=headers, content=body)
+        request = self._request(api, body, headers)
         try:
             return await self._transport.handle_async_request(request)
         except DroppedBeforeResponse as error:
             if not error.reused:
                 raise
             return await self._transport.handle_async_request(request)
+
+    def _request(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Request:
+        """One with all its headers given: httpx takes five times as long to find them out by itself."""
+        url = self._urls[api]
+        length = {"host": url.netloc.decode(), "content-length": str(len(body))}
+        request = httpx.Request(
+            "POST", url, headers=headers | length, stream=httpx.ByteStream(body)
+        )
+        request.read()
+        return request
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Checks its health for ever; calls `changed` when it went up or down."""
