@@ -122,6 +122,7 @@ class Facts:
         token: Where a Hugging Face token was found; "" for nowhere.
         listeners: What listens; None: `ss` is not installed.
         steps: Set-up's steps for this profile.
+        ollama: Whether Ollama's program is installed.
         kernel: `ready`; `none`; or `broken`: the course's environment or its Jupyter kernel does not run.
     """
 
@@ -153,6 +154,7 @@ class Facts:
     token: str
     listeners: tuple[Listener, ...] | None
     steps: tuple[StepState, ...]
+    ollama: bool
     kernel: str
 
 
@@ -169,6 +171,7 @@ def commands(probe: Probe) -> dict[str, Sequence[str]]:
         "images": ("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"),
         "toolkit": ("nvidia-ctk", "--version"),
         "ports": ("ss", "-ltnpH"),
+        "ollama": ("ollama", "--version"),
         **{f"python {name}": (name, "--version") for name in _python_names()},
         **{f"compiler {name}": (name, "--version") for name in ("c++", "g++", "clang++")},
         **{f"ptxas {path}": (path, "--version") for path in _ptxas_paths(probe.environment)},
@@ -215,6 +218,7 @@ def gather(probe: Probe) -> Facts:
         token=find_token(probe),
         listeners=None if answers["ports"].missing else read_listeners(answers["ports"].text),
         steps=tuple(_state(probe, step) for step in steps_for(profile, machine)),
+        ollama=not answers["ollama"].missing,
         kernel=_kernel(probe, answers["kernel"]),
     )
 

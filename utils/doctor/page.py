@@ -64,7 +64,8 @@ def offered(facts: Facts, engine: str) -> bool:
     """Whether an engine runs on this profile at all."""
     if PROFILES[facts.profile].runtime == "docker":
         return engine in IMAGES or engine == "transformers"
-    return engine == "transformers" or engine in {step.name for step in facts.steps}
+    has = {"transformers": True, "ollama": facts.ollama}
+    return has.get(engine, engine in {step.name for step in facts.steps})
 
 
 def show(finding: Finding) -> str:
