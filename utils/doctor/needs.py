@@ -73,6 +73,8 @@ PORTS: Mapping[int, str] = {
     8080: "the gateway in docker/compose.yaml",
     9090: "Prometheus in docker/compose.yaml",
     3000: "Grafana in docker/compose.yaml",
+    3001: "Open WebUI in docker/compose.yaml",
+    8081: "llama.cpp in docker/compose.yaml",
     8888: "JupyterLab, which takes the next free one",
     8000: "vLLM, started by hand",
     30000: "SGLang, started by hand",
