@@ -379,7 +379,7 @@ def sglang(pair: Pair) -> Plan:
     steps = []
     for node in (1, 0):
         extra = [
-            *("--tp", "2", "--nnodes", "2", "--node-rank", str(node)),
+            *("--tp-size", "2", "--nnodes", "2", "--node-rank", str(node)),
             *("--dist-init-addr", f"{pair.head}:{SGLANG_PORT}"),
         ]
         command = serving(pair, "sglang", node, *extra)
