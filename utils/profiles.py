@@ -284,6 +284,7 @@ def _cpu(dtype: str) -> Profile:
                 "transformers": tiny,
                 "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+                "ollama": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "medusa_heads": str(MODELS / "heads" / "medusa"),
                 "eagle1_heads": str(MODELS / "heads" / "eagle1"),
                 "eagle3_heads": str(MODELS / "heads" / "eagle3"),

@@ -166,6 +166,15 @@ def refuse_nothing(
     """Of an engine that says for itself, as it starts, what it cannot do."""
 
 
+def no_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Of an engine whose container needs nothing set for certain options."""
+    return {}
+
+
+def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Of an engine that has its model when it is healthy."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -186,6 +195,9 @@ class EngineSpec:
         capabilities: What it can do.
         refuse: Raises UnsupportedOption for what this engine could not start with, before anything starts:
             called with the model, the profile's fields with the choices over them, and the extra arguments.
+        environment: Variables of its container for a set of options, over the container's own.
+        prepare: What is done when it is healthy, before anybody else's request: called with its address, its
+            options, and what shows progress.
     """
 
     name: str
@@ -202,3 +214,5 @@ class EngineSpec:
     metrics: MetricNames
     capabilities: Capabilities
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
+    environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
+    prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare

@@ -11,8 +11,9 @@ from contextlib import suppress
 import httpx
 
 from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse
+from utils.engines.ollama_chat import NotTranslatable
 from utils.engines.registry import ENGINES
-from utils.gateway import circuit
+from utils.gateway import circuit, ollama
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import BackendSettings, Health
@@ -51,6 +52,7 @@ class Backend:
         self._urls = {
             "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
             "completions": httpx.URL(f"{settings.url}/v1/completions"),
+            "native": httpx.URL(settings.url + ollama.NATIVE_PATH),
             "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
         }
         self._transport: httpx.AsyncBaseTransport = (
@@ -122,7 +124,18 @@ class Backend:
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
-        request = self._request(api, body, headers)
+        if self.engine == "ollama" and api == "chat":
+            try:
+                native = ollama.native_request(body)
+            except NotTranslatable as error:
+                return ollama.refusal(error)
+            if native is not None:
+                answer = await self._post("native", native, headers)
+                return ollama.translated(answer, self.model)
+        return await self._post(api, body, headers)
+
+    async def _post(self, where: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        request = self._request(where, body, headers)
         try:
             return await self._transport.handle_async_request(request)
         except DroppedBeforeResponse as error:
