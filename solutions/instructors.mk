@@ -3,17 +3,19 @@
 .PHONY: grade-names form-names
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m utils.course build --check
+	@$(RUN) -m utils.engines.compose --check
 	@$(RUN) -m utils.course checks
 
-build:  ## make the notebooks from solutions/*.py
+build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
+	@$(RUN) -m utils.engines.compose
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m utils.course release "$(or $(TO),release)"

@@ -1,6 +1,6 @@
 """What a notebook's kernel does: starts an engine in a container, says so, and goes on.
 
-`python docker_kernel.py IMAGE ENTRYPOINT...` prints "starting" before the launch, and the id once it is healthy.
+`python docker_kernel.py IMAGE ENTRYPOINT...` prints "starting" before the launch, then the id.
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ SPEC = EngineSpec(
         pass_environment=(),
         # The default is one request at a time, which would measure nothing but its queue.
         environment={"OLLAMA_NUM_PARALLEL": "8"},
+        probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
     local=None,
     not_local="its program is not on the package index; with docker and an NVIDIA GPU it runs in "
