@@ -202,3 +202,34 @@ def test_a_change_of_a_spec_changes_the_file(monkeypatch, tmp_path):
     monkeypatch.setitem(ENGINES, "vllm", dataclasses.replace(spec, container=container))
     assert compose.main(["--check"]) == 1
     assert "vllm:27.01-py3" in compose.made()
+
+
+REPOSITORIES = {
+    repository: tag
+    for spec in ENGINES.values()
+    if spec.container
+    for repository, _, tag in [spec.container.image.rpartition(":")]
+}
+
+
+def stale_images(text):
+    """Engines' images with another tag than their spec's."""
+    named = re.findall(r"([\w./-]+/[\w.-]+):([\w][\w.-]*)", text)
+    return [f"{r}:{t}" for r, t in named if REPOSITORIES.get(r, t) != t]
+
+
+def test_documents_and_labs_name_the_images_of_the_specs():
+    files = [*ROOT.glob("*.md"), *(ROOT / "docker").glob("*.*"), *ROOT.glob("solutions/*.py")]
+    assert len(files) > 10
+    assert {file.name: stale for file in files if (stale := stale_images(file.read_text()))} == {}
+    named = "".join(file.read_text() for file in files)
+    assert all(f"{repository}:{tag}" in named for repository, tag in REPOSITORIES.items())
+    assert stale_images("docker pull lmsysorg/sglang:spark") == ["lmsysorg/sglang:spark"]
+
+
+def test_the_folders_page_names_the_ports_that_are_published():
+    page = (ROOT / "docker" / "README.md").read_text()
+    named = set(re.findall(r"(?:127\.0\.0\.1|, ):(\d+)", page))
+    assert named == {
+        port.split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])
+    } | {"8888"}
