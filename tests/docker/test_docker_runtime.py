@@ -108,6 +108,23 @@ def test_a_program_that_is_not_in_the_image_is_said_to_be(changed, profile, left
         launch("llama_cpp", profile, quiet=True)
 
 
+def test_a_file_of_settings_is_seen_inside(changed, profile, left, tmp_path):
+    """As TensorRT-LLM gets one; here the shell shows it instead of reading it as settings."""
+    settings = tmp_path / "settings.yml"
+    settings.write_text("echo seen: kv_cache_config; exit 3")
+    spec = ENGINES["llama_cpp"]
+    shell = dataclasses.replace(
+        spec,
+        container=dataclasses.replace(spec.container, image=PLAIN, command=("/usr/bin/sh",)),
+        arguments=lambda options: [options.config],
+        options=frozenset({"config"}),
+    )
+    ENGINES["llama_cpp"] = shell  # `changed` puts it back
+    with pytest.raises(EngineStartError, match="ended with code 3") as caught:
+        launch("llama_cpp", profile, quiet=True, config=settings)
+    assert caught.value.tail == "seen: kv_cache_config"
+
+
 def test_a_port_in_use_is_named_and_nothing_is_left(changed, profile, left, monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

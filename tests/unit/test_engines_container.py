@@ -10,6 +10,7 @@ from utils.engines.container import (
     DockerUnavailable,
     connect,
     ensure_image,
+    make_folders,
     run_arguments,
 )
 from utils.engines.errors import EngineError
@@ -79,6 +80,15 @@ def test_vllm_gets_the_gpu_shared_memory_and_a_loopback_port():
 def test_a_local_model_is_mounted_read_only(tmp_path):
     request = run_arguments(get_spec("llama_cpp").container, ["-m", "x"], 1, tmp_path, {})
     assert request["volumes"][str(tmp_path)] == {"bind": "/course-models", "mode": "ro"}
+
+
+def test_folders_that_are_mounted_are_made_and_files_are_left(tmp_path):
+    (tmp_path / "settings.yml").write_text("x")
+    sources = [tmp_path / "a" / "cache", tmp_path / "settings.yml"]
+    make_folders({"volumes": {**{str(source): {} for source in sources}, "ollama": {}}})
+    assert sources[0].is_dir()
+    assert sources[1].read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "settings.yml"]
 
 
 def test_an_image_that_is_here_is_not_pulled():

@@ -311,9 +311,9 @@ class ContainerHandle:
 
 def make_folders(request: Mapping[str, Any]) -> None:
     """Makes the folders that are mounted: docker would, but as root, and nobody else could write there."""
-    for source in request.get("volumes", {}):
-        if source.startswith("/"):
-            Path(source).mkdir(parents=True, exist_ok=True)
+    for source in map(Path, request.get("volumes", {})):
+        if source.is_absolute() and not source.exists():
+            source.mkdir(parents=True)
 
 
 def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:
