@@ -3,7 +3,7 @@
 .PHONY: grade-names form-names
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
@@ -13,10 +13,12 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, flags th
 	@$(RUN) -m utils.course flags
 	@$(RUN) -m utils.course versions --check
 	@$(RUN) -m utils.setup.aarch64
+	@$(RUN) -m utils.engines.compose --check
 	@$(RUN) -m utils.course checks
 
-build:  ## make the notebooks from solutions/*.py
+build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
+	@$(RUN) -m utils.engines.compose
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m utils.course release "$(or $(TO),release)"

@@ -54,18 +54,22 @@ IMAGES: Mapping[str, str] = {
     "vllm": "nvcr.io/nvidia/vllm:26.10-py3",
     "sglang": "lmsysorg/sglang:v0.5.23-cu130",
     "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
-    "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13",
+    "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }
 # Parameters of Qwen3-8B: from its config.json (utils.kvcache.sizes). Two bytes each in bfloat16; Q8_0 stores
 # 34 bytes for 32 weights.
 PARAMETERS = 8.19e9
 WEIGHTS_BYTES = 2 * PARAMETERS
+HUB = ".cache/huggingface/hub"
 # Folder below the home folder that containers keep a model in, and the bytes that come from the model hub.
 DOWNLOADS: Mapping[str, tuple[str, float]] = {
-    "Qwen/Qwen3-8B": (".cache/huggingface/hub/models--Qwen--Qwen3-8B", WEIGHTS_BYTES),
-    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (".cache/llama.cpp", WEIGHTS_BYTES),
-    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (".cache/llama.cpp", PARAMETERS * 34 / 32),
+    "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", WEIGHTS_BYTES),
+    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", WEIGHTS_BYTES),
+    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (
+        f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF",
+        PARAMETERS * 34 / 32,
+    ),
     "qwen3:8b-fp16": ("", WEIGHTS_BYTES),  # in docker's volume `ollama`
 }
 # Published by docker/compose.yaml and by JupyterLab; and where engines listen that somebody starts by hand.

@@ -102,6 +102,7 @@ SPEC = EngineSpec(
         mounts={"ollama": "/root/.ollama"},
         pass_environment=(),
         environment={"OLLAMA_NUM_PARALLEL": str(MOST_SLOTS)},
+        probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
     local=Local(
         command=(PROGRAM, "serve"),

@@ -110,6 +110,9 @@ class ServeOptions:
     extra_arguments: tuple[str, ...] = ()
 
 
+PYTHON_PROBE = ("python3", "-c", "import urllib.request as u; u.urlopen('{url}', timeout=4)")
+
+
 @dataclass(frozen=True)
 class Container:
     """How an engine's container is run.
@@ -125,6 +128,7 @@ class Container:
         mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
         pass_environment: Variables handed on from the user's environment where they are set.
         environment: Variables set always.
+        probe: What asks for health inside the image, with a program it has; `{url}` stands for the endpoint.
     """
 
     image: str
@@ -137,6 +141,7 @@ class Container:
     mounts: Mapping[str, str] = field(default_factory=dict)
     pass_environment: tuple[str, ...] = ("HF_TOKEN",)
     environment: Mapping[str, str] = field(default_factory=dict)
+    probe: tuple[str, ...] = PYTHON_PROBE
 
 
 @dataclass(frozen=True)
