@@ -65,7 +65,10 @@ HUB = ".cache/huggingface/hub"
 # Folder below the home folder that containers keep a model in, and the bytes that come from the model hub.
 DOWNLOADS: Mapping[str, tuple[str, float]] = {
     "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", WEIGHTS_BYTES),
-    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", WEIGHTS_BYTES),
+    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (
+        f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF",
+        WEIGHTS_BYTES,
+    ),
     "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (
         f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF",
         PARAMETERS * 34 / 32,
