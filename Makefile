@@ -28,6 +28,6 @@ progress: course-env  ## the course's milestones, and what you have done of them
 	@$(RUN) -m utils.course progress
 
 clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
-	rm -rf .venv .engines .setup .run
+	rm -rf .venv .engines .peers .setup .run
 
 -include solutions/instructors.mk
