@@ -45,7 +45,7 @@ class Load:
 
 
 QUIET, FEW = Load(1, 32, 8), Load(4, 64, 8)
-FULL, SHORT = Load(32, 128, 64), Load(32, 256, 1)
+FULL, SHORT = Load(32, 96, 64), Load(32, 192, 1)
 LOADS = (QUIET, FEW, FULL, SHORT)
 
 
@@ -108,14 +108,14 @@ Rounds = dict[str, dict[Load, list[Sample]]]
 
 
 def rounds(engine: Engine, served: dict[str, Served], count: int) -> tuple[Rounds, dict[str, str]]:
-    """All loads against everybody, `count` times after a warm-up; and who failed."""
+    """All loads against everybody, `count` times after a short warm-up; and who failed."""
     found: Rounds = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for turn in range(-1, count):
         names = [name for name in served if name not in failed]
         first = turn % len(names)  # nobody is always the one after the pause
         for name in names[first:] + names[:first]:
-            for number, load in enumerate(LOADS):
+            for number, load in enumerate(LOADS if turn >= 0 else [FEW]):
                 try:
                     sample = measure(engine, served[name], load, 1000 * (turn + 1) + number)
                 except Failed as reason:

@@ -1,9 +1,12 @@
 """Debian's Prometheus, with the course's own settings and rules, watching what a test runs."""
 
 import contextlib
+import itertools
+import json
 import math
 import shutil
 import subprocess
+import threading
 import time
 
 import httpx
@@ -14,6 +17,8 @@ from utils.engines.runtime import free_port
 from utils.setup.steps import ROOT
 
 FOLDER = ROOT / "docker" / "prometheus"
+DASHBOARD = json.loads((ROOT / "docker/grafana/dashboards/gateway.json").read_text())
+PANELS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 EVERY = "250ms"
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -99,3 +104,32 @@ def _ready(address):
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"http://{address}/-/ready", trust_env=False).is_success
     return False
+
+
+@contextlib.contextmanager
+def load_on(url, *models):
+    """Requests to each model in turn, one after another, streamed and not, until the end."""
+    over = threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=url, timeout=10.0, trust_env=False) as http:
+            for number in itertools.count():
+                for model in models:
+                    body = {
+                        "model": model,
+                        "prompt": "a b",
+                        "max_tokens": 8,
+                        "stream": number % 3 > 0,
+                    }
+                    with contextlib.suppress(httpx.HTTPError):
+                        http.post("/v1/completions", json=body)
+                if over.wait(0.02):
+                    return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

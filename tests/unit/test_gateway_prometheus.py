@@ -1,18 +1,15 @@
 """What `docker/` says to Prometheus, tried with Debian's: rules fire as they should, every panel has data."""
 
 import contextlib
-import itertools
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
-from prometheus import FOLDER, needs_prometheus, watching
-from test_gateway_monitoring import PANELS, RULES
+from prometheus import FOLDER, PANELS, load_on, needs_prometheus, watching
+from test_gateway_monitoring import RULES
 
 from benchmarks.gateway_chaos import FAKE
 from benchmarks.peers import started
@@ -76,30 +73,6 @@ def fake(*options):
     command = [sys.executable, FAKE, "--port", port, *options]
     with started([str(word) for word in command], f"http://127.0.0.1:{port}", "/health") as served:
         yield served.url
-
-
-@contextlib.contextmanager
-def load_on(url, *models):
-    """Requests to each model in turn, one after another, streamed and not, until the end."""
-    over = threading.Event()
-
-    def ask():
-        with httpx.Client(base_url=url, timeout=10.0, trust_env=False) as http:
-            for number in itertools.count():
-                for model in models:
-                    body = {"model": model, "prompt": "a b", "stream": number % 3 > 0}
-                    with contextlib.suppress(httpx.HTTPError):
-                        http.post("/v1/completions", json=body)
-                if over.wait(0.02):
-                    return
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def backend(name, url):
