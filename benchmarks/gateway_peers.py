@@ -44,8 +44,8 @@ class Load:
     tokens: int
 
 
-QUIET, FEW = Load(1, 32, 8), Load(4, 64, 8)
-FULL, SHORT = Load(32, 96, 64), Load(32, 192, 1)
+QUIET, FEW = Load(1, 24, 8), Load(4, 48, 8)
+FULL, SHORT = Load(32, 64, 64), Load(32, 128, 1)
 LOADS = (QUIET, FEW, FULL, SHORT)
 
 
@@ -112,6 +112,7 @@ def rounds(engine: Engine, served: dict[str, Served], count: int) -> tuple[Round
     found: Rounds = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for turn in range(-1, count):
+        print(f"round {turn + 1} of {count}", file=sys.stderr, flush=True)
         names = [name for name in served if name not in failed]
         first = turn % len(names)  # nobody is always the one after the pause
         for name in names[first:] + names[:first]:
