@@ -12,6 +12,7 @@ of a real engine that is part of the noise. A figure is the median over rounds.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
     with ExitStack() as stack:
         engine = stack.enter_context(engine_at(chosen.engine))
         served, missing = {DIRECT: Served(engine.url)}, {}
