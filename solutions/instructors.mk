@@ -1,8 +1,9 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
+	@$(RUN) -m benchmarks.peers clients
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, flags that engines accept, exercise checks
@@ -51,7 +52,10 @@ bench-grade: course-env  ## how long a class of 60 takes to grade
 bench-radix: setup  ## our radix tree beside SGLang's own, on the same trace
 	@PYTHONPATH=. .engines/sglang/bin/python -W ignore -m benchmarks.radix_tree
 
-bench-gateway: setup  ## what the gateway costs, beside going direct and beside other routers (ENGINE=vllm)
+peers: course-env  ## install what the gateway is held against: LiteLLM's proxy, clients for its tests
+	@$(RUN) -m benchmarks.peers
+
+bench-gateway: setup peers  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
 	@$(RUN) -m benchmarks.gateway_peers --engine $(or $(ENGINE),vllm)
 
 bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen; 500 clients that read slowly

@@ -16,7 +16,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from opentelemetry import propagate
+from starlette.exceptions import HTTPException
 
 from utils.gateway import ask, drain, sse
 from utils.gateway.ask import Api, Ask
@@ -346,9 +348,15 @@ def _check_origin(request: Request, settings: Settings) -> None:
 
 
 def _trace_of(request: Request) -> dict[str, str]:
-    """Headers of a distributed trace (W3C Trace Context), as they came; not what no header may hold."""
+    """Headers of a distributed trace (W3C Trace Context) for the engine; not what no header may hold.
+
+    As they came. Where OpenTelemetry is set up, FastAPI has made a span of this request: then that is the
+    engine's parent.
+    """
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
-    return {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
+    kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
+    propagate.inject(kept)
+    return kept
 
 
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
@@ -479,6 +487,7 @@ def create_app(settings: Settings) -> Application:
 def _describe_engine_route(app: Application, path: str, api: Api) -> None:
     """For the OpenAPI document, and for who asks with another method."""
     schema = ask.BODIES[api].model_json_schema()
+    schema["properties"]["model"]["enum"] = list(app.state.gateway.pools)
     body = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}
     errors: dict[int | str, dict[str, Any]] = {
         code: {"description": text}
@@ -490,10 +499,15 @@ def _describe_engine_route(app: Application, path: str, api: Api) -> None:
             (408, "The body did not arrive in time"),
             (413, "The body is too large"),
             (429, "Too many requests; Retry-After says when"),
+            (502, "An engine failed, and no other could answer"),
+            (503, "No engine works now, or this server is stopping; Retry-After says when"),
+            (504, "An engine was too slow, or stopped in the middle"),
         )
     }
 
-    @app.post(path, openapi_extra={"requestBody": body}, responses=errors, name=api)
+    answers = {200: {"description": "The answer", "content": {"text/event-stream": {}}}, **errors}
+
+    @app.post(path, openapi_extra={"requestBody": body}, responses=answers, name=api)
     async def answer() -> None:
         raise NotImplementedError  # `Application` gives these requests to `Answer`
 
@@ -542,7 +556,7 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
         body = {"status": "ready" if fine else "not ready", "phase": gateway.phase}
         return JSONResponse(body | {"backends": backends}, 200 if fine else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
 
@@ -563,4 +577,7 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
 
 
 async def _no_such_method(request: Request, error: Exception) -> Response:
-    return await _api_error(request, ApiError(405, "Not with this method.", code="method"))
+    answer = await _api_error(request, ApiError(405, "Not with this method.", code="method"))
+    assert isinstance(error, HTTPException)
+    answer.headers.update(error.headers or {})  # Allow; RFC 9110, section 15.5.6
+    return answer
