@@ -6,10 +6,13 @@ LAB ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course-env lab lab-exists progress clean
+.PHONY: help doctor setup course-env lab lab-exists progress clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
+	@$(PYTHON) -m utils.doctor
 
 setup:  ## set up what the labs need (make setup STEP=vllm for one step)
 	@$(PYTHON) -m utils.setup $(if $(STEP),--only $(STEP))
