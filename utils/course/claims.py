@@ -63,6 +63,7 @@ _COMPARED = r"fast|quick|slow|long|large|big|small|high"
 _WORDS = re.compile(
     rf"(?<![\w-])(?:(?:half an?|{_COUNT}) (?:seconds?|minutes?|hours?|days?|weeks?)"
     rf"|(?:twice|half|a third|a quarter|(?:{_COUNT}) times) as (?:{_COMPARED})\b"
+    rf"|(?:twice|half) the (?:time|speed|throughput|latency)\b"
     rf"|(?:{_COUNT}) times (?:faster|slower|larger|smaller))",
     re.IGNORECASE,
 )
