@@ -421,16 +421,16 @@ def test_outside_links_are_listed_with_the_day_they_were_asked(tmp_path):
 
 
 def test_tables_of_lab_prep_are_made_from_the_code():
-    page = (ROOT / prep.PAGE).read_text()
+    page = (ROOT / prep.PAGES[0]).read_text()
     assert prep.fresh(page) == page
     assert prep.fresh(page.replace("| vLLM | 8000 |", "| vLLM | 8001 |")) == page
     assert "| SGLang | 30000 |" in page and "16.4 GB" in page
-    with pytest.raises(CourseError, match="asks for 'weather'"):
+    with pytest.raises(CourseError, match="no table 'weather'"):
         prep.fresh("<!-- made: weather -->\n<!-- /made -->")
 
 
 def test_a_stale_table_is_found(course):
-    (course / prep.PAGE).unlink()
-    text = (ROOT / prep.PAGE).read_text().replace("| vLLM | 8000 |", "| vLLM | 8001 |")
-    (course / prep.PAGE).write_text(text)
+    (course / prep.PAGES[0]).unlink()
+    text = (ROOT / prep.PAGES[0]).read_text().replace("| vLLM | 8000 |", "| vLLM | 8001 |")
+    (course / prep.PAGES[0]).write_text(text)
     assert [problem.message for problem in prep.check_prep(course)] == ["a table is stale"]

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
     commands.add_parser("docs", help="check documents and labs: origins, links, names, code, craft")
-    commands.add_parser("prep", help="make the tables of LAB_PREP.md anew")
+    commands.add_parser("prep", help="make the tables of LAB_PREP.md and QUICK_REFERENCE.md anew")
     commands.add_parser("links", help="ask every outside link, and write down when")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")

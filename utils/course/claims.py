@@ -152,10 +152,12 @@ def check_claims(path: Path, blocks: Sequence[Block], root: Path) -> Iterator[Pr
 
 
 def _caption(blocks: Sequence[Block], number: int) -> str:
-    before = blocks[number - 1] if number else None
-    if blocks[number].kind != "table" or before is None or before.kind != "text":
+    """The paragraph above a table, if it ends with a colon; comments between them do not count."""
+    if blocks[number].kind != "table":
         return ""
-    return before.text if before.text.rstrip().endswith(":") else ""
+    above = next((block for block in reversed(blocks[:number]) if block.kind != "comment"), None)
+    said = above.text.rstrip() if above is not None and above.kind == "text" else ""
+    return said if said.endswith(":") else ""
 
 
 def _prose_origin(claim: Claim, text: str, root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m utils.course prep`: the tables of LAB_PREP.md, from engines, profiles, models and the labs.
+"""`python -m utils.course prep`: tables of documents, from engines, profiles, models and the labs.
 
 A table stands between `<!-- made: NAME -->` and `<!-- /made -->`; `python -m utils.course docs` says when one
 is stale.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
+from utils.benchmark.published import PUBLISHED
 from utils.course.build import ROOT
 from utils.course.problems import CourseError, Problem
 from utils.course.references import labs_of
@@ -17,7 +19,7 @@ from utils.engines import ENGINES
 from utils.kvcache.sizes import decoder_parameters
 from utils.profiles import PROFILES, Profile
 
-PAGE = "LAB_PREP.md"
+PAGES = ("LAB_PREP.md", "QUICK_REFERENCE.md")
 _MADE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 _STARTS = re.compile(
     r"\*\*It starts\*\* (?P<starts>.*?)\s*\*\*It writes\*\* (?P<writes>.*?\.)(?:\s|$)", re.DOTALL
@@ -117,12 +119,81 @@ def images_block(root: Path) -> str:
     return "\n".join(["```bash", *(f"docker pull {image}" for image in images), "```"])
 
 
+def capabilities_table(root: Path) -> str:
+    """A row per engine: what the course uses of it."""
+    rows = [
+        "| engine | constraints | speculation | KV cache types | options of `launch` |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in ENGINES.values():
+        can = spec.capabilities
+        lists = (can.structured_output, can.speculation, can.kv_dtypes, sorted(spec.options))
+        cells = [", ".join(f"`{word}`" for word in words) or "–" for words in lists]
+        rows.append(f"| {spec.title} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def published_table(root: Path) -> str:
+    """What others have published for a DGX Spark."""
+    rows = [
+        "| engine | model | weights | batch | prefill (tok/s) | decode (tok/s) | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in PUBLISHED:
+        source = f"[{row.source}]({row.url})" if row.url else row.source
+        speeds = f"{row.prefill_tok_s:,.0f} | {row.decode_tok_s:g}"
+        what = f"{row.engine} | {row.model} | {row.quantisation} | {row.batch}"
+        rows.append(f"| {what} | {speeds} | {source} |")
+    return "\n".join(rows)
+
+
+_SHOWN = {
+    "running": "running",
+    "waiting": "waiting",
+    "kv_usage": "KV cache in use",
+    "prefix_hits": "prefix hits",
+    "prefix_queries": "prefix look-ups",
+    "prefix_hit_rate": "hit rate",
+    "ttft": "TTFT",
+    "itl": "ITL",
+    "tpot": "TPOT",
+    "e2e": "E2E",
+    "generated_tokens": "tokens generated",
+    "preemptions": "preemptions",
+    "accepted_tokens": "tokens accepted",
+}
+
+
+def metrics_table(root: Path) -> str:
+    """A row per quantity, a column per engine that has Prometheus metrics; without the common prefix."""
+    specs = [spec for spec in ENGINES.values() if spec.metrics.running]
+    prefixes = [_prefix(spec.metrics.running or "") for spec in specs]
+    heads = [f"{spec.title} `{prefix}`" for spec, prefix in zip(specs, prefixes, strict=True)]
+    rows = ["| | " + " | ".join(heads) + " |", "|---" * (len(specs) + 1) + "|"]
+    for field, shown in _SHOWN.items():
+        names = [getattr(spec.metrics, field) for spec in specs]
+        cells = [
+            f"`{name.removeprefix(prefix)}`" if name else "–"
+            for name, prefix in zip(names, prefixes, strict=True)
+        ]
+        rows.append(f"| {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _prefix(name: str) -> str:
+    """What all names of an engine begin with: `vllm:`, `trtllm_`."""
+    return re.split(r"(?<=[:_])", name, maxsplit=1)[0]
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "labs": labs_table,
     "images": images_block,
     "ports": ports_table,
     "models": models_table,
     "shipped": shipped_table,
+    "capabilities": capabilities_table,
+    "metrics": metrics_table,
+    "published": published_table,
 }
 
 
@@ -135,27 +206,27 @@ def fresh(text: str, root: Path = ROOT) -> str:
 
     def made(block: re.Match[str]) -> str:
         if block["name"] not in TABLES:
-            raise CourseError(f"{PAGE} asks for {block['name']!r}; there are: {', '.join(TABLES)}.")
+            raise CourseError(
+                f"There is no table {block['name']!r}; there are: {', '.join(TABLES)}."
+            )
         return f"{block[1]}{TABLES[block['name']](root)}\n{block[3]}"
 
     return _MADE.sub(made, text)
 
 
 def write_prep(root: Path = ROOT) -> None:
-    """Write the page's tables anew."""
-    path = root / PAGE
-    path.write_text(fresh(path.read_text(encoding="utf-8"), root), encoding="utf-8")
+    """Write the pages' tables anew."""
+    for name in PAGES:
+        path = root / name
+        path.write_text(fresh(path.read_text(encoding="utf-8"), root), encoding="utf-8")
 
 
 def check_prep(root: Path = ROOT) -> Iterator[Problem]:
-    """Whether the tables are what engines, profiles and labs make."""
-    path = root / PAGE
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8")
-    for number, (old, new) in enumerate(
-        zip(text.splitlines(), fresh(text, root).splitlines(), strict=False), 1
-    ):
-        if old != new:
-            yield Problem(path, number, "a table is stale", "Run: python -m utils.course prep")
-            return
+    """Pages whose tables are not what engines, profiles and labs make."""
+    for name in PAGES:
+        path = root / name
+        text = path.read_text(encoding="utf-8")
+        pairs = zip_longest(text.splitlines(), fresh(text, root).splitlines())
+        line = next((number for number, (old, new) in enumerate(pairs, 1) if old != new), None)
+        if line is not None:
+            yield Problem(path, line, "a table is stale", "Run: python -m utils.course prep")
