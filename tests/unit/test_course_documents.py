@@ -297,6 +297,12 @@ def test_sections_that_a_lab_does_not_have_are_found():
     ]
 
 
+def test_exercises_that_a_lab_does_not_have_are_found():
+    text = "## Lab 3.3.1\n\n**Quick path**: do `goodput`, `good_put`. **Deep path**: `all`."
+    found = [p.message for p in check_sections(PAGE, blocks(text), ROOT)]
+    assert found == ["the lab has no exercise good_put"]
+
+
 def messages(text):
     page = ROOT / "TROUBLESHOOTING.md"
     return [

@@ -64,7 +64,7 @@ def read_lab_document(lab: Lab) -> Document:
 
 
 def documents(root: Path = ROOT) -> list[Document]:
-    """All documents of the course, and its labs."""
+    """All documents of the course, and its labs. The cards of models are records, and cited as such."""
     pages = [read_document(path) for path in sorted(root.glob("*.md"))]
     inside = sorted(p for p in (root / "solutions").glob("*.md") if p != root / LINKS)
     pages += [read_document(path, learner=False) for path in inside]

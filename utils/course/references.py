@@ -94,6 +94,15 @@ def labs_of(root: Path) -> tuple[Lab, ...]:
     return tuple(read_labs(root))
 
 
+def _exercises(root: Path, number: str) -> frozenset[str]:
+    return frozenset(
+        exercise.id
+        for lab in labs_of(root)
+        if lab.source.number.endswith(f".{number}")
+        for exercise in lab.exercises
+    )
+
+
 @cache
 def _labs(root: Path) -> dict[str, int]:
     """Number of each lab (the last part), and how many sections it has."""
@@ -107,12 +116,24 @@ def _labs(root: Path) -> dict[str, int]:
 
 
 def check_sections(path: Path, blocks: Sequence[Block], root: Path = ROOT) -> Iterator[Problem]:
-    """Rows of a table's column "section", below a heading that names a lab, which that lab does not have."""
-    sections = 0
+    """Sections and exercises that a lab does not have, below a heading that names the lab.
+
+    Sections stand in a table's column "section", exercises in the paragraph on the quick path.
+    """
+    sections, exercises = 0, frozenset[str]()
     for block in blocks:
         if block.kind == "heading":
             lab = _LAB.search(block.text)
             sections = _labs(root).get(lab[1], 0) if lab else 0
+            exercises = _exercises(root, lab[1]) if lab else frozenset()
+        if exercises and block.text.startswith("**Quick path**"):
+            path_taken = block.text.partition("**Deep path**")[0]
+            for name in re.findall(r"`([a-z_]+)`", path_taken):
+                if name not in exercises:
+                    message = f"the lab has no exercise {name}"
+                    yield Problem(
+                        path, block.line, message, f"It has: {', '.join(sorted(exercises))}."
+                    )
         if block.kind != "table" or not sections or "section" not in block.rows[0]:
             continue
         column = block.rows[0].index("section")
