@@ -65,7 +65,7 @@ def read_lab_document(lab: Lab) -> Document:
 
 def documents(root: Path = ROOT) -> list[Document]:
     """All documents of the course, and its labs. The cards of models are records, and cited as such."""
-    pages = [read_document(path) for path in sorted(root.glob("*.md"))]
+    pages = [read_document(p) for p in sorted([*root.glob("*.md"), *root.glob("docker/*.md")])]
     inside = sorted(p for p in (root / "solutions").glob("*.md") if p != root / LINKS)
     pages += [read_document(path, learner=False) for path in inside]
     return pages + [read_lab_document(lab) for lab in labs_of(root)]

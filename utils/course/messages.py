@@ -1,7 +1,8 @@
 """The messages in TROUBLESHOOTING.md are those that the code, or an engine, really prints.
 
 A heading quotes a message in backticks, with `...` where it varies. Each part between stands in a text of
-`utils`, or, where a comment below the heading says so, in a file of an engine's environment:
+`utils`, is an exception of Python's, or, where a comment below the heading says so, stands in a file of an
+engine's environment:
 
     <!-- from: sglang: sglang/srt/managers/tokenizer_manager.py -->
 """
@@ -9,6 +10,7 @@ A heading quotes a message in backticks, with `...` where it varies. Each part b
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -51,7 +53,7 @@ def _said(message: str) -> list[str]:
 
 
 def _in_course(words: str, root: Path) -> bool:
-    return any(words in text for text in _texts(root))
+    return hasattr(builtins, words) or any(words in text for text in _texts(root))
 
 
 @cache
