@@ -14,7 +14,7 @@ from utils.course.markdown import anchors, read_blocks
 from utils.course.messages import check_messages
 from utils.course.problems import CourseError
 from utils.course.references import check_links, check_names, check_sections, outside_links
-from utils.course.shell import check_code
+from utils.course.snippets import check_code
 from utils.course.source import read_source
 
 PAGE = ROOT / "PLANTED.md"

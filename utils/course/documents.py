@@ -24,7 +24,7 @@ from utils.course.references import (
     labs_of,
     outside_links,
 )
-from utils.course.shell import check_code
+from utils.course.snippets import check_code
 
 
 @dataclass(frozen=True)

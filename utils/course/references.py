@@ -11,7 +11,7 @@ from utils.course.build import ROOT, read_labs
 from utils.course.exercises import Lab
 from utils.course.markdown import LINK, Block, anchors, read_blocks
 from utils.course.problems import Problem
-from utils.course.shell import FOLDERS, check_shell, name_fault, path_fault
+from utils.course.snippets import FOLDERS, check_shell, name_fault, path_fault
 
 _OUTSIDE = ("http://", "https://")
 _HERE = re.compile(r"https?://(127\.0\.0\.1|localhost|\[::1\])")
