@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from utils.benchmark.recommend import FOLKLORE
 from utils.course import craft, outside, prep
 from utils.course.__main__ import main
 from utils.course.build import ROOT
@@ -433,6 +434,12 @@ def test_tables_of_lab_prep_are_made_from_the_code():
     assert "| SGLang | 30000 |" in page and "16.4 GB" in page
     with pytest.raises(CourseError, match="no table 'weather'"):
         prep.fresh("<!-- made: weather -->\n<!-- /made -->")
+
+
+def test_the_selection_guide_says_what_lab_3_3_1_calls_usual():
+    rows = [block.rows for block in blocks((ROOT / "QUICK_REFERENCE.md").read_text()) if block.rows]
+    guide = next(table for table in rows if table[0][:2] == ("use", "usually said"))
+    assert [row[1] for row in guide[1:]] == list(FOLKLORE.values())
 
 
 def test_a_stale_table_is_found(course):
