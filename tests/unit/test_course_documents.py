@@ -204,8 +204,8 @@ def test_links_and_anchors():
         "a link leads nowhere: READ.md",
         "a link leads nowhere: picture.png",
     ]
-    assert links("[a](README.md#three-commands)") == [
-        "there is no heading README.md#three-commands"
+    assert links("[a](README.md#no-such-heading)") == [
+        "there is no heading README.md#no-such-heading"
     ]
     assert links("[a](../README.md)", ROOT / "solutions" / "lab-3.3.1-x.py") == []
     assert anchors(blocks("# A `b` c!\n\n# A b c\n")) == {"a-b-c", "a-b-c-1"}
