@@ -185,6 +185,10 @@ def test_made_up_numbers_are_for_exercises_and_pictures():
 def test_an_origin_below_belongs_to_its_own_block():
     comment = "<!-- origin: measured: 2026-11-26 -->"
     assert claims(f"It takes 5 ms.\n\nAnd 6 ms.\n{comment}") == ["no origin of '5 ms'"]
+    plan = "<!-- origin: plan: work -->"
+    assert claims(f"It takes 2 hours.\n<!-- made: x -->\n{plan}") == []
+    assert claims(f"<details><summary>Why 2 hours?</summary>\n\nSo. {plan}\n</details>") == []
+    assert claims(f"<details><summary>2 hours?</summary>\n\nSo.\n</details>\n\nMore. {plan}") != []
 
 
 def test_calculations_are_done_again():

@@ -38,6 +38,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from utils.course.markdown import LINK, Block
@@ -258,11 +259,8 @@ def _origins(
 ) -> tuple[list[_Origin], list[str]]:
     """Origins that comments in a block, or right below it, name; and what is wrong with its own."""
     own = list(blocks[number].comments)
-    follows = blocks[number + 1] if number + 1 < len(blocks) else None
-    asked = blocks[number].kind == "html"  # the summary of a fold: what is in the fold says it
-    below = follows.comments if follows and (follows.kind == "comment" or asked) else ()
     origins, broken = [], []
-    for comment in (*own, *below):
+    for comment in (*own, *_below(blocks, number)):
         named = _ORIGIN.match(comment)
         if named is None:
             continue
@@ -273,6 +271,15 @@ def _origins(
         elif comment in own:
             broken.append(f"an origin that is none, {comment!r}: {fault}")
     return origins, broken
+
+
+def _below(blocks: Sequence[Block], number: int) -> list[str]:
+    """Comments on the lines right under a block; under the summary of a fold, what is in the fold."""
+    follows = blocks[number + 1 :]
+    if blocks[number].kind == "html":
+        return [comment for block in follows[:1] for comment in block.comments]
+    comments = takewhile(lambda block: block.kind == "comment", follows)
+    return [comment for block in comments for comment in block.comments]
 
 
 def _fault(origin: _Origin, root: Path, invented: bool) -> str:
