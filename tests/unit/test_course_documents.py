@@ -446,6 +446,35 @@ def test_the_selection_guide_says_what_lab_3_3_1_calls_usual():
     assert [row[1] for row in guide[1:]] == list(FOLKLORE.values())
 
 
+def sections_of(name):
+    """Headings of a document, each with the text below it."""
+    found = {}
+    heading = ""
+    for block in blocks((ROOT / name).read_text()):
+        if block.kind == "heading":
+            heading = block.text
+        found.setdefault(heading, []).append(block.text)
+    return {heading: "\n".join(said) for heading, said in found.items()}
+
+
+def test_each_picture_is_in_the_table_and_says_where_it_breaks():
+    title, *pictures, questions = sections_of("ELI5.md").items()
+    assert questions[0] == "Explain it back"
+    for heading, text in pictures:
+        picture = heading.partition(" (")[0].lower()
+        assert picture in title[1].lower(), heading
+        assert "Where it breaks." in text, heading
+    rows = title[1].count("\n") - 2  # without title, introduction and head
+    assert rows == len(pictures)
+
+
+def test_every_lab_is_in_the_study_guide_and_explained_back():
+    guide = "".join(sections_of("STUDY_GUIDE.md"))
+    back = sections_of("ELI5.md")["Explain it back"]
+    for number in range(1, 8):
+        assert f"Lab 3.3.{number}: " in guide and f"**Lab 3.3.{number}.**" in back
+
+
 def test_a_stale_table_is_found(course):
     (course / prep.PAGES[0]).unlink()
     text = (ROOT / prep.PAGES[0]).read_text().replace("| vLLM | 8000 |", "| vLLM | 8001 |")
