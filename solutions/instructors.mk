@@ -1,18 +1,18 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
+.PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, flags that engines accept, exercise checks
+check: setup  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m utils.course build --check
+	@$(RUN) -m utils.course docs
 	@$(RUN) -m utils.course flags
-	@$(RUN) -m utils.course versions --check
 	@$(RUN) -m utils.setup.aarch64
 	@$(RUN) -m utils.engines.compose --check
 	@$(RUN) -m utils.course checks
@@ -20,6 +20,9 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, flags th
 build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
 	@$(RUN) -m utils.engines.compose
+
+links: course-env  ## ask every outside link of documents and labs, and write down when (solutions/LINKS.md)
+	@$(RUN) -m utils.course links
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m utils.course release "$(or $(TO),release)"

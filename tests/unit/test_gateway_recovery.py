@@ -159,8 +159,8 @@ class Provider(trace.TracerProvider, trace.Tracer):
         )
         return trace.NonRecordingSpan(mine)
 
-    def start_as_current_span(self, name, *_, **__):
-        return trace.use_span(self.start_span(name))
+    def start_as_current_span(self, name, context=None, **_):
+        return trace.use_span(self.start_span(name, context))
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,21 @@
-"""`python -m utils.course versions`: the tables of images, versions and old numbers in QUICK_REFERENCE.md.
+"""Tables of images, versions and old numbers in QUICK_REFERENCE.md, for `python -m utils.course prep`.
 
-A table stands between `<!-- made: NAME -->` and `<!-- /made -->`. What an image is stands in utils/engines,
+What an image is stands in utils/engines,
 when it was last looked up in `LOOKED_UP`, what options were read from in utils/engines/accepted.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.benchmark.published import OLD_TABLE, judge_rows
 from utils.course.commands import image_of, services, split_image
-from utils.course.problems import CourseError
 from utils.engines import ENGINES
 from utils.engines.accepted import recorded
 from utils.setup.packages import TORCH
 
-PAGE = "QUICK_REFERENCE.md"
-COMMAND = "python -m utils.course versions"
 _PLAYBOOKS = "NVIDIA/dgx-spark-playbooks"
 
 
@@ -54,7 +50,6 @@ LOOKED_UP: Mapping[str, LookedUp] = {
     "ollama/ollama:0.24.0": LookedUp("2026-11-26", "ollama/ollama, git tag v0.24.0"),
 }
 _UNKNOWN = LookedUp("not yet", "docker/compose.yaml alone")
-_MADE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 
 
 def images_table(root: Path) -> str:
@@ -104,42 +99,3 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "versions": versions_table,
     "old_numbers": old_numbers_table,
 }
-
-
-def fresh(text: str, root: Path) -> str:
-    """The page with these tables made anew; others' are left as they are.
-
-    Raises:
-        CourseError: One of these tables is missing.
-    """
-    missing = [name for name in TABLES if f"<!-- made: {name} -->\n" not in text]
-    if missing:
-        raise CourseError(
-            f"{PAGE} has no place for the table {missing[0]}: write <!-- made: {missing[0]} --> and "
-            "<!-- /made --> on lines of their own."
-        )
-
-    def made(block: re.Match[str]) -> str:
-        maker = TABLES.get(block["name"])
-        return f"{block[1]}{maker(root)}\n{block[3]}" if maker else block[0]
-
-    return _MADE.sub(made, text)
-
-
-def write(root: Path) -> None:
-    """Writes the page's tables anew."""
-    page = root / PAGE
-    page.write_text(fresh(page.read_text(encoding="utf-8"), root), encoding="utf-8")
-
-
-def check(root: Path) -> int:
-    """Prints the first line of the page that is not as it is made; exit status 1 if there is one."""
-    old = (root / PAGE).read_text(encoding="utf-8").splitlines()
-    new = fresh("\n".join(old) + "\n", root).splitlines()
-    pairs = enumerate(zip(old, new, strict=False), 1)
-    line = next((number for number, (a, b) in pairs if a != b), None)
-    if line is None and len(old) == len(new):
-        print(f"the tables of {PAGE} are what {COMMAND} makes")
-        return 0
-    print(f"{PAGE}:{line or min(len(old), len(new))}: a table is stale. Make it again: {COMMAND}")
-    return 1

@@ -9,7 +9,13 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from opentelemetry import propagate
+from opentelemetry import propagate, trace
 from starlette.exceptions import HTTPException
 
 from utils.gateway import ask, drain, sse
@@ -350,8 +356,7 @@ def _check_origin(request: Request, settings: Settings) -> None:
 def _trace_of(request: Request) -> dict[str, str]:
     """Headers of a distributed trace (W3C Trace Context) for the engine; not what no header may hold.
 
-    As they came. Where OpenTelemetry is set up, FastAPI has made a span of this request: then that is the
-    engine's parent.
+    As they came. Where OpenTelemetry is set up, this request has a span: then that is the engine's parent.
     """
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
     kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
@@ -428,6 +433,16 @@ def _request_id(scope: Any) -> str:
     return secrets.token_hex(16)
 
 
+def _span(scope: Any) -> AbstractContextManager[object]:
+    """A span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return nullcontext()
+    came = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    return trace.get_tracer(__name__).start_as_current_span(
+        f"POST {scope['path']}", context=propagate.extract(came), kind=trace.SpanKind.SERVER
+    )
+
+
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
@@ -451,7 +466,8 @@ class Application(FastAPI):
 
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
-            await self._answers[scope["path"]](scope, receive, send)
+            with _span(scope):
+                await self._answers[scope["path"]](scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
