@@ -44,8 +44,9 @@ LOOKED_UP: Mapping[str, LookedUp] = {
     "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13": LookedUp(
         "2026-11-26", f"{_PLAYBOOKS}, nvidia/trt-llm"
     ),
-    "ghcr.io/ggml-org/llama.cpp:server-cuda13": LookedUp(
-        "2026-11-21", "llama.cpp, docs/docker.md", "the newest build: the tag moves"
+    "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277": LookedUp(
+        "2026-11-26",
+        "used by public repositories; that server-cuda13 is built for arm64: docs/docker.md",
     ),
     "ollama/ollama:0.24.0": LookedUp("2026-11-26", "ollama/ollama, git tag v0.24.0"),
 }
@@ -91,7 +92,7 @@ def old_numbers_table(root: Path) -> str:
     for row, judged in zip(OLD_TABLE, judge_rows(OLD_TABLE), strict=True):
         speeds = f"{row.prefill_tok_s:,.0f} | {row.decode_tok_s:g}"
         rows.append(f"| {row.engine} | {speeds} | {judged.text} | {row.note} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", "<!-- origin: cited: utils/benchmark/published.py -->"])
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
