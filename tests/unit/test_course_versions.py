@@ -19,6 +19,6 @@ def test_the_versions_are_those_of_the_specs():
 
 
 def test_each_old_number_has_a_verdict():
-    rows = versions.old_numbers_table(ROOT).splitlines()[2:]
+    rows = versions.old_numbers_table(ROOT).splitlines()[2:-2]
     assert len(rows) == 6
     assert all("possible" in row for row in rows)
