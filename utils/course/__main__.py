@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
     sample.add_argument("--only", nargs="*", help="names of the students; default, all")
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
+    site = commands.add_parser("site", help="write the course as a static site")
+    site.add_argument("target", type=Path, help="the folder")
+    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -77,6 +80,11 @@ def _run(args: argparse.Namespace) -> int:
             return _sample_class(root, args.folder, args.only)
         case "page":
             write_page(root)
+            return 0
+        case "site":
+            from utils.site.make import make_site
+
+            make_site(root, args.target.resolve(), solved=not args.no_solutions)
             return 0
         case "progress":
             from utils.course.progress import print_progress

@@ -1,0 +1,121 @@
+"""The sample lab becomes a site: executed once, kept, executed anew when it changes, rendered, refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from utils.course.build import build
+from utils.course.problems import CourseError
+from utils.profiles import LOAD_VARIABLE
+from utils.setup.steps import SITE
+from utils.site.links import read_pages
+from utils.site.make import make_site
+from utils.site.store import executed
+
+SAMPLE = Path(__file__).parent / "sample"
+STEM = "lab-3.3.99-sample"
+README = (
+    f"# Sample course\n\n[The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency)\n"
+)
+CHECKS = "solutions/sample_checks/__init__.py"
+HINT = "<details><summary>Hint</summary>"
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    monkeypatch.setenv(LOAD_VARIABLE, "quick")
+    root = tmp_path / "course"
+    (root / "solutions").mkdir(parents=True)
+    shutil.copy(SAMPLE / f"{STEM}.py", root / "solutions")
+    (root / "README.md").write_text(README)
+    build(root)
+    (root / CHECKS).parent.mkdir()
+    shutil.copy(SAMPLE / "sample_checks.py", root / CHECKS)
+    return root
+
+
+def change(path, before, after):
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
+def run(course):
+    said = []
+    build(course)
+    path = course / "solutions" / f"{STEM}.ipynb"
+    return executed(path, course / ".site/executed", course, said.append), said
+
+
+def outputs(found):
+    return [cell.outputs for cell in found.notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_is_executed_once_and_anew_when_its_code_or_a_module_changes(course):
+    source, checks = course / f"solutions/{STEM}.py", course / CHECKS
+    first, said = run(course)
+    assert first.fresh and said[0] == f"{STEM}: executing"
+    facts = first.produced_by
+    assert facts["load"] == "quick" and facts["seconds"] > 0.1 and facts["host"]["cores_usable"]
+    assert any("paused for 0.1" in str(output) for output in outputs(first))
+
+    change(source, "It proves the way", "It shows the way")
+    again, said = run(course)
+    assert not again.fresh and said == [f"{STEM}: unchanged, executed {facts['date']}"]
+    assert outputs(again) == outputs(first) and again.produced_by == facts
+    assert "It shows the way" in again.notebook.cells[0].source, "prose is today's"
+
+    change(checks, "of a single chunk", "of one chunk")
+    assert run(course)[0].fresh
+    change(source, "paused for", "slept for")
+    third, _ = run(course)
+    assert third.fresh and any("slept for 0.1" in str(output) for output in outputs(third))
+
+
+def test_a_failed_execution_shows_the_cell_and_is_not_kept(course):
+    change(course / f"solutions/{STEM}.py", "return at - scheduled", "return at")
+    with pytest.raises(
+        CourseError, match=r"(?s)no page of it.*ttft = checks.ttft\(ttft\).*In seconds"
+    ):
+        run(course)
+    assert list((course / ".site/executed").glob("*.ipynb")) == []
+
+
+def test_a_stale_notebook_is_not_rendered(course):
+    change(course / f"solutions/{STEM}.py", "paused for", "slept for")
+    with pytest.raises(CourseError, match="not fresh"):
+        make_site(course, course / "site", say=lambda _: None)
+
+
+def test_a_folder_that_is_no_site_is_left_alone(course):
+    (course / "site").mkdir()
+    (course / "site/thesis.tex").write_text("years of work")
+    with pytest.raises(CourseError, match="holds no site"):
+        make_site(course, course / "site", say=lambda _: None)
+    assert (course / "site/thesis.tex").exists()
+
+
+@pytest.mark.skipif(not SITE.done(), reason="not set up here: make setup STEP=site")
+def test_the_site_has_pages_links_hints_and_provenance(course):
+    site = course / "site"
+    make_site(course, site, say=lambda _: None)
+    names = {path.relative_to(site).as_posix() for path in read_pages(site)}
+    assert names >= {"index.html", f"labs/{STEM}.html", f"solutions/{STEM}.html"}
+    solved, lab = ((site / f"{place}/{STEM}.html").read_text() for place in ("solutions", "labs"))
+    assert "What produced this page" in solved and "too small to conclude from" in solved
+    assert "torch 2" in solved and "paused for 0.1" in solved
+    assert "Page made on" in lab and "NotImplementedError" in lab and "paused for 0.1" not in lab
+    assert HINT in lab and f'href="../solutions/{STEM}.html"' in lab
+    home = (site / "index.html").read_text()
+    assert f'href="labs/{STEM}.html"' in home and "Page made on" in home
+
+    (course / "README.md").write_text(README.replace("#latency", "#nowhere"))
+    with pytest.raises(CourseError, match="nowhere"):
+        make_site(course, site, say=lambda _: None)
+    assert (site / "index.html").read_text() == home, "the site in place stays"
+
+    (course / "README.md").write_text(README)
+    make_site(course, site, solved=False, say=lambda _: None)
+    assert not (site / "solutions").exists()
+    assert "solutions/" not in (site / f"labs/{STEM}.html").read_text()
