@@ -2,7 +2,7 @@
 .PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
 .PHONY: grade-names form-names site site-env
 
-test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
+test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
 
 check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks

@@ -59,6 +59,7 @@ class Pages:
         """
         for place in (self.folder, self.figures):
             shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
         names = [lab.source.stem for lab in labs]
         documents = self._documents()
         self._pages = {*documents, *(Path("labs", f"{name}.ipynb") for name in names)}

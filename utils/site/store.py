@@ -95,7 +95,8 @@ def _run(path: Path, records: Path) -> Ran:
 
 def _with_outputs(path: Path, kept: Path) -> NotebookNode:
     """The notebook of today, whose code is that of the kept one, with the kept one's outputs."""
-    today, then = (nbformat.read(file, as_version=4) for file in (path, kept))
+    today: NotebookNode = nbformat.read(path, as_version=4)
+    then: NotebookNode = nbformat.read(kept, as_version=4)
     codes = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (today, then)]
     for cell, earlier in zip(*codes, strict=True):
         cell.outputs, cell.execution_count = earlier.outputs, earlier.execution_count
