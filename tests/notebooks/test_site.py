@@ -111,6 +111,7 @@ def test_the_site_has_pages_links_hints_and_provenance(course):
     assert names >= {"index.html", f"labs/{STEM}.html", f"solutions/{STEM}.html"}
     solved, lab = ((site / f"{place}/{STEM}.html").read_text() for place in ("solutions", "labs"))
     assert "What produced this page" in solved and "too small to conclude from" in solved
+    assert "BEGIN SOLUTION" not in solved and "return</span> <span" in solved
     assert "torch 2" in solved and "paused for 0.1" in solved
     assert "Page made on" in lab and "NotImplementedError" in lab and "paused for 0.1" not in lab
     assert HINT in lab and f'href="../solutions/{STEM}.html"' in lab

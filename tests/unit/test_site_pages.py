@@ -75,7 +75,7 @@ def test_learners_get_no_solutions(root):
     folder = write(root, solved=False)
     assert "Secrets" not in (folder / "index.md").read_text()
     assert not (folder / "solutions").exists()
-    assert "Solved" not in contents([HOME], ["lab"], solved=False)
+    assert "Solved" not in contents([HOME], ["lab"], [])
 
 
 def test_pictures_become_files_with_words(tmp_path):

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     site = commands.add_parser("site", help="write the course as a static site")
     site.add_argument("target", type=Path, help="the folder")
     site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
+    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -84,7 +85,8 @@ def _run(args: argparse.Namespace) -> int:
         case "site":
             from utils.site.make import make_site
 
-            make_site(root, args.target.resolve(), solved=not args.no_solutions)
+            solved = not args.no_solutions
+            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
             return 0
         case "progress":
             from utils.course.progress import print_progress

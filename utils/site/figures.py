@@ -6,7 +6,7 @@ import base64
 import hashlib
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbformat import NotebookNode
 
@@ -27,13 +27,14 @@ def write_startup(ipython: Path) -> None:
 
 
 def describe_figures() -> None:
-    """In a kernel: from now on, the plain text beside a figure's picture describes it."""
-    from IPython import get_ipython
+    """In a kernel: from now on, the plain text beside a figure's picture describes it.
 
-    plain = get_ipython().display_formatter.formatters["text/plain"]
-    plain.for_type_by_name(
-        "matplotlib.figure", "Figure", lambda figure, printer, cycle: printer.text(words(figure))
-    )
+    A method, since IPython drops what is registered for figures when it chooses their format.
+    """
+    from matplotlib.figure import Figure
+
+    kind: Any = Figure
+    kind._repr_pretty_ = lambda self, printer, cycle: printer.text(words(self))
 
 
 def words(figure: Figure) -> str:
@@ -69,7 +70,7 @@ def to_files(notebook: NotebookNode, folder: Path, address: str) -> None:
             (folder / name).write_bytes(picture)
             alt = escape(" ".join(data.get("text/plain", "").split()))
             size = 'width="{}" height="{}"'.format(*_size(picture))
-            shown = f'<img class="figure" alt="{alt}" src="{address}/{name}" {size} loading="lazy">'
+            shown = f'<img class="figure" alt="{alt}" src="{address}/{name}" {size}>'
             output.data = {"text/html": shown}
 
 

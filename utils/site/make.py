@@ -28,7 +28,12 @@ TOOLS = ("sphinx", "myst-nb")
 
 
 def make_site(
-    root: Path, target: Path, *, solved: bool = True, say: Callable[[str], None] = print
+    root: Path,
+    target: Path,
+    *,
+    solved: bool = True,
+    only: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Writes the site to `target`, in the place of an earlier one; what is unchanged is not executed.
 
@@ -36,6 +41,7 @@ def make_site(
         root: the course's folder.
         target: the folder; a new one, or a site.
         solved: with solutions and their outputs; else what learners get, and nothing is executed.
+        only: one lab, as `find_lab` takes it; the others' solutions get no page then.
         say: gets a line about each step.
 
     Raises:
@@ -50,7 +56,7 @@ def make_site(
     work = root / ".site" / ("all" if solved else "learners")
     labs = read_labs(root)
     outputs: dict[str, NotebookNode] = {}
-    for lab in labs if solved else ():
+    for lab in read_labs(root, only) if solved else ():
         path = root / "solutions" / f"{lab.source.stem}.ipynb"
         outputs[path.stem] = executed(path, root / ".site" / "executed", root, say).notebook
     pages = Pages(root, work / "source", work / "extra", solved, made_by(root))

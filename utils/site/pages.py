@@ -16,6 +16,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from utils.course.exercises import Lab
 from utils.course.notebook import render
 from utils.course.problems import CourseError
+from utils.course.regions import BEGIN, END
 from utils.course.release import for_learners
 from utils.site.figures import to_files
 
@@ -52,7 +53,7 @@ class Pages:
 
         Args:
             labs: the labs.
-            executed: the solved notebooks with their outputs, by stem; none where not `solved`.
+            executed: solved notebooks with their outputs, by stem, those that get a page.
 
         Raises:
             CourseError: a link leads nowhere; names each.
@@ -65,11 +66,13 @@ class Pages:
         self._pages = {*documents, *(Path("labs", f"{name}.ipynb") for name in names)}
         self._pages |= {Path("solutions", f"{name}.ipynb") for name in executed}
         for path in documents:
-            self._document(path, documents, names)
+            self._document(path)
         for lab in labs:
             self._lab(lab, solved=lab.source.stem in executed)
         for name, notebook in executed.items():
             self._solution(name, notebook)
+        with (self.folder / staged(HOME)).open("a", encoding="utf-8") as home:
+            home.write(contents(documents, names, list(executed)))
         if self.broken:
             raise CourseError("Links that lead nowhere:\n" + "\n".join(self.broken))
 
@@ -86,10 +89,8 @@ class Pages:
         text = (self.root / path).read_text(encoding="utf-8")
         return text if self.solved else for_learners(text)
 
-    def _document(self, path: Path, documents: list[Path], names: list[str]) -> None:
+    def _document(self, path: Path) -> None:
         text = self.linked(self._text(path), path) + f"\n\n---\n\n{self.made}\n"
-        if path == HOME:
-            text += contents(documents, names, solved=self.solved)
         target = self.folder / staged(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
@@ -114,6 +115,7 @@ class Pages:
         cells = [*notebook.cells[:1], new_markdown_cell(note), *notebook.cells[1:]]
         cells.append(new_markdown_cell(f"---\n\n{end}"))
         for cell in cells:
+            cell.source = without_marks(cell.source)
             if cell.cell_type == "markdown":
                 cell.source = self.linked(cell.source, path)
             else:
@@ -166,13 +168,13 @@ def staged(path: Path) -> str:
     return "index.md" if path == HOME else path.as_posix()
 
 
-def contents(documents: list[Path], names: list[str], *, solved: bool) -> str:
+def contents(documents: list[Path], labs: list[str], solutions: list[str]) -> str:
     """The site's table of contents, as toctree directives."""
     top = [path for path in documents if len(path.parts) == 1 and path != HOME]
     parts = {
         "Documents": [path.stem for path in top],
-        "Labs": [f"labs/{name}" for name in names],
-        "Solved, with outputs": [f"solutions/{name}" for name in names] if solved else [],
+        "Labs": [f"labs/{name}" for name in labs],
+        "Solved, with outputs": [f"solutions/{name}" for name in solutions],
         "More": [path.with_suffix("").as_posix() for path in documents if len(path.parts) > 1],
     }
     return "".join(
@@ -195,6 +197,12 @@ def produced(facts: Mapping[str, Any]) -> str:
         f"{facts['dtype']}, {facts['load']} load{small}. Python {host['python']}, {versions}. "
         f"Commit `{facts['commit']}`."
     )
+
+
+def without_marks(source: str) -> str:
+    """A cell without the lines that tell where its solution begins and ends."""
+    lines = source.splitlines()
+    return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
 
 
 def _lasting(outputs: Iterable[NotebookNode]) -> Iterator[NotebookNode]:
