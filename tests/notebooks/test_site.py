@@ -19,6 +19,13 @@ README = (
     f"# Sample course\n\n[The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency)\n"
 )
 CHECKS = "solutions/sample_checks/__init__.py"
+FIGURE = """
+# %%
+import matplotlib.pyplot as plt
+
+axes = plt.figure().add_subplot(title="A line", xlabel="time (s)")
+axes.plot([0, 1]);
+"""
 HINT = "<details><summary>Hint</summary>"
 
 
@@ -27,7 +34,8 @@ def made(tmp_path_factory):
     """The sample's course, executed once: (folder, what its execution gave, what it said)."""
     root = tmp_path_factory.mktemp("made") / "course"
     (root / "solutions").mkdir(parents=True)
-    shutil.copy(SAMPLE / f"{STEM}.py", root / "solutions")
+    text = (SAMPLE / f"{STEM}.py").read_text() + FIGURE
+    (root / "solutions" / f"{STEM}.py").write_text(text)
     (root / "README.md").write_text(README)
     build(root)
     (root / CHECKS).parent.mkdir()
@@ -113,6 +121,7 @@ def test_the_site_has_pages_links_hints_and_provenance(course):
     assert "What produced this page" in solved and "too small to conclude from" in solved
     assert "BEGIN SOLUTION" not in solved and "return</span> <span" in solved
     assert "torch 2" in solved and "paused for 0.1" in solved
+    assert 'alt="Plot. A line; x: time (s)."' in solved
     assert "Page made on" in lab and "NotImplementedError" in lab and "paused for 0.1" not in lab
     assert HINT in lab and f'href="../solutions/{STEM}.html"' in lab
     home = (site / "index.html").read_text()

@@ -36,6 +36,7 @@ def test_a_good_site_has_no_fault(site):
         ('"#top"', '"#bottom"', "#bottom: no such place on that page"),
         ("figures/f.png", "figures/g.png", "needs figures/g.png: no such file"),
         ('alt="a plot"', 'alt=" "', "a picture without alternative text: figures/f.png"),
+        ("a plot", "&lt;Figure size 9x9>", "a picture without alternative text: figures/f.png"),
         ("_static/a.js", "https://cdn.example.org/a.js", "needs the network for https://cdn"),
         ("_static/a.css", "//cdn.example.org/a.css", "needs the network for //cdn"),
     ],

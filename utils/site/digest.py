@@ -17,6 +17,7 @@ from pathlib import Path
 
 from utils.profiles import ROOT, load_profile
 from utils.setup.steps import REQUIREMENTS, steps_for
+from utils.site import figures
 
 DATA = ("models", "docker")  # what modules open by path; documents in there do not count
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -34,7 +35,7 @@ def run_key(notebook: Path, root: Path = ROOT) -> str:
     settings = repr(load_profile()).replace(str(ROOT), "")
     for fact in (*code, settings, platform.python_version(), platform.machine()):
         digest.update(fact.encode() + b"\0")
-    files = reached("\n".join(code), (notebook.parent, root))
+    files = reached("\n".join(code), (notebook.parent, root)) | {Path(figures.__file__)}
     for file in sorted({*files, *_data(root)}):
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:20]

@@ -40,7 +40,8 @@ class Page(HTMLParser):
             self.needed.append(values.get("href", ""))
         elif values.get(_NEEDED.get(tag, "")):
             self.needed.append(values[_NEEDED[tag]])
-        if tag == "img" and not values.get("alt", "").strip():
+        words = values.get("alt", "").strip()
+        if tag == "img" and (not words or words.startswith("<")):  # Python's name of an object
             self.silent.append(values.get("src", "")[:80])
 
 
