@@ -1,6 +1,6 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
 .PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
-.PHONY: grade-names form-names site site-env
+.PHONY: grade-names form-names
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
@@ -37,8 +37,9 @@ class: course-env  ## write a class of submissions to practise on to TO=class (O
 page: course-env  ## make the terminal output in solutions/README.md anew
 	@$(RUN) -m utils.course page
 
-site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the course as a static site to TO=site, solutions executed if they changed (SOLUTIONS=no: what learners get)
-	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m utils.course site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions)
+.PHONY: site site-env
+site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the course as a static site to TO=site, solutions executed if they changed (LAB=3: that one's only; SOLUTIONS=no: what learners get)
+	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m utils.course site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
 
 site-env: course-env
 	@$(PYTHON) -m utils.setup --only site

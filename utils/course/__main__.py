@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")
+    site = commands.add_parser("site", help="write the course as a static site")
+    site.add_argument("target", type=Path, help="the folder")
+    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
+    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
     graded = commands.add_parser("grade", help="grade a folder of submissions")
     graded.add_argument("submissions", type=Path, help="one folder per student")
     graded.add_argument("out", type=Path, help="where gradebook, feedback and report go")
@@ -44,10 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
     sample.add_argument("--only", nargs="*", help="names of the students; default, all")
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
-    site = commands.add_parser("site", help="write the course as a static site")
-    site.add_argument("target", type=Path, help="the folder")
-    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
-    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -75,18 +75,17 @@ def _run(args: argparse.Namespace) -> int:
             open_formgrader(args.out.resolve(), headless=args.headless)
         case "release":
             return _release(root, args.target.resolve())
+        case "site":
+            from utils.site.make import make_site
+
+            solved = not args.no_solutions
+            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
         case "grade":
             return _grade(args)
         case "sample-class":
             return _sample_class(root, args.folder, args.only)
         case "page":
             write_page(root)
-            return 0
-        case "site":
-            from utils.site.make import make_site
-
-            solved = not args.no_solutions
-            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
             return 0
         case "progress":
             from utils.course.progress import print_progress
