@@ -23,6 +23,7 @@ FIGURE = """
 # %%
 import matplotlib.pyplot as plt
 
+print("in", __import__("os").getcwd())
 axes = plt.figure().add_subplot(title="A line", xlabel="time (s)")
 axes.plot([0, 1]);
 """
@@ -76,6 +77,7 @@ def test_it_is_executed_once_and_anew_when_its_code_changes(course, made):
     facts = first.produced_by
     assert facts["load"] == "quick" and facts["seconds"] > 0.1 and facts["host"]["cores_usable"]
     assert any("paused for 0.1" in str(output) for output in outputs(first))
+    assert any("in solutions" in str(output) for output in outputs(first)), "not where that lies"
 
     change(source, "It proves the way", "It shows the way")
     again, said = run(course)

@@ -69,12 +69,15 @@ def executed(
         say(f"{path.stem}: unchanged, executed {_date(kept)}")
         return Executed(_with_outputs(path, kept), fresh=False)
     say(f"{path.stem}: executing")
-    ran = _run(path, store / "records" / path.stem)
+    records = store / "records" / path.stem
+    ran = _run(path, records)
     if faults := list(ran.faults(solved=True)):
         raise CourseError(f"{path.name} failed, so there is no page of it:\n" + "\n".join(faults))
     say(f"{path.stem}: {ran.seconds:.0f} s")
     ran.notebook.metadata[PROVENANCE] = provenance(root, ran.seconds)
-    write_whole(kept, nbformat.writes(ran.notebook))
+    text = nbformat.writes(ran.notebook)
+    # Where the author's folders lie is nobody's business: as from the course's own folder.
+    write_whole(kept, text.replace(str(records), "records").replace(f"{root}/", ""))
     _forget(store, path.stem)
     return Executed(_with_outputs(path, kept), fresh=True)
 
