@@ -85,6 +85,7 @@ def _run(args: argparse.Namespace) -> int:
 
             solved = not args.no_solutions
             make_site(root, args.target.resolve(), solved=solved, only=args.lab)
+            return 0
         case "grade":
             return _grade(args)
         case "sample-class":
