@@ -1,9 +1,15 @@
 """The sample lab becomes a site: executed once, kept, executed anew when it changes, rendered, refused."""
 
+import asyncio
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
+
+from chromium import PROGRAM, browser
 
 from utils.course.build import build
 from utils.course.problems import CourseError
@@ -113,10 +119,20 @@ def test_a_folder_that_is_no_site_is_left_alone(course):
     assert (course / "site/thesis.tex").exists()
 
 
-@pytest.mark.skipif(not SITE.done(), reason="not set up here: make setup STEP=site")
-def test_the_site_has_pages_links_hints_and_provenance(course):
-    site = course / "site"
-    make_site(course, site, say=lambda _: None)
+@pytest.fixture(scope="module")
+def rendered(made, tmp_path_factory):
+    """The course with its site in `site/`."""
+    if not SITE.done():
+        pytest.skip("not set up here: make setup STEP=site")
+    course = shutil.copytree(made[0], tmp_path_factory.mktemp("rendered") / "course")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOAD_VARIABLE, "quick")
+        make_site(course, course / "site", say=lambda _: None)
+    return course
+
+
+def test_the_site_has_pages_links_hints_and_provenance(rendered):
+    site = rendered / "site"
     names = {path.relative_to(site).as_posix() for path in read_pages(site)}
     assert names >= {"index.html", f"labs/{STEM}.html", f"solutions/{STEM}.html"}
     solved, lab = ((site / f"{place}/{STEM}.html").read_text() for place in ("solutions", "labs"))
@@ -129,10 +145,32 @@ def test_the_site_has_pages_links_hints_and_provenance(course):
     home = (site / "index.html").read_text()
     assert f'href="labs/{STEM}.html"' in home and "Page made on" in home
 
-    (course / "README.md").write_text(README.replace("#latency", "#nowhere"))
+
+def test_a_dead_link_leaves_the_site_in_place_as_it_is(rendered, monkeypatch):
+    monkeypatch.setenv(LOAD_VARIABLE, "quick")
+    site, home = rendered / "site", (rendered / "site/index.html").read_text()
+    (rendered / "README.md").write_text(README.replace("#latency", "#nowhere"))
     with pytest.raises(CourseError, match="nowhere"):
-        make_site(course, site, solved=False, say=lambda _: None)
-    assert (site / "index.html").read_text() == home, "the site in place stays"
-    learners = read_pages(course / ".site/learners/html")
+        make_site(rendered, site, solved=False, say=lambda _: None)
+    assert (site / "index.html").read_text() == home
+    learners = read_pages(rendered / ".site/learners/html")
     assert {path.stem for path in learners} >= {"index", STEM}
     assert not [path for path in learners if "solutions" in path.as_posix().split(".site")[1]]
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")
+def test_on_a_phone_nothing_sticks_out_and_a_hint_unfolds(rendered):
+    async def work():
+        async with asyncio.timeout(90), browser() as page:
+            await page.phone(390, 844)
+            await page.open((rendered / f"site/solutions/{STEM}.html").as_uri())
+            assert await page.js("document.documentElement.scrollWidth") == 390
+            hint = "document.querySelector('details p').checkVisibility()"
+            assert not await page.js(hint)
+            await page.js("document.querySelector('summary').click()")
+            await page.until(hint)
+            assert await page.js("document.querySelector('img.figure').naturalWidth") > 100
+            assert await page.js("document.querySelectorAll('.toc-tree a').length") > 2
+            assert page.errors == []
+
+    asyncio.run(work())

@@ -253,7 +253,7 @@ SITE = Step(
     "what renders the course's site (Sphinx, MyST-NB) in .site-env",
     SITE_ENV,
     minutes=1.0,
-    gigabytes=0.3,
+    gigabytes=0.2,
     locks=("site.txt",),
     build=build_site,
 )
