@@ -34,6 +34,6 @@ two-sparks: course-env  ## commands for two linked DGX Sparks: PLAN=replicas NOD
 	@$(RUN) -m utils.engines.two_sparks $(or $(PLAN),advice) $(if $(NODES),--nodes $(NODES))
 
 clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
-	rm -rf .venv .engines .peers .setup .run
+	rm -rf .venv .engines .site-env .peers .setup .run
 
 -include solutions/instructors.mk

@@ -2,7 +2,7 @@
 .PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names
 
-test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
+test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
@@ -45,6 +45,13 @@ class: course-env  ## write a class of submissions to practise on to TO=class (O
 
 page: course-env  ## make the terminal output in solutions/README.md anew
 	@$(RUN) -m utils.course page
+
+.PHONY: site site-env
+site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the course as a static site to TO=site, solutions executed if they changed (LAB=3: that one's only; SOLUTIONS=no: what learners get)
+	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m utils.course site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
+
+site-env: course-env
+	@$(PYTHON) -m utils.setup --only site
 
 bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
 	@$(RUN) -m benchmarks.client_overhead

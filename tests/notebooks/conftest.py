@@ -1,97 +1,22 @@
-"""Runs a notebook as `pytest --nbmake` does, in its own folder, and keeps what it printed."""
+"""Runs a notebook through the course's own runner, graded or not."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-import psutil
 import pytest
-from nbformat import NotebookNode
-from nbmake.nb_run import NotebookRun
 
-
-@dataclass(frozen=True)
-class Ran:
-    """An executed notebook.
-
-    Attributes:
-        cells: its cells by id, with outputs and timing.
-        error: the error that ended it, "" for none.
-        seconds: how long it took.
-        left_running: processes that it started and that outlived its kernel.
-    """
-
-    cells: dict[str, NotebookNode]
-    error: str
-    seconds: float
-    left_running: list[psutil.Process]
-
-    def printed(self, id_: str) -> str:
-        """Everything a cell showed, as plain text."""
-        texts = []
-        for output in self.cells[id_].get("outputs", []):
-            texts += [output.get("text", ""), *output.get("traceback", [])]
-            texts.append(output.get("data", {}).get("text/plain", ""))
-        return "\n".join(text for text in texts if text)
-
-    def took(self, id_: str) -> float:
-        """Seconds between a cell's start and its reply."""
-        timing = self.cells[id_].metadata.execution
-        began, ended = timing["iopub.execute_input"], timing["shell.execute_reply"]
-        return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
-
-    def with_role(self, role: str) -> list[str]:
-        """Ids of the cells of one role: "check", "exercise", "prediction"."""
-        return [id_ for id_ in self.cells if id_.startswith(f"{role}-")]
-
-    def tagged(self, tag: str) -> list[str]:
-        """Ids of the cells with a tag."""
-        return [id_ for id_, cell in self.cells.items() if tag in cell.metadata.get("tags", [])]
-
+from utils.site.run import Ran, run_notebook
 
 Runner = Callable[..., Ran]
-MARK = "COURSE_TEST_RUN"
 
 
-@pytest.fixture
-def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Runner:
+@pytest.fixture(name="run_notebook")
+def runner() -> Runner:
     """A function (path, *, grading, limit_s per cell) that executes a notebook with nbmake."""
 
     def run(path: Path, *, grading: bool = False, limit_s: int = 60) -> Ran:
-        if grading:
-            monkeypatch.setenv("COURSE_GRADING", "1")
-        else:
-            monkeypatch.delenv("COURSE_GRADING", raising=False)
-        mark = uuid.uuid4().hex
-        monkeypatch.setenv(MARK, mark)
-        began = time.monotonic()
-        result = NotebookRun(path, limit_s).execute()
-        seconds = time.monotonic() - began
-        error = result.error.trace if result.error else ""
-        cells = {cell.id: cell for cell in result.nb.cells}
-        return Ran(cells, error, seconds, survivors(mark))
+        return run_notebook(path, {"COURSE_GRADING": "1" if grading else None}, limit_s)
 
     return run
-
-
-def survivors(mark: str, patience_s: float = 5.0) -> list[psutil.Process]:
-    """Processes whose environment holds `mark`, after some time to end."""
-    deadline = time.monotonic() + patience_s
-    while (found := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found

@@ -305,7 +305,7 @@ def test_an_unknown_step_is_refused_with_the_right_names(monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "cpu")
     monkeypatch.setattr(steps, "on_x86", lambda machine: True)
     assert command.main() == 1
-    assert "The steps are: course, vllm, sglang, llama_cpp." in capsys.readouterr().err
+    assert "The steps are: course, vllm, sglang, llama_cpp, site." in capsys.readouterr().err
 
 
 def test_a_wrong_profile_is_refused(monkeypatch, capsys):

@@ -101,7 +101,7 @@ def _how_it_was_graded(found: Findings) -> NotebookNode:
         ]
     if said:
         lines.append(as_text("\n".join(f"• {' '.join(text.split())}" for text in said)))
-    cell: NotebookNode = new_markdown_cell("\n".join(lines))  # type: ignore[no-untyped-call]
+    cell: NotebookNode = new_markdown_cell("\n".join(lines))
     cell.id = "how-it-was-graded"
     return cell
 

