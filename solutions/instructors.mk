@@ -1,6 +1,6 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
 .PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
-.PHONY: grade-names form-names
+.PHONY: grade-names form-names screenshots
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
@@ -36,6 +36,9 @@ class: course-env  ## write a class of submissions to practise on to TO=class (O
 
 page: course-env  ## make the terminal output in solutions/README.md anew
 	@$(RUN) -m utils.course page
+
+screenshots: setup  ## make the documents' pictures of JupyterLab anew, docs/images (needs Chromium)
+	@COURSE_SCREENSHOTS=docs/images $(RUN) -m pytest tests/browser/test_jupyterlab.py
 
 bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
 	@$(RUN) -m benchmarks.client_overhead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +14,10 @@ import psutil
 import pytest
 from nbformat import NotebookNode
 from nbmake.nb_run import NotebookRun
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+from lab_server import MARK, survivors
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,6 @@ class Ran:
 
 
 Runner = Callable[..., Ran]
-MARK = "COURSE_TEST_RUN"
 
 
 @pytest.fixture
@@ -78,20 +81,3 @@ def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Runner:
         return Ran(cells, error, seconds, survivors(mark))
 
     return run
-
-
-def survivors(mark: str, patience_s: float = 5.0) -> list[psutil.Process]:
-    """Processes whose environment holds `mark`, after some time to end."""
-    deadline = time.monotonic() + patience_s
-    while (found := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
