@@ -6,10 +6,13 @@ LAB ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course-env lab lab-exists progress clean
+.PHONY: help doctor setup course-env lab lab-exists progress two-sparks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
+	@$(PYTHON) -m utils.doctor
 
 setup:  ## set up what the labs need (make setup STEP=vllm for one step)
 	@$(PYTHON) -m utils.setup $(if $(STEP),--only $(STEP))
@@ -27,7 +30,10 @@ course-env:  # without the engines: minutes less
 progress: course-env  ## the course's milestones, and what you have done of them
 	@$(RUN) -m utils.course progress
 
+two-sparks: course-env  ## commands for two linked DGX Sparks: PLAN=replicas NODES="192.168.100.10 192.168.100.11"
+	@$(RUN) -m utils.engines.two_sparks $(or $(PLAN),advice) $(if $(NODES),--nodes $(NODES))
+
 clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
-	rm -rf .venv .engines .setup .run
+	rm -rf .venv .engines .peers .setup .run
 
 -include solutions/instructors.mk

@@ -1,7 +1,9 @@
 """What a gateway costs: the same engine direct, behind ours, and behind others. Part of no test.
 
-Streams run in rounds, everybody in turn, so that a slow phase of the machine hits all. "Added TTFT" is the
-difference of the medians of a round; throughput is output tokens per second over the direct one's.
+Streams run in rounds, everybody in turn, so that a slow phase of the machine hits all. A quiet load (one
+request at a time, then four) shows what a request costs by itself; at 32 streams proxy, client and engine
+share the cores. The paced engine tells its own time to first token of each request, which is taken off;
+of a real engine that is part of the noise. A figure is the median over rounds.
 
     python -m benchmarks.gateway_peers --engine vllm        # make bench-gateway
     python -m benchmarks.gateway_peers --engine paced       # a fake server: the costs alone
@@ -10,208 +12,204 @@ difference of the medians of a round; throughput is output tokens per second ove
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
+import signal
 import sys
-import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import httpx
 
+from benchmarks.paced_server import MODEL
+from benchmarks.peers import PEERS, Engine, NotHere, Served, started
 from utils.benchmark import Client, ClosedLoop, random_prompts, records_dir, run
 from utils.benchmark.files import to_json, write_whole
 from utils.benchmark.host import describe_host
 from utils.engines import launch
 from utils.engines.runtime import free_port
-from utils.gateway.local import serve
 from utils.profiles import load_profile
 
-NGINX = """
-worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream engine {{ server {target}; keepalive 64; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
-                 proxy_buffering off; }}
-  }}
-}}
-"""
+DIRECT = "direct"
+PACED_STEP_S, PACED_TTFT_S = 0.01, 0.02
 
 
-class NotHere(Exception):
-    """A peer that is not installed."""
+@dataclass(frozen=True)
+class Load:
+    """`requests` answers of `tokens` tokens, `streams` at a time."""
+
+    streams: int
+    requests: int
+    tokens: int
 
 
-def free_environment() -> dict[str, str]:
-    """An environment in which nothing is sent through a proxy."""
-    import os
-
-    return {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+QUIET, FEW = Load(1, 24, 8), Load(4, 48, 8)
+FULL, SHORT = Load(32, 64, 64), Load(32, 128, 1)
+LOADS = (QUIET, FEW, FULL, SHORT)
 
 
-@contextmanager
-def started(command: list[str], url: str, path: str, wait_s: float = 60.0) -> Iterator[str]:
-    """A program that serves at `url`."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=free_environment()
+class Failed(Exception):
+    """Requests that were not answered; says how many, and the first error."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One load, once.
+
+    Attributes:
+        ttft_ms: Median time to first token, ms; of the paced engine without its own part.
+        tokens_per_s: Output tokens per second.
+        cpu_s: CPU seconds of the proxy.
+        chunks: Pieces of streams that arrived.
+    """
+
+    ttft_ms: float
+    tokens_per_s: float
+    cpu_s: float
+    chunks: int
+
+
+def measure(engine: Engine, served: Served, load: Load, seed: int) -> Sample:
+    """Runs a load once.
+
+    Raises:
+        Failed: A request was not answered.
+    """
+    options = {"max_tokens": load.tokens, "ignore_eos": True}
+    requests = random_prompts(load.requests, 32, seed=seed, **options)  # type: ignore[arg-type]
+    own_times(engine)  # forgets what was before
+    cpu_s = served.cpu_s()
+    result = run(
+        Client(served.url, engine.model), requests, ClosedLoop(load.streams), progress=False
     )
-    try:
-        deadline = time.monotonic() + wait_s
-        while True:
-            with suppress(httpx.HTTPError):
-                if httpx.get(url + path, timeout=2.0, trust_env=False).status_code < 500:
+    cpu_s = served.cpu_s() - cpu_s
+    if failed := [trace for trace in result.traces if not trace.ok]:
+        raise Failed(f"{len(failed)} of {load.requests} requests failed: {failed[0].error}")
+    own = own_times(engine)
+    ttfts = [
+        trace.ttft() - own.get(str(request.prompt), 0.0)
+        for trace, request in zip(result.traces, requests, strict=True)
+    ]
+    chunks = sum(len(trace.chunk_times) for trace in result.traces)
+    rate = result.summary()["output_throughput"]
+    return Sample(1000 * median(ttfts), rate, cpu_s, chunks)
+
+
+def own_times(engine: Engine) -> dict[str, float]:
+    """The paced engine's own time to first token, s, by prompt; of others nothing is known."""
+    if engine.model != MODEL:
+        return {}
+    answer = httpx.get(f"{engine.url}/truth", timeout=10.0, trust_env=False)
+    return {one["prompt"]: one["ttft"] for one in answer.json()}
+
+
+Rounds = dict[str, dict[Load, list[Sample]]]
+
+
+def rounds(engine: Engine, served: dict[str, Served], count: int) -> tuple[Rounds, dict[str, str]]:
+    """All loads against everybody, `count` times after a short warm-up; and who failed."""
+    found: Rounds = defaultdict(lambda: defaultdict(list))
+    failed: dict[str, str] = {}
+    for turn in range(-1, count):
+        print(f"round {turn + 1} of {count}", file=sys.stderr, flush=True)
+        names = [name for name in served if name not in failed]
+        first = turn % len(names)  # nobody is always the one after the pause
+        for name in names[first:] + names[:first]:
+            for number, load in enumerate(LOADS if turn >= 0 else [FEW]):
+                try:
+                    sample = measure(engine, served[name], load, 1000 * (turn + 1) + number)
+                except Failed as reason:
+                    failed[name] = str(reason)
                     break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise NotHere(f"{command[0]} did not start")
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+                if turn >= 0:
+                    found[name][load].append(sample)
+    return found, failed
+
+
+def row(mine: dict[Load, list[Sample]], direct: dict[Load, list[Sample]]) -> dict[str, float]:
+    """One peer's figures, each the median over rounds of the difference to, or share of, going direct."""
+
+    def over(load: Load, value: Callable[[Sample, Sample], float]) -> float:
+        return median(value(a, b) for a, b in zip(mine[load], direct[load], strict=True))
+
+    pairs = list(zip(mine[FULL], mine[SHORT], strict=True))
+    chunk_s = median(
+        (full.cpu_s - short.cpu_s * FULL.requests / SHORT.requests)
+        / (full.chunks - short.chunks * FULL.requests / SHORT.requests)
+        for full, short in pairs
+    )
+    request_s = median((s.cpu_s - s.chunks * chunk_s) / SHORT.requests for _, s in pairs)
+    added = {
+        f"added_ttft_ms_{load.streams}": over(load, lambda a, b: a.ttft_ms - b.ttft_ms)
+        for load in (QUIET, FEW, FULL)
+    }
+    return {
+        **added,
+        "tokens_per_s": median(sample.tokens_per_s for sample in mine[FULL]),
+        "share_of_direct": over(FULL, lambda a, b: a.tokens_per_s / b.tokens_per_s),
+        "cpu_s_per_1000_chunks": 1000 * chunk_s,
+        "cpu_ms_per_request": 1000 * request_s,
+    }
+
+
+HEAD = f"""
+{"":>14}  added TTFT p50, ms, at      {FULL.streams} streams:           CPU s per      CPU ms per
+{"":>14} {"1":>7} {"4":>7} {"32":>7} streams    tok/s   of direct   1,000 chunks   request besides"""
+
+
+def line(name: str, found: dict[str, float]) -> str:
+    """A row as it is printed."""
+    added = " ".join(
+        f"{found[f'added_ttft_ms_{load.streams}']:7.2f}" for load in (QUIET, FEW, FULL)
+    )
+    words = f"{name:>14} {added} {found['tokens_per_s']:16.0f} {found['share_of_direct']:11.1%}"
+    if name == DIRECT:
+        return words
+    return words + f"{found['cpu_s_per_1000_chunks']:15.3f} {found['cpu_ms_per_request']:17.2f}"
 
 
 @contextmanager
-def ours(target: str, model: str, engine: str) -> Iterator[str]:
-    backend = {"name": "a", "engine": engine, "url": target}
-    with serve([{"name": model, "backends": [backend]}], log_level="warning") as gateway:
-        yield gateway.base_url
-
-
-@contextmanager
-def nginx(target: str, model: str, engine: str) -> Iterator[str]:
-    program = shutil.which("nginx")
-    if program is None:
-        raise NotHere("nginx is not installed")
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "nginx.conf"
-        address = target.removeprefix("http://")
-        config.write_text(NGINX.format(folder=folder, target=address, port=port))
-        with started([program, "-c", str(config)], f"http://127.0.0.1:{port}", "/health") as url:
-            yield url
-
-
-@contextmanager
-def litellm(target: str, model: str, engine: str) -> Iterator[str]:
-    program = Path(sys.executable).with_name("litellm")
-    if not program.exists():
-        raise NotHere("litellm is not installed")
-    port = free_port()
-    options = ["--model", f"openai/{model}", "--api_base", f"{target}/v1", "--alias", model]
-    command = [str(program), *options, "--port", str(port)]
-    with started(command, f"http://127.0.0.1:{port}", "/health/liveliness", 120) as url:
-        yield url
-
-
-@contextmanager
-def sglang_router(target: str, model: str, engine: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "sglang_router.launch_router", "--worker-urls", target]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
-    command += ["--prometheus-port", str(free_port())]
-    with started(command, f"http://127.0.0.1:{port}", "/health") as url:
-        yield url
-
-
-Peer = Callable[[str, str, str], object]
-PEERS: dict[str, Peer] = {
-    "our gateway": ours,
-    "sglang-router": sglang_router,
-    "nginx": nginx,
-    "LiteLLM proxy": litellm,
-}
-
-
-@contextmanager
-def engine_at(name: str) -> Iterator[tuple[str, str, str]]:
-    """The engine that stands behind everybody: address, model, name of the engine."""
-    if name != "paced":
+def engine_at(name: str) -> Iterator[Engine]:
+    """The engine that stands behind everybody."""
+    if name != MODEL:
         with launch(name, load_profile()) as engine:
-            yield engine.base_url, engine.model, engine.name
+            yield Engine(engine.base_url, engine.model, engine.name)
         return
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.paced_server", "--port", str(port)]
-    with started([*command, "--step", "0.01"], f"http://127.0.0.1:{port}", "/health") as url:
-        yield url, "paced", "llama_cpp"
+    command += ["--step", str(PACED_STEP_S), "--ttft", str(PACED_TTFT_S)]
+    with started(command, f"http://127.0.0.1:{port}", "/health") as served:
+        yield Engine(served.url, MODEL, "llama_cpp")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--engine", default="vllm", choices=["vllm", "llama_cpp", "paced"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--engine", default="vllm", choices=["vllm", "llama_cpp", MODEL])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
     with ExitStack() as stack:
-        target, model, engine = stack.enter_context(engine_at(chosen.engine))
-        urls, missing = {"direct": target}, {}
+        engine = stack.enter_context(engine_at(chosen.engine))
+        served, missing = {DIRECT: Served(engine.url)}, {}
         for name in chosen.peers:
             try:
-                urls[name] = stack.enter_context(PEERS[name](target, model, engine))  # type: ignore[arg-type]
+                served[name] = stack.enter_context(PEERS[name](engine))
             except NotHere as reason:
-                missing[name] = f"not run here: {reason}"
-        rates: dict[str, list[float]] = {name: [] for name in urls}
-        ttfts: dict[str, dict[int, list[float]]] = {
-            name: {1: [], chosen.streams: []} for name in urls
-        }
-        for turn in range(-1, chosen.rounds):
-            for name, url in urls.items():
-                for streams, count in ((1, 16), (chosen.streams, chosen.requests)):
-                    requests = random_prompts(
-                        count,
-                        32,
-                        seed=1000 * turn + streams,
-                        max_tokens=chosen.tokens,
-                        ignore_eos=True,
-                    )
-                    client = Client(url, model, api="completions")
-                    result = run(client, requests, ClosedLoop(streams), progress=False)
-                    summary = result.summary()
-                    if summary["failed"]:
-                        raise SystemExit(
-                            f"{name}: {summary['failed']} requests failed: {result.traces[0].error}"
-                        )
-                    if turn < 0:
-                        continue  # warm-up
-                    ttfts[name][streams].append(summary["p50_ttft_ms"])
-                    if streams > 1:
-                        rates[name].append(summary["output_throughput"])
-    rows = {}
-    print(
-        f"\n{chosen.engine}, {chosen.rounds} rounds, {chosen.streams} streams, {chosen.tokens} tokens each"
-    )
-    for name in urls:
-        added = {
-            streams: median(a - b for a, b in zip(got, ttfts["direct"][streams], strict=True))
-            for streams, got in ttfts[name].items()
-        }
-        share = median(a / b for a, b in zip(rates[name], rates["direct"], strict=True))
-        rows[name] = {
-            "ttft_p50_ms": {streams: median(got) for streams, got in ttfts[name].items()},
-            "added_ttft_p50_ms": added,
-            "throughput": median(rates[name]),
-            "share_of_direct": share,
-        }
-        print(
-            f"{name:>16}: TTFT p50 added {added[1]:6.2f} ms at 1, {added[chosen.streams]:7.2f} ms at "
-            f"{chosen.streams}; {median(rates[name]):8.0f} tok/s, {share:6.1%} of direct"
-        )
-    for name, reason in missing.items():
-        print(f"{name:>16}: {reason}")
-    record = {"arguments": vars(chosen), "host": describe_host(), "rows": rows, "missing": missing}
+                missing[name] = str(reason)
+        found, failed = rounds(engine, served, chosen.rounds)
+    rows = {name: row(mine, found[DIRECT]) for name, mine in found.items() if name not in failed}
+    print(f"{chosen.engine}, {chosen.rounds} rounds", HEAD)
+    for name, figures in rows.items():
+        print(line(name, figures))
+    for name, why in (failed | missing).items():
+        print(f"{name:>14} not measured: {why}")
+    record = {"arguments": vars(chosen), "host": describe_host(), "loads": list(map(asdict, LOADS))}
+    record |= {"rows": rows, "failed": failed, "missing": missing}
     path = records_dir() / f"gateway-peers-{chosen.engine}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    write_whole(path, to_json(record))
-    print(path)
+    print(write_whole(path, to_json(record)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 
 from benchmarks.gateway_chaos import FAKE as _FAKE
 from benchmarks.gateway_chaos import MODEL
-from benchmarks.gateway_peers import started
+from benchmarks.peers import started
 from utils.engines.runtime import free_port
 from utils.gateway.local import LocalGateway, serve
 
@@ -52,8 +52,8 @@ def main() -> None:
     chosen = parser.parse_args()
     port = free_port()
     command = [sys.executable, str(_FAKE), "--port", str(port), "--tokens", "3000"]
-    with started(command, f"http://127.0.0.1:{port}", "/health") as target:
-        backend = {"name": "a", "engine": "llama_cpp", "url": target}
+    with started(command, f"http://127.0.0.1:{port}", "/health") as fake:
+        backend = {"name": "a", "engine": "llama_cpp", "url": fake.url}
         backend["max_outstanding"] = 2 * chosen.streams
         models = [{"name": MODEL, "backends": [backend]}]
         health = {"timeout_s": 30}

@@ -5,7 +5,7 @@ vLLM sends. Like an engine with continuous batching it works in steps: every `st
 request gets one token, all in the same instant, which is the hardest pattern for a client. With
 `step_s` 0 it sends as fast as the client reads.
 
-`GET /truth` returns, and clears, what it did: per request when it was received, when its first
+`GET /truth` returns, and clears, what it did: per request its prompt, when it was received, when its first
 token and its last token were written and the mean gap, in seconds of this machine's monotonic
 clock (on Linux the same clock in every process).
 
@@ -33,6 +33,8 @@ class Stream:
         self.left = int(str(body.get("max_tokens") or body.get("max_completion_tokens") or 16))
         self.total = self.left
         self.chat = chat
+        messages = body.get("messages")
+        self.prompt = messages[-1]["content"] if isinstance(messages, list) else body.get("prompt")
         self.received = time.perf_counter()
         self.times: list[float] = []
         self.token = _chunk(_choice(chat, " word", None))
@@ -66,7 +68,8 @@ class Stream:
     def truth(self) -> dict[str, object]:
         """When it was received and what was written when, s."""
         gaps = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
-        return {"received": self.received, "ttft": self.times[0] - self.received, "itls": gaps}
+        ttft = self.times[0] - self.received
+        return {"prompt": self.prompt, "received": self.received, "ttft": ttft, "itls": gaps}
 
 
 class Engine:

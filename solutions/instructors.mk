@@ -1,19 +1,28 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos lock
+.PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names screenshots
 
 test: setup check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading engines notebooks) --durations=25
+	@$(RUN) -m benchmarks.peers clients
+	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, exercise checks
+check: setup  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m utils.course build --check
+	@$(RUN) -m utils.course docs
+	@$(RUN) -m utils.course flags
+	@$(RUN) -m utils.setup.aarch64
+	@$(RUN) -m utils.engines.compose --check
 	@$(RUN) -m utils.course checks
 
-build:  ## make the notebooks from solutions/*.py
+build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
+	@$(RUN) -m utils.engines.compose
+
+links: course-env  ## ask every outside link of documents and labs, and write down when (solutions/LINKS.md)
+	@$(RUN) -m utils.course links
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m utils.course release "$(or $(TO),release)"
@@ -49,7 +58,10 @@ bench-grade: course-env  ## how long a class of 60 takes to grade
 bench-radix: setup  ## our radix tree beside SGLang's own, on the same trace
 	@PYTHONPATH=. .engines/sglang/bin/python -W ignore -m benchmarks.radix_tree
 
-bench-gateway: setup  ## what the gateway costs, beside going direct and beside other routers (ENGINE=vllm)
+peers: course-env  ## install what the gateway is held against: LiteLLM's proxy, clients for its tests
+	@$(RUN) -m benchmarks.peers
+
+bench-gateway: setup peers  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
 	@$(RUN) -m benchmarks.gateway_peers --engine $(or $(ENGINE),vllm)
 
 bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen; 500 clients that read slowly

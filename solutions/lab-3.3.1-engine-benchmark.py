@@ -12,6 +12,9 @@
 # * predict decode and prefill ceilings from a roofline, and judge published numbers with it;
 # * recommend an engine for a use case from your own records.
 #
+# **Time**: about 3 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+#
 # **It starts** vLLM, llama.cpp and a naive `transformers` server, one after the other, on free
 # ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
 # report into `records/`. What your machine cannot run is named at the end, never imitated.
@@ -320,8 +323,9 @@ print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat
 #
 # $$\text{tok/s} \le \frac{\text{batch} \times \text{bandwidth}}{\text{weight bytes} + \text{batch} \times \text{context} \times \text{KV bytes per token}}$$
 #
-# Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s): 273 / 16.1 = 17 tok/s at batch 1. No engine can
-# beat that without fewer bytes (quantisation) or more tokens per step (batching, speculation).
+# Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s, [NVIDIA](https://www.nvidia.com/en-us/products/workstations/dgx-spark/)):
+# 273 / 16.1 = 17 tok/s at batch 1. No engine can beat that without fewer bytes (quantisation) or more tokens per step
+# (batching, speculation).
 
 # %% [markdown]
 # Write the formula. It is about *all* requests of the batch together.

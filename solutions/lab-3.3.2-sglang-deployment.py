@@ -17,6 +17,9 @@
 # * write programs in SGLang's language, with `gen`, `select` and `fork`;
 # * put a cache-aware router in front of two workers, and see what happens when one dies.
 #
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+#
 # **It starts** SGLang four times, vLLM once and SGLang's router three times, on free ports of 127.0.0.1, and
 # stops them all (where engines run in containers, one at a time, each section starts its engines anew: plan an
 # hour or more for that). **It writes** one JSON record per run into `records/`. Numbers are *measured* here, *cited*
@@ -460,7 +463,7 @@ if fleet.has("SGLang"):
 # *In the picture: speed-up on a logarithmic axis against the share cached. A grey dotted line, the roofline, climbs
 # steeply towards the right; your red prediction, from SGLang's two points, bends away below it. The points of SGLang
 # lie near the red line; vLLM's rest is smaller, so its points may lie nearer to the grey one. Both points of SGLang
-# without its radix cache stand at 0 %, near 1: nothing was cached, whatever was sent before.*
+# without its radix cache stand at the left end, near 1: nothing was cached, whatever was sent before.*
 #
 # **In words.** Up to about half, a cached prefix buys what arithmetic promises. Beyond that the rest takes over: a
 # first token cannot come faster than everything that is not prefill. The larger the model, the smaller the share of
@@ -702,6 +705,8 @@ if orders:
     display(reuse_plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups))
 
 # %% [markdown]
+# *In the picture: the same rows of boxes, now in the order in which the two engines answered.*
+#
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): which hit rates did
 # your two SGLangs reach, and what had your tree predicted? Name the request that paid for the better one, and say
 # what you would choose for a chat service, and why.
@@ -760,7 +765,7 @@ pair.stop()
 # already, so such a stream ends with an error. And until the router has noticed (three failed health checks, one a
 # second, or ten failed attempts, which open the worker's *circuit breaker*), it may try the dead worker again, up to
 # five times for one request, and then answer HTTP 500: no token was lost, and a client may send it again. The lines
-# above say what happened here. Who retries what, and when, is a subject of lab 3.3.7 (to come).
+# above say what happened here. Who retries what, and when, is a subject of lab 3.3.7.
 #
 # ## What you found
 #
@@ -815,4 +820,4 @@ pair.stop()
 # * Give `order_schema` a field `name` without a maximum length, and count valid answers again.
 # * `--schedule-policy hrrn` (highest response ratio next) is SGLang's own remedy against starving. What does it do to
 #   the stranger of section 6?
-# * Lab 3.3.3 builds the paged memory below the tree; lab 3.3.4 (to come) shortens decoding, which no prefix cache does.
+# * Lab 3.3.3 builds the paged memory below the tree; lab 3.3.4 shortens decoding, which no prefix cache does.

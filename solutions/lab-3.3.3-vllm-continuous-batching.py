@@ -19,6 +19,9 @@
 # * predict the throughput of a real vLLM under load, measure it, and explain the difference;
 # * judge KV-cache quantisation and `--enforce-eager` by measurement.
 #
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+#
 # **It starts** vLLM several times (and llama.cpp once or twice) on free ports of 127.0.0.1, and stops
 # each of them. **It writes** one JSON record per run into `records/`. Numbers are *measured* here,
 # *cited* with their source, or *predicted* by a formula that you see; each says which it is.
@@ -114,7 +117,7 @@ pd.DataFrame(rows, columns=["model", "KV cache", "KiB per token (derived)", "tok
 # %% [markdown]
 # An engine's memory is **weights + KV cache + activations**. Weights are fixed, activations depend on
 # the tokens of one step, and the KV cache takes what is left: it decides how many users fit. On 128 GB
-# of unified memory (DGX Spark) with Qwen3-8B in bfloat16:
+# of unified memory ([DGX Spark](https://www.nvidia.com/en-us/products/workstations/dgx-spark/)) with Qwen3-8B in bfloat16:
 
 # %%
 weights = 2 * decoder_parameters(qwen3_8b)
@@ -500,7 +503,7 @@ schedule = checks.schedule(schedule)
 # %% [markdown]
 # Your scheduler against static batching: the same 300 requests, the same arrivals (50 a second), the
 # same 8,192 tokens of memory. What a step costs is **assumed** here, 10 ms plus 0.2 ms per token; section
-# 5 puts measured constants in their place.
+# 5 puts measured constants in their place. <!-- origin: example: assumed, as it says -->
 #
 # **Predict**: how many times the throughput of static batching?
 
@@ -555,11 +558,11 @@ sweep_table(runs)
 # <details><summary>Hint 1</summary>
 #
 # In the example each further request makes a step 2 ms longer, and a step of no request at all would take
-# 8 ms. At 10 requests: 28 ms.
+# 8 ms. At 10 requests: 28 ms. <!-- origin: example: the numbers of the exercise -->
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second.
+# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second. <!-- origin: example: the numbers of the exercise -->
 # </details>
 
 # %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 points=3
@@ -868,10 +871,10 @@ for run in (roomy, *squeezed.values()):
 #
 # ## What to try next
 #
-# * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2, to come, is about this.).
+# * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2 is about this.)
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run
 #   section 4 again. Who wins, who starves?
 # * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
 #   prompt do to TTFT, and to the TPOT of those already decoding?
-# * Speculative decoding (lab 3.3.4, to come) spends spare arithmetic to shorten the way of *one* request. With many in
+# * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. With many in
 #   flight, how much is spare?

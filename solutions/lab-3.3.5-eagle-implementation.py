@@ -19,6 +19,9 @@
 #   changes the answer;
 # * serve the draft from vLLM, and find the load at which speculation stops paying.
 #
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+#
 # **It starts** vLLM three times, on free ports of 127.0.0.1, and stops all of them. It trains two small drafts, and
 # reads trained ones from `models/heads`. **It writes** one JSON record per run into `records/`. Numbers are *measured*
 # here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
@@ -466,6 +469,7 @@ display(plots.plot_outcomes(outcomes, unlike))
 #
 # The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
 # lookup. Whether your machine reached them, and if not, what stood in the way:
+# <!-- origin: setting: utils/speculative/eagle_words.py: TARGET_SPEEDUP = 2.5 -->
 
 # %%
 drafting = {name: measure.draft_cost(o) for name, o in outcomes.items() if name != "plain"}
@@ -613,8 +617,8 @@ fleet.stop()
 # the answers are no longer the target's.
 #
 # A GPU with a large model has far more idle arithmetic than two CPU cores, so its crossover lies at higher concurrency,
-# but it has one: 59 against 61 tok/s was reported for SGLang at higher parallelism (sglang issue 6949, cited); EAGLE-3's
-# paper still measured +38 % throughput at batch 64 (SGLang, one H100, cited). Engines let you set a limit for that
+# but it has one: 59 against 61 tok/s was reported for SGLang at higher parallelism ([sglang issue 6949](https://github.com/sgl-project/sglang/issues/6949), cited); EAGLE-3's
+# paper (arXiv 2503.01840) still measured +38 % throughput at batch 64 (SGLang, one H100, cited). Engines let you set a limit for that
 # reason; measure where yours is.
 #
 # **SGLang** loads the same folder, and drafts trees as in section 5 (`--speculative-eagle-topk` is the width,
@@ -726,4 +730,4 @@ else:
 # * If EAGLE-3 paid at every level of section 7: give `runs.crossover` higher ones
 #   (`dataclasses.replace(profile, load=dataclasses.replace(profile.load, levels=(32, 64)))`).
 # * Start vLLM with `num_speculative_tokens` 1 and 5. Does your formula name the better one?
-# * Lab 3.3.6 (to come) serves with TensorRT-LLM, which has EAGLE-3 as well.
+# * Lab 3.3.6 serves with TensorRT-LLM, which has EAGLE-3 as well.

@@ -17,6 +17,9 @@
 # * say what a quantised KV cache saves and what it costs, from your own measurements;
 # * write the settings of `trtllm-serve` for a requirement, and have them checked before a container starts.
 #
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+#
 # **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
 # stops them. **It writes** one JSON record per measured run into `records/`, and engine files into a temporary folder. Numbers
 # are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
@@ -42,7 +45,7 @@ print(f"Profile {profile.name}: {profile.description}")
 # %% [markdown]
 # > **A box of history.** Earlier versions of TensorRT-LLM worked like this: convert the checkpoint (`convert_checkpoint.py`), **build an
 # > engine** for one GPU, batch size and length (`trtllm-build`, or `python -m tensorrt_llm.commands.build`; older course material
-# > speaks of 45 to 90 minutes for an 8B model, without a source), and serve the engine file, often from Triton with the
+# > speaks of an hour and more for an 8B model, without a source), and serve the engine file, often from Triton with the
 # > `inflight_batcher_llm` backend. All of that has been **removed**: there is no `trtllm-build`, `LLM(backend="tensorrt")` raises,
 # > and of Triton's backend only the part that calls the LLM API is left (NVIDIA/TensorRT-LLM,
 # > `docs/source/legacy/tensorrt-backend-removal.md`).
@@ -431,10 +434,10 @@ for rise_allowed in (0.001, 0.02, 0.2):
 
 # %% [markdown] answer="what_to_serve" points=2
 # ### BEGIN SOLUTION
-# One point: names a type with its saved memory (about 47 % for q8_0, 72 % for q4_0 against f16), the change of perplexity and the ratio of
+# One point: names a type with its saved memory (1 - 34 / 64 = 0.47 of f16 for q8_0, 1 - 18 / 64 = 0.72 for q4_0), the change of perplexity and the ratio of
 # speeds from the learner's own table, and weighs them; a type is right if the figures given speak for it.
 #
-# One point: names the place (usually one or few tokens, measured 2 to 5 times above the prediction on a CPU) and explains it by
+# One point: names the place (usually one or few tokens, measured 2 to 5 times above the prediction on a CPU, 2026-11-26) and explains it by
 # what was measured: products with a single row reach a part of the read bandwidth, and small operations between the matrices take the
 # rest of the whole model's time.
 # ### END SOLUTION
@@ -519,7 +522,7 @@ serve_settings = checks.serve_settings(serve_settings)
 
 # %% [markdown]
 # With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. Elsewhere it
-# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA: Llama-3.1-8B in **NVFP4**, 10,257
+# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA (2025-10, `utils/benchmark/published.py`): Llama-3.1-8B in **NVFP4**, 10,257
 # prompt tokens and 38.65 output tokens per second at batch 1. In bfloat16 the same model's decode is bound by 273 GB/s over 16.1 GB, 17 tokens per
 # second (derived), whatever the engine.
 
@@ -585,7 +588,7 @@ work_folder.cleanup()
 # %% [markdown]
 # ## Questions
 #
-# <details><summary>1. A vendor shows 4 times the prefill speed of another engine. What does that say about a chat with short prompts?</summary>
+# <details><summary>1. A vendor shows four times the prefill speed of another engine. What does that say about a chat with short prompts?</summary>
 #
 # Little: there decode takes the time, and decode is bound by bandwidth, which is the same for both engines.
 # </details>
@@ -603,7 +606,7 @@ work_folder.cleanup()
 # It does not fit: static sizes are part of the file. That was the trouble with TensorRT's builds, too: other lengths, batch sizes or
 # GPUs meant another build.
 # </details>
-# <details><summary>5. Perplexity rose by 0.4 % on 100 tokens. Is the quantised cache worse?</summary>
+# <details><summary>5. Perplexity rose from 2.50 to 2.51 on 100 tokens. Is the quantised cache worse?</summary>
 #
 # On so few tokens that may be chance. Look at the divergence of the probabilities, which has no luck in it, and judge more text.
 # </details>

@@ -78,13 +78,13 @@ class Inside:
 
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     batches: tuple[int, ...] = (1, 4, 16)
-    layers: int = 4
+    layers: int = 3
     prompts: tuple[int, ...] = (32, 128, 512)
     slots: int = 512
     repeats: int = 9
     chunks: tuple[int, ...] = (128, 512, 2048)
     long_prompt: int = 1600
-    others_tokens: int = 256
+    others_tokens: int = 160
     quality_texts: int = 4
     quality_tokens: int = 24
 
@@ -284,6 +284,7 @@ def _cpu(dtype: str) -> Profile:
                 "transformers": tiny,
                 "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+                "ollama": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "medusa_heads": str(MODELS / "heads" / "medusa"),
                 "eagle1_heads": str(MODELS / "heads" / "eagle1"),
                 "eagle3_heads": str(MODELS / "heads" / "eagle3"),

@@ -1,9 +1,13 @@
 """Real engines, each started once for its tests; the profile is that of the machine."""
 
+import subprocess
+import sys
+
 import psutil
 import pytest
 
 from utils.engines import NotRunHere, launch
+from utils.engines.compose import health_command
 from utils.engines.structured import COMPACT_JSON
 from utils.profiles import load_profile
 
@@ -33,6 +37,19 @@ def stops_without_a_trace():
         assert [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
     return stops
+
+
+@pytest.fixture
+def probed():
+    """A function that runs the health check of an engine's container against a running engine."""
+
+    def probe(engine, port=None):
+        command = health_command(engine.spec, port or int(engine.base_url.rpartition(":")[2]))
+        if command[0] == "python3":
+            command[0] = sys.executable
+        return subprocess.run(command, capture_output=True, timeout=30).returncode
+
+    return probe
 
 
 def running(name, profile, **options):

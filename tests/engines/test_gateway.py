@@ -5,6 +5,7 @@ import time
 import httpx
 import openai
 import pytest
+from prometheus import PANELS, load_on, needs_prometheus, watching
 
 from utils.gateway.local import models_of, serve
 from utils.telemetry.snapshot import scrape
@@ -66,3 +67,12 @@ def test_a_client_that_leaves_stops_the_engine(llama_cpp, client):
     while scrape(llama_cpp).running:
         assert time.monotonic() < deadline, "the engine still works for nobody"
         time.sleep(0.05)
+
+
+@needs_prometheus
+def test_every_panel_has_data_while_all_is_well(llama_cpp, gateway, tmp_path):
+    targets = {"gateway": [gateway.base_url], "engines": [llama_cpp.base_url]}
+    with load_on(gateway.base_url, "tiny"), watching(tmp_path, **targets) as prometheus:
+        prometheus.all_have_data([*PANELS, "rate(llamacpp:tokens_predicted_total[1m]) > 0"])
+        assert [value for _, value in prometheus.query("up")] == [1.0, 1.0]
+        assert not prometheus.get("/alerts")["alerts"]

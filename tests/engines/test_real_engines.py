@@ -13,6 +13,7 @@ import pytest
 from utils.benchmark import Client, ClosedLoop, EngineDied, Request, run
 from utils.benchmark.sweep import measure_prefill, prompts
 from utils.engines import EngineStartError, launch
+from utils.engines.runtime import free_port
 from utils.engines.sglang import kv_tokens
 from utils.engines.sglang_language import sgl
 from utils.telemetry import scrape
@@ -52,6 +53,12 @@ def test_it_streams_and_counts_its_tokens(engine):
         assert 1 <= trace.completion_tokens <= 24
         assert not trace.usage_missing
         assert 0 < trace.ttft() <= trace.e2el()
+
+
+@pytest.mark.parametrize("engine", [*PAGED, "llama_cpp"], indirect=True)
+def test_the_health_check_of_its_container_is_content(engine, probed):
+    assert probed(engine) == 0
+    assert probed(engine, port=free_port()) != 0
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)

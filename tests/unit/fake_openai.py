@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import pathlib
 import sys
 
 MODES = {
@@ -32,6 +33,7 @@ class FakeServer:
     def __init__(self, mode="ok", tokens=5, gap_s=0.0, first_s=0.0, filler="", port=0):
         self.mode, self.tokens, self.gap_s, self.first_s = mode, tokens, gap_s, first_s
         self.filler, self.port = filler, port
+        self.metrics = ""  # what GET /metrics answers
         self.requests, self.headers, self.cancelled, self.running = [], [], 0, 0
         self.open = asyncio.Event()  # cleared: requests are taken, and wait for their answers
         self.open.set()
@@ -70,6 +72,8 @@ class FakeServer:
         if path.startswith("/mode/"):
             self.mode = path.removeprefix("/mode/")
             return self._json(writer, {})
+        if path == "/metrics":
+            return self._text(writer, self.metrics)
         if not path.startswith("/v1/"):
             if self.mode == "mute":
                 await asyncio.sleep(3600)
@@ -89,7 +93,8 @@ class FakeServer:
             return False
         await self.open.wait()
         prompt = asked["messages"][-1]["content"] if chat else asked["prompt"]
-        word = (prompt.split() or [""])[-1] + self.filler
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+        word = (text.split() or [""])[-1] + self.filler
         usage = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 0}
         if not asked.get("stream"):
             text = " ".join([word] * self.tokens)
@@ -131,6 +136,8 @@ class FakeServer:
                     await asyncio.sleep(3600)
             text = word if i == 0 else " " + word
             part = {"delta": {"content": text}} if chat else {"text": text}
+            if asked.get("tools") and i < 2:
+                part["delta"]["tool_calls"] = [_part_of_call(asked["tools"][0], i)]
             await self._send(writer, json.dumps(self._chunk([{"index": 0, **part}], asked)))
             await asyncio.sleep(self.gap_s)
         if asked.get("stream_options", {}).get("include_usage"):
@@ -160,13 +167,23 @@ class FakeServer:
         return chunk | {"choices": choices} | ({"usage": usage} if usage else {})
 
     def _json(self, writer, data, status=200):
-        body = json.dumps(data).encode()
+        return self._text(writer, json.dumps(data), status, "application/json")
+
+    def _text(self, writer, text, status=200, kind="text/plain; version=0.0.4"):
+        body = text.encode()
         writer.write(
-            f"HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {status} Status\r\ncontent-type: {kind}\r\n"
             f"content-length: {len(body)}\r\n\r\n".encode()
             + body
         )
         return True
+
+
+def _part_of_call(tool, number):
+    """A call of a tool comes in two pieces: its name and half of the arguments, and the rest."""
+    whole = {"name": tool["function"]["name"], "arguments": '{"city": "Lu'}
+    rest = {"index": 0, "function": {"arguments": 'nd"}'}}
+    return rest if number else {"index": 0, "id": "c1", "type": "function", "function": whole}
 
 
 async def _main():
@@ -174,8 +191,13 @@ async def _main():
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--gap", type=float, default=0.0)
+    parser.add_argument("--mode", default="ok", choices=MODES)
+    parser.add_argument("--metrics", type=pathlib.Path, help="a file: what GET /metrics answers")
     arguments = parser.parse_args()
-    fake = FakeServer(tokens=arguments.tokens, gap_s=arguments.gap, port=arguments.port)
+    options = {"tokens": arguments.tokens, "gap_s": arguments.gap, "port": arguments.port}
+    fake = FakeServer(arguments.mode, **options)
+    if arguments.metrics:
+        fake.metrics = arguments.metrics.read_text()
     async with fake:
         print(fake.port, flush=True)
         await asyncio.sleep(3600)

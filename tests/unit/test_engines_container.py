@@ -10,6 +10,7 @@ from utils.engines.container import (
     DockerUnavailable,
     connect,
     ensure_image,
+    make_folders,
     run_arguments,
 )
 from utils.engines.errors import EngineError
@@ -18,8 +19,7 @@ from utils.engines.errors import EngineError
 class FakeContainer:
     def __init__(self):
         self.id = "abc123"
-        self.status = "running"
-        self.attrs = {"State": {"ExitCode": 3}}
+        self.attrs = {"State": {"Running": True, "ExitCode": 0}}
         self.calls = []
 
     def logs(self, stream, follow):
@@ -28,15 +28,18 @@ class FakeContainer:
     def reload(self):
         self.calls.append("reload")
 
+    def start(self):
+        self.calls.append("start")
+
     def stop(self, timeout):
         self.calls.append("stop")
 
-    def remove(self, force):
+    def remove(self, force, v):
         self.calls.append("remove")
 
 
 class FakeDocker:
-    """Has `images.get`, `api.pull` and `containers.run`, as the docker SDK has."""
+    """Has `images.get`, `api.pull` and `containers.create` and `.get`, as the docker SDK has."""
 
     def __init__(self, here=(), events=(), refuse=None):
         self.here, self.events, self.refuse = set(here), events, refuse
@@ -44,14 +47,17 @@ class FakeDocker:
         self.requests = []
         self.images = self.api = self.containers = self
 
-    def get(self, image):
-        if image not in self.here:
-            raise docker.errors.ImageNotFound(image)
+    def get(self, name):
+        if self.requests and name == self.requests[0]["name"]:
+            return self.container
+        if name not in self.here:
+            raise docker.errors.ImageNotFound(name)
 
     def pull(self, repository, tag, stream, decode):
+        self.asked = (repository, tag)
         yield from self.events
 
-    def run(self, **request):
+    def create(self, **request):
         if self.refuse:
             raise docker.errors.APIError(self.refuse)
         self.requests.append(request)
@@ -76,6 +82,15 @@ def test_a_local_model_is_mounted_read_only(tmp_path):
     assert request["volumes"][str(tmp_path)] == {"bind": "/course-models", "mode": "ro"}
 
 
+def test_folders_that_are_mounted_are_made_and_files_are_left(tmp_path):
+    (tmp_path / "settings.yml").write_text("x")
+    sources = [tmp_path / "a" / "cache", tmp_path / "settings.yml"]
+    make_folders({"volumes": {**{str(source): {} for source in sources}, "ollama": {}}})
+    assert sources[0].is_dir()
+    assert sources[1].read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "settings.yml"]
+
+
 def test_an_image_that_is_here_is_not_pulled():
     client = FakeDocker(here=["a:1"], events=[{"error": "must not be asked"}])
     ensure_image(client, "a:1", print)
@@ -83,13 +98,28 @@ def test_an_image_that_is_here_is_not_pulled():
 
 def test_a_pull_tells_how_far_it_is():
     events = [
-        {"id": "l1", "progressDetail": {"current": 1e9, "total": 2e9}},
-        {"id": "l2", "progressDetail": {"current": 1e9, "total": 4e9}},
-        {"status": "done"},
+        {"status": "Pulling from a"},
+        {"id": "l1", "status": "Downloading", "progressDetail": {"current": 1e9, "total": 2e9}},
+        {"id": "l2", "status": "Downloading", "progressDetail": {"current": 1e9, "total": 4e9}},
+        {"id": "l1", "status": "Download complete", "progressDetail": {}},
+        {"id": "l1", "status": "Extracting", "progressDetail": {"current": 1e6, "total": 2e9}},
+        {"id": "l2", "status": "Pull complete"},
     ]
     said = []
     ensure_image(FakeDocker(events=events), "registry/a:1", said.append)
-    assert said[-1] == "pulling registry/a:1: 2.0 of 6.0 GB so far"
+    assert said == [
+        "pulling registry/a:1",
+        "pulling registry/a:1: 1.0 GB of 2.0 GB so far",
+        "pulling registry/a:1: 2.0 GB of 6.0 GB so far",
+        "pulling registry/a:1: 3.0 GB of 6.0 GB so far",
+        "unpacking registry/a:1, 6.0 GB so far",
+    ]
+
+
+def test_an_image_may_be_pinned_by_digest():
+    client = FakeDocker()
+    ensure_image(client, "registry:5000/a:1@sha256:00ff", print)
+    assert client.asked == ("registry:5000/a:1", "sha256:00ff")
 
 
 def test_a_failed_pull_names_the_command_to_try():
@@ -101,9 +131,8 @@ def test_a_container_is_watched_stopped_and_removed(tmp_path):
     client = FakeDocker()
     handle = ContainerHandle(client, "vLLM", {"image": "a:1", "command": None}, tmp_path / "log")
     assert handle.exit_code() is None
-    client.container.status = "exited"
+    client.container.attrs = {"State": {"Running": False, "ExitCode": 3}}
     assert handle.exit_code() == 3
-    handle._copier.join(5)
     assert (tmp_path / "log").read_text() == "line 1\nline 2\n"
     handle.stop()
     assert client.container.calls[-2:] == ["stop", "remove"]

@@ -133,7 +133,7 @@ def test_combinations_that_could_not_work_are_named_with_what_to_change(settings
 def test_a_gpu_is_read_from_its_driver_and_gb10_has_the_systems_memory():
     assert checks.parse_gpu("NVIDIA A100, 8.0, 81920\n", 1.0).memory_bytes == 81920 * 1024**2
     spark = checks.parse_gpu("NVIDIA GB10, 12.1, [N/A]\n", 99e9)
-    assert spark == checks.Gpu("NVIDIA GB10", 12.1, 99e9, unified=True)
+    assert spark == checks.Gpu("NVIDIA GB10", 12.1, 99e9, unified=True, free_bytes=99e9)
     assert checks.parse_gpu("", 1.0) is None
     assert checks.parse_gpu("Tesla, [N/A], 16", 1.0) is None
 

@@ -175,6 +175,75 @@ def test_a_head_that_does_not_come_is_given_up(monkeypatch, first):
     run(work())
 
 
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+
+
+def post(body, *headers):
+    lines = [*headers, b"content-length: %d" % len(body)]
+    return POST + b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    "start, answer",
+    [
+        (b"GET / HTTP/1.1\r\nx: ", b"HTTP/1.1 400"),
+        (b"GET /health/live HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nx: ", b"HTTP/1.1 400"),
+        (POST + b"transfer-encoding: chunked\r\n\r\n1;", b""),
+        (POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: ", b""),
+    ],
+)
+def test_what_is_no_body_has_a_limit(start, answer):
+    async def work():
+        async with case() as c:
+            reader, writer = await asyncio.open_connection(
+                *c.url.removeprefix("http://").split(":")
+            )
+            for data in (start[:20], start[20:], b"x" * (cork.MOST_HEAD + 1)):
+                writer.write(data)
+                await asyncio.sleep(0.02)
+            found = await asyncio.wait_for(reader.read(), 5)
+            assert found.count(b"HTTP/1.1") == start.count(b"GET") and answer in found
+            writer.close()
+
+    run(work())
+
+
+def test_who_offers_http_2_is_answered_in_http_1_1():
+    async def work():
+        body = json.dumps({"model": MODEL, "messages": MESSAGES}).encode()
+        offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk"
+        async with case() as c:
+            reader, writer = await asyncio.open_connection(
+                *c.url.removeprefix("http://").split(":")
+            )
+            for _ in range(2):
+                for part in post(body, offer).partition(b"grade"):
+                    writer.write(part)
+                    await asyncio.sleep(0.02)
+                assert b" 200 " in await reader.readline()
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0])
+                assert b"a a a a a" in await reader.readexactly(size)
+            writer.close()
+
+    run(work())
+
+
+def test_a_client_that_goes_away_with_a_second_request_sent_ends_the_first():
+    async def work():
+        body = {"model": MODEL, "messages": MESSAGES, "stream": True}
+        async with case(FakeServer(tokens=1000, gap_s=0.01)) as c:
+            reader, writer = await asyncio.open_connection(
+                *c.url.removeprefix("http://").split(":")
+            )
+            writer.write(2 * post(json.dumps(body).encode()))
+            await reader.readuntil(b"data:")
+            writer.transport.abort()
+            await c.until(lambda: c.fakes[0].cancelled == 1 and not c.gateway.flights)
+
+    run(work())
+
+
 @pytest.mark.parametrize("sizes, aborted", [([9, 8, 7, 7], True), ([9, 8, 0], False), ([0], False)])
 def test_a_closed_connection_lasts_as_long_as_its_client_reads(monkeypatch, sizes, aborted):
     monkeypatch.setattr(cork, "LINGER_S", 0.01)
@@ -199,6 +268,24 @@ def test_a_closed_connection_lasts_as_long_as_its_client_reads(monkeypatch, size
             while transport.looks:
                 await asyncio.sleep(0.01)
         assert transport.done == aborted
+
+    run(work())
+
+
+def test_nothing_is_written_to_a_client_that_is_gone():
+    class Gone:
+        def is_closing(self):
+            return True
+
+        def write(self, data):
+            raise RuntimeError("as uvloop's does")
+
+    async def work():
+        loop, problems = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, problem: problems.append(problem))
+        cork.Cork(Gone(), loop).write(b"x")
+        await asyncio.sleep(0.01)
+        assert not problems
 
     run(work())
 

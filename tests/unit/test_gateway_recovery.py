@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fake_openai import FakeServer
 from gateway_case import MODEL, QUICK, case
+from opentelemetry import trace
 from test_gateway_relay import FAST, events, run
 
 from utils.benchmark.transport import AsyncioTransport
@@ -145,10 +146,44 @@ def test_a_strange_trace_is_not_handed_on(value):
     run(work())
 
 
+class Provider(trace.TracerProvider, trace.Tracer):
+    """What an OpenTelemetry SDK does for us: each span is number 7 of its parent's trace."""
+
+    def get_tracer(self, *_, **__):
+        return self
+
+    def start_span(self, name, context=None, **_):
+        parent = trace.get_current_span(context).get_span_context()
+        mine = trace.SpanContext(
+            parent.trace_id, 7, is_remote=False, trace_flags=parent.trace_flags
+        )
+        return trace.NonRecordingSpan(mine)
+
+    def start_as_current_span(self, name, context=None, **_):
+        return trace.use_span(self.start_span(name, context))
+
+
+@pytest.mark.parametrize(
+    "provider, parent", [(None, "00000000000000aa"), (Provider(), f"{7:016x}")]
+)
+def test_the_engines_parent_is_our_span_where_there_is_one(monkeypatch, provider, parent):
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+    async def work():
+        async with case() as c:
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "stream": True}
+            headers = {"traceparent": f"00-{0xBB:032x}-00000000000000aa-01"}
+            assert (await c.http.post(ROUTE, json=body, headers=headers)).is_success
+            assert c.fakes[0].headers[-1]["traceparent"] == f"00-{0xBB:032x}-{parent}-01"
+
+    run(work())
+
+
 def test_a_wrong_method_is_the_clients_error():
     async def work():
         async with case() as c:
-            assert (await c.http.get(ROUTE)).status_code == 405
+            answer = await c.http.get(ROUTE)
+            assert answer.status_code == 405 and answer.headers["allow"] == "POST"
             assert outcomes(c, "client_error", "none", "none") == 1
 
     run(work())

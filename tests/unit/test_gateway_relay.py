@@ -8,6 +8,7 @@ import logging
 import httpx
 import openai
 import pytest
+import uvloop
 from fake_openai import FakeServer
 from gateway_case import MODEL, QUICK, case
 
@@ -21,7 +22,7 @@ def run(coroutine):
         async with asyncio.timeout(30):
             await coroutine
 
-    asyncio.run(limited())
+    uvloop.run(limited())  # as uvicorn does
 
 
 def events(data):

@@ -179,16 +179,30 @@ def test_events_survive_any_cut(datas, end, data):
     stream = b": hello\n\n" + b"".join(sse.encode(text, event="e") for text in datas)
     stream = stream.replace(b"\n", end)
     found, buffer, whole, at = [], b"", b"", 0
+    gatherer, gathered = sse.Gatherer(), []
     while at < len(stream):
         size = data.draw(st.integers(1, 12))
         events, buffer = sse.feed(buffer, stream[at : at + size])
         found += events
         whole += stream[at : at + size]
+        gathered.append(gatherer.feed(stream[at : at + size]))
         at += size
     assert found == datas and buffer == b""
     assert [e.data for e in SSEParser().feed(stream)] == datas
     assert b"".join(sse.events_in(stream)) == stream
+    assert b"".join(gathered) == stream and gatherer.waiting == 0
+    assert all(sse.complete_length(part) == len(part) for part in gathered)
     assert sse.complete_length(stream + b"data: half") == len(stream)
+
+
+def test_an_event_of_megabytes_is_looked_through_once(monkeypatch):
+    looked, search = [], sse.complete_length
+    monkeypatch.setattr(sse, "complete_length", lambda d: looked.append(len(d)) or search(d))
+    event = b"data: " + b"x" * (8 << 20) + b"\r\n\r\n"
+    gatherer, size = sse.Gatherer(), 1 << 14
+    found = [gatherer.feed(event[at : at + size]) for at in range(0, len(event), size)]
+    assert found[-1] == event and not any(found[:-1])
+    assert sum(looked) < 1.01 * len(event)
 
 
 def test_a_name_of_an_event_cannot_smuggle_a_field():

@@ -303,7 +303,7 @@ def test_an_interrupt_ends_the_command_and_its_children(tmp_path):
 def test_an_unknown_step_is_refused_with_the_right_names(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["setup", "--only", "vlm"])
     monkeypatch.setenv("COURSE_PROFILE", "cpu")
-    monkeypatch.setattr(steps, "on_x86", lambda: True)
+    monkeypatch.setattr(steps, "on_x86", lambda machine: True)
     assert command.main() == 1
     assert "The steps are: course, vllm, sglang, llama_cpp." in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.benchmark.files import encodable
 from utils.benchmark.sse import DONE, Event
+from utils.benchmark.timings import read_timings
 
 # No real count comes near; beyond it, floats are no longer exact.
 _MOST_TOKENS = 2**53
@@ -32,6 +33,7 @@ class ResponseCollector:
         "finish_reason",
         "finished",
         "streamed",
+        "timings",
         "usage",
     )
 
@@ -42,6 +44,7 @@ class ResponseCollector:
         self.finished: float | None = None
         self.finish_reason: str | None = None
         self.usage: Mapping[str, Any] | None = None
+        self.timings: Mapping[str, float] | None = None
         self.done = False
         self.streamed = True
 
@@ -106,6 +109,7 @@ class ResponseCollector:
         return _counts(self.usage or {})
 
     def _take_usage(self, data: Mapping[str, Any]) -> None:
+        self.timings = read_timings(data.get("timings")) or self.timings
         usage = data.get("usage")
         if usage is None:
             return

@@ -52,6 +52,7 @@ class RequestTrace:
         max_tokens: What was asked for.
         streamed: Whether the response was streamed.
         tag: The request's tag, for grouping ("cold", "warm", ...).
+        engine_timings: What the engine says about its own time, see `utils.benchmark.timings`; None: nothing.
     """
 
     index: int
@@ -73,6 +74,7 @@ class RequestTrace:
     max_tokens: int | None = None
     streamed: bool = True
     tag: str = ""
+    engine_timings: Mapping[str, float] | None = None
 
     @property
     def ok(self) -> bool:

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from time import perf_counter
+from typing import cast
 
 import httpx
 
@@ -60,23 +61,22 @@ class TimedStream(httpx.AsyncByteStream):
                 return
             await connection.news()
 
-    async def batches(self) -> AsyncIterator[bytes]:
-        """The body in the largest pieces that can be had: all that has arrived, joined.
+    async def read(self) -> bytes:
+        """All of the body that has arrived and was not read, as soon as there is some; b"" at its end.
 
         Raises:
             httpx.RemoteProtocolError: As `timed` does, after what came before.
         """
         connection = self._connection
-        while True:
-            if connection.pieces:
-                found = [connection.take()[1] for _ in range(len(connection.pieces))]
-                yield found[0] if len(found) == 1 else b"".join(found)
-            elif connection.failure is not None:
+        while not connection.pieces:
+            if connection.failure is not None:
                 raise connection.failure
-            elif connection.complete:
-                return
-            else:
-                await connection.news()
+            if connection.complete:
+                return b""
+            await connection.news()
+        if len(connection.pieces) == 1:
+            return connection.take()[1]
+        return b"".join([connection.take()[1] for _ in range(len(connection.pieces))])
 
     async def aclose(self) -> None:
         """Gives the connection back, or closes it if the body was not read to its end."""
@@ -212,9 +212,10 @@ class _Connection(asyncio.BufferedProtocol):
         self.failure = None
         self._received = False
         self._queued = 0
-        if not self.open:
+        if self.open:
+            self._transport.write(data)
+        else:
             self._fail("the connection was closed", None)
-        self._transport.write(data)
 
     async def news(self) -> None:
         """Waits until bytes arrive or the connection breaks."""
@@ -238,8 +239,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
         self.open = True
 
     def get_buffer(self, sizehint: int) -> bytearray:

@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("--headless", action="store_true", help="print the URL, open no browser")
     tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
+    commands.add_parser("docs", help="check documents and labs: origins, links, names, code, craft")
+    commands.add_parser("prep", help="make the tables of LAB_PREP.md and QUICK_REFERENCE.md anew")
+    commands.add_parser("links", help="ask every outside link, and write down when")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")
     graded = commands.add_parser("grade", help="grade a folder of submissions")
@@ -43,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     sample = commands.add_parser("sample-class", help="write submissions to practise on")
     sample.add_argument("folder", type=Path, help="where to; one folder per student")
     sample.add_argument("--only", nargs="*", help="names of the students; default, all")
+    flags = commands.add_parser("flags", help="whether today's engines accept what the course says")
+    flags.add_argument("--record", action="store_true", help="write their lists of options anew")
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
     args = parser.parse_args(argv)
     try:
@@ -77,6 +82,19 @@ def _run(args: argparse.Namespace) -> int:
             return _sample_class(root, args.folder, args.only)
         case "page":
             write_page(root)
+            return 0
+        case "flags":
+            from utils.course.flags import report as report_flags
+
+            return report_flags(root, again=args.record)
+        case "docs":
+            return _docs(root)
+        case "links":
+            return _links(root)
+        case "prep":
+            from utils.course.prep import write_prep
+
+            write_prep(root)
             return 0
         case "progress":
             from utils.course.progress import print_progress
@@ -134,6 +152,27 @@ def _sample_class(root: Path, folder: Path, only: list[str] | None) -> int:
     written = load_sample_class(root).write_class(root, folder, only)
     print(f"wrote {len(written)} submissions to {folder}")
     return 0
+
+
+def _docs(root: Path) -> int:
+    from utils.course.documents import check_documents
+
+    problems = check_documents(root)
+    for problem in problems:
+        print(problem)
+    print(f"{count(len(problems), 'fault')} in documents and labs")
+    return 1 if problems else 0
+
+
+def _links(root: Path) -> int:
+    from utils.course.documents import all_outside_links, documents
+    from utils.course.outside import PAGE, write_page
+
+    links = all_outside_links(documents(root))
+    answered, wrong = write_page(links, root)
+    print(f"{answered} of {count(len(links), 'link')} answered; written to {PAGE}")
+    print(*wrong, sep="\n")
+    return 1 if wrong else 0
 
 
 def _list(root: Path) -> int:

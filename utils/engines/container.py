@@ -4,25 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import docker
 import docker.errors
+import requests
+import urllib3
 from docker.types import DeviceRequest, Ulimit
+from docker.utils import parse_repository_tag
 
 from utils.engines import guard
-from utils.engines.errors import EngineError, EngineStartError
+from utils.engines.errors import EngineError, EngineStartError, PortTaken
 from utils.engines.spec import Container
 from utils.setup.steps import ROOT
 
 LABEL = "inference-engines-course"
 MODEL_FOLDER = "/course-models"
 CONFIG_FOLDER = "/course-config"
+STOP_S = 20  # from SIGTERM to SIGKILL
+# What docker says when it does not start a container, and the next step; the first that is found decides.
+REFUSALS: tuple[tuple[str, str], ...] = (
+    (
+        "could not select device driver",
+        "install the NVIDIA container toolkit, then: sudo nvidia-ctk runtime configure "
+        "--runtime=docker && sudo systemctl restart docker",
+    ),
+    (
+        "nvidia-container-cli",
+        "the container toolkit does not reach the GPU: nvidia-smi must answer on this machine "
+        "first; after an update of the driver, restart the machine",
+    ),
+    ("no space left", "the disk is full: docker system df shows what images take"),
+    ("", "read docker's message above; `docker ps -a` shows what else is there"),
+)
+# What it says of an image that it cannot have.
+PULL_FAILURES: tuple[tuple[str, str], ...] = (
+    ("no space left", "the disk is full: docker system df shows what images take"),
+    (
+        "no matching manifest",
+        "this tag was not built for the processor of this machine",
+    ),
+    (
+        "unauthorized|denied|authentication required",
+        "the registry wants to know who you are, or has no such image; for nvcr.io: "
+        "docker login nvcr.io",
+    ),
+    ("manifest unknown|not found", "the registry has no such tag"),
+    ("", "check the network"),
+)
 
 
 class DockerUnavailable(EngineError):
@@ -38,14 +74,31 @@ def connect() -> Any:
     try:
         client = docker.from_env()
         client.ping()
-    except docker.errors.DockerException as error:
-        hint = (
-            "you may not use it: sudo usermod -aG docker $USER, then log in again"
-            if "ermission denied" in str(error)
-            else "it is not running: sudo systemctl start docker"
-        )
-        raise DockerUnavailable(f"Docker did not answer ({error}). Most likely {hint}.") from error
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise DockerUnavailable(
+            f"Docker did not answer ({error}). Most likely {_why_silent(str(error))}."
+        ) from error
     return client
+
+
+def _why_silent(message: str) -> str:
+    if "ermission denied" in message:
+        return "you may not use it: sudo usermod -aG docker $USER, then log in again"
+    return "it is not running: sudo systemctl start docker"
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Turns what is raised when the daemon goes away in the middle into `DockerUnavailable`."""
+    try:
+        yield
+    except docker.errors.APIError:  # a kind of RequestException, but it is an answer
+        raise
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise DockerUnavailable(
+            f"Docker no longer answers ({error}). Start it again: sudo systemctl start docker; "
+            f"then see what is left: docker ps -a --filter label={LABEL}"
+        ) from error
 
 
 def run_arguments(
@@ -56,7 +109,7 @@ def run_arguments(
     environment: Mapping[str, str],
     config: Path | None = None,
 ) -> dict[str, Any]:
-    """Arguments of the docker SDK's `containers.run` for an engine.
+    """Arguments of the docker SDK's `containers.create` for an engine.
 
     Args:
         container: The engine's container.
@@ -78,7 +131,7 @@ def run_arguments(
     request: dict[str, Any] = {
         "image": container.image,
         "command": [*container.command, *arguments] or None,
-        "detach": True,
+        "init": True,  # passes signals on, also to an engine that is still loading
         "ports": {f"{container.port}/tcp": ("127.0.0.1", port)},
         "volumes": volumes,
         "environment": {**container.environment, **passed},
@@ -99,28 +152,64 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
 
     Raises:
         EngineError: The registry has no such image, or did not answer.
+        DockerUnavailable: The daemon went away.
     """
     try:
-        client.images.get(image)
+        with answering():
+            client.images.get(image)
         return
     except docker.errors.ImageNotFound:
         pass
+    repository, tag = parse_repository_tag(image)
     layers: dict[str, tuple[int, int]] = {}
-    repository, _, tag = image.rpartition(":")
+    said = ""
     try:
-        for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
-            if "error" in event:
-                raise docker.errors.APIError(event["error"])
-            progress = event.get("progressDetail") or {}
-            if event.get("id") and progress.get("total"):
-                layers[event["id"]] = (progress.get("current", 0), progress["total"])
-                done, total = (sum(column) for column in zip(*layers.values(), strict=True))
-                say(f"pulling {image}: {done / 1e9:.1f} of {total / 1e9:.1f} GB so far")
+        with answering():
+            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+                if "error" in event:
+                    raise docker.errors.APIError(event["error"])
+                line = pull_line(image, event, layers)
+                if line != said:
+                    said = line
+                    say(said)
     except docker.errors.APIError as error:
         raise EngineError(
-            f"The image {image} could not be pulled: {error}. Check the network and, for nvcr.io, "
-            f"`docker login nvcr.io`; then try by hand: docker pull {image}"
+            f"The image {image} could not be pulled: {error}. Most likely "
+            f"{next_step(str(error), PULL_FAILURES)}; then try by hand: docker pull {image}"
         ) from error
+
+
+def pull_line(image: str, event: Mapping[str, Any], layers: dict[str, tuple[int, int]]) -> str:
+    """What to tell after an event of a pull.
+
+    Args:
+        image: The image.
+        event: As the daemon sends it.
+        layers: Bytes that are here and bytes in all of each layer; brought up to date. Docker names the size
+            of a layer when its turn comes, so the sum grows.
+    """
+    layer, status = event.get("id", ""), event.get("status", "")
+    progress = event.get("progressDetail") or {}
+    if status == "Downloading" and progress.get("total"):
+        layers[layer] = (progress.get("current", 0), progress["total"])
+    elif status in ("Download complete", "Extracting", "Pull complete") and layer in layers:
+        layers[layer] = (layers[layer][1], layers[layer][1])
+    done, total = (sum(layer[i] for layer in layers.values()) for i in (0, 1))
+    if not total:
+        return f"pulling {image}"
+    if done == total:
+        return f"unpacking {image}, {_size(total)} so far"
+    return f"pulling {image}: {_size(done)} of {_size(total)} so far"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def next_step(message: str, known: Sequence[tuple[str, str]]) -> str:
+    """The advice for the first of `known` whose words (any of them, between bars) docker's message has."""
+    said = message.lower()
+    return next(advice for words, advice in known if any(w in said for w in words.split("|")))
 
 
 class ContainerHandle:
@@ -129,44 +218,74 @@ class ContainerHandle:
     def __init__(self, client: Any, title: str, request: dict[str, Any], log: Path) -> None:
         self.log_path = log
         self.command: Sequence[str] = ("docker run", request["image"], *(request["command"] or ()))
+        self._client = client
+        self._name = f"course-{secrets.token_hex(6)}"
+        make_folders(request)
+        # Before the container: a kernel killed at any moment leaves none.
+        self._guard = self._start_guard()
         try:
-            self._container = client.containers.run(**request)
+            with answering():
+                self._container = client.containers.create(name=self._name, **request)
+                self._container.start()
         except docker.errors.APIError as error:
-            log.write_text(str(error))
-            hint = (
-                "install the NVIDIA container toolkit, then: sudo systemctl restart docker"
-                if "could not select device driver" in str(error)
-                else "read docker's message above; `docker ps -a` shows what else is there"
-            )
-            raise EngineStartError(
-                title, "was refused by docker.", str(error), hint, log
-            ) from error
+            self._remove()
+            raise refusal(title, str(error), request, log) from error
+        except BaseException:
+            time.sleep(guard.POLL_S)  # the daemon may just be making it
+            self._remove()
+            raise
         self.identity = str(self._container.id)
-        watch = [sys.executable, guard.__file__, "container", str(os.getpid())]
-        self._guard = subprocess.Popen([*watch, self.identity], cwd=ROOT, start_new_session=True)
         self._copier = threading.Thread(target=self._copy_log, daemon=True)
         self._copier.start()
 
-    def _copy_log(self) -> None:
-        chunks: Iterable[bytes] = self._container.logs(stream=True, follow=True)
+    def _start_guard(self) -> subprocess.Popen[bytes]:
+        watch = [sys.executable, guard.__file__, "container", str(os.getpid()), self._name]
         with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                watch,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def _copy_log(self) -> None:
+        gone = (requests.RequestException, urllib3.exceptions.HTTPError)  # container or daemon
+        with contextlib.suppress(*gone), self.log_path.open("ab") as log:
+            chunks: Iterable[bytes] = self._container.logs(stream=True, follow=True)
             for chunk in chunks:
                 log.write(chunk)
                 log.flush()
 
     def exit_code(self) -> int | None:
-        """The container's exit code; None while it runs."""
+        """The container's exit code, 137 if it was removed by others; None while it runs.
+
+        Raises:
+            DockerUnavailable: The daemon does not say.
+        """
         try:
-            self._container.reload()
+            with answering():
+                self._container.reload()
         except docker.errors.NotFound:
             return 137
-        if self._container.status in ("created", "running", "restarting"):
+        state = self._container.attrs["State"]
+        if state["Running"]:
             return None
-        return int(self._container.attrs["State"]["ExitCode"])
+        self._copier.join(timeout=5)  # the last lines are in the log before anybody reads it
+        return int(state["ExitCode"])
 
     def memory_bytes(self) -> int:
-        """Memory of the container as docker counts it, bytes."""
-        return int(self._container.stats(stream=False)["memory_stats"].get("usage", 0))
+        """Memory of the container as `docker stats` counts it, bytes: without file pages not in use."""
+        try:
+            with answering():
+                stats = self._client.api.stats(self._container.id, stream=False, one_shot=True)
+        except docker.errors.NotFound:
+            return 0
+        memory = stats["memory_stats"]
+        kinds = memory.get("stats", {})
+        idle = kinds.get("total_inactive_file", kinds.get("inactive_file", 0))  # cgroup 1, 2
+        return max(0, int(memory.get("usage", 0)) - int(idle))
 
     def kill(self) -> None:
         """Kills the container; `stop` removes it."""
@@ -174,12 +293,35 @@ class ContainerHandle:
             self._container.kill()
 
     def stop(self) -> None:
-        """Stops and removes the container."""
-        try:
-            self._container.stop(timeout=20)
-            self._container.remove(force=True)
-        except docker.errors.NotFound:
-            pass
-        finally:
-            self._guard.terminate()
-            self._guard.wait()
+        """Stops and removes the container.
+
+        Raises:
+            DockerUnavailable: The daemon went away; the guard goes on trying when this process ends.
+        """
+        with answering(), contextlib.suppress(docker.errors.NotFound):
+            self._container.stop(timeout=STOP_S)
+        self._remove()
+
+    def _remove(self) -> None:
+        with answering():
+            guard.remove_container(self._client, self._name)
+        self._guard.terminate()
+        self._guard.wait()
+
+
+def make_folders(request: Mapping[str, Any]) -> None:
+    """Makes the folders that are mounted: docker would, but as root, and nobody else could write there."""
+    for source in map(Path, request.get("volumes", {})):
+        if source.is_absolute() and not source.exists():
+            source.mkdir(parents=True)
+
+
+def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:
+    """The error for a container that docker did not create or start."""
+    with log.open("a") as file:
+        file.write(message)
+    taken = "port is already allocated" in message or "address already in use" in message
+    if taken:
+        return PortTaken(next(iter(request["ports"].values()))[1])
+    hint = next_step(message, REFUSALS)
+    return EngineStartError(title, "was refused by docker.", message, hint, log)

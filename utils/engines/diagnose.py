@@ -23,6 +23,15 @@ HINTS: tuple[tuple[str, str], ...] = (
         "/proc/sys/vm/drop_caches",
     ),
     (
+        r"exec format error|Exec format error",
+        "the image or program was built for another processor (uname -m says which this is).",
+    ),
+    (
+        r"\[FATAL tini .*exec .* failed",
+        "the image does not have the program that is started in it: it is another image than the "
+        "engine's.",
+    ),
+    (
         r"does not appear to have a file named|Repository Not Found|is not a local folder"
         r"|failed to load model|No such file or directory|error loading model",
         "the model is not there or not whole: check the path or hub id.",

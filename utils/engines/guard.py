@@ -2,7 +2,7 @@
 
 Run as a file, so that it loads nothing of the course. `guard.py process PARENT PIDFILE -- COMMAND...`
 runs the command in a process group of its own and passes on its exit code; `guard.py container PARENT
-ID` watches a container. Both end what they watch when PARENT is no longer their parent (it died, even
+NAME` watches a container. Both end what they watch when PARENT is no longer their parent (it died, even
 by SIGKILL) or on SIGTERM.
 """
 
@@ -16,10 +16,13 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import psutil
 
 POLL_S = 0.25
+ORPHAN_S = 30.0  # how long the container of a dead parent is looked for, seconds
+CONFLICT = 409  # HTTP status of the daemon
 GRACE_S = float(os.environ.get("COURSE_STOP_GRACE_S", "10"))  # from SIGTERM to SIGKILL, seconds
 
 _stop_asked = False
@@ -90,18 +93,52 @@ def guard_process(parent: int, pid_file: str, command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def guard_container(parent: int, container_id: str) -> int:
-    """Waits until the parent is gone, then removes the container."""
+def remove_container(client: Any, name: str) -> bool:
+    """Removes a container and its unnamed volumes, running or not.
+
+    Args:
+        client: Of the docker daemon.
+        name: The container's.
+
+    Returns:
+        Whether there was one.
+    """
     import docker
 
+    try:
+        client.containers.get(name).remove(force=True, v=True)
+    except docker.errors.NotFound:
+        return False
+    except docker.errors.APIError as error:
+        if error.status_code != CONFLICT:  # somebody else is just removing it
+            raise
+    return True
+
+
+def guard_container(parent: int, name: str) -> int:
+    """Waits until the parent is gone, then removes the container.
+
+    It may not be there yet (the daemon finishes what a dead client asked for), and the daemon itself may be
+    about to start again: both are waited for.
+    """
     while not _stop_asked:
         if _orphaned(parent):
-            client = docker.from_env()
-            with contextlib.suppress(docker.errors.NotFound):
-                client.containers.get(container_id).remove(force=True)
-            return 0
+            return _remove_in_the_end(name)
         time.sleep(POLL_S)
     return 0
+
+
+def _remove_in_the_end(name: str) -> int:
+    import docker
+    import requests
+
+    deadline = time.monotonic() + ORPHAN_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+            if remove_container(docker.from_env(), name):
+                return 0
+        time.sleep(POLL_S)
+    return 1
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -285,7 +285,9 @@ def start_container(
     client = connect()
     ensure_image(client, spec.container.image, progress.say)
     arguments = spec.arguments(inside)
-    request = run_arguments(spec.container, arguments, port, folder, os.environ, config)
+    settings = {**spec.container.environment, **spec.environment(inside)}
+    container = dataclasses.replace(spec.container, environment=settings)
+    request = run_arguments(container, arguments, port, folder, os.environ, config)
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
 
 
@@ -313,6 +315,7 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progre
                     break
             progress.show(waited, gist(engine.log_path))
             time.sleep(POLL_S)
+        engine.spec.prepare(engine.base_url, engine.options, progress.say)
         wake(client, engine)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)

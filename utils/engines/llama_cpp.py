@@ -50,10 +50,13 @@ SPEC = EngineSpec(
     name="llama_cpp",
     title="llama.cpp",
     container=Container(
-        image="ghcr.io/ggml-org/llama.cpp:server-cuda13",
+        # Build 11277, for amd64 and arm64; the sources that are compiled for the cpu profile are of 11312.
+        image="ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
         port=8080,
         ipc=None,
-        mounts={"~/.cache/llama.cpp": "/root/.cache/llama.cpp"},
+        # `-hf` keeps models where every Hugging Face program does (common/hf-cache.cpp).
+        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        probe=("curl", "-fsS", "{url}"),
     ),
     local=Local(
         command=(str(SERVER),),

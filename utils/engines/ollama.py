@@ -1,11 +1,31 @@
 """Ollama: llama.cpp-type inference with model management.
 
-Sources: ollama docs/docker.mdx, docs/gpu.mdx, docs/api.md. Its OpenAI-compatible API is under /v1.
+Its settings are environment variables, its models are its own: a GGUF file is made into one, a name of its
+library is pulled (`ollama_api`). Its OpenAI-compatible API is under /v1; what that lacks, `ollama_chat`
+translates.
+
+Sources: ollama docs/docker.mdx, docs/gpu.mdx, docs/faq.mdx, docs/api.md, envconfig/config.go at v0.24.0.
 """
 
 from __future__ import annotations
 
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.engines.errors import UnsupportedOption
+from utils.engines.ollama_api import TINY, Modelfile, Ollama
+from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.setup.steps import ROOT
+from utils.tinymodel.hub import TINY as TINY_MODEL
+
+VERSION = "0.24.0"
+KV_DTYPES = ("q8_0", "q4_0")
+# Each slot reserves a whole context (docs/faq.mdx): as many as an 8B model in 16 bits leaves room for.
+MOST_SLOTS = 8
+PROGRAM = shutil.which("ollama")
+LIBRARY = ROOT / ".run" / "ollama"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -13,23 +33,93 @@ def arguments(options: ServeOptions) -> list[str]:
     return list(options.extra_arguments)
 
 
+def environment(options: ServeOptions) -> Mapping[str, str]:
+    """Its settings. The defaults would serve one request at a time, and unload the model after 5 minutes."""
+    settings = {
+        "OLLAMA_NUM_PARALLEL": str(min(options.max_sequences, MOST_SLOTS)),
+        "OLLAMA_CONTEXT_LENGTH": str(options.context_length),
+        "OLLAMA_KEEP_ALIVE": "-1",
+        "OLLAMA_MAX_LOADED_MODELS": "1",
+        "OLLAMA_NO_CLOUD": "1",
+    }
+    if options.kv_cache_dtype:
+        settings["OLLAMA_KV_CACHE_TYPE"] = options.kv_cache_dtype
+        settings["OLLAMA_FLASH_ATTENTION"] = "1"  # without it the type is ignored
+    return settings
+
+
+def local_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Settings of a local process. A model made from a file goes into a library of the course's own."""
+    settings = {**environment(options), "OLLAMA_HOST": f"{options.host}:{options.port}"}
+    if Path(options.model).exists():
+        settings["OLLAMA_MODELS"] = str(LIBRARY)
+    return settings
+
+
+def prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Makes or pulls the model, and loads it, so that the first request finds it in memory.
+
+    Raises:
+        OllamaError: It could not; says why.
+    """
+    gguf = Path(options.model)
+    with Ollama(base_url) as ollama:
+        if gguf.is_file():
+            known = gguf.parent == TINY_MODEL
+            ollama.create(options.served_name, gguf, TINY if known else Modelfile(), say)
+        elif not ollama.has(options.served_name):
+            ollama.pull(options.model, say)
+            if options.model != options.served_name:  # owner/name:tag
+                ollama.copy(options.model, options.served_name)
+        say(f"loading {options.served_name}")
+        ollama.load(options.served_name)
+
+
+def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]) -> None:
+    """Refuses a data type that Ollama would ignore without a word, and a model that it cannot take.
+
+    Raises:
+        UnsupportedOption: Such a data type, or a folder.
+    """
+    dtype = choices.get("kv_cache_dtype")
+    if dtype not in (None, *KV_DTYPES):
+        raise UnsupportedOption(
+            f"Ollama keeps no KV cache in {dtype!r}: write {' or '.join(KV_DTYPES)}, or leave it out (f16)."
+        )
+    if model and Path(model).expanduser().is_dir():
+        raise UnsupportedOption(
+            f"Ollama takes a GGUF file or a name of its library; {model} is a folder."
+        )
+
+
 SPEC = EngineSpec(
     name="ollama",
     title="Ollama",
     container=Container(
-        image="ollama/ollama:0.24.0",
+        image=f"ollama/ollama:{VERSION}",
         port=11434,
         ipc=None,
         mounts={"ollama": "/root/.ollama"},
         pass_environment=(),
-        # The default is one request at a time, which would measure nothing but its queue.
-        environment={"OLLAMA_NUM_PARALLEL": "8"},
+        environment={"OLLAMA_NUM_PARALLEL": str(MOST_SLOTS)},
+        probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
-    local=None,
-    not_local="its program is not on the package index; with docker and an NVIDIA GPU it runs in "
-    "its container",
+    local=Local(
+        command=(PROGRAM, "serve"),
+        needs=Path(PROGRAM),
+        setup="",
+        version="",
+        environment=local_environment,
+    )
+    if PROGRAM
+    else None,
+    not_local="its program is not on the package index; install it (https://ollama.com/download), or use "
+    "docker and an NVIDIA GPU, where it runs in its container",
     arguments=arguments,
-    options=frozenset(),
+    options=frozenset({"kv_cache_dtype"}),
+    environment=environment,
+    prepare=prepare,
+    refuse=refuse,
     health_path="/api/version",
     metrics_path=None,
     version_path="/api/version",
@@ -39,6 +129,6 @@ SPEC = EngineSpec(
         prefix_cache=True,
         structured_output=("json_schema",),
         speculation=(),
-        kv_dtypes=("q8_0", "q4_0"),
+        kv_dtypes=KV_DTYPES,
     ),
 )

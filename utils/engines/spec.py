@@ -110,6 +110,9 @@ class ServeOptions:
     extra_arguments: tuple[str, ...] = ()
 
 
+PYTHON_PROBE = ("python3", "-c", "import urllib.request as u; u.urlopen('{url}', timeout=4)")
+
+
 @dataclass(frozen=True)
 class Container:
     """How an engine's container is run.
@@ -125,6 +128,7 @@ class Container:
         mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
         pass_environment: Variables handed on from the user's environment where they are set.
         environment: Variables set always.
+        probe: What asks for health inside the image, with a program it has; `{url}` stands for the endpoint.
     """
 
     image: str
@@ -137,6 +141,7 @@ class Container:
     mounts: Mapping[str, str] = field(default_factory=dict)
     pass_environment: tuple[str, ...] = ("HF_TOKEN",)
     environment: Mapping[str, str] = field(default_factory=dict)
+    probe: tuple[str, ...] = PYTHON_PROBE
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,15 @@ def refuse_nothing(
     """Of an engine that says for itself, as it starts, what it cannot do."""
 
 
+def no_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Of an engine whose container needs nothing set for certain options."""
+    return {}
+
+
+def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Of an engine that has its model when it is healthy."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -186,6 +200,9 @@ class EngineSpec:
         capabilities: What it can do.
         refuse: Raises UnsupportedOption for what this engine could not start with, before anything starts:
             called with the model, the profile's fields with the choices over them, and the extra arguments.
+        environment: Variables of its container for a set of options, over the container's own.
+        prepare: What is done when it is healthy, before anybody else's request: called with its address, its
+            options, and what shows progress.
     """
 
     name: str
@@ -202,3 +219,5 @@ class EngineSpec:
     metrics: MetricNames
     capabilities: Capabilities
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
+    environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
+    prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare

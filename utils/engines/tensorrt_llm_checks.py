@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import psutil
 
 from utils.engines.errors import UnsupportedOption
 from utils.engines.tensorrt_llm_settings import MTP, REMOVED, Settings, require_none
+from utils.gpu import CAPABILITY, QUERY, Gpu, parse_gpus
 from utils.kvcache.sizes import (
     ConfigError,
     decoder_parameters,
@@ -30,57 +30,24 @@ GB = 1e9
 # what cannot fit.
 OVERHEAD_BYTES = 2 * GB
 NEEDS: Mapping[str, tuple[float, str]] = {
-    "bfloat16": (8.0, "float16"),
-    "fp8": (8.9, "auto"),
-    "nvfp4": (10.0, "fp8"),
+    dtype: (CAPABILITY[dtype], instead)
+    for dtype, instead in (("bfloat16", "float16"), ("fp8", "auto"), ("nvfp4", "fp8"))
 }
 _BUILDERS = ("trtllm-build", "--engine_dir", "--backend=tensorrt", "convert_checkpoint")
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as far as these checks ask.
-
-    Attributes:
-        name: As its driver names it.
-        capability: Compute capability, 12.1 for GB10.
-        memory_bytes: What it has; of unified memory, what is available now.
-        unified: Whether CPU and GPU share the memory.
-    """
-
-    name: str
-    capability: float
-    memory_bytes: float
-    unified: bool = False
-
-
 def this_gpu() -> Gpu | None:
-    """The first NVIDIA GPU of this machine; None without one or without its driver.
-
-    GB10 gives no memory size (`[N/A]`), since it has none of its own: what Linux has available counts.
-    """
-    query = "--query-gpu=name,compute_cap,memory.total"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    """The first NVIDIA GPU of this machine; None without one or without its driver."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return parse_gpu(answer.stdout, psutil.virtual_memory().available)
 
 
 def parse_gpu(answer: str, available: float) -> Gpu | None:
-    """Reads the answer of nvidia-smi: name, compute capability, MiB of memory; None: no GPU in it."""
-    fields = [field.strip() for field in answer.partition("\n")[0].split(",")]
-    if len(fields) != 3:
-        return None
-    name, capability, memory = fields
-    try:
-        level = float(capability)
-    except ValueError:
-        return None
-    if memory.isdecimal():
-        return Gpu(name, level, float(memory) * 1024**2)
-    return Gpu(name, level, available, unified=True)
+    """The first GPU in an answer of nvidia-smi; None: no GPU in it. See `utils.gpu.parse_gpus`."""
+    return next(iter(parse_gpus(answer, available)), None)
 
 
 def device_faults(settings: Settings, gpu: Gpu | None, weights_bytes: float = 0) -> list[str]:

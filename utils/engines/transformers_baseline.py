@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
@@ -32,6 +32,14 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(options.model).exists() else {}
 
 
+def installed() -> str:
+    """Version of the package; the gateway's container goes without (docker/gateway.Dockerfile)."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return "not installed"
+
+
 SPEC = EngineSpec(
     name="transformers",
     title="transformers (one request at a time)",
@@ -40,7 +48,7 @@ SPEC = EngineSpec(
         command=(sys.executable, "-m", "utils.engines.hf_server"),
         needs=ROOT / "utils" / "engines" / "hf_server.py",
         setup="course",
-        version=version("transformers"),
+        version=installed(),
         environment=local_environment,
     ),
     not_local="",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -24,6 +24,7 @@ from utils.gateway.pool import Pool
 from utils.gateway.settings import Settings
 
 Send = Any  # ASGI's
+Read = Callable[[], Awaitable[bytes]]  # the next piece of an answer; b"" at its end
 _LARGEST_ANSWER = 64 << 20
 _LARGEST_EVENT = 16 << 20
 # For the end of a response whose [DONE] has come: then its connection can be used again.
@@ -66,14 +67,12 @@ class Failed(Exception):
 class Opened:
     """An answer of which at least the first piece is there."""
 
-    def __init__(
-        self, response: httpx.Response, pieces: AsyncIterator[bytes], first: bytes, streamed: bool
-    ) -> None:
+    def __init__(self, response: httpx.Response, read: Read, first: bytes, streamed: bool) -> None:
         self.status = response.status_code
         self.content_type: bytes = response.headers.get("content-type", "").encode()
         self.first = first
         self.streamed = streamed
-        self.pieces = pieces
+        self.read = read
         self._response = response
 
     async def close(self) -> None:
@@ -216,17 +215,17 @@ class Relay:
         response = await backend.send(self.ask.api, body, self.headers)
         try:
             status = response.status_code
-            pieces = _stream(response)
+            read = _reader(response)
             kind = response.headers.get("content-type", "")
             if status == 200 and kind.startswith("text/event-stream"):
-                first = await anext(pieces, b"")
+                first = await read()
                 if not first:
                     raise httpx.RemoteProtocolError("a stream without an event")
-                return Opened(response, pieces, first, True)
-            whole = await _whole(pieces)
+                return Opened(response, read, first, True)
+            whole = await _whole(read)
             if status >= 500 or status == 429:
                 raise _refused(backend.name, status, whole)
-            return Opened(response, pieces, whole, False)
+            return Opened(response, read, whole, False)
         except BaseException:
             await close_response(response)
             raise
@@ -252,11 +251,9 @@ class Relay:
     async def _pump(self, opened: Opened, backend: Backend, send: Send, last: float) -> None:
         """Relays whole events as they come, unread but for the usage block and the end."""
         flight, observe, clock = self.flight, backend.m_itl.observe, time.monotonic
-        piece, rest = opened.first, b""
+        piece, events = opened.first, sse.Gatherer()
         while True:
-            data = rest + piece if rest else piece
-            size = sse.complete_length(data)
-            data, rest = (data, b"") if size == len(data) else (data[:size], data[size:])
+            data = events.feed(piece)
             if _USAGE[0] in data or _USAGE[1] in data:
                 data = self._without_usage(data, backend)
             done = sse.DONE in data and sse.ends(data)
@@ -269,11 +266,11 @@ class Relay:
                 await send({"type": "http.response.body", "body": data, "more_body": not done})
             if done:
                 flight.stage = "engine"
-                await _linger(opened.pieces)
+                await _linger(opened.read)
                 return
             flight.stage, flight.since = "read", clock()
-            piece = await anext(opened.pieces, b"")
-            if not piece or len(rest) > _LARGEST_EVENT:
+            piece = await opened.read()
+            if not piece or events.waiting > _LARGEST_EVENT:
                 raise self._broken(backend)
             now = clock()
             observe(now - last)
@@ -340,16 +337,17 @@ def _says_error(data: bytes) -> bool:
     return _ERROR[0] in data or _ERROR[1] in data
 
 
-def _stream(response: httpx.Response) -> AsyncIterator[bytes]:
+def _reader(response: httpx.Response) -> Read:
     if isinstance(response.stream, TimedStream):
-        return response.stream.batches()
+        return response.stream.read
     assert isinstance(response.stream, httpx.AsyncByteStream)
-    return aiter(response.stream)
+    pieces = aiter(response.stream)
+    return lambda: anext(pieces, b"")
 
 
-async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
+async def _whole(read: Read) -> bytes:
     found, size = [], 0
-    async for piece in pieces:
+    while piece := await read():
         found.append(piece)
         size += len(piece)
         if size > _LARGEST_ANSWER:
@@ -357,10 +355,10 @@ async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
     return b"".join(found)
 
 
-async def _linger(pieces: AsyncIterator[bytes]) -> None:
+async def _linger(read: Read) -> None:
     try:
         async with asyncio.timeout(_LINGER_S):
-            async for _ in pieces:
+            while await read():
                 pass
     except (TimeoutError, httpx.HTTPError):
         pass

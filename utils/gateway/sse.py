@@ -14,6 +14,7 @@ from typing import Any
 DONE = b"[DONE]"
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a CR at the very end may be half of a CRLF
 _EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
+_LONGEST_END = 3  # bytes of such an end that may have come before the rest of it
 
 
 def encode(data: str, event: str = "") -> bytes:
@@ -59,12 +60,42 @@ def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
 
 def complete_length(data: bytes) -> int:
     """How many bytes of `data` are whole events: up to the last empty line."""
-    if data.endswith(b"\n\n"):  # as every engine sends them, almost always
-        return len(data)
     last = 0
     for end in _EVENT_END.finditer(data):
         last = end.end()
     return last
+
+
+class Gatherer:
+    """Makes whole events of pieces that end anywhere. Looks at each byte once: an event may be megabytes.
+
+    Attributes:
+        waiting: Bytes of the event that is not complete.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._parts: list[bytes] = []
+        self._tail = b""  # of what waits: an empty line may have begun there
+
+    def feed(self, piece: bytes) -> bytes:
+        """The next bytes of a stream; returns the whole events that they complete, b"" if none."""
+        if not self._parts and piece.endswith(b"\n\n"):  # as every engine sends them, almost always
+            return piece
+        end = complete_length(self._tail + piece) - len(self._tail)
+        if end <= 0:
+            self._keep(piece)
+            return b""
+        whole = b"".join([*self._parts, piece[:end]])
+        self._parts, self._tail, self.waiting = [], b"", 0
+        self._keep(piece[end:])
+        return whole
+
+    def _keep(self, piece: bytes) -> None:
+        if piece:
+            self._parts.append(piece)
+            self._tail = (self._tail + piece[-_LONGEST_END:])[-_LONGEST_END:]
+            self.waiting += len(piece)
 
 
 def ends(data: bytes) -> bool:

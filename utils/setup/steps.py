@@ -99,9 +99,9 @@ def on_cpu() -> bool:
     return load_profile().name == "cpu"
 
 
-def on_x86() -> bool:
-    """Whether this machine's processor is an x86-64 one."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+def on_x86(machine: str | None = None) -> bool:
+    """Whether this machine's processor, or the one that is named, is an x86-64 one."""
+    return (machine or platform.machine()).lower() in ("x86_64", "amd64")
 
 
 def build_course(shell: Shell, target: Path) -> None:
@@ -243,11 +243,15 @@ LLAMA_CPP = Step(
 )
 
 
-def steps_for(profile_name: str) -> tuple[Step, ...]:
+def steps_for(profile_name: str, machine: str | None = None) -> tuple[Step, ...]:
     """The steps that a profile needs; GPU profiles take their engines from containers.
 
     SGLang's plain PyTorch path is one of x86-64: on Arm it calls its kernels (srt/distributed/bootstrap.py).
+
+    Args:
+        profile_name: Name of the profile.
+        machine: As `platform.machine()`; None for this one.
     """
     if profile_name != "cpu":
         return (COURSE,)
-    return (COURSE, VLLM, SGLANG, LLAMA_CPP) if on_x86() else (COURSE, VLLM, LLAMA_CPP)
+    return (COURSE, VLLM, SGLANG, LLAMA_CPP) if on_x86(machine) else (COURSE, VLLM, LLAMA_CPP)
