@@ -171,17 +171,18 @@ class NotebookPage:
         return await self.page.js(f"{hint}.innerText.trim()")
 
     async def scroll_to(self, element):
-        """Puts an element into the middle of the screen."""
-        await self.page.js(f"{element}.scrollIntoView({{block: 'center'}})")
-        await asyncio.sleep(1)
+        """Puts an element into the middle of the screen; what comes into view is laid out anew."""
+        for _ in range(3):
+            await self.page.js(f"{element}.scrollIntoView({{block: 'center'}})")
+            await asyncio.sleep(0.5)
 
     async def close(self):
         """Closes the notebook and its kernel, without saving."""
+        name = await self.page.js(f"{_FRONT}.id")
         await self.menu("File", "filemenu:close-and-cleanup")
-        gone = f"{_CELLS}.length === 0"
+        gone = f"!document.getElementById('{name}')"
         accept = "document.querySelector('.jp-Dialog .jp-mod-accept, .jp-Dialog .jp-mod-warn')"
         await self.page.until(f"{accept} || {gone}")
-        while not await self.page.js(gone):
-            if await self.page.js(f"Boolean({accept})"):
-                await self.page.click(accept)
-            await asyncio.sleep(0.3)
+        if not await self.page.js(gone):
+            await self.page.click(accept)
+            await self.page.until(gone)
