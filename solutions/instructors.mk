@@ -1,6 +1,6 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
 .PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
-.PHONY: grade-names form-names
+.PHONY: grade-names form-names screenshots
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
@@ -52,6 +52,9 @@ site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the co
 
 site-env: course-env
 	@$(PYTHON) -m utils.setup --only site
+
+screenshots: setup  ## make the documents' pictures of JupyterLab anew, docs/images (needs Chromium)
+	@COURSE_BROWSER=all COURSE_SCREENSHOTS=docs/images $(RUN) -m pytest tests/browser/test_jupyterlab.py -k "interrupted or 3.3.7"
 
 bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
 	@$(RUN) -m benchmarks.client_overhead

@@ -1,6 +1,7 @@
 """Headless Chromium over its DevTools protocol: just enough for one page."""
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import shutil
@@ -33,7 +34,7 @@ class Page:
         self._waiting[number] = asyncio.get_running_loop().create_future()
         answer = self._waiting[number]
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        data = await asyncio.wait_for(answer, 20)
+        data = await asyncio.wait_for(answer, 60)
         assert "error" not in data, data
         return data["result"]
 
@@ -43,6 +44,17 @@ class Page:
         await self.call(
             "Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=2, mobile=True
         )
+
+    async def screen(self, width, height):
+        size = {"width": width, "height": height}
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False
+        )
+
+    async def picture(self, path):
+        """What the screen shows, as PNG."""
+        found = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(found["data"]))
 
     async def open(self, url):
         await self.call("Page.navigate", url=url)
@@ -55,7 +67,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    async def until(self, expression, patience_s=15):
+    async def until(self, expression, patience_s=30):
         deadline = asyncio.get_running_loop().time() + patience_s
         while not await self.js(f"Boolean({expression})"):
             if asyncio.get_running_loop().time() > deadline:
@@ -63,12 +75,44 @@ class Page:
                 raise AssertionError(f"never: {expression}\n{text}")
             await asyncio.sleep(0.05)
 
-    async def press(self, key, code):
+    async def press(self, key, code, modifiers=0):
+        """A key; modifiers: 2 is Ctrl, 8 is Shift."""
         for kind in ("keyDown", "keyUp"):
-            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            plain = key == "Enter" and kind == "keyDown" and not modifiers
             await self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                modifiers=modifiers,
+                **({"text": "\r"} if plain else {}),
             )
+
+    async def click(self, element):
+        """Moves to an element, given by JavaScript, and clicks it, once it is there and stands still."""
+        await self.until(f"{element}?.getClientRects().length")
+        await self.js(f"{element}.scrollIntoView({{block: 'nearest'}})")
+        before, place = None, None
+        async with asyncio.timeout(30):
+            while place is None or place != before:
+                before, place = place, await self._place(element)
+                await asyncio.sleep(0.1)
+        at = dict(zip("xy", place, strict=True))
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call(
+                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at
+            )
+
+    async def _place(self, element):
+        """A point on it, [x, y], where no other element lies above it; None if there is none."""
+        return await self.js(
+            f"(() => {{ const e = {element}; const r = e.getBoundingClientRect();"
+            "const at = [r.x + Math.min(r.width / 2, 200), r.y + Math.min(r.height / 2, 20)];"
+            "const top = document.elementFromPoint(...at);"
+            "if (e.contains(top)) return at;"
+            "e.scrollIntoView({block: 'center'}); return null })()"
+        )
 
     async def type(self, text):
         await self.call("Input.insertText", text=text)
@@ -79,7 +123,8 @@ async def browser():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server"]
         options += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "--no-first-run"]
-        options += ["--disable-dev-shm-usage"]
+        options += ["--disable-dev-shm-usage", "--disable-background-networking"]
+        options += ["--disable-component-update", "--disable-sync"]
         process = await asyncio.create_subprocess_exec(
             PROGRAM, *options, "about:blank", stderr=asyncio.subprocess.PIPE
         )

@@ -1,17 +1,18 @@
 """JupyterLab as learners and instructors open it: the Validate button, the formgrader."""
 
-import contextlib
 import json
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+from lab_server import serving
 
 from utils.course.build import ROOT
 from utils.course.grade import grade
@@ -31,40 +32,25 @@ STUDENTS = (
 )
 
 
-@contextlib.contextmanager
-def serving(command, cwd, log):
-    """A Jupyter server; gives a function that asks it: (path, body or None) -> (status, text)."""
-    with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
-    try:
-        found = None
-        for _ in range(300):
-            found = re.search(r"(http://127\.0\.0\.1:\d+)/\S+?token=(\w+)", log.read_text())
-            if found or server.poll() is not None:
-                break
-            time.sleep(0.2)
-        assert found, log.read_text()
+def asker(served):
+    """A function that asks the server: (path, body or None) -> (status, text)."""
 
-        def ask(path, body=None):
-            request = urllib.request.Request(
-                found[1] + path,
-                data=None if body is None else json.dumps(body).encode(),
-                headers={"Authorization": f"token {found[2]}", "Content-Type": "application/json"},
-            )
-            try:
-                with urllib.request.urlopen(request, timeout=120) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as error:
-                return error.code, error.read().decode()
-
-        yield ask
-    finally:
-        server.send_signal(signal.SIGINT)
+    def ask(path, body=None):
+        request = urllib.request.Request(
+            served.base + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": f"token {served.token}",
+                "Content-Type": "application/json",
+            },
+        )
         try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return ask
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +64,8 @@ def lab_server(tmp_path_factory):
         (path,) = (folder / "class" / student).iterdir()
         shutil.copy(path, folder / "labs" / f"{student}.ipynb")
     command = jupyter_command(folder / "labs" / "good.ipynb", headless=True, root=folder)
-    with serving(command, ROOT, folder / "log") as ask:
-        yield ask
+    with serving(command, ROOT, folder / "log") as served:
+        yield asker(served)
 
 
 def validate(ask, name):
@@ -152,7 +138,8 @@ def test_the_formgrader_opens_on_a_graded_class(tmp_path):
     out = tmp_path / "out"
     assert grade(ROOT, tmp_path / "some", out) == 0
     command = formgrader_command(out, headless=True)
-    with serving([sys.executable, *command[1:]], out, tmp_path / "log") as ask:
+    with serving([sys.executable, *command[1:]], out, tmp_path / "log") as served:
+        ask = asker(served)
         status, text = ask("/formgrader/gradebook")
         assert status == 200 and "Manual Grading" in text
         lab = "lab-3.3.1-engine-benchmark"

@@ -31,6 +31,7 @@ def test_the_command_stays_on_this_machine(course, headless):
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--LabApp.default_url=/lab/tree/labs/lab-3.3.9-sample.ipynb" in command
     assert ("--ServerApp.open_browser=False" in command) is headless
+    assert "--LabApp.news_url=None" in command, "it asks nobody elsewhere for news"
 
 
 def test_a_wrong_lab_is_refused_before_anything_starts(course, capsys):

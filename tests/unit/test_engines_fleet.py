@@ -1,5 +1,9 @@
 """A fleet of engines that are no engines: who runs when, and that all are stopped."""
 
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -106,6 +110,21 @@ def test_none_is_left_when_one_fails_for_another_reason(log, monkeypatch):
     with pytest.raises(KeyError, match="a fault of ours"):
         Fleet(CPU, VARIANTS, "first")
     assert log == ["+first", "-first"]
+
+
+def test_none_is_left_when_the_cell_is_interrupted_while_they_start(log, monkeypatch):
+    launch = fleet.launch
+
+    def slowly(name, profile, *, quiet):
+        if name == "first":
+            threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        time.sleep(0.5)
+        return launch(name, profile, quiet=quiet)
+
+    monkeypatch.setattr(fleet, "launch", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        Fleet(CPU, VARIANTS, "first")
+    assert sorted(log) == ["+first", "+other", "-first", "-other"]
 
 
 @pytest.mark.parametrize("runtime", ["process", "docker"])

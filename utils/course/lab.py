@@ -42,6 +42,8 @@ def _serve(root: Path, url: str, extensions: dict[str, bool], headless: bool) ->
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.answer_yes=True",  # make waits for it: Ctrl-C ends it without a question
         "--ServerApp.log_level=ERROR",
+        "--LabApp.news_url=None",  # no question about news over the lab, and no network
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         f"--ServerApp.jpserver_extensions={off | extensions}",
         f"--LabApp.workspaces_dir={root / '.run' / 'workspaces'}",  # not the tabs of other projects
     ]

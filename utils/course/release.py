@@ -24,7 +24,7 @@ from utils.course.trial import modules
 from utils.grading.declare import load_gradings
 
 MARK = "RELEASE.json"
-FOLDERS = ("docker", "models", "requirements", "utils")  # and labs/, made anew
+FOLDERS = ("docker", "docs", "models", "requirements", "utils")  # and labs/, made anew
 FILES = (".gitignore", "LICENSE", "Makefile", "pyproject.toml")  # and every *.md at the top
 _NOT = ("__pycache__", "*.pyc", ".ipynb_checkpoints", "*.egg-info")
 _INSTRUCTORS = re.compile(r"<!-- instructors -->.*?<!-- /instructors -->\n?", re.DOTALL)

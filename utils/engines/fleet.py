@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
@@ -136,12 +136,18 @@ class Fleet:
                 stop_together(list(running.values()))
 
     def _start(self, names: list[str]) -> dict[str, RunningEngine]:
-        pending = {}
+        pending: dict[str, Future[RunningEngine]] = {}
         with ThreadPoolExecutor(len(names)) as pool:
             for name in names:
                 options = {"engine": self._engine, **self.variants[name]}
                 kind = options.pop("engine")
                 pending[name] = pool.submit(launch, kind, self.profile, quiet=True, **options)
+            try:
+                wait(pending.values())
+            except BaseException:  # an interrupted cell: nobody would ever stop these
+                for future in pending.values():
+                    future.add_done_callback(_stop_started)
+                raise
         running: dict[str, RunningEngine] = {}
         unexpected: BaseException | None = None
         for name, future in pending.items():
@@ -164,6 +170,11 @@ def start_later(profile: Profile, variants: Mapping[str, Mapping[str, Any]]) -> 
     starting = pool.submit(Fleet, profile, variants)
     pool.shutdown(wait=False)
     return starting
+
+
+def _stop_started(starting: Future[RunningEngine]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().stop()
 
 
 def stop_together(engines: Collection[RunningEngine]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -125,18 +125,28 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def survivors(mark: str, patience_s: float = 5.0) -> list[psutil.Process]:
-    """Processes whose environment holds `mark`, after some time to end."""
+def survivors(
+    mark: str, patience_s: float = 5.0, but: Collection[str] = ()
+) -> list[psutil.Process]:
+    """Processes whose environment holds `mark`, after some time to end.
+
+    Args:
+        mark: value of the variable MARK that their ancestor was started with.
+        patience_s: seconds that they have.
+        but: words; a process that has one in its command line may stay.
+    """
     deadline = time.monotonic() + patience_s
-    while (found := _marked(mark)) and time.monotonic() < deadline:
+    while (found := _marked(mark, but)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _marked(mark: str, but: Collection[str]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) != mark or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if not any(word in " ".join(process.cmdline()) for word in but):
                 found.append(process)
     return found
