@@ -1,9 +1,9 @@
 """The labs in JupyterLab, as `make lab` starts it, in headless Chromium.
 
 In lab 3.3.1 the first plot of a real engine is seen, and a learner's own benchmark interrupted. With
-`COURSE_BROWSER=all`, every lab is opened (it renders, its table of contents works, a hint unfolds) and goes the
-whole way: an exercise is solved by typing, *Run All*, every output looked at. That takes longer than executing
-them, which tests/notebooks does too, so it is done where it is asked for:
+`COURSE_BROWSER=all`, every lab is opened (it renders, its table of contents works, a hint unfolds) and goes
+the whole way: an exercise is solved by typing, *Run All*, every output looked at. That takes longer than
+executing them, which tests/notebooks does too, so it is done where it is asked for:
 `COURSE_BROWSER=all pytest tests/browser/test_jupyterlab.py`, or `-k "whole_way and 3.3.4"` for one of them.
 
 `COURSE_SCREENSHOTS=folder` (`make screenshots`: docs/images) writes pictures of what was seen on the way.
