@@ -38,6 +38,7 @@ ON_REQUEST = pytest.mark.skipif(
     os.environ.get("COURSE_BROWSER") != "all", reason="not asked for: COURSE_BROWSER=all"
 )
 LIMIT_S = int(3 * load_profile().time_budget_s)
+START_S = load_profile().start_timeout_s
 WALL = 60  # lines of plain text that one cell may print
 OWN = ("jupyterlab", "ipykernel_launcher")  # processes that are no engine
 BENCHMARK = """with launch("llama_cpp", profile) as engine:
@@ -134,7 +135,7 @@ def test_every_lab_opens(course, tmp_path):
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * START_S + 240)
 def test_an_interrupted_benchmark_leaves_no_engine(course, tmp_path):
     stem = STEMS[0]
     cells = cells_of(course / "labs", stem)
@@ -146,10 +147,10 @@ def test_an_interrupted_benchmark_leaves_no_engine(course, tmp_path):
         await notebook.open(url, len(cells))
         await notebook.select(measuring)
         await notebook.menu("Run", "notebook:run-all-above")
-        await notebook.settled(150)
+        await notebook.settled(START_S)
         await notebook.select(measuring)
         await notebook.run_selected()
-        await notebook.settled(150)
+        await notebook.settled(START_S)
         (first,) = (await notebook.shown())[measuring].pictures
         assert first[0] > 300, "the first plot of a real engine"
         await screenshot(notebook, "first-plot", notebook.cell(measuring))
@@ -180,7 +181,7 @@ def test_an_interrupted_benchmark_leaves_no_engine(course, tmp_path):
         await notebook.close()
         assert survivors(mark, 20, OWN) == [], "a closed notebook stops its engines"
 
-    visit(course, tmp_path, stem, work)
+    visit(course, tmp_path, stem, work, 2 * START_S + 180)
 
 
 @ON_REQUEST
