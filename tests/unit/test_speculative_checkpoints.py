@@ -79,6 +79,20 @@ def test_the_eagle3_draft_has_vllms_names(target, tmp_path):
     assert config["tie_word_embeddings"] is False
 
 
+def test_sglangs_copy_has_the_ids_that_sglang_means(target, tmp_path):
+    """SGLang 0.5.23 captures before layer id + 1: the output of layer id, hidden state id + 1."""
+    heads = make_heads(target)["eagle3"]
+    save_heads(heads, target, tmp_path, torch.float32, engine="sglang")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 4]
+    assert load_heads(tmp_path, target).shape.aux_layers == (2, 4, 5), "read back as what it means"
+    with pytest.raises(SpeculationError, match="written for vllm or sglang, not for 'trt'"):
+        save_heads(heads, target, tmp_path, engine="trt")
+    heads.shape = replace(heads.shape, aux_layers=(2, 4, 8))
+    with pytest.raises(SpeculationError, match="captures hidden states 1 to 7"):
+        save_heads(heads, target, tmp_path, engine="sglang")
+
+
 def test_published_names_are_read(target, tmp_path):
     heads = make_heads(target)
     save_heads(heads["medusa"], target, tmp_path, torch.float32)

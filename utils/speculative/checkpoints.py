@@ -32,24 +32,40 @@ WEIGHTS = (
     "medusa_lm_head.safetensors",
     "medusa_lm_head.pt",
 )
+ENGINES = {"vllm": 0, "sglang": 1}  # what each adds to an auxiliary layer id to get a hidden state
+LAYER_IDS_OF = "layer_ids_of"  # in `eagle_config`: the engine, if it is not vLLM
 Heads = MedusaHeads | Eagle3 | Eagle1
 
 
 def save_heads(
-    heads: Heads, target: Target, folder: Path, dtype: torch.dtype = torch.bfloat16
+    heads: Heads,
+    target: Target,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    engine: str = "vllm",
 ) -> None:
     """Writes `config.json` and `model.safetensors` into a folder.
+
+    SGLang 0.5.23 takes `eagle_aux_hidden_state_layer_ids` one layer further than vLLM does, without an error
+    (`set_eagle3_layers_to_capture` adds 1; sglang pull request 25454 tells the two conventions apart). So
+    EAGLE-3 heads for SGLang are a copy with ids one lower, which says so in its configuration.
 
     Args:
         heads: What to write.
         target: Whose heads they are; gives the configuration of positions.
         folder: Made if needed.
         dtype: Of the stored weights.
+        engine: "vllm" or "sglang": whose layer ids EAGLE-3's configuration holds.
+
+    Raises:
+        SpeculationError: Another engine, or hidden states that SGLang cannot capture.
     """
+    if engine not in ENGINES:
+        raise SpeculationError(f"Heads are written for {' or '.join(ENGINES)}, not for {engine!r}.")
     if isinstance(heads, MedusaHeads):
         config, tensors = _medusa_out(heads)
     elif isinstance(heads, Eagle3):
-        config, tensors = _eagle3_out(heads, target)
+        config, tensors = _eagle3_out(heads, target, engine)
     else:
         config, tensors = _eagle1_out(heads, target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,15 +231,23 @@ def _draft_config(target: Target) -> dict[str, Any]:
     }
 
 
-def _eagle3_out(heads: Eagle3, target: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _eagle3_out(
+    heads: Eagle3, target: Target, engine: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    aux, last = heads.shape.aux_layers, target.shape.layers - 1
+    if engine == "sglang" and not (min(aux) >= 1 and max(aux) <= last):
+        raise SpeculationError(
+            f"SGLang captures hidden states 1 to {last} of this target; the draft fuses {list(aux)}."
+        )
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],
         **_draft_config(target),
         "draft_vocab_size": heads.shape.draft_vocab,
         "eagle_config": {
             "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": list(heads.shape.aux_layers),
-        },
+            "eagle_aux_hidden_state_layer_ids": [k - ENGINES[engine] for k in aux],
+        }
+        | ({} if engine == "vllm" else {LAYER_IDS_OF: engine}),
     }
     state = heads.state_dict()
     layer = {k.removeprefix("layer."): v for k, v in state.items() if k.startswith("layer.")}
@@ -270,9 +294,11 @@ def _eagle3_in(
         raise SpeculationError(
             f"{folder}: norm_before_residual and norm_before_fc are variants that are not read here."
         )
-    aux = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    settings = config.get("eagle_config") or {}
+    aux = settings.get("eagle_aux_hidden_state_layer_ids")
     layers = target.shape.layers
-    aux = tuple(aux or default_aux_layers(layers))
+    added = ENGINES[settings.get(LAYER_IDS_OF, "vllm")]
+    aux = tuple(k + added for k in aux) if aux else default_aux_layers(layers)
     if max(aux) > layers:
         raise SpeculationError(
             f"{folder} fuses hidden state {max(aux)}; the target has {layers} layers."

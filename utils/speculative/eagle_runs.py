@@ -301,11 +301,12 @@ def acceptance_rate(generations: Sequence[Generation]) -> float:
     """Share of the guesses that were looked at which were right, 0 to 1.
 
     Behind the first wrong guess of a chain the rest is not looked at: a verification that accepted j of k
-    guesses looked at min(j + 1, k).
+    guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
+    it off, and what was cut off was not found wrong.
     """
     right = looked_at = 0
     for g in generations:
-        for gained, drafted in zip(g.accepted, g.drafted, strict=True):
+        for gained, drafted in list(zip(g.accepted, g.drafted, strict=True))[:-1]:
             right += gained - 1
             looked_at += min(gained, drafted)
     return right / max(1, looked_at)

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from utils.speculative.dataset import Recorded, batches
 from utils.speculative.errors import SpeculationError
+from utils.speculative.files import digest, go_on, write_torch
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
 from utils.speculative.target import Shape, Target
@@ -66,7 +67,9 @@ class Settings:
 Loss = Callable[[int], tuple[Tensor, list[float]]]
 
 
-def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list[LogLine]:
+def fit(
+    module: nn.Module, loss_at: Loss, settings: Settings, name: str, data: Sequence[Recorded]
+) -> list[LogLine]:
     """Minimizes a loss.
 
     Args:
@@ -74,12 +77,14 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         loss_at: Loss and accuracies of a step.
         settings: How.
         name: For the progress bar and the checkpoint.
+        data: What `loss_at` reads; a checkpoint of other data is refused.
 
     Returns:
         The log.
 
     Raises:
-        SpeculationError: The loss is no number any more; the last checkpoint is kept.
+        SpeculationError: The loss is no number any more (the last checkpoint is kept); or the checkpoint is
+            cut off, or another training's.
     """
     matrices = [p for n, p in module.named_parameters() if p.ndim == 2 and "lm_head" not in n]
     others = [p for n, p in module.named_parameters() if p.ndim != 2 or "lm_head" in n]
@@ -90,8 +95,9 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         optimizers.append(Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw"))
     step, log, spent = 0, [], 0.0
     file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
+    about = _about(module, settings, data) if file else {}
     if file and file.exists():
-        saved = torch.load(file, weights_only=True)
+        saved = go_on(file, about)
         module.load_state_dict(saved["module"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -129,12 +135,27 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
             bar.set_postfix(loss=f"{log[-1].loss:.3f}", right=" ".join(f"{m:.2f}" for m in means))
             losses, right = [], []
             if file and time.monotonic() - saved_at > SAVE_SECONDS:
-                _save(file, module, optimizers, step, log)
+                _save(file, module, optimizers, step, log, about)
                 saved_at = time.monotonic()
     bar.close()
     if file:
-        _save(file, module, optimizers, step, log)
+        _save(file, module, optimizers, step, log, about)
     return log
+
+
+def _about(
+    module: nn.Module, settings: Settings, data: Sequence[Recorded]
+) -> dict[str, int | float | str]:
+    """What a training is made of: its settings, its data, and the module as it begins."""
+    shape = getattr(module, "shape", None)
+    return {
+        "steps": settings.steps,
+        "rate": settings.rate,
+        "rows": settings.rows,
+        "seed": settings.seed,
+        "data": digest(s.ids for s in data),
+        "weights at the start": digest([shape, *module.state_dict().values()]),
+    }
 
 
 def _save(
@@ -143,17 +164,17 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     log: Sequence[LogLine],
+    about: Mapping[str, object],
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     state = {
+        "about": dict(about),
         "module": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
         "seconds": log[-1].seconds,
         "log": [vars(line) for line in log],
     }
-    torch.save(state, file.with_suffix(".part"))
-    file.with_suffix(".part").rename(file)
+    write_torch(state, file)
 
 
 def train_medusa(
@@ -176,7 +197,7 @@ def train_medusa(
         logits = module(hidden[picked].float().to(target.device))
         return medusa_loss(logits, labels[picked].t().to(target.device))
 
-    return module, fit(module, loss_at, settings, "Medusa")
+    return module, fit(module, loss_at, settings, "Medusa", data)
 
 
 def train_medusa2(
@@ -224,7 +245,7 @@ def train_medusa2(
         right = float((logits.argmax(-1) == wanted[0]).float().mean())
         return own + weight * theirs, [right, *accuracy]
 
-    log = fit(both, loss_at, settings, "Medusa-2")
+    log = fit(both, loss_at, settings, "Medusa-2", data)
     both.requires_grad_(False)
     return tuned, mine, log
 
@@ -333,7 +354,7 @@ def train_eagle3(
     eagle.to(target.device)
     head = target.head.weight.float()[eagle.d2t]
     loss_at = _eagle_loss(target, eagle, data, settings, unrolled, head, 0.0)
-    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)")
+    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)", data)
 
 
 def train_eagle1(
@@ -349,7 +370,7 @@ def train_eagle1(
     shape = EagleShape(draft_layer(target), target.shape.vocab, ())
     eagle = Eagle1(shape, head.cpu()).to(target.device)
     loss_at = _eagle_loss(target, eagle, data, settings, 1, head, 1.0)
-    return eagle, fit(eagle, loss_at, settings, "EAGLE-1")
+    return eagle, fit(eagle, loss_at, settings, "EAGLE-1", data)
 
 
 def draft_layer(target: Target) -> Shape:
