@@ -368,8 +368,8 @@ residual = checks.residual(residual)
 # %% [markdown]
 # Medusa's paper offers another rule, **typical acceptance**: at high temperatures, why be exact? A guess x is accepted if it
 # is *likely enough*: p(x) > min(ε, α · exp(-H)), where H = -Σ p log p is the entropy of p (natural logarithm). If the target is
-# sure, H is near 0 and ε decides; if it is unsure, exp(-H) is small and even an improbable token passes. The paper has ε = 0.09
-# and α = 0.3.
+# sure, H is near 0 and ε decides; if it is unsure, exp(-H) is small and even an improbable token passes. (The paper
+# writes δ for α, takes √ε for it, and tries several ε; 0.09 and 0.3 are the defaults of its code's `medusa_generate`.)
 
 # %% [markdown]
 # Write `typical_accepts`: whether `token` is accepted where the target's distribution is `p`, a NumPy array. A token of
@@ -722,7 +722,8 @@ fleet.stop()
 # | E / (T(n)/T(1)) | the optimum is where a further node stops paying | section 8 |
 # | counters | 1 + accepted/drafts | section 9, vLLM beside your own |
 #
-# All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
+# Runs of an engine are recorded in `records/` (`load_all()` of `utils.benchmark` reads them), our own loop's in
+# `records/speculative/`, one JSON file per comparison.
 
 # %% [markdown]
 # ## Questions

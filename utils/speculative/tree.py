@@ -111,8 +111,8 @@ class ChoiceTree(Tree):
     """Medusa's static tree.
 
     Args:
-        choices: Paths of ranks: (0, 2) is the node whose parent is head 1's best guess, and which holds
-            head 2's third-best. The beginnings of a path have to be among them.
+        choices: Paths of ranks: (0, 2) is the node whose parent is head 0's best guess, and which holds
+            head 1's third-best. The beginnings of a path have to be among them.
 
     Attributes:
         choices: Sorted by depth, then by ranks; choice i is node i + 1.
