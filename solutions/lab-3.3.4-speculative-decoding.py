@@ -401,12 +401,12 @@ typical_accepts = checks.typical_accepts(typical_accepts)
 # Logits are the tiny model's own, at a place in a text where it is least sure, cut down to its six most probable tokens
 # so that each is drawn often. q comes from Medusa's head 0, which guesses another position, so p and q differ.
 #
-# **Predict**: the p-value of that wrong rule, over 200,000 draws?
+# **Predict**: how many draws does the test need to find that wrong rule out (100, 200, 400, ... are tried)?
 
-# %% prediction="wrong_p_value"
+# %% prediction="wrong_draws"
 ### BEGIN SOLUTION
-#: wrong_p_value = None  # 0 to 1; below 0.001 the test has found it out
-wrong_p_value = 0.0001
+#: wrong_draws = None  # draws until the p-value is below 0.001
+wrong_draws = 1000
 ### END SOLUTION
 
 # %% tags=["measures"]
@@ -425,7 +425,8 @@ tests = {name: lossless.chi_square(found, p) for name, found in counts.items()}
 pairs = {"pairs of tokens, tree, speculative sampling": SpeculativeSampling(), "pairs, tree, typical": Typical()}
 for name, rule in pairs.items():
     tests[name] = lossless.chi_square(lossless.count_pairs(rule, language, 40 * sizes.same), language.pairs)
-compare_prediction(wrong_p_value, tests["wrong rule: from p again"].p_value, what="p-value of the wrong rule")
+needed = lossless.draws_to_refuse(p, q, lambda p, q: p)
+compare_prediction(wrong_draws, needed, what="draws that find the wrong rule out", unit="draws")
 lossless_rules = ("plain sampling", "speculative sampling, your residual", "pairs of tokens, tree, speculative sampling")
 print(words.explain_chi(tests, lossless_rules), words.explain_typical(p, q, counts["typical acceptance, yours"]), sep="\n")
 display(words.chi_table(tests))

@@ -177,6 +177,20 @@ def shift(features: list, tokens: list[int]) -> list[tuple]:
 shift = checks.shift(shift)
 
 # %% [markdown]
+# Your two functions on a real text: the fused features of a test prompt beside those of the course's module, and what the
+# draft reads at its last three positions.
+
+# %%
+ids = test[0].ids[: test[0].prompt].tolist()
+states, aux = runs.hidden_states(target, ids[:-1]), list(shipped.eagle3.shape.aux_layers)
+mixed = fuse(states.numpy(), aux, shipped.eagle3.fc.weight.float().cpu().numpy())
+theirs = shipped.eagle3.fuse(torch.cat([states[k] for k in aux], -1).to(device)).cpu().numpy()
+print(f"states {states.shape}, fused {mixed.shape}: at most {np.abs(mixed - theirs).max():.1e} from the module's (measured)")
+for i, (_, token, wanted) in list(enumerate(shift(list(mixed), ids)))[-3:]:
+    behind = "the first token of the answer" if wanted is None else repr(tokenizer.decode([wanted]))
+    print(f"feature of {tokenizer.decode([ids[i]])!r}, token {tokenizer.decode([token])!r}: guess {behind}")
+
+# %% [markdown]
 # ## 2. A small vocabulary
 #
 # Most of a one-layer draft's work is its last product, hidden state times vocabulary. A target of 128,000 tokens uses

@@ -215,6 +215,27 @@ def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monk
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
 
 
+def test_data_that_cannot_teach_is_refused_in_words(target, data):
+    settings = Settings(2, 1e-3, 4)
+    short = [replace(s, ids=s.ids[: s.prompt + 1]) for s in data]
+    for rows in ([], short):
+        with pytest.raises(SpeculationError, match=f"Of {len(rows)} answers none has 3 tokens"):
+            train_medusa(target, rows, settings, heads=2)
+    with pytest.raises(SpeculationError, match="none has 3 tokens"):
+        medusa_accuracy(MedusaHeads(2, SMALL.hidden, SMALL.vocab), short)
+    with pytest.raises(SpeculationError, match="Of 0 answers none has 1 tokens"):
+        train_eagle1(target, [], settings)
+    with pytest.raises(SpeculationError, match="width 32; these auxiliary layers need 16"):
+        train_eagle3(target, data, (1,), settings, draft_vocab=10)
+    with pytest.raises(SpeculationError, match="21 tokens: the target has 20"):
+        train_eagle3(target, data, AUX, settings, draft_vocab=21)
+
+
+def test_a_head_without_labels_adds_nothing():
+    loss, accuracy = medusa_loss(torch.zeros(2, 1, 4), torch.tensor([[1], [-100]]))
+    assert float(loss) == pytest.approx(1.3863, abs=1e-3) and accuracy == [0.0, 0.0]
+
+
 def test_a_loss_that_is_no_number_stops_the_training(target, data):
     broken = [replace(row, hidden=row.hidden * float("nan")) for row in data]
     with pytest.raises(SpeculationError, match=r"loss of EAGLE-1 is nan at step 0"):

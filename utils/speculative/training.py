@@ -177,6 +177,34 @@ def _save(
     write_torch(state, file)
 
 
+def _usable(
+    data: Sequence[Recorded], answer: int, *, length: int = 0, width: int | None = None
+) -> list[Recorded]:
+    """The sequences that have something to learn from.
+
+    Args:
+        data: Answers of the target.
+        answer: Tokens that an answer has to have.
+        length: Tokens that prompt and answer have to have.
+        width: Of the features; None if they are not read.
+
+    Raises:
+        SpeculationError: None has, or the features are those of other layers.
+    """
+    found = [s for s in data if len(s.ids) - s.prompt >= answer and len(s.ids) >= length]
+    if not found:
+        raise SpeculationError(
+            f"Of {len(data)} answers none has {answer} tokens (with its prompt {max(length, answer + 1)}), "
+            "as is needed here. Answer more prompts, or let the answers be longer."
+        )
+    if width is not None and (other := {s.features.shape[-1] for s in found} - {width}):
+        raise SpeculationError(
+            f"The data holds features of width {min(other)}; these auxiliary layers need {width}. Record the "
+            "answers again with the same aux_layers."
+        )
+    return found
+
+
 def train_medusa(
     target: Target, data: Sequence[Recorded], settings: Settings, heads: int = 4
 ) -> tuple[MedusaHeads, list[LogLine]]:
@@ -184,7 +212,11 @@ def train_medusa(
 
     Returns:
         Heads and log.
+
+    Raises:
+        SpeculationError: No answer is long enough for the last head.
     """
+    data = _usable(data, heads + 1)
     torch.manual_seed(settings.seed)
     module = MedusaHeads(heads, target.shape.hidden, target.shape.vocab)
     module.start_from(target.head.weight.float().cpu())
@@ -222,6 +254,7 @@ def train_medusa2(
     Returns:
         The new target, its heads, and the log; accuracy is the backbone's, then the heads'.
     """
+    data = _usable(data, 1)
     both = nn.ModuleDict({"target": copy.deepcopy(target), "heads": copy.deepcopy(heads)})
     both.requires_grad_(True)
     tuned, mine = both["target"], both["heads"]
@@ -270,13 +303,16 @@ def _tokens_ahead(s: Recorded, count: int) -> Tensor:
 
 
 def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """Loss and each head's accuracy; logits [heads, n, vocab], labels [heads, n] with -100 for none."""
+    """Loss and each head's accuracy; logits [heads, n, vocab], labels [heads, n] with -100 for none.
+
+    A head without any label adds nothing, and has accuracy 0.
+    """
     total = logits.new_zeros(())
     accuracy = []
     for k, (mine, wanted) in enumerate(zip(logits, labels, strict=True)):
-        total = total + DECAY**k * F.cross_entropy(mine, wanted)
-        known = wanted >= 0
-        accuracy.append(float((mine.argmax(-1) == wanted)[known].float().mean()))
+        known = max(1, int((wanted >= 0).sum()))
+        total = total + DECAY**k * F.cross_entropy(mine, wanted, reduction="sum") / known
+        accuracy.append(float((mine.argmax(-1) == wanted).sum()) / known)
     return total, accuracy
 
 
@@ -290,7 +326,11 @@ def medusa_accuracy(
         heads: What guesses.
         data: Answers of the target, for choosing a tree not those that the heads were trained on.
         ranks: How many guesses of a head are looked at.
+
+    Raises:
+        SpeculationError: No answer is long enough for the last head.
     """
+    data = _usable(data, heads.count + 1)
     hidden, labels = medusa_examples(data, heads.count)
     logits = heads(hidden.to(heads.lm_heads))
     top = logits.topk(ranks, -1).indices  # [heads, n, ranks]
@@ -306,6 +346,8 @@ def eagle_accuracy(
     target: Target, eagle: Eagle3 | Eagle1, data: Sequence[Recorded], steps: int
 ) -> list[float]:
     """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
+    width = len(eagle.shape.aux_layers) * target.shape.hidden or None
+    data = _usable(data, 1, length=steps + 2, width=width)
     settings = Settings(steps=1, rate=0.0, rows=len(data))
     head = target.head.weight.float()[eagle.d2t]
     return _eagle_loss(target, eagle, data, settings, steps, head, 0.0)(0)[1]
@@ -340,11 +382,19 @@ def train_eagle3(
         aux_layers: See `Target`.
         settings: How.
         unrolled: Steps of training-time test; 1 leaves it out.
-        draft_vocab: Tokens that can be guessed.
+        draft_vocab: Tokens that can be guessed, at most the target's.
 
     Returns:
         Draft and log.
+
+    Raises:
+        SpeculationError: Too large a draft vocabulary, features of other layers, or answers too short.
     """
+    data = _usable(data, 1, length=unrolled + 2, width=len(aux_layers) * target.shape.hidden)
+    if not 1 <= draft_vocab <= target.shape.vocab:
+        raise SpeculationError(
+            f"A draft vocabulary of {draft_vocab} tokens: the target has {target.shape.vocab}."
+        )
     torch.manual_seed(settings.seed)
     shape = EagleShape(draft_layer(target), draft_vocab, aux_layers)
     eagle = Eagle3(shape)
@@ -365,6 +415,7 @@ def train_eagle1(
     Returns:
         Draft and log.
     """
+    data = _usable(data, 1, length=3)
     torch.manual_seed(settings.seed)
     head = target.head.weight.float()
     shape = EagleShape(draft_layer(target), target.shape.vocab, ())
