@@ -94,7 +94,8 @@ print(f"EAGLE-3's draft: hidden states {shipped.eagle3.shape.aux_layers}, {shipp
 #
 # How much is in them? A **probe** is the simplest thing that could use them: one linear map, fitted in closed form,
 # that guesses token i + 2 from what is known at position i. First the data: the target answers prompts, and what it
-# computed on the way is kept (in float32; no draft has seen these prompts).
+# computed on the way is kept (in float32). A fifth of the answers is for tests: neither the probe nor the small drafts
+# of section 4 learn from them.
 #
 # **Predict**: the probe that reads token i + 1 alone is right so many times in a hundred; how many points more is the
 # one that also reads the three hidden states of token i?
@@ -116,12 +117,13 @@ print(words.explain_probe(probed))
 # %% [markdown]
 # **In words.** The token alone says what often comes after it. The hidden state says what the target was about
 # to write. The last one is shaped for the *next* token, which is known by now; the lower ones still hold what the
-# later ones need. That is EAGLE-3's reason to fuse several, and with it the draft goes on getting better with more
-# data where EAGLE-1's stops (EAGLE-3, figure 1, cited).
+# later ones need. That is EAGLE-3's reason to fuse several. Together with giving up the aim of foretelling the next
+# feature (section 4) it lets the draft go on getting better with more data, where EAGLE-2's stops (EAGLE-3, figure 1,
+# cited).
 #
 # Which hidden states? Number 0 is the embedding, number k the output of layer k − 1 (as in transformers'
-# `hidden_states[k]`, and vLLM's `eagle_aux_hidden_state_layer_ids`); EAGLE-3 takes 2, the middle, and the last but
-# three. They are laid side by side, low first, and one linear layer without bias, `fc`, brings them back to the width
+# `hidden_states[k]`, and vLLM's `eagle_aux_hidden_state_layer_ids`); EAGLE-3 takes number 2, the middle, and the last
+# but three: of 24 layers 2, 12 and 21. They are laid side by side, low first, and one linear layer without bias, `fc`, brings them back to the width
 # of one: g = fc([low; middle; high]).
 
 # %% [markdown]
@@ -173,6 +175,20 @@ def shift(features: list, tokens: list[int]) -> list[tuple]:
 
 # %% check="shift"
 shift = checks.shift(shift)
+
+# %% [markdown]
+# Your two functions on a real text: the fused features of a test prompt beside those of the course's module, and what the
+# draft reads at its last three positions.
+
+# %%
+ids = test[0].ids[: test[0].prompt].tolist()
+states, aux = runs.hidden_states(target, ids[:-1]), list(shipped.eagle3.shape.aux_layers)
+mixed = fuse(states.numpy(), aux, shipped.eagle3.fc.weight.float().cpu().numpy())
+theirs = shipped.eagle3.fuse(torch.cat([states[k] for k in aux], -1).to(device)).cpu().numpy()
+print(f"states {states.shape}, fused {mixed.shape}: at most {np.abs(mixed - theirs).max():.1e} from the module's (measured)")
+for i, (_, token, wanted) in list(enumerate(shift(list(mixed), ids)))[-3:]:
+    behind = "the first token of the answer" if wanted is None else repr(tokenizer.decode([wanted]))
+    print(f"feature of {tokenizer.decode([ids[i]])!r}, token {tokenizer.decode([token])!r}: guess {behind}")
 
 # %% [markdown]
 # ## 2. A small vocabulary
@@ -330,7 +346,7 @@ print(words.explain_ablation(by_guess))
 plots.plot_steps(by_guess)
 
 # %% [markdown]
-# *In the picture: share of right guesses (given that those before were right) against the number of the guess. Without
+# *In the picture: share of right guesses (with the true tokens in front) against the number of the guess. Without
 # training-time test the line breaks off behind the first guess. With it the line starts lower, since the same steps had
 # three things to teach, and holds as far as was trained: three guesses. The shipped draft, longer trained with four
 # steps, lies above both and is nearly level.*
@@ -538,7 +554,7 @@ plots.plot_chains(curve, measured)
 #
 # ## 7. The same draft in vLLM
 #
-# The draft lies in `models/heads/eagle3` in the layout that vLLM and SGLang load: `config.json` and
+# The draft lies in `models/heads/eagle3` in the layout that vLLM loads: `config.json` and
 # `model.safetensors` with `fc`, `midlayer.*`, `lm_head`, `d2t`, `t2d`. One argument switches it on:
 #
 #     vllm serve MODEL --speculative-config '{"method": "eagle3", "model": "models/heads/eagle3", "num_speculative_tokens": 3}'
@@ -617,16 +633,28 @@ fleet.stop()
 # the answers are no longer the target's.
 #
 # A GPU with a large model has far more idle arithmetic than two CPU cores, so its crossover lies at higher concurrency,
-# but it has one: 59 against 61 tok/s was reported for SGLang at higher parallelism ([sglang issue 6949](https://github.com/sgl-project/sglang/issues/6949), cited); EAGLE-3's
-# paper (arXiv 2503.01840) still measured +38 % throughput at batch 64 (SGLang, one H100, cited). Engines let you set a limit for that
-# reason; measure where yours is.
+# but it has one: for SGLang, throughput with EAGLE-3 was reported below throughput without, with 20 requests in flight
+# on one A6000 ([sglang issue 5274](https://github.com/sgl-project/sglang/issues/5274)); EAGLE-3's paper (arXiv 2503.01840)
+# still measured +38 % throughput at batch 64 (SGLang, one H100, cited). For that reason vLLM 0.32 takes
+# `num_speculative_tokens_per_batch_size` in its speculative config: how many tokens to draft at which batch size, as
+# `[[1, 8, 3], [9, 64, 0]]`. Measure first where your limit is.
 #
-# **SGLang** loads the same folder, and drafts trees as in section 5 (`--speculative-eagle-topk` is the width,
-# `--speculative-num-steps` the depth, `--speculative-num-draft-tokens` the nodes verified, the root among them):
+# **SGLang** reads the same layout, and drafts trees as in section 5 (`--speculative-eagle-topk` is the width,
+# `--speculative-num-steps` the depth, `--speculative-num-draft-tokens` the nodes verified, the root among them). But it
+# counts layers otherwise: SGLang 0.5.23 adds 1 to every id of `eagle_aux_hidden_state_layer_ids`
+# (`set_eagle3_layers_to_capture` in `sglang/srt/models/qwen3.py`;
+# [pull request 25454](https://github.com/sgl-project/sglang/pull/25454) describes both conventions). From the folder above
+# it would fuse states 3, 13 and 22, say nothing, and accept less. So it gets a copy, with ids one lower:
+#
+#     from pathlib import Path
+#     from utils.speculative.checkpoints import save_heads
+#     save_heads(shipped.eagle3, target, Path("eagle3-sglang"), engine="sglang")
 #
 #     python3 -m sglang.launch_server --model-path MODEL --speculative-algorithm EAGLE3 \
-#       --speculative-draft-model-path models/heads/eagle3 --speculative-num-steps 3 --speculative-eagle-topk 1 \
+#       --speculative-draft-model-path eagle3-sglang --speculative-num-steps 3 --speculative-eagle-topk 1 \
 #       --speculative-num-draft-tokens 4
+#
+# For a published draft, find out which of the two its ids mean: the acceptance length tells.
 #
 # Where SGLang runs without its own kernels, as on this course's `cpu` profile, it cannot: building and verifying a tree
 # are kernels of its own. Here is what it says:
@@ -657,9 +685,10 @@ print(runs.try_sglang(profile))
 # On a DGX Spark or another NVIDIA GPU section 7 has just served Qwen3-8B with a **published** EAGLE-3 draft,
 # `Tengyunw/qwen3_8b_eagle3`: the same code, other names in the profile. Its model card reports 187 tok/s without and 365
 # tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). What to expect elsewhere follows from your formula: reading
-# the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. On a Spark plain decoding of an
-# 8B model in bfloat16 reads 16.4 GB of weights for a token at 273 GB/s: at most about 17 tok/s (derived). An acceptance
-# length of 2.2 would make that about 35, if drafting were free.
+# the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. Plain decoding reads all of
+# Qwen3-8B's 8.191 billion weights for a token but the embedding matrix, of which it reads one row: 151,936 x 4,096 =
+# 0.622 billion weights less. In bfloat16 that is (8.191 - 0.622) x 2 = 15.1 GB, so on a Spark, at 273 GB/s, at most
+# 273 / 15.1 = 18 tok/s (derived). An acceptance length of 2.2 would make that 18 x 2.2 = 40 tok/s, if drafting were free.
 #
 # Published **Medusa** heads for Qwen3-8B we found none, and vLLM alone still serves Medusa: that comparison
 # stays with the tiny model.
@@ -697,8 +726,11 @@ else:
 #
 # <details><summary>1. A colleague serves EAGLE-3 with the wrong auxiliary layers. Which error does he see?</summary>
 #
-# None. The answers are right, since the target verifies; acceptance is near zero, and everything is slower than
-# plain. Watch the acceptance length, always.
+# None. The answers are right, since the target verifies, and the acceptance length can look plausible. Our own loop, the
+# shipped draft, a chain of 3, 16 held-out prompts: 2.87 with states 2, 12 and 21, on which it was trained; 2.26 with
+# 3, 13 and 22; 2.45 with 5, 9 and 17; 1.67 with 0, 6 and 12; 1.37 with 22, 23 and 24 (measured, 2026-11-26). Neighbouring
+# states are alike, so a mistake of one layer costs a part of the gain and looks like a weak draft. Compare
+# the acceptance length with a known one, always.
 # </details>
 # <details><summary>2. Why does position i read token i + 1, and not token i?</summary>
 #

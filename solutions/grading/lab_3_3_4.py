@@ -78,7 +78,7 @@ accept_greedy = Grading(
         "looks at all nodes, not at children": Wrong(_any_node_below, says="accepted last"),
         "compares a node with its own best": Wrong(_own_best),
         "leaves the root out": Wrong(
-            lambda parents, tokens, best: _path(parents, tokens, best)[1:]
+            lambda parents, tokens, best: _path(parents, tokens, best)[1:], says="comes first"
         ),
         "returns tokens": Wrong(
             lambda parents, tokens, best: [tokens[n] for n in _path(parents, tokens, best)]
@@ -109,6 +109,15 @@ def _parent_and_self(parents: list[int]) -> list[list[bool]]:
     return [[j == i or j == parents[i] for j in size] for i in size]
 
 
+def _one_row_for_all(parents: list[int]) -> list[list[bool]]:
+    rows: list[list[bool]] = []
+    for node, parent in enumerate(parents):
+        row = [False] * len(parents) if parent < 0 else rows[parent]
+        row[node] = True
+        rows.append(row)
+    return rows
+
+
 def _changed(parents: list[int], change: Callable[[list[list[bool]]], Any]) -> Any:
     return change(_mask(parents))
 
@@ -118,6 +127,7 @@ tree_mask = Grading(
     wrong={
         "the triangle of plain attention": Wrong(_triangle, says="different futures"),
         "parent and node only": Wrong(_parent_and_self, says="triangle"),
+        "the parent's own row, not a copy": Wrong(_one_row_for_all, says="Copy the parent's row"),
         "forgets the node itself": Wrong(
             lambda parents: [
                 [seen and i != j for j, seen in enumerate(row)]
@@ -161,7 +171,8 @@ position_ids = Grading(
         "depths without the text": Wrong(lambda parents, length: _positions(parents, 0), says="10"),
         "one too many": Wrong(lambda parents, length: _positions(parents, length + 1), says="10"),
         "one behind the parent's number": Wrong(
-            lambda parents, length: [length + 1 + parent for parent in parents]
+            lambda parents, length: [length + 1 + parent for parent in parents],
+            says="not behind its number",
         ),
     },
     twins=("utils.speculative.tree.Tree.depths", "utils.speculative.target.positions_of"),
@@ -324,6 +335,7 @@ typical_accepts = Grading(
             lambda p, token, epsilon, alpha: bool(
                 p[token] > min(epsilon, alpha * math.exp(-_entropy(p) / math.log(2)))
             ),
+            says="natural logarithm",
         ),
         "the sign of the entropy": Wrong(
             lambda p, token, epsilon, alpha: bool(

@@ -53,6 +53,16 @@ def stack(attempt):
     expect_raises(IndexError, one.pop, what="pop of an empty stack")
 
 
+def test_an_error_names_what_it_was_called_with():
+    def broken(words, word):
+        words.clear()
+        return words[0]
+
+    said = count.judge(broken).message
+    assert "your code raised IndexError" in said
+    assert "(it was called with (['a', 'b', 'a'], 'a'))" in said, "as given, before it was changed"
+
+
 def unattempted(words, word):
     raise NotImplementedError("Exercise count: replace this line by your code")
 

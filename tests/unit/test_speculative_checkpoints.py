@@ -79,6 +79,20 @@ def test_the_eagle3_draft_has_vllms_names(target, tmp_path):
     assert config["tie_word_embeddings"] is False
 
 
+def test_sglangs_copy_has_the_ids_that_sglang_means(target, tmp_path):
+    """SGLang 0.5.23 captures before layer id + 1: the output of layer id, hidden state id + 1."""
+    heads = make_heads(target)["eagle3"]
+    save_heads(heads, target, tmp_path, torch.float32, engine="sglang")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 4]
+    assert load_heads(tmp_path, target).shape.aux_layers == (2, 4, 5), "read back as what it means"
+    with pytest.raises(SpeculationError, match="written for vllm or sglang, not for 'trt'"):
+        save_heads(heads, target, tmp_path, engine="trt")
+    heads.shape = replace(heads.shape, aux_layers=(2, 4, 8))
+    with pytest.raises(SpeculationError, match="captures hidden states 1 to 7"):
+        save_heads(heads, target, tmp_path, engine="sglang")
+
+
 def test_published_names_are_read(target, tmp_path):
     heads = make_heads(target)
     save_heads(heads["medusa"], target, tmp_path, torch.float32)
@@ -167,6 +181,89 @@ def test_too_deep_features_missing_tensors_and_missing_files_are_named(target, t
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(SpeculationError, match=r"needs config\.json and one of"):
         load_heads(tmp_path, target)
+
+
+def changed(heads, target, folder, config=None, tensors=None):
+    """Writes heads, then other settings and other tensors over them."""
+    save_heads(heads, target, folder, torch.float32)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | (config or {})))
+    stored = load_file(folder / "model.safetensors") | (tensors or {})
+    kept = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config, tensors, message",
+    [
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}}, {}, "ascending"),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [4, 2, 5]}}, {}, "ascending"),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [-1, 2, 5]}}, {}, "not below 0"),
+        (
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": ["2"]}},
+            {},
+            "list of whole numbers",
+        ),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": []}}, {}, "list of whole numbers"),
+        ({"num_attention_heads": 0}, {}, "num_attention_heads, a whole number of at least 1"),
+        ({"num_key_value_heads": 3}, {}, "cannot share 3 key heads"),
+        ({}, {"d2t": None}, "drafts 10 of 40 tokens and lacks d2t"),
+        ({}, {"d2t": -torch.arange(10)}, "to a token twice"),
+        ({}, {"d2t": torch.zeros(0, dtype=torch.int64)}, "one per draft token"),
+        ({}, {"t2d": torch.arange(40) < 10}, "t2d and d2t name different tokens"),
+    ],
+)
+def test_eagle3_drafts_that_cannot_be_right_are_refused(target, tmp_path, config, tensors, message):
+    changed(make_heads(target)["eagle3"], target, tmp_path, config, tensors)
+    with pytest.raises(SpeculationError, match=message):
+        load_heads(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    "config, tensors, message",
+    [
+        ({"num_heads": None}, {}, "num_heads or medusa_num_heads, a whole number"),
+        ({"num_hidden_layers": "2"}, {}, "says '2'"),
+        ({}, {"lm_heads.1.weight": torch.zeros(39, 16)}, "not all of one size"),
+    ],
+)
+def test_medusa_heads_that_cannot_be_right_are_refused(target, tmp_path, config, tensors, message):
+    changed(make_heads(target)["medusa"], target, tmp_path, config, tensors)
+    with pytest.raises(SpeculationError, match=message):
+        load_heads(tmp_path, target)
+
+
+@pytest.mark.parametrize("text", [b"<html>no such page</html>", b"version https://git-lfs.x/v1"])
+def test_a_page_or_a_pointer_in_place_of_weights_is_named(target, tmp_path, text):
+    save_heads(make_heads(target)["medusa"], target, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "medusa_lm_head.pt").write_bytes(text)
+    with pytest.raises(SpeculationError, match="page or pointer in place"):
+        load_heads(tmp_path, target)
+    torch.save([1, 2], tmp_path / "medusa_lm_head.pt")
+    with pytest.raises(SpeculationError, match="no tensors by name"):
+        load_heads(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    "text, message", [(b"[1]", "no settings by name"), (b"\xff\xfe{}", "cannot be read")]
+)
+def test_a_configuration_that_is_none_is_named(target, tmp_path, text, message):
+    save_heads(make_heads(target)["medusa"], target, tmp_path)
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(SpeculationError, match=message):
+        load_heads(tmp_path, target)
+
+
+def test_a_mistyped_folder_is_named_beside_the_hub_that_does_not_know_it(target, monkeypatch):
+    def refuse(name):
+        raise OSError(f"404 for {name}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        SpeculationError, match=r"no folder /.*heads/medusaa, and the model hub.*404"
+    ):
+        load_heads("heads/medusaa", target)
 
 
 def test_the_shipped_heads_fit_the_shipped_model():

@@ -77,8 +77,15 @@ def test_the_probe_finds_what_is_in_the_inputs(target):
     assert f"{100 * (several - alone):+.0f} points" in said
 
 
+def test_all_hidden_states_are_those_that_a_draft_is_given(target):
+    states = runs.hidden_states(target, [5, 6, 7])
+    assert states.shape == (target.shape.layers + 1, 3, target.shape.hidden)
+    torch.testing.assert_close(states[0], target.embed.weight[[5, 6, 7]].float())
+
+
 def test_acceptance_counts_the_guesses_that_were_looked_at():
-    one = Generation([1], [], accepted=[4, 2, 1, 1], drafted=[3, 3, 3, 0])
+    """The last verification ends the answer: what it cut off was not found wrong."""
+    one = Generation([1], [], accepted=[4, 2, 1, 2], drafted=[3, 3, 3, 3])
     assert runs.acceptance_rate([one]) == (3 + 1) / (3 + 2 + 1)
     assert runs.acceptance_rate([]) == 0.0
 

@@ -132,6 +132,33 @@ def test_bad_input_is_refused_before_anything_is_written(target):
         generate(target, [[1, 2]], narrow, max_new_tokens=4)
 
 
+def test_drafters_that_cannot_draft_are_refused(target):
+    medusa, _, eagle3 = untrained(target)
+    for choices, message in (
+        ([], "guesses nothing"),
+        ([(-1,)], "whole ranks"),
+        ([(0.5,)], "whole ranks"),
+        ([(2048,)], "ranks 0 to 2047"),
+    ):
+        with pytest.raises(SpeculationError, match=message):
+            Medusa(medusa, choices)
+    for nodes in (0, -1):
+        with pytest.raises(SpeculationError, match=f"tree of {nodes} nodes guesses nothing"):
+            EagleDrafter(eagle3, 3, 3, nodes)
+    with pytest.raises(SpeculationError, match="more than the 512 tokens"):
+        EagleDrafter(eagle3, 3, 513)
+    for drafter in (Medusa(medusa.double()), EagleDrafter(eagle3.double(), 3)):
+        with pytest.raises(SpeculationError, match=r"heads are torch\.float64 .*load_heads"):
+            generate(target, [[1, 2]], drafter, max_new_tokens=4)
+
+
+def test_a_deep_draft_near_the_last_position_is_refused(target):
+    """What is kept of a tree fits, what is expanded of it would not."""
+    deep = EagleDrafter(untrained(target)[2], 40, 2, nodes=2)
+    with pytest.raises(SpeculationError, match="a draft 40 deep need 2077 positions"):
+        generate(target, [[1] * 2033], deep, max_new_tokens=4)
+
+
 class Known:
     """Guesses eight tokens: the right ones in row 0, wrong ones in all others."""
 

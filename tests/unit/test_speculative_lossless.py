@@ -50,3 +50,8 @@ def test_pairs_over_a_tree_keep_the_distribution_only_if_the_rule_is_exact():
     assert lossless.chi_square(exact, small.pairs).p_value > 0.001
     typical = lossless.count_pairs(Typical(), small, 500)
     assert lossless.chi_square(typical, small.pairs).p_value < 1e-6
+
+
+def test_a_wrong_rule_is_found_out_and_the_right_one_is_not():
+    assert 100 <= lossless.draws_to_refuse(P, Q, lambda p, q: p) <= 1600
+    assert lossless.draws_to_refuse(P, Q, own_residual) == 0

@@ -60,6 +60,11 @@ def test_a_comparison_is_fair_and_leaves_a_record(target, tmp_path, monkeypatch)
     assert measure.draft_cost(found["lookup"]) > 0
 
 
+def test_a_comparison_without_anything_to_decode_is_refused(target):
+    with pytest.raises(SpeculationError, match="answers of 2 tokens or more"):
+        measure.compare(target, {}, [[1, 2]], label="x", max_new_tokens=1)
+
+
 def test_answers_that_differ_are_counted():
     a, b = Generation([1], [2, 3]), Generation([1], [2, 4])
     assert measure.same_share([a, a], [a, b]) == 0.5

@@ -59,6 +59,46 @@ def test_data_is_kept_and_read_again(target, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"aux_layers": (1,)}, {"max_new_tokens": 6}, {"prompts": [[1, 2], [3, 9]]}],
+    ids=lambda change: next(iter(change)),
+)
+def test_data_of_other_settings_is_refused(target, tmp_path, change):
+    given = {"prompts": [[1, 2], [3, 4]], "aux_layers": AUX, "max_new_tokens": 5}
+
+    def make(prompts, aux_layers, max_new_tokens):
+        settings = {"max_new_tokens": max_new_tokens, "batch": 2, "folder": tmp_path}
+        return self_generated(target, prompts, [[7]] * 2, aux_layers, **settings)
+
+    make(**given)
+    with pytest.raises(SpeculationError, match=f"{next(iter(change))} differ.*another folder"):
+        make(**given | change)
+    (file,) = tmp_path.glob("data-*.pt")
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(SpeculationError, match=r"data-0000\.pt cannot be read"):
+        make(**given)
+    torch.save([1], file)
+    with pytest.raises(SpeculationError, match="does not say what it was made of"):
+        make(**given)
+
+
+def test_a_checkpoint_of_another_training_is_refused(target, data, tmp_path):
+    settings = Settings(2, 1e-3, 4, folder=tmp_path)
+    train_medusa(target, data, settings, heads=2)
+    train_medusa(target, data, settings, heads=2)  # its own
+    with pytest.raises(SpeculationError, match=r"rate differ \(rate: 0\.001 there, 0\.5 here\)"):
+        train_medusa(target, data, replace(settings, rate=0.5), heads=2)
+    with pytest.raises(SpeculationError, match="weights at the start differ"):
+        train_medusa(target, data, settings, heads=3)
+    with pytest.raises(SpeculationError, match="data differ"):
+        train_medusa(target, data[:-1], settings, heads=2)
+    file = tmp_path / "Medusa.checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(SpeculationError, match="cannot be read"):
+        train_medusa(target, data, settings, heads=2)
+
+
 def test_medusa_learns_the_token_after_the_next():
     ids = torch.tensor([10, 11, 12, 13, 14])
     row = Recorded(ids, 2, torch.arange(4.0)[:, None], torch.zeros(4, 1))
@@ -173,6 +213,27 @@ def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monk
     assert log[-1].step == 12
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
+
+
+def test_data_that_cannot_teach_is_refused_in_words(target, data):
+    settings = Settings(2, 1e-3, 4)
+    short = [replace(s, ids=s.ids[: s.prompt + 1]) for s in data]
+    for rows in ([], short):
+        with pytest.raises(SpeculationError, match=f"Of {len(rows)} answers none has 3 tokens"):
+            train_medusa(target, rows, settings, heads=2)
+    with pytest.raises(SpeculationError, match="none has 3 tokens"):
+        medusa_accuracy(MedusaHeads(2, SMALL.hidden, SMALL.vocab), short)
+    with pytest.raises(SpeculationError, match="Of 0 answers none has 1 tokens"):
+        train_eagle1(target, [], settings)
+    with pytest.raises(SpeculationError, match="width 32; these auxiliary layers need 16"):
+        train_eagle3(target, data, (1,), settings, draft_vocab=10)
+    with pytest.raises(SpeculationError, match="21 tokens: the target has 20"):
+        train_eagle3(target, data, AUX, settings, draft_vocab=21)
+
+
+def test_a_head_without_labels_adds_nothing():
+    loss, accuracy = medusa_loss(torch.zeros(2, 1, 4), torch.tensor([[1], [-100]]))
+    assert float(loss) == pytest.approx(1.3863, abs=1e-3) and accuracy == [0.0, 0.0]
 
 
 def test_a_loss_that_is_no_number_stops_the_training(target, data):

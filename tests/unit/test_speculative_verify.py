@@ -87,7 +87,7 @@ class Naive(SpeculativeSampling):
 
     def __call__(self, tree, tokens, logits, draft=None):
         p = torch.softmax(logits[0] / self.temperature, -1)
-        if self._chance() < float(p[tokens[1]]):
+        if self._chance(p.device) < float(p[tokens[1]]):
             return Verdict([0, 1], 0)
         return Verdict([0], int(torch.multinomial(p, 1, generator=self.generator)))
 
@@ -108,6 +108,36 @@ def test_typical_acceptance_takes_what_is_likely_enough():
     assert Typical()(chain(3), [0, 5, 5, 5], flat).path == [0, 1, 2, 3], "unsure: all 1/8 will do"
 
 
-def test_sampling_at_temperature_zero_is_refused():
+def test_of_equally_long_paths_typical_acceptance_keeps_the_likeliest():
+    logits = torch.zeros(3, 8)
+    logits[0, 4], logits[0, 5] = 1.0, 2.0
+    tree = Tree([-1, 0, 0])
+    assert Typical()(tree, [0, 4, 5], logits).path == [0, 2]
+    assert Typical()(tree, [0, 5, 4], logits).path == [0, 1]
+
+
+@pytest.mark.parametrize("rule", [SpeculativeSampling, Typical])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), 1e-38])
+def test_temperatures_that_cannot_be_sampled_at_are_refused(rule, temperature):
     with pytest.raises(SpeculationError, match="use Greedy"):
-        SpeculativeSampling(0.0)
+        rule(temperature)
+
+
+@pytest.mark.parametrize("settings", [{"epsilon": -1.0}, {"epsilon": 1.5}, {"alpha": 0.0}])
+def test_thresholds_that_accept_anything_are_refused(settings):
+    with pytest.raises(SpeculationError, match="epsilon above 0 to 1"):
+        Typical(**settings)
+
+
+def test_chance_comes_from_where_the_probabilities_are(monkeypatch):
+    """A generator of a GPU draws on that GPU alone: torch.rand without a device fails with it."""
+    asked, real = [], torch.rand
+
+    def rand(*size, device=None, **options):
+        asked.append(device)
+        return real(*size, device=device, **options)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    logits = logits_for([1, 2])
+    SpeculativeSampling(1.0, generator())(chain(1), [0, 1], logits)
+    assert asked == [logits.device]

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 from utils.checks.expect import brief
 
+_CALLED = "it was called with"  # begins the note of an error that names the inputs
+
 
 class Stopped(BaseException):
     """The answer was stopped from outside.
@@ -144,6 +146,7 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
 
     @functools.wraps(learner)
     def guarded(*args: object, **kwargs: object) -> object:
+        given = ", ".join([*map(brief, args), *(f"{k}={brief(v)}" for k, v in kwargs.items())])
         if copy_inputs:
             try:
                 args, kwargs = copy.deepcopy((args, kwargs))
@@ -155,6 +158,9 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
                 raise NotImplementedError("it returns ...")
         except NotImplementedError as error:
             unfinished.append(error)
+            raise
+        except Exception as error:
+            error.add_note(f"{_CALLED} ({given})")
             raise
         return result
 
@@ -190,12 +196,14 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def blame(error: BaseException, place: tuple[int, str]) -> str:
-    """What an exception says about the answer, with the line of the learner's cell."""
+    """What an exception says about the answer, with the line of the learner's cell and its inputs."""
     named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     number, text = place
     if not number:
         return f"the check could not use what your code returned ({named})"
-    return f"your code raised {named}, in line {number} of your cell: {text}"
+    notes = getattr(error, "__notes__", [])
+    given = next((f" ({note})" for note in notes if str(note).startswith(_CALLED)), "")
+    return f"your code raised {named}, in line {number} of your cell: {text}{given}"
 
 
 def line_of(error: BaseException, learner: Any) -> tuple[int, str]:

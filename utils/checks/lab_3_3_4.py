@@ -32,6 +32,9 @@ def _accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> li
 @check(reference=_accept_greedy)
 def accept_greedy(attempt: Callable[..., list[int]]) -> None:
     """Examines the learner's `accept_greedy(parents, tokens, best)`."""
+    hint = "The root is part of the text already: it is always accepted, and comes first."
+    got = attempt([-1], [3], [5])
+    expect_equal(got, [0], what="a root alone, as in plain decoding", hint=hint)
     chain = [-1, 0, 1, 2]
     hint = "Behind the root it wants 5, as guessed, then 9, not 6. Behind a wrong guess nothing counts."
     got = attempt(chain, [3, 5, 6, 7], [5, 9, 7, 8])
@@ -45,7 +48,6 @@ def accept_greedy(attempt: Callable[..., list[int]]) -> None:
     hint = "All guesses are right, so all nodes are accepted. best of the last one is not needed."
     got = attempt(chain, [3, 5, 6, 7], [5, 6, 7, 8])
     expect_equal(got, [0, 1, 2, 3], what="a chain that is right to its end", hint=hint)
-    expect_equal(attempt([-1], [3], [5]), [0], what="a root alone, as in plain decoding")
     tokens = [3, 5, 6, 7, 8, 7, 9]
     hint = (
         "best[node] is what follows node: look for it among all children of the node accepted last."
@@ -93,7 +95,10 @@ def _tree_mask(parents: list[int]) -> list[list[bool]]:
 def tree_mask(attempt: Callable[..., list[list[bool]]]) -> None:
     """Examines the learner's `tree_mask(parents)`."""
     expect_equal(attempt([-1]), [[True]], what="the mask of a root alone")
-    hint = "In a chain everything before a node is its ancestor: a triangle, as in plain attention."
+    hint = (
+        "In a chain everything before a node is its ancestor: a triangle, as in plain attention. Does "
+        "changing one row change another? Copy the parent's row, and make each row a list of its own."
+    )
     triangle = [[True, False, False], [True, True, False], [True, True, True]]
     expect_equal(attempt([-1, 0, 1]), triangle, what="the mask of a chain of 3", hint=hint)
     hint = "Two children of the root are two different futures: neither sees the other."
@@ -122,6 +127,7 @@ def position_ids(attempt: Callable[..., list[int]]) -> None:
     expect_equal(attempt([-1, 0, 1], 10), [10, 11, 12], what="a chain of 3 behind 10", hint=hint)
     hint = "Siblings guess at the same place in the text: the same position."
     expect_equal(attempt([-1, 0, 0], 10), [10, 11, 11], what="two children, behind 10", hint=hint)
+    hint = "One behind the parent's position, not behind its number: look up what the parent got."
     wanted = _position_ids(PARENTS, 7)
     expect_equal(attempt(PARENTS, 7), wanted, what=f"parents {PARENTS} behind 7", hint=hint)
     rng = random.Random(3)
@@ -224,6 +230,9 @@ def typical_accepts(attempt: Callable[..., bool]) -> None:
     hint = "The target is unsure: exp(-H) = 1/20, so the threshold is 0.3 / 20 = 0.015. Natural logarithm."
     got = attempt(even, 3, 0.09, 0.3)
     expect_equal(got, True, what="a token of 20 that are equally probable", hint=hint)
+    hint = "By the natural logarithm H = 2.056: the threshold is min(0.09, 0.8 x 0.128) = 0.09."
+    got = attempt(np.array([0.06] + [0.94 / 7] * 7), 0, 0.09, 0.8)
+    expect_equal(got, False, what="0.06 beside seven tokens of 0.134, alpha 0.8", hint=hint)
     hint = "The smaller of the two thresholds counts."
     got = attempt(np.array([0.9, 0.1]), 1, 0.09, 0.01)
     expect_equal(got, True, what="0.1 where epsilon is 0.09 and alpha 0.01", hint=hint)

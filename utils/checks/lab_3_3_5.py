@@ -34,7 +34,7 @@ def fuse(attempt: Callable[..., Array]) -> None:
     numbered = np.stack([np.full((2, 2), float(k)) for k in range(7)])
     identity = np.eye(6)
     hint = "k names hidden_states[k], the output of layer k - 1; hidden_states[0] is the embedding."
-    got = attempt(numbered, (1, 3, 5), identity)
+    got = attempt(numbered, [1, 3, 5], identity)
     expect_type(got, np.ndarray, what="what fuse returns")
     expect_equal(got.shape, (2, 6), what="shape for 2 tokens and an fc with 6 rows", hint=hint)
     wanted = np.array([[1.0, 1.0, 3.0, 3.0, 5.0, 5.0]] * 2)
@@ -42,20 +42,20 @@ def fuse(attempt: Callable[..., Array]) -> None:
     expect_close(got, wanted, what="states 1, 3, 5, an fc that changes nothing", hint=hint)
     hint = "Take the layers in the order that you are given."
     expect_close(
-        attempt(numbered, (5, 1, 3), identity)[0],
+        attempt(numbered, [5, 1, 3], identity)[0],
         np.array([5.0, 5.0, 1.0, 1.0, 3.0, 3.0]),
         what="states 5, 1, 3",
         hint=hint,
     )
     hint = "A linear layer's weight is [outputs, inputs]: multiply by its transpose."
     fc = np.arange(12, dtype=float).reshape(2, 6)
-    expect_close(attempt(numbered, (1, 3, 5), fc), wanted @ fc.T, what="an fc of [2, 6]", hint=hint)
+    expect_close(attempt(numbered, [1, 3, 5], fc), wanted @ fc.T, what="an fc of [2, 6]", hint=hint)
     hidden, fc = states(8, 5, 3, 1), np.random.default_rng(2).normal(size=(3, 9))
     what = "random states of 8 layers, 2, 4 and 5"
-    expect_close(attempt(hidden, (2, 4, 5), fc), _fuse(hidden, (2, 4, 5), fc), what=what)
+    expect_close(attempt(hidden, [2, 4, 5], fc), _fuse(hidden, [2, 4, 5], fc), what=what)
     fc = np.random.default_rng(3).normal(size=(3, 6))
     what = "two states, 0 and 8 of 8 layers"
-    expect_close(attempt(hidden, (0, 8), fc), _fuse(hidden, (0, 8), fc), what=what)
+    expect_close(attempt(hidden, [0, 8], fc), _fuse(hidden, [0, 8], fc), what=what)
 
 
 def _shift(features: list[Any], tokens: list[int]) -> list[Triple]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.speculative.errors import SpeculationError
+from utils.speculative.files import read_torch
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, default_aux_layers
 from utils.speculative.target import Shape, Target, layer_tensors, layer_to_theirs
 
@@ -32,24 +33,40 @@ WEIGHTS = (
     "medusa_lm_head.safetensors",
     "medusa_lm_head.pt",
 )
+ENGINES = {"vllm": 0, "sglang": 1}  # what each adds to an auxiliary layer id to get a hidden state
+LAYER_IDS_OF = "layer_ids_of"  # in `eagle_config`: the engine, if it is not vLLM
 Heads = MedusaHeads | Eagle3 | Eagle1
 
 
 def save_heads(
-    heads: Heads, target: Target, folder: Path, dtype: torch.dtype = torch.bfloat16
+    heads: Heads,
+    target: Target,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    engine: str = "vllm",
 ) -> None:
     """Writes `config.json` and `model.safetensors` into a folder.
+
+    SGLang 0.5.23 takes `eagle_aux_hidden_state_layer_ids` one layer further than vLLM does, without an error
+    (`set_eagle3_layers_to_capture` adds 1; sglang pull request 25454 tells the two conventions apart). So
+    EAGLE-3 heads for SGLang are a copy with ids one lower, which says so in its configuration.
 
     Args:
         heads: What to write.
         target: Whose heads they are; gives the configuration of positions.
         folder: Made if needed.
         dtype: Of the stored weights.
+        engine: "vllm" or "sglang": whose layer ids EAGLE-3's configuration holds.
+
+    Raises:
+        SpeculationError: Another engine, or hidden states that SGLang cannot capture.
     """
+    if engine not in ENGINES:
+        raise SpeculationError(f"Heads are written for {' or '.join(ENGINES)}, not for {engine!r}.")
     if isinstance(heads, MedusaHeads):
         config, tensors = _medusa_out(heads)
     elif isinstance(heads, Eagle3):
-        config, tensors = _eagle3_out(heads, target)
+        config, tensors = _eagle3_out(heads, target, engine)
     else:
         config, tensors = _eagle1_out(heads, target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +96,7 @@ def load_heads(path: str | Path, target: Target) -> Heads:
     """
     folder = _folder(path)
     config, tensors = _read(folder)
-    kinds = " ".join(config.get("architectures") or [])
+    kinds = " ".join(map(str, config.get("architectures") or []))
     if any(name.endswith("d2t") for name in tensors) or "Eagle3" in kinds:
         heads: Heads = _eagle3_in(config, tensors, target, folder)
     elif config.get("medusa_num_heads") or config.get("model_type") == "medusa":
@@ -103,7 +120,14 @@ def _folder(path: str | Path) -> Path:
         raise SpeculationError(f"There is no folder {path}, and it is no id of the model hub.")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(path)))
+    try:
+        return Path(snapshot_download(str(path)))
+    except Exception as error:  # of the hub's client, of HTTP and of the network: it has many kinds
+        said = str(error).strip().split("\n")[0]
+        raise SpeculationError(
+            f"There is no folder {folder.absolute()}, and the model hub gave nothing for {path} ({said}). "
+            "Is the folder's name right? For the hub: is the id, and is there a network?"
+        ) from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -111,14 +135,47 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if file is None or not (folder / "config.json").exists():
         raise SpeculationError(f"{folder} needs config.json and one of: {', '.join(WEIGHTS)}.")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if file.suffix == ".safetensors":
-            return config, load_file(file)
-        return config, torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, EOFError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise SpeculationError(
+            f"{folder / 'config.json'} cannot be read ({error}). Download it again."
+        ) from error
+    if not isinstance(config, dict):
+        raise SpeculationError(
+            f"{folder / 'config.json'} holds no settings by name: is it a configuration of heads?"
+        )
+    return config, _tensors(file)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name."""
+    if file.suffix != ".safetensors":
+        tensors = read_torch(file)
+        if not isinstance(tensors, dict) or not all(
+            isinstance(t, Tensor) for t in tensors.values()
+        ):
+            raise SpeculationError(f"{file} holds no tensors by name: are these weights of heads?")
+        return tensors
+    try:
+        return load_file(file)
+    except SafetensorError as error:
         raise SpeculationError(
             f"{file} cannot be read ({error}). It is probably incomplete: download or train it again."
         ) from error
+
+
+def _count(config: Mapping[str, Any], names: Sequence[str], folder: Path, default: int = 0) -> int:
+    """A number of a configuration that has to be an int of at least 1, under the first name that is there."""
+    name = next((name for name in names if config.get(name) is not None), None)
+    if name is None and default:
+        return default
+    value = config[name] if name else None
+    if type(value) is not int or value < 1:
+        raise SpeculationError(
+            f"{folder / 'config.json'} has to say {' or '.join(names)}, a whole number of at least 1; it "
+            f"says {value!r}."
+        )
+    return value
 
 
 def _fill(heads: Heads, state: Mapping[str, Tensor], folder: Path) -> None:
@@ -159,8 +216,8 @@ def _medusa_out(heads: MedusaHeads) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _medusa_in(
     config: dict[str, Any], tensors: dict[str, Tensor], target: Target, folder: Path
 ) -> MedusaHeads:
-    count = config.get("num_heads") or config["medusa_num_heads"]
-    layers = config.get("medusa_num_layers") or config["num_hidden_layers"]
+    count = _count(config, ("num_heads", "medusa_num_heads"), folder)
+    layers = _count(config, ("medusa_num_layers", "num_hidden_layers"), folder)
     ours = {_medusa_name(name, layers): tensor for name, tensor in tensors.items()}
     heads = MedusaHeads(count, target.shape.hidden, target.shape.vocab, layers)
     try:
@@ -181,6 +238,10 @@ def _medusa_in(
         }
     except KeyError as error:
         raise SpeculationError(f"{folder} lacks {error}: {count} heads were announced.") from error
+    except RuntimeError as error:  # of torch.stack and .t()
+        raise SpeculationError(
+            f"{folder}: its heads are not all of one size ({error}). Train or download them again."
+        ) from error
     _fill(heads, state, folder)
     return heads
 
@@ -215,15 +276,23 @@ def _draft_config(target: Target) -> dict[str, Any]:
     }
 
 
-def _eagle3_out(heads: Eagle3, target: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _eagle3_out(
+    heads: Eagle3, target: Target, engine: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    aux, last = heads.shape.aux_layers, target.shape.layers - 1
+    if engine == "sglang" and not (min(aux) >= 1 and max(aux) <= last):
+        raise SpeculationError(
+            f"SGLang captures hidden states 1 to {last} of this target; the draft fuses {list(aux)}."
+        )
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],
         **_draft_config(target),
         "draft_vocab_size": heads.shape.draft_vocab,
         "eagle_config": {
             "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": list(heads.shape.aux_layers),
-        },
+            "eagle_aux_hidden_state_layer_ids": [k - ENGINES[engine] for k in aux],
+        }
+        | ({} if engine == "vllm" else {LAYER_IDS_OF: engine}),
     }
     state = heads.state_dict()
     layer = {k.removeprefix("layer."): v for k, v in state.items() if k.startswith("layer.")}
@@ -251,14 +320,68 @@ def from_offsets(offsets: Tensor, vocab: int, where: object) -> Tensor:
     """The inverse of `to_offsets`.
 
     Raises:
-        SpeculationError: An id beyond the target's vocabulary.
+        SpeculationError: An id beyond the target's vocabulary, one twice, or none.
     """
+    if offsets.ndim != 1 or not len(offsets) or offsets.is_floating_point():
+        raise SpeculationError(
+            f"{where}: d2t has to be a list of whole offsets, one per draft token; it is "
+            f"{list(offsets.shape)}, {offsets.dtype}."
+        )
     ids = offsets.long() + torch.arange(len(offsets))
     if ids.min() < 0 or ids.max() >= vocab:
         raise SpeculationError(
             f"{where}: d2t leads to token {int(ids.max() if ids.max() >= vocab else ids.min())}; the "
             f"target knows 0 to {vocab - 1}. These heads are for another vocabulary."
         )
+    if len(set(ids.tolist())) < len(ids):
+        raise SpeculationError(
+            f"{where}: d2t leads to a token twice. It has to hold offsets: target id less draft id."
+        )
+    return ids
+
+
+def _aux_layers(config: Mapping[str, Any], layers: int, folder: Path) -> tuple[int, ...]:
+    """The hidden states that an EAGLE-3 draft fuses."""
+    settings = config.get("eagle_config") or {}
+    ids = settings.get("eagle_aux_hidden_state_layer_ids")
+    if ids is None:
+        return default_aux_layers(layers)
+    written_for = settings.get(LAYER_IDS_OF, "vllm")
+    if written_for not in ENGINES or not ids or any(type(k) is not int for k in ids):
+        raise SpeculationError(
+            f"{folder}: eagle_aux_hidden_state_layer_ids has to be a list of whole numbers, for "
+            f"{' or '.join(ENGINES)}; it is {ids!r}, for {written_for}."
+        )
+    aux = tuple(k + ENGINES[written_for] for k in ids)
+    if max(aux) > layers:
+        raise SpeculationError(
+            f"{folder} fuses hidden state {max(aux)}; the target has {layers} layers."
+        )
+    if min(aux) < 0 or list(aux) != sorted(set(aux)):
+        raise SpeculationError(
+            f"{folder} fuses hidden states {list(aux)}: they have to be different, ascending, and not below "
+            "0. Compare eagle_aux_hidden_state_layer_ids with the model card."
+        )
+    return aux
+
+
+def _draft_ids(tensors: Mapping[str, Tensor], size: int, vocab: int, folder: Path) -> Tensor:
+    """The target's id of each draft token, checked against `t2d` where that is there."""
+    if "d2t" not in tensors:
+        if size != vocab:
+            raise SpeculationError(
+                f"{folder} drafts {size} of {vocab} tokens and lacks d2t, which says of which. Download or "
+                "export it again."
+            )
+        return torch.arange(size)
+    ids = from_offsets(tensors["d2t"], vocab, folder)
+    if "t2d" in tensors:
+        known = tensors["t2d"].bool().nonzero().flatten()
+        if not torch.equal(known, ids.sort().values):
+            raise SpeculationError(
+                f"{folder}: t2d and d2t name different tokens ({len(known)} and {len(ids)}): the file mixes "
+                "two vocabularies."
+            )
     return ids
 
 
@@ -270,23 +393,16 @@ def _eagle3_in(
         raise SpeculationError(
             f"{folder}: norm_before_residual and norm_before_fc are variants that are not read here."
         )
-    aux = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    layers = target.shape.layers
-    aux = tuple(aux or default_aux_layers(layers))
-    if max(aux) > layers:
-        raise SpeculationError(
-            f"{folder} fuses hidden state {max(aux)}; the target has {layers} layers."
-        )
-    layer = _layer_shape(config, target.shape)
+    aux = _aux_layers(config, target.shape.layers, folder)
+    layer = _layer_shape(config, target.shape, folder)
     if (layer.hidden, layer.vocab) != (target.shape.hidden, target.shape.vocab):
         raise SpeculationError(
             f"{folder} is for hidden size {layer.hidden} and {layer.vocab} tokens; the target has "
             f"{target.shape.hidden} and {target.shape.vocab}."
         )
-    size = config.get("draft_vocab_size") or layer.vocab
+    size = _count(config, ("draft_vocab_size",), folder, layer.vocab)
     shape = EagleShape(layer, size, aux)
     heads = Eagle3(shape)
-    offsets = tensors.get("d2t", torch.zeros(size, dtype=torch.int64))
     state = _eagle_layer(tensors, "midlayer.", shape.layer, folder)
     names = {
         "fc.weight": "fc.weight",
@@ -295,7 +411,7 @@ def _eagle3_in(
         "lm_head.weight": "lm_head.weight",
     }
     state |= {ours: tensors[theirs] for ours, theirs in names.items() if theirs in tensors}
-    state["d2t"] = from_offsets(offsets, target.shape.vocab, folder)
+    state["d2t"] = _draft_ids(tensors, size, target.shape.vocab, folder)
     _fill(heads, state, folder)
     return heads
 
@@ -332,18 +448,27 @@ def _eagle_layer(
     return {f"layer.{name}": tensor for name, tensor in layer.items()}
 
 
-def _layer_shape(config: dict[str, Any], target: Shape) -> Shape:
+def _layer_shape(config: dict[str, Any], target: Shape, folder: Path) -> Shape:
     """Sizes of a draft's layer as its configuration gives them."""
-    heads = config.get("num_attention_heads", target.heads)
-    hidden = config.get("hidden_size", target.hidden)
+
+    def size(name: str, default: int) -> int:
+        return _count(config, (name,), folder, default)
+
+    heads = size("num_attention_heads", target.heads)
+    kv_heads = size("num_key_value_heads", heads)
+    hidden = size("hidden_size", target.hidden)
+    if heads % kv_heads:
+        raise SpeculationError(
+            f"{folder}: {heads} attention heads cannot share {kv_heads} key heads evenly."
+        )
     return Shape(
         layers=1,
         hidden=hidden,
-        ffn=config.get("intermediate_size", target.ffn),
+        ffn=size("intermediate_size", target.ffn),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim") or hidden // heads,
-        vocab=config.get("vocab_size", target.vocab),
+        kv_heads=kv_heads,
+        head_dim=size("head_dim", max(1, hidden // heads)),
+        vocab=size("vocab_size", target.vocab),
         eps=config.get("rms_norm_eps", target.eps),
         qk_norm=False,
     )

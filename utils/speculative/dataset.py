@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from utils.speculative.drafters import News, Reference
 from utils.speculative.errors import SpeculationError
+from utils.speculative.files import digest, go_on, write_torch
 from utils.speculative.generate import generate
 from utils.speculative.target import Target
 from utils.tinymodel import corpus, tasks
@@ -131,24 +132,31 @@ def self_generated(
         max_new_tokens: Of each answer.
         batch: Prompts answered together.
         folder: Keeps each finished batch as a file; None keeps nothing.
+
+    Raises:
+        SpeculationError: The folder holds a batch that is cut off, or of other prompts, layers or limits.
     """
     data: list[Recorded] = []
     starts = range(0, len(prompts), batch)
     for number, start in enumerate(tqdm(starts, desc="the target writes", unit="batch")):
         file = folder / f"data-{number:04}.pt" if folder else None
-        if file and file.exists():
-            data += [Recorded(*row) for row in torch.load(file, weights_only=True)]
-            continue
         some = slice(start, start + batch)
+        about = {
+            "prompts": digest([list(map(list, prompts[some]))]),
+            "target": digest([target.norm, target.shape]),
+            "aux_layers": list(aux_layers),
+            "max_new_tokens": max_new_tokens,
+        }
+        if file and file.exists():
+            data += [Recorded(*row) for row in go_on(file, about)["rows"]]
+            continue
         made = record(
             target, prompts[some], answers[some], aux_layers, max_new_tokens=max_new_tokens
         )
         data += made
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            torch.save([(s.ids, s.prompt, s.hidden, s.features) for s in made], part)
-            part.rename(file)
+            rows = [(s.ids, s.prompt, s.hidden, s.features) for s in made]
+            write_torch({"about": about, "rows": rows}, file)
     return data
 
 

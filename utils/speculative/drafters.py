@@ -152,7 +152,8 @@ class Medusa:
             root is the target's own next token, known already: (r,) is head 0's guess behind it.
 
     Raises:
-        SpeculationError: The tree is deeper than there are heads.
+        SpeculationError: The tree has no node, is deeper than there are heads, or asks for a rank that no
+            head has.
     """
 
     name = "Medusa"
@@ -162,7 +163,12 @@ class Medusa:
         self, heads: MedusaHeads, choices: Sequence[tuple[int, ...]] | None = None
     ) -> None:
         self.heads = heads
-        self.tree = ChoiceTree(choices or [(0,) * (i + 1) for i in range(heads.count)])
+        chain_ = [(0,) * (i + 1) for i in range(heads.count)]
+        self.tree = ChoiceTree(chain_ if choices is None else choices)
+        if self.tree.depth < 1:
+            raise SpeculationError(
+                "A tree without choices guesses nothing: leave them out for a chain, or use Plain()."
+            )
         if self.tree.depth > heads.count:
             raise SpeculationError(
                 f"The tree is {self.tree.depth} deep and there are {heads.count} Medusa heads: "
@@ -170,6 +176,11 @@ class Medusa:
             )
         self.nodes = self.tree.size
         self._top = int(self.tree.ranks.max()) + 1
+        vocab = heads.lm_heads.shape[2]
+        if self._top > vocab:
+            raise SpeculationError(
+                f"A choice has rank {self._top - 1}; the heads know {vocab} tokens, ranks 0 to {vocab - 1}."
+            )
 
     def start(self, target: Target, rows: int, slots: int) -> None:
         """See `Drafter`."""
@@ -179,6 +190,7 @@ class Medusa:
                 f"These Medusa heads are for hidden size {hidden} and {vocab} tokens; the target has "
                 f"{target.shape.hidden} and {target.shape.vocab}."
             )
+        _refuse_types(self.name, self.heads.lm_heads, target)
         self._picked = (self.tree.heads * self._top + self.tree.ranks).to(target.device)
 
     def draft(self, row: int, news: News) -> Draft:
@@ -198,6 +210,9 @@ class EagleDrafter:
         nodes: Nodes kept of a tree, the root not counted; a chain keeps `depth`.
         threshold: A chain ends early where the draft gives its own guess, and all before it, less than this
             probability together.
+
+    Raises:
+        SpeculationError: Sizes below 1, fewer nodes than levels, or more children than the draft has tokens.
     """
 
     def __init__(
@@ -210,8 +225,14 @@ class EagleDrafter:
     ) -> None:
         if depth < 1 or width < 1:
             raise SpeculationError("EAGLE drafts need depth and width of at least 1.")
+        if width > eagle.shape.draft_vocab:
+            raise SpeculationError(
+                f"Width {width} is more than the {eagle.shape.draft_vocab} tokens that the draft knows."
+            )
+        if nodes is not None and width > 1 and nodes < 1:
+            raise SpeculationError(f"A tree of {nodes} nodes guesses nothing: keep at least 1.")
         self.eagle, self.depth, self.width, self.threshold = eagle, depth, width, threshold
-        self.kept = depth if width == 1 else (nodes or depth * width)
+        self.kept = depth if width == 1 else (depth * width if nodes is None else nodes)
         self.nodes = 1 + self.kept
         self.name = "EAGLE-3" if isinstance(eagle, Eagle3) else "EAGLE-1"
         self.aux_layers = eagle.shape.aux_layers
@@ -223,6 +244,15 @@ class EagleDrafter:
             raise SpeculationError(
                 f"This {self.name} draft is for hidden size {mine.hidden} and {mine.vocab} tokens; the "
                 f"target has {theirs.hidden} and {theirs.vocab}."
+            )
+        _refuse_types(self.name, self.eagle.fc.weight, target)
+        needed = (
+            slots - self.nodes + self.depth
+        )  # a tree may be expanded deeper than what is kept of it
+        if needed > len(target.rotary.cos):
+            raise SpeculationError(
+                f"Prompt, answer and a draft {self.depth} deep need {needed} positions; the model has "
+                f"{len(target.rotary.cos)}. Ask for fewer tokens, or draft less deep."
             )
         self.target = target
         room = slots + self.depth * self.width
@@ -338,6 +368,16 @@ class EagleDrafter:
         mask[:, start:behind].masked_fill_(torch.tensor(seen, device=target.device), 0)
         folded = mask.repeat_interleave(self.eagle.shape.layer.group, 0)[None, None]
         return self._layer(ids, feature, position, behind - n, folded, cache)
+
+
+def _refuse_types(name: str, weight: Tensor, target: Target) -> None:
+    """Heads and target multiply each other's numbers: one data type, one device."""
+    mine, theirs = (weight.dtype, weight.device), (target.dtype, target.device)
+    if mine != theirs:
+        raise SpeculationError(
+            f"The {name} heads are {mine[0]} on {mine[1]}, the target is {theirs[0]} on {theirs[1]}: load "
+            "them for this target (load_heads), or move them with .to(device, dtype)."
+        )
 
 
 def _ancestors(node: int, parents: Sequence[int]) -> set[int]:

@@ -32,9 +32,9 @@ from utils.speculative.generate import Generation, generate
 from utils.speculative.heads import Eagle3, default_aux_layers
 from utils.speculative.measure import Served, in_batches, loop_free, measure_served
 from utils.speculative.shipped import Shipped, calibration
-from utils.speculative.target import Target
+from utils.speculative.target import Seen, Target
 from utils.speculative.training import LogLine, Settings, eagle_accuracy, train_eagle3
-from utils.speculative.tree import best_choices
+from utils.speculative.tree import best_choices, chain
 from utils.speculative.verify import SpeculativeSampling
 
 TREE = {"depth": 4, "width": 3, "nodes": 8}
@@ -79,6 +79,17 @@ def make_data(
     random.Random(335).shuffle(data)
     cut = len(data) // 5
     return data[cut:], data[:cut]
+
+
+@torch.inference_mode()
+def hidden_states(target: Target, ids: Sequence[int]) -> Tensor:
+    """All hidden states of a text, [layers + 1, tokens, hidden], as float32 on the CPU."""
+    target.aux_layers = tuple(range(target.shape.layers + 1))
+    given = torch.tensor([list(ids)], device=target.device)
+    seen: Seen = target(given, [chain(len(ids) - 1)], target.cache(1, len(ids)))
+    assert seen.features is not None
+    states: Tensor = seen.features[0].float().cpu().view(len(ids), -1, target.shape.hidden)
+    return states.transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -301,11 +312,12 @@ def acceptance_rate(generations: Sequence[Generation]) -> float:
     """Share of the guesses that were looked at which were right, 0 to 1.
 
     Behind the first wrong guess of a chain the rest is not looked at: a verification that accepted j of k
-    guesses looked at min(j + 1, k).
+    guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
+    it off, and what was cut off was not found wrong.
     """
     right = looked_at = 0
     for g in generations:
-        for gained, drafted in zip(g.accepted, g.drafted, strict=True):
+        for gained, drafted in list(zip(g.accepted, g.drafted, strict=True))[:-1]:
             right += gained - 1
             looked_at += min(gained, drafted)
     return right / max(1, looked_at)

@@ -84,6 +84,26 @@ def draw_sampled(
     return np.bincount(np.where(accepted, drafted, redrawn), minlength=len(p))
 
 
+def draws_to_refuse(
+    p: Array, q: Array, left_over: Callable[[Array, Array], Array], level: float = 0.001
+) -> int:
+    """How many draws the chi-square test needs to find a rule wrong: 100, 200, 400, ... are tried.
+
+    Args:
+        p: The target's distribution [vocab].
+        q: The drafter's [vocab].
+        left_over: See `draw_sampled`.
+        level: A p-value below it refuses the rule.
+
+    Returns:
+        The first number tried whose p-value is below `level`; 0 if none up to a million is.
+    """
+    for draws in (100 << i for i in range(14)):
+        if chi_square(draw_sampled(p, q, left_over, draws), p).p_value < level:
+            return draws
+    return 0
+
+
 def draw_accepted(
     p: Array, q: Array, accepts: Callable[[Array, int], bool], draws: int, seed: int = 0
 ) -> Array:

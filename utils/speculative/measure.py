@@ -106,7 +106,14 @@ def compare(
 
     Returns:
         Outcomes by name, "plain" first.
+
+    Raises:
+        SpeculationError: Nothing to decode, so no speed.
     """
+    if max_new_tokens < 2 or repeats < 1 or not prompts:
+        raise SpeculationError(
+            "A comparison needs a prompt, a repeat, and answers of 2 tokens or more: the first is prefill's."
+        )
     methods: dict[str, Drafter] = {"plain": Plain(), **drafters}
     names = list(methods)
     speeds: dict[str, list[float]] = {name: [] for name in names}
@@ -131,6 +138,10 @@ def compare(
                 total[name] += run.decode_seconds
                 last[name] += run.generations
         for name in names:
+            if not tokens[name]:
+                raise SpeculationError(
+                    "Every answer ends with its first token: nothing was decoded."
+                )
             speeds[name].append(tokens[name] / seconds[name])
     outcomes = {
         name: Outcome(

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from utils.speculative.dataset import Recorded, batches
 from utils.speculative.errors import SpeculationError
+from utils.speculative.files import digest, go_on, write_torch
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
 from utils.speculative.target import Shape, Target
@@ -66,7 +67,9 @@ class Settings:
 Loss = Callable[[int], tuple[Tensor, list[float]]]
 
 
-def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list[LogLine]:
+def fit(
+    module: nn.Module, loss_at: Loss, settings: Settings, name: str, data: Sequence[Recorded]
+) -> list[LogLine]:
     """Minimizes a loss.
 
     Args:
@@ -74,12 +77,14 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         loss_at: Loss and accuracies of a step.
         settings: How.
         name: For the progress bar and the checkpoint.
+        data: What `loss_at` reads; a checkpoint of other data is refused.
 
     Returns:
         The log.
 
     Raises:
-        SpeculationError: The loss is no number any more; the last checkpoint is kept.
+        SpeculationError: The loss is no number any more (the last checkpoint is kept); or the checkpoint is
+            cut off, or another training's.
     """
     matrices = [p for n, p in module.named_parameters() if p.ndim == 2 and "lm_head" not in n]
     others = [p for n, p in module.named_parameters() if p.ndim != 2 or "lm_head" in n]
@@ -90,8 +95,9 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
         optimizers.append(Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw"))
     step, log, spent = 0, [], 0.0
     file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
+    about = _about(module, settings, data) if file else {}
     if file and file.exists():
-        saved = torch.load(file, weights_only=True)
+        saved = go_on(file, about)
         module.load_state_dict(saved["module"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -129,12 +135,27 @@ def fit(module: nn.Module, loss_at: Loss, settings: Settings, name: str) -> list
             bar.set_postfix(loss=f"{log[-1].loss:.3f}", right=" ".join(f"{m:.2f}" for m in means))
             losses, right = [], []
             if file and time.monotonic() - saved_at > SAVE_SECONDS:
-                _save(file, module, optimizers, step, log)
+                _save(file, module, optimizers, step, log, about)
                 saved_at = time.monotonic()
     bar.close()
     if file:
-        _save(file, module, optimizers, step, log)
+        _save(file, module, optimizers, step, log, about)
     return log
+
+
+def _about(
+    module: nn.Module, settings: Settings, data: Sequence[Recorded]
+) -> dict[str, int | float | str]:
+    """What a training is made of: its settings, its data, and the module as it begins."""
+    shape = getattr(module, "shape", None)
+    return {
+        "steps": settings.steps,
+        "rate": settings.rate,
+        "rows": settings.rows,
+        "seed": settings.seed,
+        "data": digest(s.ids for s in data),
+        "weights at the start": digest([shape, *module.state_dict().values()]),
+    }
 
 
 def _save(
@@ -143,17 +164,45 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     log: Sequence[LogLine],
+    about: Mapping[str, object],
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     state = {
+        "about": dict(about),
         "module": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
         "seconds": log[-1].seconds,
         "log": [vars(line) for line in log],
     }
-    torch.save(state, file.with_suffix(".part"))
-    file.with_suffix(".part").rename(file)
+    write_torch(state, file)
+
+
+def _usable(
+    data: Sequence[Recorded], answer: int, *, length: int = 0, width: int | None = None
+) -> list[Recorded]:
+    """The sequences that have something to learn from.
+
+    Args:
+        data: Answers of the target.
+        answer: Tokens that an answer has to have.
+        length: Tokens that prompt and answer have to have.
+        width: Of the features; None if they are not read.
+
+    Raises:
+        SpeculationError: None has, or the features are those of other layers.
+    """
+    found = [s for s in data if len(s.ids) - s.prompt >= answer and len(s.ids) >= length]
+    if not found:
+        raise SpeculationError(
+            f"Of {len(data)} answers none has {answer} tokens (with its prompt {max(length, answer + 1)}), "
+            "as is needed here. Answer more prompts, or let the answers be longer."
+        )
+    if width is not None and (other := {s.features.shape[-1] for s in found} - {width}):
+        raise SpeculationError(
+            f"The data holds features of width {min(other)}; these auxiliary layers need {width}. Record the "
+            "answers again with the same aux_layers."
+        )
+    return found
 
 
 def train_medusa(
@@ -163,7 +212,11 @@ def train_medusa(
 
     Returns:
         Heads and log.
+
+    Raises:
+        SpeculationError: No answer is long enough for the last head.
     """
+    data = _usable(data, heads + 1)
     torch.manual_seed(settings.seed)
     module = MedusaHeads(heads, target.shape.hidden, target.shape.vocab)
     module.start_from(target.head.weight.float().cpu())
@@ -176,7 +229,7 @@ def train_medusa(
         logits = module(hidden[picked].float().to(target.device))
         return medusa_loss(logits, labels[picked].t().to(target.device))
 
-    return module, fit(module, loss_at, settings, "Medusa")
+    return module, fit(module, loss_at, settings, "Medusa", data)
 
 
 def train_medusa2(
@@ -201,6 +254,7 @@ def train_medusa2(
     Returns:
         The new target, its heads, and the log; accuracy is the backbone's, then the heads'.
     """
+    data = _usable(data, 1)
     both = nn.ModuleDict({"target": copy.deepcopy(target), "heads": copy.deepcopy(heads)})
     both.requires_grad_(True)
     tuned, mine = both["target"], both["heads"]
@@ -224,7 +278,7 @@ def train_medusa2(
         right = float((logits.argmax(-1) == wanted[0]).float().mean())
         return own + weight * theirs, [right, *accuracy]
 
-    log = fit(both, loss_at, settings, "Medusa-2")
+    log = fit(both, loss_at, settings, "Medusa-2", data)
     both.requires_grad_(False)
     return tuned, mine, log
 
@@ -249,13 +303,16 @@ def _tokens_ahead(s: Recorded, count: int) -> Tensor:
 
 
 def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """Loss and each head's accuracy; logits [heads, n, vocab], labels [heads, n] with -100 for none."""
+    """Loss and each head's accuracy; logits [heads, n, vocab], labels [heads, n] with -100 for none.
+
+    A head without any label adds nothing, and has accuracy 0.
+    """
     total = logits.new_zeros(())
     accuracy = []
     for k, (mine, wanted) in enumerate(zip(logits, labels, strict=True)):
-        total = total + DECAY**k * F.cross_entropy(mine, wanted)
-        known = wanted >= 0
-        accuracy.append(float((mine.argmax(-1) == wanted)[known].float().mean()))
+        known = max(1, int((wanted >= 0).sum()))
+        total = total + DECAY**k * F.cross_entropy(mine, wanted, reduction="sum") / known
+        accuracy.append(float((mine.argmax(-1) == wanted).sum()) / known)
     return total, accuracy
 
 
@@ -269,7 +326,11 @@ def medusa_accuracy(
         heads: What guesses.
         data: Answers of the target, for choosing a tree not those that the heads were trained on.
         ranks: How many guesses of a head are looked at.
+
+    Raises:
+        SpeculationError: No answer is long enough for the last head.
     """
+    data = _usable(data, heads.count + 1)
     hidden, labels = medusa_examples(data, heads.count)
     logits = heads(hidden.to(heads.lm_heads))
     top = logits.topk(ranks, -1).indices  # [heads, n, ranks]
@@ -285,6 +346,8 @@ def eagle_accuracy(
     target: Target, eagle: Eagle3 | Eagle1, data: Sequence[Recorded], steps: int
 ) -> list[float]:
     """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
+    width = len(eagle.shape.aux_layers) * target.shape.hidden or None
+    data = _usable(data, 1, length=steps + 2, width=width)
     settings = Settings(steps=1, rate=0.0, rows=len(data))
     head = target.head.weight.float()[eagle.d2t]
     return _eagle_loss(target, eagle, data, settings, steps, head, 0.0)(0)[1]
@@ -319,11 +382,19 @@ def train_eagle3(
         aux_layers: See `Target`.
         settings: How.
         unrolled: Steps of training-time test; 1 leaves it out.
-        draft_vocab: Tokens that can be guessed.
+        draft_vocab: Tokens that can be guessed, at most the target's.
 
     Returns:
         Draft and log.
+
+    Raises:
+        SpeculationError: Too large a draft vocabulary, features of other layers, or answers too short.
     """
+    data = _usable(data, 1, length=unrolled + 2, width=len(aux_layers) * target.shape.hidden)
+    if not 1 <= draft_vocab <= target.shape.vocab:
+        raise SpeculationError(
+            f"A draft vocabulary of {draft_vocab} tokens: the target has {target.shape.vocab}."
+        )
     torch.manual_seed(settings.seed)
     shape = EagleShape(draft_layer(target), draft_vocab, aux_layers)
     eagle = Eagle3(shape)
@@ -333,7 +404,7 @@ def train_eagle3(
     eagle.to(target.device)
     head = target.head.weight.float()[eagle.d2t]
     loss_at = _eagle_loss(target, eagle, data, settings, unrolled, head, 0.0)
-    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)")
+    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)", data)
 
 
 def train_eagle1(
@@ -344,12 +415,13 @@ def train_eagle1(
     Returns:
         Draft and log.
     """
+    data = _usable(data, 1, length=3)
     torch.manual_seed(settings.seed)
     head = target.head.weight.float()
     shape = EagleShape(draft_layer(target), target.shape.vocab, ())
     eagle = Eagle1(shape, head.cpu()).to(target.device)
     loss_at = _eagle_loss(target, eagle, data, settings, 1, head, 1.0)
-    return eagle, fit(eagle, loss_at, settings, "EAGLE-1")
+    return eagle, fit(eagle, loss_at, settings, "EAGLE-1", data)
 
 
 def draft_layer(target: Target) -> Shape:

@@ -111,17 +111,19 @@ class ChoiceTree(Tree):
     """Medusa's static tree.
 
     Args:
-        choices: Paths of ranks: (0, 2) is the node whose parent is head 1's best guess, and which holds
-            head 2's third-best. The beginnings of a path have to be among them.
+        choices: Paths of ranks: (0, 2) is the node whose parent is head 0's best guess, and which holds
+            head 1's third-best. The beginnings of a path have to be among them.
 
     Attributes:
         choices: Sorted by depth, then by ranks; choice i is node i + 1.
 
     Raises:
-        SpeculationError: A choice without its beginning.
+        SpeculationError: A choice without its beginning, or with a rank that is no whole number from 0 on.
     """
 
     def __init__(self, choices: Sequence[Choice]) -> None:
+        if bad := [path for path in choices if any(type(r) is not int or r < 0 for r in path)]:
+            raise SpeculationError(f"The choice {bad[0]} needs whole ranks, 0 for the best guess.")
         self.choices = tuple(sorted(set(choices), key=lambda path: (len(path), path)))
         at = {(): 0} | {path: i for i, path in enumerate(self.choices, 1)}
         for path in self.choices:

@@ -6,6 +6,7 @@ Two rules change nothing in the output: `Greedy`, and `SpeculativeSampling`, whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from utils.speculative.errors import SpeculationError
 from utils.speculative.tree import Tree
+
+LEAST_TEMPERATURE = 1e-6  # below it logits over temperature may leave float32
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Rule(Protocol):
             tokens: Of the nodes; tokens[0] is the root's.
             logits: The target's at each node, [size, vocab].
             draft: Distribution that each node's token was drawn from, [size, vocab], row 0 unused; None if
-                the tokens were chosen deterministically.
+                the tokens were chosen deterministically. Children of one node have to be drawn
+                independently, with replacement; or each row is the distribution given the siblings before.
         """
         ...
 
@@ -115,8 +119,7 @@ class SpeculativeSampling:
     lossless = True
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise SpeculationError("Sampling needs a temperature above 0. For 0, use Greedy().")
+        _refuse_temperature(self.temperature)
 
     def __call__(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
@@ -134,7 +137,7 @@ class SpeculativeSampling:
                     q[token] = 1.0
                 else:
                     q = draft[child]
-                if self._chance() * float(q[token]) < float(p[token]):
+                if self._chance(p.device) * float(q[token]) < float(p[token]):
                     accepted = child
                     break
                 p = residual(p, q)
@@ -142,8 +145,16 @@ class SpeculativeSampling:
                 return Verdict(path, int(torch.multinomial(p, 1, generator=self.generator)))
             path.append(accepted)
 
-    def _chance(self) -> float:
-        return float(torch.rand((), generator=self.generator))
+    def _chance(self, device: torch.device) -> float:
+        return float(torch.rand((), generator=self.generator, device=device))
+
+
+def _refuse_temperature(temperature: float) -> None:
+    if not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise SpeculationError(
+            f"Sampling needs a finite temperature above 0, at least {LEAST_TEMPERATURE:g}; it is "
+            f"{temperature}. For 0, use Greedy()."
+        )
 
 
 @dataclass
@@ -151,13 +162,13 @@ class Typical:
     """Medusa's typical acceptance: **not lossless**. It accepts what is likely enough, whatever else is.
 
     A token is accepted if p(token) > min(epsilon, alpha x exp(-H(p))), H the entropy of the target's
-    distribution (Medusa, section 2.3.1). The longest path so accepted is kept; the token behind it is the
-    target's best.
+    distribution (Medusa, section 2.3.1). The longest path so accepted is kept, of several the one that the
+    target finds likeliest, as in Medusa's `evaluate_posterior`; the token behind it is the target's best.
 
     Attributes:
         temperature: Of the distribution.
-        epsilon: Threshold that no token needs to pass.
-        alpha: Scale of the threshold where the target is unsure.
+        epsilon: What always suffices, above 0 to 1.
+        alpha: Scale of the threshold where the target is unsure, above 0.
     """
 
     temperature: float = 1.0
@@ -166,18 +177,25 @@ class Typical:
     name = "typical acceptance"
     lossless = False
 
+    def __post_init__(self) -> None:
+        _refuse_temperature(self.temperature)
+        if not 0 < self.epsilon <= 1 or not 0 < self.alpha < math.inf:
+            raise SpeculationError(
+                f"Typical acceptance needs epsilon above 0 to 1 and a finite alpha above 0, not "
+                f"{self.epsilon} and {self.alpha}. Medusa's code has 0.09 and 0.3."
+            )
+
     def __call__(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """See `Rule`."""
         p = torch.softmax(logits.float() / self.temperature, -1)
         entropy = -(p * (p + 1e-10).log()).sum(-1)
-        threshold = torch.minimum(torch.tensor(self.epsilon), self.alpha * torch.exp(-entropy))
-        good = [True]
-        deepest = 0
+        threshold = (self.alpha * torch.exp(-entropy)).clamp(max=self.epsilon)
+        likelihood = {0: 0.0}  # of the path to each accepted node, a logarithm
         for node, parent in enumerate(tree.parents[1:], 1):
-            likely = bool(p[parent, tokens[node]] > threshold[parent])
-            good.append(good[parent] and likely)
-            if good[node] and tree.depths[node] > tree.depths[deepest]:
-                deepest = node
-        return Verdict(tree.path(deepest), int(logits[deepest].argmax()))
+            likely = p[parent, tokens[node]]
+            if parent in likelihood and likely > threshold[parent]:
+                likelihood[node] = likelihood[parent] + float(likely.log())
+        best = max(likelihood, key=lambda node: (int(tree.depths[node]), likelihood[node]))
+        return Verdict(tree.path(best), int(logits[best].argmax()))
