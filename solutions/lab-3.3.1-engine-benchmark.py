@@ -15,8 +15,8 @@
 # **Time**: about 3 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
 # model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
 #
-# **It starts** vLLM, llama.cpp and a naive `transformers` server, one after the other, on free
-# ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
+# **It starts** vLLM, llama.cpp, a naive `transformers` server, and SGLang, TensorRT-LLM and Ollama where they run, one
+# after the other, on free ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
 # report into `records/`. What your machine cannot run is named at the end, never imitated.
 
 # %%

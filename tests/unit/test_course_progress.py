@@ -12,8 +12,9 @@ from utils.course.progress import MILESTONES, print_progress, standings
 from utils.grading.declare import load_sample_class
 
 
-def run(engine, concurrency=1, command=()):
-    return SimpleNamespace(engine=engine, load={"concurrency": concurrency}, command=command)
+def run(engine, concurrency=1, command=(), label=""):
+    load = {"concurrency": concurrency}
+    return SimpleNamespace(engine=engine, load=load, command=command, label=label)
 
 
 @pytest.fixture
@@ -44,6 +45,17 @@ def by_lab(course):
 
 def test_the_seven_milestones_of_the_course():
     assert [m.lab for m in MILESTONES] == [f"3.3.{n}" for n in range(1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "measured"),
+    [("cpu", "1 run of other engines; TensorRT-LLM is not run here"), ("spark", "")],
+)
+def test_a_lab_without_its_engine_is_done_where_that_cannot_run(monkeypatch, profile, measured):
+    monkeypatch.setenv("COURSE_PROFILE", profile)
+    evidence = next(m.evidence for m in MILESTONES if m.lab == "3.3.6")
+    assert evidence([run("llama_cpp", label="lab 3.3.6: quantisation"), run("vllm")]) == measured
+    assert evidence([run("tensorrt_llm"), run("vllm")]) == "1 run"
 
 
 def test_at_the_start_nothing_is_done(course, capsys):
