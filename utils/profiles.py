@@ -262,7 +262,12 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             levels=(1, 8, 32), requests_per_level=8, prompt_tokens=64, output_tokens=64, repeats=3
         ),
         "float32": Load(
-            levels=(1, 4, 16), requests_per_level=6, prompt_tokens=64, output_tokens=48, repeats=3
+            levels=(1, 4, 16),
+            requests_per_level=6,
+            prompt_tokens=64,
+            output_tokens=48,
+            repeats=3,
+            inside=Inside(chunks=(128, 2048)),
         ),
     }
 )
