@@ -77,7 +77,7 @@ OF_MODULE: Mapping[str, str] = {
     "utils/engines/router.py": "sglang_router.launch_router",
 }
 # Flags of other programs that texts and modules call: docker, pip, uv, git, apt, bwrap, jupyter, nvidia-smi,
-# wsl, systemctl, ss, ray, litellm.
+# wsl, systemctl, ss, ray, litellm, sphinx, pytest.
 OTHERS = frozenset(
     f"--{name}"
     for name in re.findall(
@@ -86,12 +86,12 @@ OTHERS = frozenset(
     LabApp ServerApp abbrev address alias allow-insecure-host always api_base bind block bounding-set
     build cap-add cap-drop chdir clear-groups constraint default-index detach dev device die-with-parent
     dir dirty disable-userns durations entrypoint env extra extra-index-url file filter find-links force
-    format gpus hash head help hostname index-strategy index-url inh-caps install ipc mount name network
-    new-session no-annotate no-binary no-build-isolation no-cache-dir no-create-home no-deps
-    no-emit-package no-header no-headers no-index no-input no-install-recommends no-new-privs
-    node-ip-address now num_workers only-binary perms platform privileged proc profile progress-bar
-    publish pull python python-platform python-version query-compute-apps query-gpu quiet regid
-    remount-ro report require-hashes restart reuid rm ro-bind ro-bind-try root-user-action runtime
+    format gpus group hash head help hostname index-strategy index-url inh-caps install ipc keep-going
+    mount name nbmake network new-session no-annotate no-binary no-build-isolation no-cache-dir
+    no-create-home no-deps no-emit-package no-header no-headers no-index no-input no-install-recommends
+    no-new-privs node-ip-address now num_workers only-binary perms platform privileged proc profile
+    progress-bar publish pull python python-platform python-version query-compute-apps query-gpu quiet
+    regid remount-ro report require-hashes restart reuid rm ro-bind ro-bind-try root-user-action runtime
     sb-state shm-size shutdown size sort strict-markers symlink system tag target tmpfs torch-backend
     ulimit universal unshare-cgroup-try unshare-ipc unshare-net unshare-pid unshare-user unshare-uts
     update upgrade user version volume workdir
