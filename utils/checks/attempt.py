@@ -146,7 +146,9 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
 
     @functools.wraps(learner)
     def guarded(*args: object, **kwargs: object) -> object:
-        given = ", ".join([*map(brief, args), *(f"{k}={brief(v)}" for k, v in kwargs.items())])
+        given = args, kwargs
+        # The answer may change what it is handed, and only copies leave the inputs as they were.
+        described = "" if copy_inputs else _described(*given)
         if copy_inputs:
             try:
                 args, kwargs = copy.deepcopy((args, kwargs))
@@ -160,11 +162,15 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
             unfinished.append(error)
             raise
         except Exception as error:
-            error.add_note(f"{_CALLED} ({given})")
+            error.add_note(f"{_CALLED} ({described or _described(*given)})")
             raise
         return result
 
     return guarded
+
+
+def _described(args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+    return ", ".join([*map(brief, args), *(f"{k}={brief(v)}" for k, v in kwargs.items())])
 
 
 @contextmanager
