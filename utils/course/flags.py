@@ -139,12 +139,17 @@ class Known:
         return self.engines[ENGINE_OF[program]].programs[program]
 
 
-def look(root: Path, engines: Mapping[str, Accepted] | None = None) -> list[Finding]:
+def look(
+    root: Path,
+    engines: Mapping[str, Accepted] | None = None,
+    written: Sequence[CommandLine] | None = None,
+) -> list[Finding]:
     """Everything in the course's texts that the lists do not have.
 
     Args:
         root: The course's folder.
         engines: What engines accept; None for the recorded lists.
+        written: Its `commands`, where they have been read already.
     """
     known = Known(engines or recorded(), _own_flags(root), _images(root))
     findings = [
@@ -157,7 +162,7 @@ def look(root: Path, engines: Mapping[str, Accepted] | None = None) -> list[Find
     seen = {(finding.path, name) for finding in findings for name in _FLAG.findall(finding.message)}
     findings += [
         finding
-        for finding in refused(commands(root), known.engines)
+        for finding in refused(commands(root) if written is None else written, known.engines)
         if not any((finding.path, name) in seen for name in _FLAG.findall(finding.message))
     ]
     return sorted(set(findings), key=lambda f: (f.path, f.line, f.message))
@@ -439,9 +444,11 @@ def report(root: Path, *, again: bool = False) -> int:
         for path in record(FOLDER, asked([], installed())):
             print(f"wrote {path.relative_to(root)}")
         accepted.cache_clear()
-    lines = [*commands(root), *of_launch()]
+    written, made = commands(root), list(of_launch())
+    lines = [*written, *made]
     answers = asked(lines, installed())
-    findings = [*look(root), *refused(of_launch(), recorded()), *of_answers(answers, lines)]
+    findings = [*look(root, written=written), *refused(made, recorded())]
+    findings += of_answers(answers, lines)
     for finding in findings:
         print(finding)
     by = ", ".join(title(answer.accepted) for answer in answers.values())
