@@ -1,7 +1,21 @@
-"""For every test: Ctrl-C means what it means in a terminal."""
+"""For every test: Ctrl-C means what it means in a terminal. For those who want one, a release."""
 
 import signal
+
+import pytest
 
 # A shell starts background jobs with SIGINT ignored, and Python leaves it so. Tests that interrupt themselves
 # would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")  # JupyterLab saves what is typed into it
+def released(tmp_path_factory):
+    """A release, with the engines that are set up here."""
+    from utils.course.build import ROOT  # what they need takes seconds to import
+    from utils.course.release import write_release
+
+    folder = tmp_path_factory.mktemp("released") / "course"
+    write_release(ROOT, folder)
+    (folder / ".engines").symlink_to(ROOT / ".engines")
+    return folder

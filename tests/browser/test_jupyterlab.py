@@ -28,7 +28,6 @@ from notebook_page import NotebookPage
 
 from utils.course.build import ROOT
 from utils.course.regions import BEGIN, END
-from utils.course.release import write_release
 from utils.profiles import LOAD_VARIABLE, load_profile
 from utils.site.run import MARK, survivors
 
@@ -47,25 +46,16 @@ BENCHMARK = """with launch("llama_cpp", profile) as engine:
         run(client, prompts(profile, 16, seed=seed), ClosedLoop(4), label="mine")"""
 
 
-@pytest.fixture(scope="session")
-def course(tmp_path_factory):
-    """A release, with the engines that are set up here."""
-    folder = tmp_path_factory.mktemp("browsed") / "course"
-    write_release(ROOT, folder)
-    (folder / ".engines").symlink_to(ROOT / ".engines")
-    return folder
-
-
-def visit(course, tmp_path, stem, work, limit_s=500):
+def visit(released, tmp_path, stem, work, limit_s=500):
     """Starts JupyterLab on a lab, hands `work` the notebook's page, and wants nothing left running."""
-    shutil.rmtree(course / ".run" / "workspaces", ignore_errors=True)  # tabs of the test before
+    shutil.rmtree(released / ".run" / "workspaces", ignore_errors=True)  # tabs of the test before
     mark = uuid.uuid4().hex
     command = [
         sys.executable,
         "-m",
         "utils.course",
         "--root",
-        str(course),
+        str(released),
         "lab",
         stem,
         "--headless",
@@ -73,7 +63,7 @@ def visit(course, tmp_path, stem, work, limit_s=500):
     env = {
         MARK: mark,
         LOAD_VARIABLE: "quick",
-        "PYTHONPATH": str(course),
+        "PYTHONPATH": str(released),
         "JUPYTER_CONFIG_DIR": str(tmp_path / "settings"),  # not those of whoever runs the tests
     }
 
@@ -82,7 +72,7 @@ def visit(course, tmp_path, stem, work, limit_s=500):
             await page.screen(1100, 700)
             await work(NotebookPage(page), served.page, mark)
 
-    with serving(command, course, tmp_path / "log", env) as served:
+    with serving(command, released, tmp_path / "log", env) as served:
         asyncio.run(look(served))
     assert served.process.returncode == 0, (tmp_path / "log").read_text()
     assert [process.cmdline() for process in survivors(mark)] == []
@@ -118,10 +108,10 @@ async def screenshot(notebook, name, element):
 
 @ON_REQUEST
 @pytest.mark.timeout(600)
-def test_every_lab_opens(course, tmp_path):
+def test_every_lab_opens(released, tmp_path):
     async def work(notebook, url, mark):
         for stem in STEMS:
-            cells = cells_of(course / "labs", stem)
+            cells = cells_of(released / "labs", stem)
             await notebook.open(url.replace(STEMS[0], stem) + "&reset", len(cells))
             headings = headings_of(cells)
             assert await notebook.contents() == headings
@@ -131,14 +121,14 @@ def test_every_lab_opens(course, tmp_path):
             assert [cell.index for cell in await notebook.shown() if cell.raw] == [], "formulas"
             await notebook.close()
 
-    visit(course, tmp_path, STEMS[0], work)
+    visit(released, tmp_path, STEMS[0], work)
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(2 * START_S + 240)
-def test_an_interrupted_benchmark_leaves_no_engine(course, tmp_path):
+def test_an_interrupted_benchmark_leaves_no_engine(released, tmp_path):
     stem = STEMS[0]
-    cells = cells_of(course / "labs", stem)
+    cells = cells_of(released / "labs", stem)
     measuring = next(
         i for i, cell in enumerate(cells) if "measures" in cell["metadata"].get("tags", [])
     )
@@ -181,15 +171,15 @@ def test_an_interrupted_benchmark_leaves_no_engine(course, tmp_path):
         await notebook.close()
         assert survivors(mark, 20, OWN) == [], "a closed notebook stops its engines"
 
-    visit(course, tmp_path, stem, work, 2 * START_S + 180)
+    visit(released, tmp_path, stem, work, 2 * START_S + 180)
 
 
 @ON_REQUEST
 @pytest.mark.engine
 @pytest.mark.timeout(LIMIT_S + 120)
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_lab_goes_the_whole_way(course, tmp_path, stem):
-    cells = cells_of(course / "labs", stem)
+def test_a_lab_goes_the_whole_way(released, tmp_path, stem):
+    cells = cells_of(released / "labs", stem)
     solved = cells_of(ROOT / "solutions", stem)
     exercise = next(cell["id"] for cell in cells if cell["id"].startswith("exercise-"))
     name = exercise.removeprefix("exercise-")
@@ -230,7 +220,7 @@ def test_a_lab_goes_the_whole_way(course, tmp_path, stem):
         await notebook.close()
         assert survivors(mark, 20, OWN) == [], "a closed notebook stops its engines"
 
-    visit(course, tmp_path, stem, work, LIMIT_S + 60)
+    visit(released, tmp_path, stem, work, LIMIT_S + 60)
 
 
 def report(stem, cells, shown):

@@ -14,7 +14,6 @@ import warnings
 import pytest
 
 from utils.course.build import ROOT
-from utils.course.release import write_release
 from utils.profiles import LOAD_VARIABLE, load_profile
 
 # A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
@@ -33,15 +32,6 @@ SOLVED = pytest.param(
 def test_every_notebook_is_run_here():
     for folder in ("labs", "solutions"):
         assert sorted(path.stem for path in (ROOT / folder).glob("*.ipynb")) == STEMS
-
-
-@pytest.fixture(scope="session")
-def released(tmp_path_factory):
-    """A release, with the engines that are set up here."""
-    folder = tmp_path_factory.mktemp("released") / "course"
-    write_release(ROOT, folder)
-    (folder / ".engines").symlink_to(ROOT / ".engines")
-    return folder
 
 
 @pytest.mark.engine

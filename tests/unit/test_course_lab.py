@@ -1,14 +1,12 @@
 """`make lab`: JupyterLab opens on the right notebook and leaves nothing behind on Ctrl-C."""
 
-import re
 import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from lab_server import serving
 
 from utils.course.__main__ import main
 from utils.course.build import ROOT
@@ -41,23 +39,11 @@ def test_a_wrong_lab_is_refused_before_anything_starts(course, capsys):
 
 def test_it_serves_the_lab_and_ends_with_ctrl_c(course):
     argv = [sys.executable, "-m", "utils.course", "--root", str(course), "lab", "9", "--headless"]
-    log = course / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-    try:
-        url = None
-        for _ in range(300):
-            url = re.search(r"http://127\.0\.0\.1:\d+/lab/tree/labs/\S+", log.read_text())
-            if url or server.poll() is not None:
-                break
-            time.sleep(0.2)
-        assert url, log.read_text()
-        with urllib.request.urlopen(url[0], timeout=30) as page:
+    with serving(argv, ROOT, course / "log") as served:
+        assert served.page.startswith(f"{served.base}/lab/tree/labs/")
+        with urllib.request.urlopen(served.page, timeout=30) as page:
             assert page.status == 200
-        server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0
-    finally:
-        server.kill()
-        server.wait()
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(30) == 0
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(url[0], timeout=5)
+        urllib.request.urlopen(served.page, timeout=5)
