@@ -14,6 +14,9 @@ QUERY = (
     "--format=csv,noheader,nounits",
 )
 MIB = 1024**2
+# What runs beside weights and KV cache: CUDA context, activations, graphs. A bound from below, to refuse only
+# what cannot fit.
+OVERHEAD_BYTES = 2e9
 # Lowest compute capability that has a data type in its tensor cores (NVIDIA's CUDA documentation).
 CAPABILITY = {"bfloat16": 8.0, "fp8": 8.9, "nvfp4": 10.0}
 

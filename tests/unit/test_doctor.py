@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from utils.benchmark.published import QWEN3_8B
 from utils.doctor import findings as judge
 from utils.doctor import needs
 from utils.doctor.facts import Facts, Listener, gather, read_docker, read_listeners
@@ -279,17 +280,7 @@ def test_needs_agree_with_the_course():
     assert needs.TITLES.keys() == ENGINES.keys()
     models = {model for name in ("cuda", "spark") for model in PROFILES[name].models.values()}
     assert set(needs.DOWNLOADS) <= models
-    qwen3_8b = {  # https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "tie_word_embeddings": False,
-    }
-    assert decoder_parameters(qwen3_8b) == pytest.approx(needs.PARAMETERS, rel=0.002)
+    assert decoder_parameters(QWEN3_8B) == pytest.approx(needs.PARAMETERS, rel=0.002)
     compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())

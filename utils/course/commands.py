@@ -14,6 +14,7 @@ import yaml
 from utils.course.passages import Line, Passage
 from utils.engines import ENGINES, ServeOptions, UnsupportedOption
 from utils.engines.accepted.ask import CommandLine
+from utils.engines.launch import profile_fields
 from utils.engines.structured import COMPACT_JSON
 from utils.profiles import PROFILES, Profile
 
@@ -180,11 +181,7 @@ def _variations(engine: str, profile: Profile) -> Iterator[ServeOptions]:
         host="127.0.0.1",
         port=8000,
         device="cpu" if profile.runtime == "process" else "cuda",
-        dtype=profile.dtype,
-        context_length=profile.context_length,
-        max_sequences=profile.max_sequences,
-        kv_cache_gib=profile.kv_cache_gib,
-        gpu_memory_utilization=profile.gpu_memory_utilization,
+        **profile_fields(profile),
     )
     yield plain
     for extra in _extras(engine, profile):

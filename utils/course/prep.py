@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
-from utils.benchmark.published import PUBLISHED
+from utils.benchmark.published import PUBLISHED, QWEN3_8B
 from utils.course.build import ROOT
 from utils.course.problems import CourseError, Problem
 from utils.course.references import labs_of
 from utils.course.versions import TABLES as VERSIONS
+from utils.doctor.needs import DOWNLOADS, Q8_0
 from utils.engines import ENGINES
 from utils.kvcache.sizes import decoder_parameters
 from utils.profiles import PROFILES, Profile
@@ -25,25 +26,6 @@ _MADE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DO
 _STARTS = re.compile(
     r"\*\*It starts\*\* (?P<starts>.*?)\s*\*\*It writes\*\* (?P<writes>.*?\.)(?:\s|$)", re.DOTALL
 )
-# Qwen/Qwen3-8B, config.json on the model hub.
-QWEN3_8B: Mapping[str, object] = {
-    "model_type": "qwen3",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
-_Q8_0 = 34 / 32  # bytes of a weight: 32 of them and a 2-byte scale
-_BYTES = {
-    "Qwen/Qwen3-8B": 2.0,
-    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": 2.0,
-    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": _Q8_0,
-    "qwen3:8b-fp16": 2.0,
-}
 
 
 def labs_table(root: Path) -> str:
@@ -77,9 +59,10 @@ def models_table(root: Path) -> str:
     origins = []
     for model, engines in _by_model(profile).items():
         size = "not known here"
-        if model in _BYTES:
-            size = f"{_BYTES[model] * parameters / 1e9:.1f} GB"
-            each = "34 / 32" if _BYTES[model] == _Q8_0 else "2"
+        if model in DOWNLOADS:
+            _, each_bytes = DOWNLOADS[model]
+            size = f"{each_bytes * parameters / 1e9:.1f} GB"
+            each = "34 / 32" if each_bytes == Q8_0 else "2"
             origins.append(f"{parameters / 1e9:.3f} * {each} = {size.removesuffix(' GB')}")
         rows.append(f"| `{model}` | {', '.join(engines)} | {size} |")
     comment = f"<!-- origin: derived: {'; '.join(dict.fromkeys(origins))} -->"

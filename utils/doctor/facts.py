@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.doctor.needs import DOWNLOADS, PYTHONS
+from utils.doctor.needs import DOWNLOADS, PARAMETERS, PYTHONS
 from utils.doctor.probe import Answer, Probe
 from utils.gpu import QUERY, Gpu, parse_gpus
 from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, ROOT, detect, dtype_for
@@ -294,8 +294,8 @@ def missing_models(probe: Probe, profile: str) -> dict[str, float]:
     """Models of a profile that labs would download, and their bytes."""
     wanted = set(PROFILES[profile].models.values())
     return {
-        model: size
-        for model, (folder, size) in DOWNLOADS.items()
+        model: PARAMETERS * each
+        for model, (folder, each) in DOWNLOADS.items()
         if model in wanted and not (folder and probe.exists(f"{probe.home}/{folder}"))
     }
 

@@ -25,15 +25,14 @@ from utils.doctor.needs import (
     TITLES,
     WEIGHTS_BYTES,
 )
-from utils.gpu import CAPABILITY, Gpu
+from utils.gpu import CAPABILITY, OVERHEAD_BYTES, Gpu
 from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, detect
-from utils.setup.steps import on_x86
+from utils.setup.steps import SPARE_GIGABYTES, on_x86
 
 GIB = 1024**3
 STOP, MEND, NOTE, FINE = "stop", "mend", "note", "fine"
 ALL = frozenset(LABS)
-SPARE_BYTES = 1 * GB  # as utils.setup keeps
-OVERHEAD_BYTES = 2 * GB  # as utils.engines.tensorrt_llm_checks
+SPARE_BYTES = SPARE_GIGABYTES * GB
 ON_CPU = f"{ENVIRONMENT_VARIABLE}=cpu make lab"
 
 

@@ -57,23 +57,17 @@ IMAGES: Mapping[str, str] = {
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }
-# Parameters of Qwen3-8B: from its config.json (utils.kvcache.sizes). Two bytes each in bfloat16; Q8_0 stores
-# 34 bytes for 32 weights.
+# Parameters of Qwen3-8B: from its config.json (utils.kvcache.sizes).
 PARAMETERS = 8.19e9
-WEIGHTS_BYTES = 2 * PARAMETERS
+BF16, Q8_0 = 2.0, 34 / 32  # bytes of a weight; Q8_0 stores 34 for 32 of them
+WEIGHTS_BYTES = BF16 * PARAMETERS
 HUB = ".cache/huggingface/hub"
-# Folder below the home folder that containers keep a model in, and the bytes that come from the model hub.
+# Folder below the home folder that containers keep a model in, and the bytes of a weight. All are Qwen3-8B.
 DOWNLOADS: Mapping[str, tuple[str, float]] = {
-    "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", WEIGHTS_BYTES),
-    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (
-        f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF",
-        WEIGHTS_BYTES,
-    ),
-    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (
-        f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF",
-        PARAMETERS * 34 / 32,
-    ),
-    "qwen3:8b-fp16": ("", WEIGHTS_BYTES),  # in docker's volume `ollama`
+    "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", BF16),
+    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", BF16),
+    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", Q8_0),
+    "qwen3:8b-fp16": ("", BF16),  # in docker's volume `ollama`
 }
 # Published by docker/compose.yaml and by JupyterLab; and where engines listen that somebody starts by hand.
 PORTS: Mapping[int, str] = {

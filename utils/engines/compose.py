@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from utils.engines.container import STOP_S
-from utils.engines.launch import served_name
+from utils.engines.launch import profile_fields, served_name
 from utils.engines.registry import ENGINES
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.profiles import PROFILES, Profile
@@ -52,11 +52,7 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
         host="0.0.0.0",
         port=container.port,
         device="cuda",
-        dtype=profile.dtype,
-        context_length=profile.context_length,
-        max_sequences=profile.max_sequences,
-        kv_cache_gib=profile.kv_cache_gib,
-        gpu_memory_utilization=profile.gpu_memory_utilization,
+        **profile_fields(profile),
     )
     passed: dict[str, str | None] = dict.fromkeys(container.pass_environment)
     gpu = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}

@@ -187,7 +187,7 @@ def launch(
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
-    fields = {field: getattr(profile, field) for field in _PROFILE_FIELDS} | choices
+    fields = profile_fields(profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     if not in_container:
         require_local(spec, profile)
@@ -223,6 +223,11 @@ def launch(
         engine.stop()
         raise
     return engine
+
+
+def profile_fields(profile: Profile) -> dict[str, Any]:
+    """The fields of `ServeOptions` that a profile gives."""
+    return {field: getattr(profile, field) for field in _PROFILE_FIELDS}
 
 
 def served_name(model: str) -> str:

@@ -16,7 +16,7 @@ import psutil
 
 from utils.engines.errors import UnsupportedOption
 from utils.engines.tensorrt_llm_settings import MTP, REMOVED, Settings, require_none
-from utils.gpu import CAPABILITY, QUERY, Gpu, parse_gpus
+from utils.gpu import CAPABILITY, OVERHEAD_BYTES, QUERY, Gpu, parse_gpus
 from utils.kvcache.sizes import (
     ConfigError,
     decoder_parameters,
@@ -26,9 +26,6 @@ from utils.kvcache.sizes import (
 )
 
 GB = 1e9
-# What runs beside weights and KV cache: CUDA context, activations, graphs. A bound from below, to refuse only
-# what cannot fit.
-OVERHEAD_BYTES = 2 * GB
 NEEDS: Mapping[str, tuple[float, str]] = {
     dtype: (CAPABILITY[dtype], instead)
     for dtype, instead in (("bfloat16", "float16"), ("fp8", "auto"), ("nvfp4", "fp8"))

@@ -28,10 +28,9 @@ from pathlib import Path
 import httpx
 import yaml
 
-from utils.benchmark.published import DGX_SPARK
-from utils.doctor.needs import WEIGHTS_BYTES
+from utils.benchmark.published import DGX_SPARK, QWEN3_8B
 from utils.engines.errors import EngineError
-from utils.engines.launch import served_name
+from utils.engines.launch import profile_fields, served_name
 from utils.engines.registry import get_spec
 from utils.engines.spec import Container, ServeOptions
 from utils.kvcache.sizes import ConfigError, decoder_parameters, dtype_bytes, read_config
@@ -44,7 +43,6 @@ CX7 = re.compile(r"enp\d+s\d+f\d+np\d+")
 RAY_PORT, MASTER_PORT, SGLANG_PORT, SSH_PORT = 6379, 29501, 25000, 2233
 # MemTotal of a DGX Spark: 127600748 kB (XuehaiPan/nvitop pull request 208).
 MEMORY_BYTES = 127600748 * 1024
-LAYERS = 36  # of Qwen3-8B: its config.json
 
 
 class NoLink(EngineError):
@@ -223,24 +221,26 @@ def environment(pair: Pair, node: int) -> dict[str, str]:
     }
 
 
+def _container(engine: str) -> Container:
+    container = get_spec(engine).container
+    assert container is not None
+    return container
+
+
 def serving(pair: Pair, engine: str, node: int, *extra: str) -> list[str]:
     """An engine's own command for a node, as the profile `spark` starts it."""
     spec, profile = get_spec(engine), PROFILES["spark"]
-    assert spec.container is not None
+    container = _container(engine)
     options = ServeOptions(
         model=pair.model,
         served_name=served_name(pair.model),
         host=pair.addresses[node],
-        port=spec.container.port,
+        port=container.port,
         device="cuda",
-        dtype=profile.dtype,
-        context_length=profile.context_length,
-        max_sequences=profile.max_sequences,
-        kv_cache_gib=profile.kv_cache_gib,
-        gpu_memory_utilization=profile.gpu_memory_utilization,
+        **profile_fields(profile),
         extra_arguments=extra,
     )
-    return [*spec.container.command, *spec.arguments(options)]
+    return [*container.command, *spec.arguments(options)]
 
 
 def docker_run(
@@ -263,19 +263,35 @@ def docker_run(
     return (*line, container.image, *command)
 
 
+def _one_server(
+    pair: Pair,
+    name: str,
+    title: str,
+    container: Container,
+    steps: Sequence[Step],
+    *,
+    watch: str,
+    note: str = "",
+    health: str = "/health",
+) -> Plan:
+    """The plan of an engine whose first node answers for both."""
+    url = f"http://{pair.head}:{container.port}"
+    notes = (note,) if note else ()
+    return Plan(name, title, tuple(steps), f"{url}/v1", (url + health,), (watch,), notes)
+
+
 def replicas(pair: Pair) -> Plan:
     """Two engines, one on each node, behind the gateway of lab 3.3.7."""
-    spec = get_spec("vllm")
-    assert spec.container is not None
+    container = _container("vllm")
     steps = tuple(
         Step(
             node,
             "one vLLM, by itself",
-            docker_run(spec.container, f"course-replica-{node}", {}, serving(pair, "vllm", node)),
+            docker_run(container, f"course-replica-{node}", {}, serving(pair, "vllm", node)),
         )
         for node in (0, 1)
     )
-    urls = [f"http://{address}:{spec.container.port}" for address in pair.addresses]
+    urls = [f"http://{address}:{container.port}" for address in pair.addresses]
     name = served_name(pair.model)
     backends = [
         {"name": f"spark-{node}", "engine": "vllm", "url": url} for node, url in enumerate(urls)
@@ -313,8 +329,7 @@ def vllm_halves(pair: Pair, node: int) -> list[str]:
 
 def vllm(pair: Pair) -> Plan:
     """One vLLM over both nodes, with its own processes."""
-    spec = get_spec("vllm")
-    assert spec.container is not None
+    container = _container("vllm")
     steps = []
     for node in (1, 0):
         command = serving(pair, "vllm", node, *vllm_halves(pair, node))
@@ -323,26 +338,22 @@ def vllm(pair: Pair) -> Plan:
             if node
             else "the first half, and the API"
         )
-        run = docker_run(spec.container, f"course-vllm-{node}", environment(pair, node), command)
+        run = docker_run(container, f"course-vllm-{node}", environment(pair, node), command)
         steps.append(Step(node, why, run))
-    url = f"http://{pair.head}:{spec.container.port}"
-    return Plan(
+    return _one_server(
+        pair,
         "vllm",
         "vLLM, tensor parallel over two nodes, without Ray",
-        tuple(steps),
-        f"{url}/v1",
-        (f"{url}/health",),
-        watch=(
-            "docker logs course-vllm-0 2>&1 | grep -i nccl   # NET/IB: over RDMA; NET/Socket: not",
-        ),
-        notes=("Either node waits for the other: start them within minutes.",),
+        container,
+        steps,
+        watch="docker logs course-vllm-0 2>&1 | grep -i nccl   # NET/IB: over RDMA; NET/Socket: not",
+        note="Either node waits for the other: start them within minutes.",
     )
 
 
 def vllm_ray(pair: Pair) -> Plan:
     """One vLLM over both nodes, with Ray, as NVIDIA's playbook has it."""
-    spec = get_spec("vllm")
-    assert spec.container is not None
+    container = _container("vllm")
     steps = []
     for node in (0, 1):
         where = f"--head --port={RAY_PORT}" if node == 0 else f"--address={pair.head}:{RAY_PORT}"
@@ -353,7 +364,7 @@ def vllm_ray(pair: Pair) -> Plan:
             f"pip install -q --root-user-action=ignore 'ray[default]' && {start}",
         )
         variables = environment(pair, node) | {"RAY_memory_monitor_refresh_ms": "0"}
-        run = docker_run(spec.container, f"course-ray-{node}", variables, shell)
+        run = docker_run(container, f"course-ray-{node}", variables, shell)
         why = "joins the cluster" if node else "begins a Ray cluster (the image has no Ray)"
         steps.append(Step(node, why, run))
     wait = "until docker exec course-ray-0 ray status | grep -q '2.0 GPU'; do sleep 2; done"
@@ -361,21 +372,19 @@ def vllm_ray(pair: Pair) -> Plan:
     extra = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "ray")
     serve = ("docker", "exec", "-d", "course-ray-0", *serving(pair, "vllm", 0, *extra))
     steps.append(Step(0, "serves, over both", serve))
-    url = f"http://{pair.head}:{spec.container.port}"
-    return Plan(
+    return _one_server(
+        pair,
         "vllm-ray",
         "vLLM, tensor parallel over two nodes, with Ray",
-        tuple(steps),
-        f"{url}/v1",
-        (f"{url}/health",),
-        watch=("docker exec course-ray-0 ray status   # two nodes, 2.0 GPU",),
+        container,
+        steps,
+        watch="docker exec course-ray-0 ray status   # two nodes, 2.0 GPU",
     )
 
 
 def sglang(pair: Pair) -> Plan:
     """One SGLang over both nodes."""
-    spec = get_spec("sglang")
-    assert spec.container is not None
+    container = _container("sglang")
     steps = []
     for node in (1, 0):
         extra = [
@@ -383,26 +392,24 @@ def sglang(pair: Pair) -> Plan:
             *("--dist-init-addr", f"{pair.head}:{SGLANG_PORT}"),
         ]
         command = serving(pair, "sglang", node, *extra)
-        run = docker_run(spec.container, f"course-sglang-{node}", environment(pair, node), command)
+        run = docker_run(container, f"course-sglang-{node}", environment(pair, node), command)
         steps.append(Step(node, "its half of the model", run))
-    url = f"http://{pair.head}:{spec.container.port}"
-    return Plan(
+    return _one_server(
+        pair,
         "sglang",
         "SGLang, tensor parallel over two nodes",
-        tuple(steps),
-        f"{url}/v1",
-        (f"{url}/health_generate",),
-        watch=("docker logs course-sglang-1 2>&1 | tail -3",),
-        notes=("Only the first node answers requests; /health_generate tries the whole way.",),
+        container,
+        steps,
+        watch="docker logs course-sglang-1 2>&1 | tail -3",
+        note="Only the first node answers requests; /health_generate tries the whole way.",
+        health="/health_generate",
     )
 
 
 def tensorrt_llm(pair: Pair) -> Plan:
     """One TensorRT-LLM over both nodes: mpirun starts it on the second over ssh."""
-    spec = get_spec("tensorrt_llm")
-    assert spec.container is not None
-    mounts = {**spec.container.mounts, "~/.ssh": "/tmp/.ssh:ro"}
-    container = replace(spec.container, mounts=mounts)
+    container = _container("tensorrt_llm")
+    container = replace(container, mounts={**container.mounts, "~/.ssh": "/tmp/.ssh:ro"})
     reach = (
         "apt-get update -q && apt-get install -y -q openssh-server && mkdir -p /run/sshd && "
         "cp -r /tmp/.ssh /root && chown -R root: /root/.ssh && chmod 700 /root/.ssh && "
@@ -430,17 +437,14 @@ def tensorrt_llm(pair: Pair) -> Plan:
     launch = f"mpirun -x HF_TOKEN trtllm-llmapi-launch {serve}"
     detached = ("docker", "exec", "-d", "course-trtllm-0", "bash", "-c", launch)
     steps.append(Step(0, "serves, over both", detached))
-    url = f"http://{pair.head}:{spec.container.port}"
-    return Plan(
+    return _one_server(
+        pair,
         "tensorrt-llm",
         "TensorRT-LLM, tensor parallel over two nodes, with MPI",
-        tuple(steps),
-        f"{url}/v1",
-        (f"{url}/health",),
-        watch=("docker exec course-trtllm-0 mpirun hostname   # two names",),
-        notes=(
-            "Both need the same ssh key without a password (playbook connect-two-sparks, step 4).",
-        ),
+        container,
+        steps,
+        watch="docker exec course-trtllm-0 mpirun hostname   # two names",
+        note="Both need the same ssh key without a password (playbook connect-two-sparks, step 4).",
     )
 
 
@@ -497,16 +501,13 @@ def check(plan: Plan, timeout_s: float = 5.0) -> list[str]:
 
 def print_advice(model: str) -> int:
     """Prints the advice for a model whose config can be read; returns the exit status."""
-    weights, layers = WEIGHTS_BYTES, LAYERS
-    if model != Pair.model:
-        try:
-            config = read_config(model)
-            weights = dtype_bytes(decoder_parameters(config), PROFILES["spark"].dtype)
-        except ConfigError as error:
-            print(f"{error}\nName a folder with a config.json: --model FOLDER", file=sys.stderr)
-            return 1
-        layers = int(config["num_hidden_layers"])
-    print(f"{model}: {advise(weights, layers)}")
+    try:
+        config = QWEN3_8B if model == Pair.model else read_config(model)
+        weights = dtype_bytes(decoder_parameters(config), PROFILES["spark"].dtype)
+    except ConfigError as error:
+        print(f"{error}\nName a folder with a config.json: --model FOLDER", file=sys.stderr)
+        return 1
+    print(f"{model}: {advise(weights, int(config['num_hidden_layers']))}")
     return 0
 
 

@@ -18,10 +18,9 @@ from utils.profiles import ProfileError, load_profile
 from utils.setup.packages import UV_CACHE
 from utils.setup.progress import Progress
 from utils.setup.shell import FULL_DISK, Halt, Halted, SetupError, Shell
-from utils.setup.steps import ROOT, SITE, Step, steps_for
+from utils.setup.steps import ROOT, SITE, SPARE_GIGABYTES, Step, steps_for
 
 LOGS = ROOT / ".setup"
-SPARE_GIGABYTES = 1.0
 
 
 def plan(steps: Sequence[Step]) -> list[Step]:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from utils.doctor import needs
 from utils.setup.packages import TORCH, uv_settings
 from utils.setup.steps import CMAKE, NINJA, REQUIREMENTS
 
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = tuple(f"{major}.{minor}" for major, minor in needs.PYTHONS)
 PLATFORM = "aarch64-manylinux_2_34"
 TIMEOUT_S = 120.0
 # Not in a file of requirements, but installed by set-up.

@@ -25,6 +25,7 @@ REQUIREMENTS = ROOT / "requirements"
 COURSE_ENV = ROOT / ".venv"
 ENGINES = ROOT / ".engines"
 SITE_ENV = ROOT / ".site-env"
+SPARE_GIGABYTES = 1.0  # of disk, that set-up leaves free
 SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
 LLAMA_CPP_CMAKE = Path(__file__).parent / "llama_cpp.cmake"
 
