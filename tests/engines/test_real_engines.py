@@ -162,6 +162,14 @@ def test_sglangs_language_runs_here_and_talks_to_it(sglang):
     assert state["choice"] in ("yes", "no")
 
 
+def test_vllms_engine_core_is_forked_and_its_worker_is_not(vllm):
+    """What computes reads its threads when it is loaded: utils/setup/forked."""
+    family = psutil.Process(int(vllm.identity)).children(recursive=True)
+    assert {p.name() for p in family} >= {"VLLM::EngineCore", "VLLM::Worker"}
+    says = "Triton is installed, but doesn't include CPU backend"  # whoever imports vLLM
+    assert vllm.log_path.read_text().count(says) == 2
+
+
 def test_an_idle_sglang_leaves_the_cores_alone(sglang):
     ask(sglang)
     family = psutil.Process(int(sglang.identity)).children(recursive=True)

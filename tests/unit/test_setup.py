@@ -331,7 +331,6 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
     (parts / "sgl_kernel").mkdir(parents=True)
     (parts / "sgl_kernel" / "__init__.py").write_text("x = 1\n")
     (parts / "hook.pth").write_text("import hook\n")
-    monkeypatch.setattr(steps, "SGLANG_CPU", parts)
     monkeypatch.setattr(steps, "install_cpu_torch", lambda shell, python: None)
     monkeypatch.setattr(steps, "install", lambda shell, python, *arguments: None)
 
@@ -340,7 +339,8 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
         return "python"
 
     monkeypatch.setattr(steps, "make_venv", make_venv)
-    step = dataclasses.replace(SGLANG, target=tmp_path / "sglang", parts=parts)
+    step = dataclasses.replace(SGLANG, target=tmp_path / "sglang", parts=(parts,))
+    monkeypatch.setattr(steps, "SGLANG", step)
     step.run(Shell("sglang", tmp_path / "log"))
     packages = step.target / "lib" / "python3.11" / "site-packages"
     assert (packages / "sgl_kernel" / "__init__.py").read_text() == "x = 1\n"
@@ -430,20 +430,26 @@ def test_commands_inherit_the_lock_so_that_a_rerun_waits_for_them(tmp_path, monk
             Shell("x", tmp_path / "log").run([sys.executable, "-c", f"import os; os.fstat({lock})"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_being_told_to_end_cleans_up_as_ctrl_c_does(number, make, monkeypatch, capsys):
+@pytest.mark.parametrize("number", command.STOPS)
+def test_being_told_to_end_twice_cleans_up_once(number, make, monkeypatch, capsys):
     def told(shell, target):
         target.mkdir()
         os.kill(os.getpid(), number)
-        time.sleep(5)
+        try:
+            time.sleep(5)
+        finally:  # make passes on what it was told: the second comes while this cleans up
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            (target / "inner").mkdir()
 
     step = make(told)
-    before = signal.getsignal(number)
+    before = {known: signal.getsignal(known) for known in command.STOPS}
     monkeypatch.setattr(command, "steps_for", lambda name: (step,))
     monkeypatch.setattr(sys, "argv", ["setup"])
     try:
         assert command.main() == 130
     finally:
-        signal.signal(number, before)
+        for known, handler in before.items():
+            signal.signal(known, handler)
     assert not step.target.exists()
     assert "goes on from here" in capsys.readouterr().err

@@ -29,36 +29,6 @@ def test_no_other_kernel_is_offered():
         from utils.setup.sglang_cpu.sgl_kernel import rotate_input_ids_cpu  # noqa: F401
 
 
-FORK = """
-import multiprocessing as mp, socket
-from utils.setup.sglang_cpu import sglang_cpu_fork
-
-def live(pipe):
-    pipe.send("here")
-    pipe.recv()
-
-sglang_cpu_fork.register()
-mp.set_start_method("spawn", force=True)
-port = socket.create_server(("127.0.0.1", 0))
-address = port.getsockname()
-here, there = mp.Pipe()  # a pair of sockets too, of no network
-child = mp.Process(target=live, args=(there,))
-child.start()
-print(mp.get_start_method(), here.recv())
-port.close()
-try:
-    socket.create_connection(address)
-except ConnectionRefusedError:
-    print("closed")
-here.send("go")
-child.join()
-"""
-
-
-def test_processes_are_forked_where_sglang_spawns_them_and_hold_no_port():
-    assert run(FORK).split() == ["fork", "here", "closed"]
-
-
 FAKE_TORCHVISION = """
 import torch
 if torch.version.cuda is None:

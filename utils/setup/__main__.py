@@ -21,6 +21,7 @@ from utils.setup.shell import FULL_DISK, Halt, Halted, SetupError, Shell
 from utils.setup.steps import ROOT, SITE, SPARE_GIGABYTES, Step, steps_for
 
 LOGS = ROOT / ".setup"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def plan(steps: Sequence[Step]) -> list[Step]:
@@ -132,6 +133,9 @@ def locked() -> Iterator[int]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    # Where all of a process group is told, make tells its commands once more: that must not end the clean-up.
+    for known in STOPS:
+        signal.signal(known, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -144,7 +148,7 @@ def main() -> int:
         found = ".".join(map(str, sys.version_info[:3]))
         print(f"Python 3.11 or newer is needed, this is {found}. Try: make lab PYTHON=python3.11")
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOPS:
         signal.signal(number, _stop)
     try:
         steps = choose(arguments.only)
@@ -160,8 +164,8 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "\nStopped. What was half made has been removed; finished steps are kept. "
-            "The same command goes on from here.",
+            "\nStopped. What was half made has been removed; finished steps and downloads are kept "
+            "(make clean removes them). The same command goes on from here.",
             file=sys.stderr,
         )
         return 130

