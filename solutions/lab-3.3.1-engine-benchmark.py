@@ -168,6 +168,11 @@ open_loop_latencies = checks.open_loop_latencies(open_loop_latencies)
 # %% [markdown]
 # Now on the real engine. First a closed loop at the middle level: how many requests a second does
 # it complete? Then open loops at shares of that rate, up to more than it can take.
+#
+# In an open loop requests are due at random times (a Poisson process), whatever the engine does. `max_concurrency`
+# keeps the engine's load the same in all four runs: as with `--max-concurrency` of `vllm bench serve`, at most
+# `middle` requests are in flight, and one that is due while all are taken waits in the client. The clock that starts
+# when a request is *sent* does not see that waiting. The clock that starts when it was *due* does.
 
 # %% tags=["measures"]
 middle = profile.load.levels[len(profile.load.levels) // 2]
@@ -326,9 +331,16 @@ print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat
 # Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s, [NVIDIA](https://www.nvidia.com/en-us/products/workstations/dgx-spark/)):
 # 273 / 16.1 = 17 tok/s at batch 1. No engine can beat that without fewer bytes (quantisation) or more tokens per step
 # (batching, speculation).
+#
+# Prefill reads the weights once for a whole prompt, so it waits for arithmetic instead, two operations per weight and
+# token (and attention, which grows with the prompt; lab 3.3.6 takes it up):
+#
+# $$\text{prompt tok/s} \le \frac{\text{FLOP/s}}{2 \times \text{weights} + \text{FLOP of attention per token}}$$
+#
+# `utils.benchmark.roofline` computes that one; the first is your exercise.
 
 # %% [markdown]
-# Write the formula. It is about *all* requests of the batch together.
+# Write the formula of the decode ceiling. It is about *all* requests of the batch together.
 #
 # <details><summary>Hint</summary>
 #

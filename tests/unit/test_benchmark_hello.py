@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import matplotlib.image
 import pytest
 from fake_openai import FakeServer
 
@@ -37,6 +38,15 @@ def test_an_answer_is_shown_with_what_it_took():
     assert trace.error is None and said.startswith(trace.text.strip())
     assert "Fake 1.0, BF16: there after 2 s; first token after " in said
     assert f"{trace.completion_tokens} tokens in all" in said
+
+
+def test_the_stream_is_drawn_beside_the_records(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_RECORDS", str(tmp_path / "new"))
+    _, trace = asked("ok")
+    path = hello.write_picture(trace)
+    assert path == tmp_path / "new" / "hello.png"
+    rows, columns, _ = matplotlib.image.imread(path).shape
+    assert columns > 1000 and rows > 200
 
 
 def test_a_failure_names_the_log():

@@ -8,8 +8,8 @@ from utils.checks import compare_prediction
 @pytest.mark.parametrize(
     ("predicted", "measured", "says"),
     [
-        (14, 17.5, "predicted 14 ×, measured 17.5 ×: 1.25 times more than predicted."),
-        (20.0, 10.0, "2 times less than predicted."),
+        (14, 17.5, "predicted 14 ×, measured 17.5 ×: 1.25 × the prediction."),
+        (20.0, 10.0, "0.5 × the prediction."),
         (10, 10.01, ": as predicted."),
         (0, 10, "predicted 0 ×, measured 10 ×."),
         (None, 17.5, "measured 17.5 ×. No prediction was made"),

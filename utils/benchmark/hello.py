@@ -1,5 +1,7 @@
 """First success: starts an engine, asks it one question, shows the answer and what it took, stops it.
 
+A picture of the stream, when each piece of the answer came, is written to `records/hello.png`.
+
 python -m utils.benchmark.hello                 # the first engine that runs on this machine
 python -m utils.benchmark.hello llama_cpp "Write a Python function that adds two numbers."
 """
@@ -9,8 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from utils.benchmark.client import Client
+from utils.benchmark.pictures import draw_stream
+from utils.benchmark.records import records_dir
 from utils.benchmark.trace import RequestTrace
 from utils.benchmark.workload import Request
 from utils.engines import ENGINES, EngineError, NotRunHere, RunningEngine, launch
@@ -57,6 +62,14 @@ def described(engine: RunningEngine, trace: RequestTrace) -> str:
     )
 
 
+def write_picture(trace: RequestTrace) -> Path:
+    """Draws the stream of a successful request as `hello.png` beside the records; returns its path."""
+    path = records_dir() / "hello.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_stream(trace).savefig(path, dpi=120)
+    return path
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.benchmark.hello", description=__doc__)
@@ -71,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         with start((arguments.engine,) if arguments.engine else ORDER, profile) as engine:
             trace = asyncio.run(ask(engine, arguments.question))
             print(described(engine, trace))
+        if trace.ok:
+            print(f"When each piece came: {write_picture(trace)}")
     except (EngineError, ProfileError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

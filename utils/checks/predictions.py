@@ -36,8 +36,7 @@ def compare_prediction(predicted: Any, measured: float, *, what: str, unit: str 
 def _ratio(measured: float, predicted: float) -> str:
     if measured <= 0 or predicted <= 0:
         return ""
-    more = measured >= predicted
-    factor = measured / predicted if more else predicted / measured
-    if factor < _AS_PREDICTED:
+    factor = measured / predicted
+    if max(factor, 1 / factor) < _AS_PREDICTED:
         return ": as predicted"
-    return f": {factor:.3g} times {'more' if more else 'less'} than predicted"
+    return f": {factor:.3g} × the prediction"
