@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help doctor setup course-env lab lab-exists progress two-sparks clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@awk -F ':.*## ' 'FNR == 1 && NR > 1 {print "\nFor instructors and authors:"} /^[a-z-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
 	@$(PYTHON) -m utils.doctor

@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from utils.course.build import ROOT, find_lab
 from utils.course.grade import Options, grade
+from utils.course.labs import ROOT, find_lab
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from chromium import PROGRAM, browser
 from lab_server import serving
 from notebook_page import NotebookPage
 
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.course.regions import BEGIN, END
 from utils.profiles import LOAD_VARIABLE, load_profile
 from utils.site.run import MARK, survivors

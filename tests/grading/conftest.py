@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.course.build import ROOT
 from utils.course.grade import Options, grade
+from utils.course.labs import ROOT
 from utils.grading.declare import load_sample_class
 from utils.grading.sandbox import Limits
 

@@ -7,8 +7,9 @@ import sqlite3
 
 import pytest
 
-from utils.course.build import ROOT, read_labs
+from utils.course.build import read_labs
 from utils.course.findings import read_findings
+from utils.course.labs import ROOT
 from utils.grading.declare import load_sample_class
 
 pytestmark = pytest.mark.timeout(1200)

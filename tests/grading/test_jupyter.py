@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from lab_server import serving
 
-from utils.course.build import ROOT
 from utils.course.grade import grade
 from utils.course.lab import formgrader_command, jupyter_command
+from utils.course.labs import ROOT
 from utils.course.problems import CourseError
 from utils.grading.declare import load_sample_class
 

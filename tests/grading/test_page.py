@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.course.page import PAGE, fresh_page
 
 

@@ -11,9 +11,9 @@ import time
 import psutil
 import pytest
 
-from utils.course.build import ROOT
 from utils.course.grade import Options, grade, read_graded_labs
 from utils.course.gradebook import Gradebook, GradebookError
+from utils.course.labs import ROOT
 from utils.course.problems import CourseError
 from utils.grading.declare import DEFAULT_SEED, load_sample_class
 from utils.grading.sandbox import Limits

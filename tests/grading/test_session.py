@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.checks.attempt import Stopped, Wanted
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.grading.sandbox import Limits, Plain, SandboxError, find_sandbox
 from utils.grading.seal import build_sealed
 from utils.grading.session import Session

@@ -6,7 +6,7 @@ import pytest
 
 from utils.checks import check, expect_equal
 from utils.course import trial
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.grading.declare import Grading, Wrong, load_gradings
 
 GRADINGS = load_gradings(ROOT)

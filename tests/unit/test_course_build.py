@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.course.__main__ import main
-from utils.course.build import ROOT, build, drift, find_lab, read_labs
+from utils.course.build import build, drift, read_labs
 from utils.course.exercises import read_lab
+from utils.course.labs import ROOT, find_lab
 from utils.course.notebook import render
 from utils.course.problems import CourseError, SourceError
 from utils.course.source import read_source

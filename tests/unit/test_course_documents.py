@@ -7,10 +7,10 @@ import pytest
 from utils.benchmark.recommend import FOLKLORE
 from utils.course import craft, outside, prep
 from utils.course.__main__ import main
-from utils.course.build import ROOT
 from utils.course.claims import KINDS, check_claims, results
 from utils.course.documents import read_document
 from utils.course.exercises import read_lab
+from utils.course.labs import ROOT
 from utils.course.markdown import anchors, read_blocks
 from utils.course.messages import check_messages
 from utils.course.problems import CourseError

@@ -9,8 +9,8 @@ import pytest
 from lab_server import serving
 
 from utils.course.__main__ import main
-from utils.course.build import ROOT
 from utils.course.lab import jupyter_command
+from utils.course.labs import ROOT
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.course import progress
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.course.progress import MILESTONES, print_progress, standings
 from utils.grading.declare import load_sample_class
 

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from utils.course.__main__ import main
-from utils.course.build import ROOT, build, read_labs
+from utils.course.build import build, read_labs
+from utils.course.labs import ROOT
 from utils.course.notebook import render
 from utils.course.problems import CourseError
 from utils.course.release import MARK, find_leaks, solution_lines, write_release

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.course.build import ROOT, read_labs
+from utils.course.build import read_labs
+from utils.course.labs import ROOT
 from utils.course.notebook import render
 from utils.grading.cells import (
     LabCells,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.grading.declare import load_gradings
 from utils.grading.seal import build_sealed, dotted, split_name
 

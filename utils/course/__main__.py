@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.course.build import ROOT, build, drift, read_labs
 from utils.course.lab import open_formgrader, open_lab
-from utils.course.notebook import GENERATED_BY, count
-from utils.course.page import write_page
+from utils.course.labs import GENERATED_BY, ROOT
 from utils.course.problems import CourseError
+
+# What other commands need is imported there: it takes seconds, and `make lab` needs none of it.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +91,8 @@ def _run(args: argparse.Namespace) -> int:
         case "sample-class":
             return _sample_class(root, args.folder, args.only)
         case "page":
+            from utils.course.page import write_page
+
             write_page(root)
             return 0
         case "flags":
@@ -117,6 +119,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from utils.course.build import build
+
     written = build(args.root, args.lab, force=args.force)
     for path in written:
         print(f"wrote {path.relative_to(args.root)}")
@@ -126,6 +130,8 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _check(root: Path, only: str | None) -> int:
+    from utils.course.build import drift
+
     found = drift(root, only)
     for item in found:
         print(f"{item.path.relative_to(root)}:{item.line} {item.reason}")
@@ -166,6 +172,7 @@ def _sample_class(root: Path, folder: Path, only: list[str] | None) -> int:
 
 def _docs(root: Path) -> int:
     from utils.course.documents import check_documents
+    from utils.course.notebook import count
 
     problems = check_documents(root)
     for problem in problems:
@@ -176,6 +183,7 @@ def _docs(root: Path) -> int:
 
 def _links(root: Path) -> int:
     from utils.course.documents import all_outside_links, documents
+    from utils.course.notebook import count
     from utils.course.outside import PAGE, write_page
 
     links = all_outside_links(documents(root))
@@ -186,6 +194,9 @@ def _links(root: Path) -> int:
 
 
 def _list(root: Path) -> int:
+    from utils.course.build import read_labs
+    from utils.course.notebook import count
+
     for lab in read_labs(root):
         minutes = sum(exercise.minutes for exercise in lab.exercises)
         points = sum(exercise.points for exercise in lab.exercises)

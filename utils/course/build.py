@@ -82,18 +82,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from utils.course.exercises import Lab, read_lab
-from utils.course.notebook import GENERATED_BY, render, touched
+from utils.course.labs import GENERATED_BY, ROOT, match, order
+from utils.course.notebook import render, touched
 from utils.course.problems import CourseError, Problem, SourceError
-from utils.course.source import LAB_FILE, read_source
+from utils.course.source import read_source
 
-ROOT = Path(__file__).resolve().parents[2]
 _DIFF_LINES = 20
 
 
@@ -121,9 +120,9 @@ def read_labs(root: Path = ROOT, only: str | None = None) -> list[Lab]:
         SourceError: a source breaks a rule; holds every fault of every file.
         CourseError: no such lab, or two sources of one number.
     """
-    paths = sorted((root / "solutions").glob("*.py"), key=_order)
+    paths = sorted((root / "solutions").glob("*.py"), key=order)
     if only is not None:
-        paths = [_match(only, paths)]
+        paths = [match(only, paths)]
     labs: list[Lab] = []
     problems: list[Problem] = []
     for path in paths:
@@ -202,36 +201,6 @@ def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
                 if path not in expected:
                     found.append(Drift(path, 1, "has no source under solutions/"))
     return found
-
-
-def find_lab(name: str, root: Path = ROOT) -> Path:
-    """The learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
-
-    Raises:
-        CourseError: no lab of that name; the message lists the right ones.
-    """
-    return _match(name, sorted((root / "labs").glob("lab-*.ipynb"), key=_order))
-
-
-def _match(name: str, paths: list[Path]) -> Path:
-    wanted = Path(name.strip()).name
-    wanted = re.sub(r"\.(ipynb|py)$", "", wanted)
-    for path in paths:
-        number = _order(path)[1]
-        names = {path.stem, f"lab-3.3.{number}", f"3.3.{number}", str(number)}
-        if wanted in names:
-            return path
-    known = "\n".join(f"    {_order(path)[1]}  {path.stem}" for path in paths)
-    raise CourseError(
-        f"There is no lab {name!r}. These are the labs:\n{known}"
-        if paths
-        else f"There is no lab at all; make them: {GENERATED_BY}"
-    )
-
-
-def _order(path: Path) -> tuple[bool, int, str]:
-    name = LAB_FILE.fullmatch(path.stem)
-    return (name is None, int(name["number"].rpartition(".")[2]) if name else 0, path.stem)
 
 
 def _expected(root: Path, only: str | None) -> dict[Path, str]:

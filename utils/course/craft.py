@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from utils.course.build import ROOT
 from utils.course.exercises import Lab, Part
+from utils.course.labs import ROOT
 from utils.course.problems import Problem
 from utils.course.source import Cell
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.course.build import ROOT
 from utils.course.claims import check_claims
 from utils.course.craft import check_axes, check_craft
 from utils.course.exercises import Lab
+from utils.course.labs import ROOT
 from utils.course.markdown import Block, read_blocks
 from utils.course.messages import PAGE as TROUBLESHOOTING
 from utils.course.messages import check_messages

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from utils.course.build import ROOT, find_lab
+from utils.course.labs import ROOT, find_lab
 from utils.course.problems import CourseError
 
 _NBGRADER = ("formgrader", "validate_assignment", "assignment_list", "course_list")

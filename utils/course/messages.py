@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.course.markdown import Block
 from utils.course.problems import Problem
 

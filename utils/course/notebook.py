@@ -10,9 +10,9 @@ from typing import Any
 import nbformat
 
 from utils.course.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+from utils.course.labs import GENERATED_BY
 from utils.grading.cells import read_lab_cells
 
-GENERATED_BY = "python -m utils.course build"
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from utils.benchmark.published import PUBLISHED, QWEN3_8B
-from utils.course.build import ROOT
+from utils.course.labs import ROOT
 from utils.course.problems import CourseError, Problem
 from utils.course.references import labs_of
 from utils.course.versions import TABLES as VERSIONS

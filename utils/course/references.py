@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from utils.course.build import ROOT, read_labs
+from utils.course.build import read_labs
 from utils.course.exercises import Lab
+from utils.course.labs import ROOT
 from utils.course.markdown import LINK, Block, anchors, read_blocks
 from utils.course.problems import Problem
 from utils.course.snippets import FOLDERS, check_shell, name_fault, path_fault

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.course.build import find_lab
+from utils.course.labs import find_lab
 from utils.course.markdown import Block
 from utils.course.problems import CourseError, Problem
 from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE, PROFILES

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jupytext
 
+from utils.course.labs import LAB_FILE
 from utils.course.problems import Problem, SourceError
 
-LAB_FILE = re.compile(r"lab-(?P<number>3\.3\.\d+)-[a-z0-9-]+")
 _MARKER = re.compile(r"#\s*%%(?:%*)(?:\s|$)")
 _JUPYTEXT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}
 

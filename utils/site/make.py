@@ -14,7 +14,8 @@ from nbformat import NotebookNode
 
 from utils.benchmark.host import describe_host
 from utils.course.build import drift, read_labs
-from utils.course.notebook import GENERATED_BY, count
+from utils.course.labs import GENERATED_BY
+from utils.course.notebook import count
 from utils.course.problems import CourseError
 from utils.course.release import commit, find_leaks
 from utils.setup.steps import SITE_ENV

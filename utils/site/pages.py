@@ -25,6 +25,7 @@ _OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:")
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _BEYOND = ("models/**/README.md", "docker/**/*.md")  # documents besides those at the top
+_INSIDE = ("solutions/README.md", "solutions/AUTHORS.md")  # for whoever sees solutions
 HOME = Path("README.md")
 
 
@@ -78,7 +79,7 @@ class Pages:
 
     def _documents(self) -> list[Path]:
         """README.md, what it links to in that order, then the others."""
-        patterns = ["*.md", *_BEYOND, *(["solutions/README.md"] if self.solved else [])]
+        patterns = ["*.md", *_BEYOND, *(_INSIDE if self.solved else ())]
         found = sorted(path for pattern in patterns for path in self.root.glob(pattern))
         known = [path.relative_to(self.root) for path in found]
         linked = [Path(match["to"].partition("#")[0]) for match in _LINK.finditer(self._text(HOME))]
