@@ -14,7 +14,7 @@ help:  ## this list
 doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
 	@$(PYTHON) -m utils.doctor
 
-setup:  ## set up what the labs need (make setup STEP=vllm for one step)
+setup:  ## set up what the labs need (make setup STEP="course vllm" for some steps)
 	@$(PYTHON) -m utils.setup $(if $(STEP),--only $(STEP))
 
 lab: lab-exists setup  ## open JupyterLab on a lab: LAB=1, LAB=3; HEADLESS=1 prints the URL and opens no browser

@@ -222,6 +222,7 @@ def test_links_and_anchors():
         ("    make test", "there is no `make test` in a release"),
         ("    make lab LAB=9", "there is no lab 9"),
         ("    make setup STEP=vlm", "STEP=vlm: it is one of"),
+        ('    make setup STEP="course vlm"', "STEP=course vlm: it is one of"),
         ("    COURSE_PROFILE=gpu make lab", "COURSE_PROFILE=gpu: it is one of"),
         ("    .venv/bin/python -m utils.magic", "there is no module utils.magic"),
         ("    python3 -m sglang.launch_servers", "there is no module sglang.launch_servers"),

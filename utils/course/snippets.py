@@ -130,7 +130,8 @@ def _variable(name: str, value: str, root: Path) -> str:
         LOAD_VARIABLE: ("full", "quick"),
         "STEP": _STEPS,
     }
-    if name in known and value not in known[name]:
+    values = value.split() if name == "STEP" else [value]
+    if name in known and not set(values) <= set(known[name]):
         return f"{name}={value}: it is one of {', '.join(known[name])}"
     if name == "LAB" and value.isdecimal():
         try:

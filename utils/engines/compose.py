@@ -61,7 +61,7 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
         "image": container.image,
         "command": [*container.command, *spec.arguments(options)],
         "ports": [f"127.0.0.1:{HOST_PORTS.get(spec.name, container.port)}:{container.port}"],
-        "environment": {**container.environment, **passed},
+        "environment": {**container.environment, **spec.environment(options), **passed},
         "volumes": [f"{source}:{target}" for source, target in container.mounts.items()],
         "ipc": container.ipc,
         "shm_size": container.shm_size,

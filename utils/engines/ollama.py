@@ -101,7 +101,6 @@ SPEC = EngineSpec(
         ipc=None,
         mounts={"ollama": "/root/.ollama"},
         pass_environment=(),
-        environment={"OLLAMA_NUM_PARALLEL": str(MOST_SLOTS)},
         probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
     local=Local(

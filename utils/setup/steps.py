@@ -202,16 +202,8 @@ def build_llama_cpp(shell: Shell, target: Path) -> None:
     pip(shell, tools, f"cmake=={CMAKE}", f"ninja=={NINJA}")
     requirement = ["--require-hashes", "-r", str(REQUIREMENTS / "llama-cpp.hash.txt")]
     # Of this package alone the sources: what pip needs to read its metadata comes as wheels.
-    download = [
-        tools,
-        "-m",
-        "pip",
-        "download",
-        "--no-input",
-        "--no-deps",
-        "--no-binary",
-        "llama-cpp-python",
-    ]
+    package = "llama-cpp-python"
+    download = [tools, "-m", "pip", "download", "--no-input", "--no-deps", "--no-binary", package]
     shell.run([*download, "--progress-bar", "off", "-d", str(work), *requirement])
     with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
         archive.extractall(work / "source", filter="data")
@@ -237,8 +229,8 @@ COURSE = Step(
     "course",
     "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
     COURSE_ENV,
-    minutes=2.0,
-    gigabytes=2.1,
+    minutes=1.0,
+    gigabytes=1.9,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
 )
@@ -257,7 +249,7 @@ SGLANG = Step(
     "SGLang for the CPU in .engines/sglang",
     ENGINES / "sglang",
     minutes=1.0,
-    gigabytes=2.6,
+    gigabytes=2.5,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
     parts=(SGLANG_CPU, FORKED),
@@ -266,7 +258,7 @@ LLAMA_CPP = Step(
     "llama_cpp",
     "llama.cpp, compiled for this machine, in .engines/llama_cpp",
     ENGINES / "llama_cpp",
-    minutes=5.0,
+    minutes=7.0,
     gigabytes=0.1,
     locks=("llama-cpp.hash.txt",),
     build=build_llama_cpp,
