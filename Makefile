@@ -1,5 +1,6 @@
 # Every command a learner types. Needs Python 3.11 or newer (make lab PYTHON=python3.12 for another one).
-PYTHON ?= python3
+# What the environments were made with, else python3: another one would make them anew.
+PYTHON ?= $(or $(shell p=$$(cat .setup/python 2>/dev/null) && test -x "$$p" && echo "$$p"),python3)
 RUN := .venv/bin/python
 LAB ?= 1
 # Where this is set, Python compiles what it imports anew in each process: an engine's start takes twice as long.

@@ -319,18 +319,19 @@ print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in
 print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
 
 # %% [markdown]
-# Any difference between two engines that is smaller than this interval is no difference.
+# Before you call one engine faster, measure *both* several times. Where their intervals overlap, these runs do not show
+# which is faster: repeat more often, or leave it open.
 #
 # ## 4. What is possible: the roofline
 #
-# One decode step reads every weight once, and the KV cache of every token before it. However clever
-# an engine is, it cannot read faster than memory delivers:
+# One decode step reads every weight once (but the embedding table, of which it looks up one row a token), and the KV
+# cache of every token before it. However clever an engine is, it cannot read faster than memory delivers:
 #
 # $$\text{tok/s} \le \frac{\text{batch} \times \text{bandwidth}}{\text{weight bytes} + \text{batch} \times \text{context} \times \text{KV bytes per token}}$$
 #
 # Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s, [NVIDIA](https://www.nvidia.com/en-us/products/workstations/dgx-spark/)):
-# 273 / 16.1 = 17 tok/s at batch 1. No engine can beat that without fewer bytes (quantisation) or more tokens per step
-# (batching, speculation).
+# 8.03 billion weights, 0.53 of them in the embedding table: (8.03 - 0.53) × 2 = 15.0 GB, and 273 / 15.0 = 18.2 tok/s at
+# batch 1. No engine can beat that without fewer bytes (quantisation) or more tokens per step (batching, speculation).
 #
 # Prefill reads the weights once for a whole prompt, so it waits for arithmetic instead, two operations per weight and
 # token (and attention, which grows with the prompt; lab 3.3.6 takes it up):
@@ -500,9 +501,9 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 # Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
 # the profile's data type (in llama.cpp: 16 bits).
 #
-# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is near
-# one for every engine: memory is the limit, and all engines read the same bytes. For a model of a few
-# megabytes it is small, and what you see is *overhead*: Python, scheduling, HTTP. Batching divides that
+# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half (SGLang in FP8,
+# by LMSYS's 20.5 tok/s: 20.5 × 7.5 / 273 = 0.56 <!-- origin: cited: utils/benchmark/published.py -->), since memory is the main limit there, and all engines read the same
+# bytes. For a model of a few megabytes it is small, and what you see is *overhead*: Python, scheduling, HTTP. Batching divides that
 # overhead by the batch. Which of your engines gain from it, and which do not? An engine that pays
 # little overhead has little to divide. **Carry the method to your machine, not these numbers.**
 #

@@ -159,6 +159,12 @@ def test_gb10_says_which_ptxas_triton_should_take():
         ("h100", {"free_models": 9e9, "downloads": {"m": 16e9}}, "disk", "docker system df"),
         ("h100", {"kernel": "broken"}, "Jupyter", "rm -rf .venv"),
         ("laptop", {"python": (3, 9, 2)}, "Python", "make lab PYTHON=python3.12"),
+        (
+            "laptop",
+            {"python": (3, 10, 12), "other_pythons": ()},
+            "Python",
+            "python3.11-venv && make",
+        ),
         ("laptop", {"venv": False}, "Python", "python3.12-venv"),
         ("laptop", {"compiler": ""}, "C++ compiler", "apt-get install -y g++"),
         ("laptop", {"free": 5e9}, "disk", "du -xhd1"),

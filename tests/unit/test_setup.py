@@ -55,6 +55,21 @@ def test_a_step_runs_once(make, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_later_commands_go_on_with_the_python_that_set_up(make, tmp_path):
+    def asked(*arguments):
+        line = ["make", "-n", "doctor", *arguments]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    shutil.copy(steps.ROOT / "Makefile", tmp_path)
+    assert asked() == "python3 -m utils.doctor\n"
+    command.set_up([make()])
+    (tmp_path / "logs").rename(tmp_path / ".setup")
+    assert asked() == f"{sys.executable} -m utils.doctor\n"
+    assert asked("PYTHON=python3.13") == "python3.13 -m utils.doctor\n"
+    (tmp_path / ".setup" / "python").write_text("/no/such/python")
+    assert asked() == "python3 -m utils.doctor\n"
+
+
 def test_costs_are_said_before_anything_starts(make, capsys):
     def noisy(shell, target):
         print("STARTED")

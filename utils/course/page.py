@@ -14,7 +14,7 @@ PAGE = Path("solutions") / "README.md"
 _BLOCK = re.compile(
     r"(<!-- output of: (?P<command>.+?) -->\n```text\n)(?P<output>.*?)(```\n)", re.DOTALL
 )
-_FOLDER = re.compile(r"(?<=[A-Z]=)(class|graded)\b")
+_FOLDER = re.compile(r"(?<=[A-Z]=)(class|practice)\b")
 
 
 def fresh_page(root: Path) -> str:

@@ -134,7 +134,13 @@ def python(facts: Facts) -> Iterator[Finding]:
         if facts.other_pythons:
             yield _stop("Python", text, f"make lab PYTHON={facts.other_pythons[-1]}")
         else:
-            yield _stop("Python", text, "sudo apt-get install -y python3.12 python3.12-venv")
+            # Ubuntu 22.04, with 3.10, has 3.11 too.
+            name = "python" + _dotted(PYTHONS[0] if facts.python < PYTHONS[0] else PYTHONS[-1])
+            yield _stop(
+                "Python",
+                text,
+                f"sudo apt-get install -y {name} {name}-venv && make doctor PYTHON={name}",
+            )
     elif not facts.venv:
         text = f"Python {version} cannot make virtual environments."
         name = "python" + _dotted(facts.python[:2])

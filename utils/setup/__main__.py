@@ -76,6 +76,7 @@ def set_up(steps: Sequence[Step], lock: int | None = None) -> None:
     lanes = [[step for step in due if step.compiles is compiles] for compiles in (False, True)]
     run_side_by_side([partial(run, lane) for lane in lanes if lane], halt)
     shutil.rmtree(UV_CACHE, ignore_errors=True)  # what was installed from it stays
+    (LOGS / "python").write_text(sys.executable)  # the Makefile goes on with it
 
 
 def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
