@@ -501,11 +501,12 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 # Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
 # the profile's data type (in llama.cpp: 16 bits).
 #
-# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half (SGLang in FP8,
-# by LMSYS's 20.5 tok/s: 20.5 × 7.5 / 273 = 0.56 <!-- origin: cited: utils/benchmark/published.py -->), since memory is the main limit there, and all engines read the same
-# bytes. For a model of a few megabytes it is small, and what you see is *overhead*: Python, scheduling, HTTP. Batching divides that
-# overhead by the batch. Which of your engines gain from it, and which do not? An engine that pays
-# little overhead has little to divide. **Carry the method to your machine, not these numbers.**
+# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half: SGLang in FP8,
+# by LMSYS's 20.5 tok/s, reaches 20.5 × 7.5 / 273 = 0.56. Memory is the main limit there, and all engines read the same
+# bytes. <!-- origin: cited: utils/benchmark/published.py --> For a model of a few megabytes it is small, and what you see
+# is *overhead*: Python, scheduling, HTTP. Batching divides that overhead by the batch. Which of your engines gain from it,
+# and which do not? An engine that pays little overhead has little to divide. **Carry the method to your machine, not these
+# numbers.**
 #
 # ## 7. Judge a published table
 #
