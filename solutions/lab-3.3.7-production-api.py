@@ -33,7 +33,7 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_7 as checks
 from utils.engines.fleet import Fleet, start_later
-from utils.gateway import balance, bucket, runs, words
+from utils.gateway import balance, bucket, plots, runs, words
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
 from utils.gateway.guard import digest
@@ -434,13 +434,23 @@ with runs.faulty_pool(engines) as (gateway, proxy):
     else:
         print("frozen: not run here: the engine runs in a container (docker pause does the same)")
     days.append(runs.fault_day(gateway, profile, "killed", first.kill))
-failed = len(days[-1].traces) - days[-1].answered
+failed = len(days[-1].traces) - days[-1].count("answered")
 compare_prediction(failed_by_kill, failed, what="requests that failed when an engine was killed")
 for day in days:
     print(words.explain_day(day))
 display(words.fault_table(days))
 
 # %% [markdown]
+# Each request of these days, by the moment at which it was sent:
+
+# %%
+plots.plot_days(days);
+
+# %% [markdown]
+# *In the picture: one row a day; across, seconds since the first request; up, on a logarithmic axis, how long a request took
+# until its answer was whole (dot) or an error ended it (square: an event in its stream; triangle: an error as its answer).
+# The dashed line is the moment of the fault.*
+#
 # **In words.**
 # * *Slow*: nobody sees an error; if anything shows it, it is the p99. Health checks find nothing: the engine is well, only late. Least outstanding
 #   sends it less, because its requests stay longer (*requests by engine*: the second of three); round robin would send it as much

@@ -1,13 +1,15 @@
 """What lab 3.3.7 measures with: its tables on made-up runs, its proxy on a fake server, its prompts."""
 
 import asyncio
+import dataclasses
 from types import SimpleNamespace
 
 import httpx
+import pytest
 from fake_openai import FakeServer
 
 from utils.benchmark import RequestTrace
-from utils.gateway import runs, words
+from utils.gateway import plots, runs, words
 from utils.gateway.faults import LYING, PASS, SLOW, FaultProxy
 from utils.gateway.timing import on_message
 from utils.profiles import PROFILES
@@ -31,7 +33,7 @@ DAY = runs.Day(
 
 
 def test_a_day_is_counted_and_told():
-    assert (DAY.answered, DAY.broken, DAY.refused) == (8, 1, 1)
+    assert [DAY.count(fate) for fate in runs.FATES] == [8, 1, 1]
     assert DAY.e2e_ms(0.5) == 5000 and DAY.e2e_ms(0.99) == 8000
     assert words.explain_day(DAY) == (
         "killed: 8 of 10 requests had a whole answer, 2 an error that says so; 2 attempts were "
@@ -41,6 +43,19 @@ def test_a_day_is_counted_and_told():
     assert row["whole again (s)"] == "not within 10" and row["requests by engine"] == "6 / 4"
     assert row["repeated, by reason"] == "connect: 2"
     assert 32 <= runs.tokens_in(DAY, 1.0) <= 1500
+
+
+def test_a_day_is_drawn_with_every_request_and_its_fate():
+    faulty = dataclasses.replace(DAY, fault_at=3.0)
+    figure = plots.plot_days([DAY, faulty])
+    drawn = [[len(dots.get_offsets()) for dots in axes.collections] for axes in figure.axes]
+    assert drawn == [[8, 1, 1]] * 2
+    assert [len(axes.lines) for axes in figure.axes] == [0, 1], "the fault, where there was one"
+    assert (
+        "killed: 8 answered, 1 error event, 1 error answer, the longest 8.0 s" in figure.get_label()
+    )
+    with pytest.raises(ValueError, match="no day"):
+        plots.plot_days([])
 
 
 def test_balance_says_when_nothing_was_gained():

@@ -215,6 +215,13 @@ def _keep(result: LoadResult, gateway: LocalGateway, profile: Profile, label: st
 # Fault day
 
 
+FATES = (
+    "answered",
+    "error event",
+    "error answer",
+)  # whole; a stream that broke off; no stream at all
+
+
 @dataclass(frozen=True)
 class Day:
     """A load during which something happened.
@@ -225,6 +232,7 @@ class Day:
         retried: Attempts that the gateway repeated, by reason.
         shares: Requests of each backend, as it ended them.
         whole_after_s: From the end of the load until every backend serves again; None: not within 10 s.
+        fault_at: When the fault began, on the traces' clock; None for a quiet day.
     """
 
     what: str
@@ -232,21 +240,18 @@ class Day:
     retried: Mapping[str, int]
     shares: Mapping[str, int]
     whole_after_s: float | None
+    fault_at: float | None = None
 
-    @property
-    def answered(self) -> int:
-        """Requests with a whole answer."""
-        return sum(trace.ok for trace in self.traces)
+    @staticmethod
+    def fate(trace: RequestTrace) -> str:
+        """What became of a request: one of `FATES`."""
+        if trace.ok:
+            return FATES[0]
+        return FATES[1] if "mid-stream" in (trace.error or "") else FATES[2]
 
-    @property
-    def broken(self) -> int:
-        """Streams that ended with an error event."""
-        return sum(not trace.ok and "mid-stream" in (trace.error or "") for trace in self.traces)
-
-    @property
-    def refused(self) -> int:
-        """Requests whose answer was an error."""
-        return len(self.traces) - self.answered - self.broken
+    def count(self, fate: str) -> int:
+        """Requests with that fate."""
+        return sum(self.fate(trace) == fate for trace in self.traces)
 
     def e2e_ms(self, share: float) -> float:
         """End-to-end latency that `share` of the answers did not exceed, ms."""
@@ -303,7 +308,9 @@ def fault_day(
     _keep(result, gateway, profile, f"lab 3.3.7: {what}")
     grown = {name: counted(gateway, name, by) - before[name] for name, by in _COUNTERS.items()}
     shares = {name: n for name, n in grown["gateway_requests_total"].items() if name != "none"}
-    return Day(what, result.traces, grown["gateway_retries_total"], shares, whole)
+    began = sorted(trace.finished for trace in result.traces)[len(requests) // 3 - 1]
+    fault_at = None if fault is nothing else began
+    return Day(what, result.traces, grown["gateway_retries_total"], shares, whole, fault_at)
 
 
 _COUNTERS = {"gateway_requests_total": "backend", "gateway_retries_total": "reason"}
