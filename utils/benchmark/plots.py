@@ -87,7 +87,7 @@ def plot_distributions(records: Sequence[Record]) -> Figure:
         raise ValueError("no record holds a streamed answer")
     for axes, title in ((left, "Time to first token"), (right, "Gap between chunks (ITL)")):
         axes.set_title(title)
-        _log(axes, "x")
+        log_axis(axes, "x")
         axes.set_xlabel("milliseconds")
         axes.set_ylabel("share of requests" if axes is left else "share of gaps")
         axes.set_ylim(0, 1.02)
@@ -124,7 +124,7 @@ def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -
         )
     axes.set_xlabel("requests due per second")
     axes.set_ylabel("end-to-end latency (ms)")
-    _log(axes, "y")
+    log_axis(axes, "y")
     axes.legend()
     return _described(figure, f"p{percentile} end-to-end latency by request rate. ", texts)
 
@@ -147,7 +147,7 @@ def html_image(figure: Figure) -> str:
     return f'<img alt="{escape(alt_text(figure))}" src="data:image/png;base64,{data}">'
 
 
-def _log(axes: Axes, which: Literal["x", "y"]) -> None:
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     """A logarithmic axis with plain numbers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")

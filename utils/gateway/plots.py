@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.benchmark.plots import MARKERS, PALETTE
+from utils.benchmark.plots import MARKERS, PALETTE, log_axis
 from utils.gateway.runs import FATES, Day
 
 
@@ -32,16 +32,16 @@ def plot_days(days: Sequence[Day]) -> Figure:
         for fate, colour, marker in zip(FATES, PALETTE, MARKERS, strict=False):
             of_it = [trace for trace in day.traces if day.fate(trace) == fate]
             sent = [trace.sent - began for trace in of_it]
-            took = [trace.finished - trace.sent for trace in of_it]
+            took = [1000 * (trace.finished - trace.sent) for trace in of_it]
             axes.scatter(sent, took, s=14, color=colour, marker=marker, label=fate)
         if day.fault_at is not None:
             axes.axvline(
                 day.fault_at - began, color="black", linestyle="--", linewidth=1, label="fault"
             )
-        axes.set_yscale("log")
+        log_axis(axes, "y")
         axes.grid(alpha=0.3)
         axes.set_title(day.what, loc="left", fontsize="medium")
-    figure.supylabel("seconds until it ended")
+    figure.supylabel("milliseconds until it ended")
     rows[-1, 0].set_xlabel("seconds after the first request")
     handles, labels = rows[-1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize="small")

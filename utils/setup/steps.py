@@ -258,7 +258,7 @@ LLAMA_CPP = Step(
     "llama_cpp",
     "llama.cpp, compiled for this machine, in .engines/llama_cpp",
     ENGINES / "llama_cpp",
-    minutes=7.0,
+    minutes=8.0,
     gigabytes=0.1,
     locks=("llama-cpp.hash.txt",),
     build=build_llama_cpp,
