@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
 from chromium import PROGRAM, browser
 
 from utils.course.build import build
+from utils.course.labs import ROOT
 from utils.course.problems import CourseError
 from utils.profiles import LOAD_VARIABLE
 from utils.setup.steps import SITE
@@ -156,6 +157,14 @@ def test_a_dead_link_leaves_the_site_in_place_as_it_is(rendered, monkeypatch):
     learners = read_pages(rendered / ".site/learners/html")
     assert {path.stem for path in learners} >= {"index", STEM}
     assert not [path for path in learners if "solutions" in path.as_posix().split(".site")[1]]
+
+
+@pytest.mark.skipif(not SITE.done(), reason="not set up here: make setup STEP=site")
+def test_the_courses_own_documents_and_labs_render(tmp_path):
+    make_site(ROOT, tmp_path / "site", solved=False, say=lambda _: None)
+    quick = (tmp_path / "site/QUICKSTART.html").read_text()
+    assert "first-plot.png" in quick
+    assert (tmp_path / "site/labs/lab-3.3.7-production-api.html").is_file()
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")

@@ -13,7 +13,11 @@ from utils.site.pages import HOME, Pages, contents
 README = """# Course
 
 [Guide](GUIDE.md#part), [Extra](EXTRA.md), [the card](models/tiny), [code](utils), [licence](LICENSE "text"),
-[elsewhere](https://example.org), `[no](link.md)`, [up](#course)
+[elsewhere](https://example.org), `[no](link.md)`, [up](#course), `[nor
+this](one.md)`
+
+![What is
+seen](docs/seen.png)
 <!-- instructors -->
 [Secrets](solutions/README.md)
 <!-- /instructors -->
@@ -36,6 +40,8 @@ def root(tmp_path):
     (root / "models/tiny/README.md").write_text("# Card\n\n[guide](../../GUIDE.md)\n")
     (root / "solutions/README.md").write_text("# For instructors\n")
     (root / "LICENSE").write_text("MIT")
+    (root / "docs").mkdir()
+    (root / "docs/seen.png").write_text("a picture")
     return root
 
 
@@ -52,6 +58,8 @@ def test_links_lead_to_pages_and_to_files_beside_them(root):
     assert "[the card](models/tiny/README.md)" in home
     assert '[licence](LICENSE "text")' in home and (folder / "LICENSE").read_text() == "MIT"
     assert " code, " in home, "a folder without a page is no link"
+    assert (folder / "docs/seen.png").is_file(), "its text goes over the end of a line"
+    assert "`[nor\nthis](one.md)`" in home
     assert "`[no](link.md)`" in home and 'print("[no](link.md)")' in home
     assert "[home](index.md)" in (folder / "GUIDE.md").read_text()
     assert "[guide](../../GUIDE.md)" in (folder / "models/tiny/README.md").read_text()

@@ -128,16 +128,28 @@ class Pages:
 
     def linked(self, text: str, path: Path) -> str:
         """`text` of the page `path` with every link to a page, to a file beside the pages, or gone."""
-        lines, fence = [], ""
+        done: list[str] = []
+        lines: list[str] = []  # of the paragraph that is read: a link may go over the end of a line
+        fence = ""
+
+        def paragraph() -> None:
+            done.extend([self._paragraph("\n".join(lines), path)] if lines else [])
+            lines.clear()
+
         for line in text.splitlines():
             if mark := _FENCE.match(line):
                 fence = "" if fence and mark[1].startswith(fence) else fence or mark[1]
-            lines.append(line if fence or mark else self._line(line, path))
-        return "\n".join(lines) + "\n"
+            if fence or mark or not line.strip():
+                paragraph()
+                done.append(line)
+            else:
+                lines.append(line)
+        paragraph()
+        return "\n".join(done) + "\n"
 
-    def _line(self, line: str, path: Path) -> str:
-        """A line outside of code blocks; what stands between back quotes is no link."""
-        parts = re.split(r"(`+[^`]*`+)(?!\])", line) if "](" in line else [line]
+    def _paragraph(self, text: str, path: Path) -> str:
+        """Lines outside of code blocks; what stands between back quotes is no link."""
+        parts = re.split(r"(`+[^`]*`+)(?!\])", text) if "](" in text else [text]
         return "".join(
             part if i % 2 else _LINK.sub(lambda found: self._link(found, path), part)
             for i, part in enumerate(parts)
