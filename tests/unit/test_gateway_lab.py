@@ -5,6 +5,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import httpx
+import matplotlib.pyplot as plt
 import pytest
 from fake_openai import FakeServer
 
@@ -54,6 +55,7 @@ def test_a_day_is_drawn_with_every_request_and_its_fate():
     assert (
         "killed: 8 answered, 1 error event, 1 error answer, the longest 8.0 s" in figure.get_label()
     )
+    plt.close(figure)
     with pytest.raises(ValueError, match="no day"):
         plots.plot_days([])
 

@@ -58,7 +58,13 @@ def test_a_step_runs_once(make, capsys):
 def test_later_commands_go_on_with_the_python_that_set_up(make, tmp_path):
     def asked(*arguments):
         line = ["make", "-n", "doctor", *arguments]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        alone = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))
+        }
+        told = subprocess.run(
+            line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True
+        )
+        return told.stdout
 
     shutil.copy(steps.ROOT / "Makefile", tmp_path)
     assert asked() == "python3 -m utils.doctor\n"

@@ -13,6 +13,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 from utils.benchmark.client import Client
 from utils.benchmark.pictures import draw_stream
 from utils.benchmark.records import records_dir
@@ -66,7 +68,9 @@ def write_picture(trace: RequestTrace) -> Path:
     """Draws the stream of a successful request as `hello.png` beside the records; returns its path."""
     path = records_dir() / "hello.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_stream(trace).savefig(path, dpi=120)
+    figure = draw_stream(trace)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
     return path
 
 
