@@ -27,7 +27,8 @@ README = (
     f"# Sample course\n\n[The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency)\n"
 )
 CHECKS = "solutions/sample_checks/__init__.py"
-PAUSED = re.compile(r"paused for \d")  # as printed, not as in the code
+PAUSED = re.compile(r"paused for \d+\.\d\d s")  # as printed, not as in the code
+SLEPT = re.compile(PAUSED.pattern.replace("paused", "slept"))
 FIGURE = """
 # %%
 import matplotlib.pyplot as plt
@@ -96,7 +97,7 @@ def test_it_is_executed_once_and_anew_when_its_code_changes(course, made):
 
     change(source, "paused for", "slept for")
     third, _ = run(course)
-    assert third.fresh and any("slept for " in str(output) for output in outputs(third))
+    assert third.fresh and any(SLEPT.search(str(output)) for output in outputs(third))
 
 
 def test_a_failed_execution_shows_the_cell_and_is_not_kept(course):

@@ -361,7 +361,6 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
 
     monkeypatch.setattr(steps, "make_venv", make_venv)
     step = dataclasses.replace(SGLANG, target=tmp_path / "sglang", parts=(parts,))
-    monkeypatch.setattr(steps, "SGLANG", step)
     step.run(Shell("sglang", tmp_path / "log"))
     packages = step.target / "lib" / "python3.11" / "site-packages"
     assert (packages / "sgl_kernel" / "__init__.py").read_text() == "x = 1\n"

