@@ -1,13 +1,14 @@
 """The first command of the quick start: one question to the first engine that runs here."""
 
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
 from fake_openai import FakeServer
 
-from utils.benchmark import hello
+from utils.benchmark import RequestTrace, hello
 from utils.engines import EngineError, NotRunHere
 
 
@@ -47,6 +48,18 @@ def test_the_stream_is_drawn_beside_the_records(monkeypatch, tmp_path):
     assert path == tmp_path / "new" / "hello.png"
     rows, columns, _ = matplotlib.image.imread(path).shape
     assert columns > 1000 and rows > 200
+
+
+def test_an_answer_without_text_is_no_failure_and_has_no_picture(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COURSE_RECORDS", str(tmp_path))
+
+    async def ask(engine, question):
+        return RequestTrace(0, 0.0, 0.0, 0.1, completion_tokens=0)
+
+    monkeypatch.setattr(hello, "start", lambda names, profile: nullcontext(engine_at("")))
+    monkeypatch.setattr(hello, "ask", ask)
+    assert hello.main([]) == 0
+    assert "0 tokens in all" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_failure_names_the_log():

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         with start((arguments.engine,) if arguments.engine else ORDER, profile) as engine:
             trace = asyncio.run(ask(engine, arguments.question))
             print(described(engine, trace))
-        if trace.ok:
+        if trace.ok and trace.first_token is not None:
             print(f"When each piece came: {write_picture(trace)}")
     except (EngineError, ProfileError) as error:
         print(f"\n{error}", file=sys.stderr)
