@@ -7,32 +7,29 @@ LAB ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup course-env lab lab-exists progress two-sparks clean
+.PHONY: help doctor setup course-env lab lab-exists progress clean
 
 help:  ## this list
 	@awk -F ':.*## ' 'FNR == 1 && NR > 1 {print "\nFor instructors and authors:"} /^[a-z-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
-	@$(PYTHON) -m utils.doctor
+	@$(PYTHON) -m tools.doctor
 
 setup:  ## set up what the labs need (make setup STEP="course vllm" for some steps)
-	@$(PYTHON) -m utils.setup $(if $(STEP),--only $(STEP))
+	@$(PYTHON) -m tools.setup $(if $(STEP),--only $(STEP))
 
 lab: lab-exists setup  ## open JupyterLab on a lab: LAB=1, LAB=3; HEADLESS=1 prints the URL and opens no browser
-	@$(RUN) -m utils.course lab $(LAB) $(if $(HEADLESS),--headless)
+	@$(RUN) -m tools.lab open $(LAB) $(if $(HEADLESS),--headless)
 
 lab-exists:  # before set-up, which takes minutes
 	@ls labs/lab-3.3.$(patsubst 3.3.%,%,$(LAB))-*.ipynb >/dev/null 2>&1 || \
 	  { echo "There is no lab $(LAB). These are the labs:"; ls labs/*.ipynb; exit 2; }
 
 course-env:  # without the engines: minutes less
-	@$(PYTHON) -m utils.setup --only course
+	@$(PYTHON) -m tools.setup --only course
 
 progress: course-env  ## the course's milestones, and what you have done of them
-	@$(RUN) -m utils.course progress
-
-two-sparks: course-env  ## commands for two linked DGX Sparks: PLAN=replicas NODES="192.168.100.10 192.168.100.11"
-	@$(RUN) -m utils.engines.two_sparks $(or $(PLAN),advice) $(if $(NODES),--nodes $(NODES))
+	@$(RUN) -m tools.lab progress
 
 clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
 	rm -rf .venv .engines .site-env .peers .setup .run

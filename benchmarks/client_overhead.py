@@ -29,8 +29,8 @@ import numpy as np
 
 from benchmarks.paced_server import MODEL
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
-from utils.benchmark.files import to_json, write_whole
 from utils.benchmark.host import describe_host
+from utils.files import to_json, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"

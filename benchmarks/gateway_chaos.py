@@ -1,7 +1,7 @@
 """Requests through a gateway whose backends are killed and frozen at random.
 
 Every request has to end once: with its own answer, or with an error. Backends are fake servers, in processes
-of their own (`tests/unit/fake_openai.py`): they answer with the request's own word, so that an answer of
+of their own (`tests/support/fake_openai.py`): they answer with the request's own word, so that an answer of
 somebody else is seen. Afterwards the pool has to be whole again within 10 s.
 
     python -m benchmarks.gateway_chaos --requests 10000        # make bench-chaos
@@ -26,9 +26,9 @@ import httpx
 from utils.benchmark import Client, Request
 from utils.benchmark.trace import RequestTrace
 from utils.engines.runtime import free_port
-from utils.gateway.local import serve
+from utils.gateway.local_gateway import serve
 
-FAKE = Path(__file__).resolve().parents[1] / "tests" / "unit" / "fake_openai.py"
+FAKE = Path(__file__).resolve().parents[1] / "tests" / "support" / "fake_openai.py"
 MODEL, TOKENS = "toy", 8
 WHOLE_AGAIN_S = 10.0
 AFTER_ERROR_S = 0.5  # else a moment without any backend uses up all requests

@@ -26,10 +26,10 @@ import httpx
 from benchmarks.paced_server import MODEL
 from benchmarks.peers import PEERS, Engine, NotHere, Served, started
 from utils.benchmark import Client, ClosedLoop, random_prompts, records_dir, run
-from utils.benchmark.files import to_json, write_whole
 from utils.benchmark.host import describe_host
 from utils.engines import launch
 from utils.engines.runtime import free_port
+from utils.files import to_json, write_whole
 from utils.profiles import load_profile
 
 DIRECT = "direct"

@@ -14,7 +14,7 @@ from benchmarks.gateway_chaos import FAKE as _FAKE
 from benchmarks.gateway_chaos import MODEL
 from benchmarks.peers import started
 from utils.engines.runtime import free_port
-from utils.gateway.local import LocalGateway, serve
+from utils.gateway.local_gateway import LocalGateway, serve
 
 LIMIT_MB = 300.0
 READ_EVERY_S, READ_BYTES = 1.0, 512  # a client that reads far slower than its answer comes

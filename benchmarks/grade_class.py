@@ -10,8 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from utils.course.grade import Options, grade
-from utils.course.labs import ROOT, find_lab
+from tools.grading.grade import Options, grade
+from tools.lab.labs import find_lab
+from utils.profiles import ROOT
 
 
 def main() -> None:

@@ -24,12 +24,13 @@ import httpx
 import psutil
 import yaml
 
+from tools.setup.__main__ import locked, set_up
+from tools.setup.packages import install, make_venv
+from tools.setup.setup_steps import REQUIREMENTS, Step
+from tools.setup.shell import SetupError, Shell
 from utils.engines.runtime import free_port
-from utils.gateway.local import serve
-from utils.setup.__main__ import locked, set_up
-from utils.setup.packages import install, make_venv
-from utils.setup.shell import SetupError, Shell
-from utils.setup.steps import REQUIREMENTS, ROOT, Step
+from utils.gateway.local_gateway import serve
+from utils.profiles import ROOT
 
 FOLDER = ROOT / ".peers"
 NGINX = """

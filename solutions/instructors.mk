@@ -1,6 +1,6 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
 .PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
-.PHONY: grade-names form-names screenshots
+.PHONY: grade-names form-names screenshots two-sparks
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
@@ -10,48 +10,48 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, document
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m utils.course build --check
-	@$(RUN) -m utils.course docs
-	@$(RUN) -m utils.course flags
-	@$(RUN) -m utils.setup.aarch64
-	@$(RUN) -m utils.engines.compose --check
-	@$(RUN) -m utils.course checks
+	@$(RUN) -m tools.authoring build --check
+	@$(RUN) -m tools.authoring docs
+	@$(RUN) -m tools.authoring flags
+	@$(RUN) -m tools.authoring.aarch64
+	@$(RUN) -m tools.authoring.compose --check
+	@$(RUN) -m tools.authoring checks
 
 build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
-	@$(RUN) -m utils.course build
-	@$(RUN) -m utils.engines.compose
+	@$(RUN) -m tools.authoring build
+	@$(RUN) -m tools.authoring.compose
 
 links: course-env  ## ask every outside link of documents and labs, and write down when (solutions/LINKS.md)
-	@$(RUN) -m utils.course links
+	@$(RUN) -m tools.authoring links
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
-	@$(RUN) -m utils.course release "$(or $(TO),release)"
+	@$(RUN) -m tools.authoring release "$(or $(TO),release)"
 
 grade: grade-names course-env  ## grade SUBMISSIONS=dir into OUT=dir (SEED=name of the class, SANDBOX=none, JOBS=2)
-	@$(RUN) -m utils.course grade "$(SUBMISSIONS)" "$(OUT)" $(if $(SEED),--seed "$(SEED)") \
+	@$(RUN) -m tools.grading grade "$(SUBMISSIONS)" "$(OUT)" $(if $(SEED),--seed "$(SEED)") \
 	  $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(JOBS),--jobs $(JOBS))
 
 grade-names:
 	@$(if $(and $(SUBMISSIONS),$(OUT)),,echo "Name both folders: make grade SUBMISSIONS=dir OUT=dir"; exit 2)
 
 formgrader: form-names course-env  ## open nbgrader's formgrader on OUT=dir, for points by hand; HEADLESS=1 prints the URL
-	@$(RUN) -m utils.course formgrader "$(OUT)" $(if $(HEADLESS),--headless)
+	@$(RUN) -m tools.grading formgrader "$(OUT)" $(if $(HEADLESS),--headless)
 
 form-names:
 	@$(if $(OUT),,echo "Name the folder that was graded into: make formgrader OUT=dir"; exit 2)
 
 class: course-env  ## write a class of submissions to practise on to TO=class (ONLY="good partial" for some)
-	@$(RUN) -m utils.course sample-class "$(or $(TO),class)" $(if $(ONLY),--only $(ONLY))
+	@$(RUN) -m tools.grading sample-class "$(or $(TO),class)" $(if $(ONLY),--only $(ONLY))
 
 page: course-env  ## make the terminal output in solutions/README.md anew
-	@$(RUN) -m utils.course page
+	@$(RUN) -m tools.authoring page
 
 .PHONY: site site-env
 site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the course as a static site to TO=site, solutions executed if they changed (LAB=3: that one's only; SOLUTIONS=no: what learners get)
-	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m utils.course site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
+	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m tools.authoring site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
 
 site-env: course-env
-	@$(PYTHON) -m utils.setup --only site
+	@$(PYTHON) -m tools.setup --only site
 
 screenshots: setup  ## make the documents' pictures of JupyterLab anew, docs/images (needs Chromium)
 	@COURSE_BROWSER=all COURSE_SCREENSHOTS=docs/images $(RUN) -m pytest tests/browser/test_jupyterlab.py -k "interrupted or 3.3.7"
@@ -76,4 +76,7 @@ bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen
 	@$(RUN) -m benchmarks.gateway_slow_streams
 
 lock:  ## pin the course environment anew, from pyproject.toml
-	@$(RUN) -m utils.setup.lock
+	@$(RUN) -m tools.authoring.lock
+
+two-sparks: course-env  ## commands for two linked DGX Sparks: PLAN=replicas NODES="192.168.100.10 192.168.100.11"
+	@$(RUN) -m tools.two_sparks $(or $(PLAN),advice) $(if $(NODES),--nodes $(NODES))

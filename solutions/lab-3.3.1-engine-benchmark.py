@@ -28,7 +28,9 @@ import pandas as pd
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
-from utils.benchmark import pictures, recommend, report, roofline
+from utils.benchmark import recommend, report
+from utils.benchmark import stream_plot
+from utils.roofline import roofline
 from utils.benchmark.sweep import measure_prefill, prompts, sweep
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
@@ -51,7 +53,7 @@ vllm = launch("vllm", profile)
 warm = prompts(profile, 2, seed=100)  # other prompts: the engine remembers those that it has seen
 one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=warm)
 trace = one.traces[0]
-pictures.draw_stream(trace)
+stream_plot.draw_stream(trace)
 print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 
 # %% [markdown]
@@ -338,7 +340,7 @@ print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat
 #
 # $$\text{prompt tok/s} \le \frac{\text{FLOP/s}}{2 \times \text{weights} + \text{FLOP of attention per token}}$$
 #
-# `utils.benchmark.roofline` computes that one; the first is your exercise.
+# `utils.roofline.roofline` computes that one; the first is your exercise.
 
 # %% [markdown]
 # Write the formula of the decode ceiling. It is about *all* requests of the batch together.
@@ -370,7 +372,7 @@ decode_ceiling = checks.decode_ceiling(decode_ceiling)
 # engine holds weights and KV cache in, whatever the file's own; the first line of this lab's output names it.
 
 # %% tags=["measures"]
-from utils.benchmark.rates import measure_machine
+from utils.roofline.rates import measure_machine
 
 model = roofline.describe_model(profile.models["vllm"], profile.dtype)
 machine = measure_machine(working_set=model.weight_bytes, dtype=profile.dtype)
@@ -503,7 +505,7 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 #
 # **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half: SGLang in FP8,
 # by LMSYS's 20.5 tok/s, reaches 20.5 × 7.5 / 273 = 0.56. Memory is the main limit there, and all engines read the same
-# bytes. <!-- origin: cited: utils/benchmark/published.py --> For a model of a few megabytes it is small, and what you see
+# bytes. <!-- origin: cited: utils/roofline/published.py --> For a model of a few megabytes it is small, and what you see
 # is *overhead*: Python, scheduling, HTTP. Batching divides that overhead by the batch. Which of your engines gain from it,
 # and which do not? An engine that pays little overhead has little to divide. **Carry the method to your machine, not these
 # numbers.**

@@ -27,7 +27,7 @@
 #
 # On a machine without an NVIDIA GPU this is SGLang's own code, version 0.5.23, with its attention in plain
 # PyTorch: its fast CPU kernels are on no package index. One function of that attention is replaced by ours, which
-# does not compute again what the radix cache has (`utils/setup/sglang_cpu` says why). Good for practice and for
+# does not compute again what the radix cache has (`tools/setup/sglang_cpu` says why). Good for practice and for
 # all that this lab is about; its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
 
 # %%
@@ -36,18 +36,19 @@ from functools import partial
 import pandas as pd
 from IPython.display import display
 
-from utils.benchmark.roofline import describe_model
+from utils.roofline.roofline import describe_model
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_2 as checks
 from utils.engines.fleet import Fleet
 from utils.engines.structured import COMPACT_JSON
-from utils.kvcache import reuse, reuse_plots
-from utils.kvcache import reuse_words as words
+from utils.labs.lab_3_3_2 import experiments
+from utils.labs.lab_3_3_2 import plots
+from utils.labs.lab_3_3_2 import tables as words
 from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
 from utils.kvcache.replay import first_come, longest_prefix, work_off
-from utils.kvcache.reuse import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
-from utils.kvcache.workloads import fresh_seed, workloads
+from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
+from utils.labs.lab_3_3_2.workloads import fresh_seed, workloads
 from utils.profiles import load_profile
 from utils.telemetry.cache import cache_report
 
@@ -292,7 +293,7 @@ for now, question in enumerate(("what is a kv cache?", "what is a radix tree?", 
     end = insert(root, [ord(letter) for letter in question], 1, now)
 lock(end, 1)
 insert(root, [ord(letter) for letter in "who are you?"], 1, 4)
-reuse_plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
+plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
 
 # %% [markdown]
 # *In the picture: the root's only child holds "wh", which all four share; below it "at is a " and "o are you?".
@@ -381,7 +382,7 @@ if fleet.has("SGLang"):
 if found:
     print(words.explain_hits(predicted, found))
     display(words.hits_table(predicted, found))
-    display(reuse_plots.plot_hits(predicted, found))
+    display(plots.plot_hits(predicted, found))
 
 # %% [markdown]
 # *In the picture: a pair of bars for each workload, SGLang and vLLM as measured, and across each bar a black line
@@ -402,7 +403,7 @@ if found:
 if fleet.has("SGLang"):
     with fleet.one("SGLang") as engine:
         cold, warm = cold_and_warm(engine, profile)
-    prefill_s, rest_s = reuse.fit_prefill(cold, warm)
+    prefill_s, rest_s = experiments.fit_prefill(cold, warm)
     print(words.explain_cold(cold, warm))
     print(f"Prefill of the whole prompt {1000 * prefill_s:.0f} ms, the rest {1000 * rest_s:.0f} ms (derived)")
 
@@ -448,7 +449,7 @@ by_engine = {"SGLang": (0.0, 0.5, 0.75, 0.95), "SGLang, no radix cache": (0.0, 0
 turns = fleet.each(
     lambda name, engine, turn: measure_curve(engine, profile, by_engine[name], f"{name}, shared prefix"), turns=2
 )
-curves = {name: reuse.merge_turns(several) for name, several in turns.items()}
+curves = {name: experiments.merge_turns(several) for name, several in turns.items()}
 if fleet.has("SGLang"):
     at_half = curves["SGLang"][0].median / curves["SGLang"][1].median
     compare_prediction(speedup_at_half, at_half, what="TTFT, half of the prompt cached, your guess", unit="times")
@@ -456,8 +457,8 @@ if fleet.has("SGLang"):
     compare_prediction(formula, at_half, what="the same, your formula", unit="times")
     model = describe_model(profile.models["sglang"], profile.dtype)
     own = partial(predict_speedup, prefill_s=prefill_s, rest_s=rest_s)
-    arithmetic = partial(reuse.roofline_speedup, model, reuse.UNITS * profile.load.prompt_tokens)
-    display(words.curve_table(curves), reuse_plots.plot_speedup(curves, own, arithmetic))
+    arithmetic = partial(experiments.roofline_speedup, model, experiments.UNITS * profile.load.prompt_tokens)
+    display(words.curve_table(curves), plots.plot_speedup(curves, own, arithmetic))
 
 # %% [markdown]
 # *In the picture: speed-up on a logarithmic axis against the share cached. A grey dotted line, the roofline, climbs
@@ -473,7 +474,7 @@ if fleet.has("SGLang"):
 
 # %% tags=["measures"]
 crowds = fleet.each(
-    lambda name, engine, turn: reuse.measure_crowd(engine, profile, f"{name}, crowd"), turns=2
+    lambda name, engine, turn: experiments.measure_crowd(engine, profile, f"{name}, crowd"), turns=2
 )
 print(words.explain_crowds(crowds))
 
@@ -545,9 +546,9 @@ counts = {"json_schema": 30, "free": 30, "regex": 60, "choice": 110}
 
 
 def ask(name, engine, turn):
-    questions = {kind: reuse.questions(kind, count) for kind, count in counts.items()}
+    questions = {kind: experiments.questions(kind, count) for kind, count in counts.items()}
     return [
-        reuse.measure_structured(engine, profile, constraint, questions[kind], max_tokens=40)
+        experiments.measure_structured(engine, profile, constraint, questions[kind], max_tokens=40)
         for kind, constraint in constraints.items()
     ]
 
@@ -575,8 +576,8 @@ for name, kinds in answers.items():
 
 # %%
 def refused(name, engine, turn):
-    for what, fields in reuse.impossible_requests(engine, profile):
-        print(f"{name:>7}, {what}: {reuse.say(engine, fields)}")
+    for what, fields in experiments.impossible_requests(engine, profile):
+        print(f"{name:>7}, {what}: {experiments.say(engine, fields)}")
     print(f"{name:>7} goes on: {engine.running()}")
 
 
@@ -655,16 +656,16 @@ def next_request(cached: list[int], passed_over: list[int], limit: int) -> int:
 next_request = checks.next_request(next_request)
 
 # %%
-queue, groups, capacity = reuse.small_cache_queue(profile)
+queue, groups, capacity = experiments.small_cache_queue(profile)
 rules = {"first come": first_come, "longest prefix": longest_prefix, "yours, limit 2": partial(next_request, limit=2)}
 replayed = {name: work_off(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
 for name, served in replayed.items():
     print(f"{name:>14}: hit rate {served.hit_rate:.1%}, passed over at worst {served.worst_wait} times (derived)")
-stream, stranger = reuse.starving_queue(profile, followers=40)
+stream, stranger = experiments.starving_queue(profile, followers=40)
 for name, rule in rules.items():
     number = work_off(stream, OwnCache(), rule).order.index(stranger) + 1
     print(f"{name:>14}: in front of 38 of one group, the third in the queue is served as number {number} (derived)")
-reuse_plots.plot_orders({name: served.order for name, served in replayed.items()}, groups)
+plots.plot_orders({name: served.order for name, served in replayed.items()}, groups)
 
 # %% [markdown]
 # *In the picture: a row of boxes per rule, in the order of service, the colour for the group. First come, first
@@ -687,8 +688,8 @@ small = {"kv_blocks": capacity, "max_sequences": 1, "context_length": capacity}
 pair = Fleet(
     profile,
     {
-        "first come": reuse.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "fcfs")},
-        "longest prefix": reuse.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "lpm")},
+        "first come": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "fcfs")},
+        "longest prefix": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "lpm")},
     },
     "sglang",
     together=True,
@@ -702,7 +703,7 @@ for name in pair.variants:
     pair.has(name)
 if orders:
     print(words.explain_orders(orders, replayed, groups))
-    display(reuse_plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups))
+    display(plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups))
 
 # %% [markdown]
 # *In the picture: the same rows of boxes, now in the order in which the two engines answered.*
@@ -744,14 +745,14 @@ if len(workers) < 2:
     print("Routing: not run here: it needs both workers of section 6. Run the cell that starts them again.")
 else:
     routed = [
-        measure_routed(workers, profile, policy, reuse.router_prompts(profile))
+        measure_routed(workers, profile, policy, experiments.router_prompts(profile))
         for policy in ("round_robin", "cache_aware")
     ]
     compare_prediction(routed_rate, 100 * routed[-1].rate, what="hit rate of cache_aware", unit="%")
     print(words.explain_routes(routed))
-    display(reuse_plots.plot_routes(routed))
+    display(plots.plot_routes(routed))
     survivors = measure_routed(
-        workers, profile, "cache_aware", reuse.router_prompts(profile), output_tokens=16, kill_after_s=1.5
+        workers, profile, "cache_aware", experiments.router_prompts(profile), output_tokens=16, kill_after_s=1.5
     )
     print(words.explain_death(survivors))
 pair.stop()

@@ -35,16 +35,15 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_3 as checks
 from utils.engines import EngineError, launch
-from utils.kvcache import explain, plots
+from utils.labs.lab_3_3_3 import tables
+from utils.labs.lab_3_3_3 import plots
 from utils.kvcache.blocks import BlockTable, OutOfBlocks
-from utils.kvcache.fragmentation import run_contiguous, run_paged
-from utils.kvcache.measure import (
-    as_jobs, latency_at, make_requests, measure, run_variants, same_answers, sweep, sweep_table,
-    too_slow_to_compile, waves,
-)
+from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
+from utils.benchmark.engine_run import make_requests, measure
+from utils.labs.lab_3_3_3.experiments import as_jobs, latency_at, run_variants, same_answers, sweep, sweep_table, too_slow_to_compile, waves
 from utils.kvcache.scheduler import Job, Limits
 from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
-from utils.kvcache.sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
+from utils.model_sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
 from utils.profiles import load_profile
 from utils.telemetry.cache import cache_report, kv_budget_bytes, llama_cpp_cache_bytes
 from utils.telemetry.plot import plot_run
@@ -363,7 +362,7 @@ crowd = [
 memory_runs = [run_contiguous(crowd, 8192, 512, rule) for rule in ("max", "pow2", "oracle")]
 memory_runs.append(run_paged(crowd, 8192, block_size=16))
 gain = memory_runs[-1].mean_running / memory_runs[0].mean_running
-print(explain.beside(paged_gain, gain, "Requests in memory at once, paged over reserved, times", "derived"))
+print(tables.beside(paged_gain, gain, "Requests in memory at once, paged over reserved, times", "derived"))
 plots.plot_memory(memory_runs)
 
 # %% [markdown]
@@ -523,7 +522,7 @@ for run in (static, continuous):
         f"{run.mean_ttft_s:5.2f} s, {run.preemptions} preemptions ({run.origin})"
     )
 gain = continuous.output_throughput / static.output_throughput
-print(explain.beside(continuous_gain, gain, "Throughput, continuous over static, times", "predicted"))
+print(tables.beside(continuous_gain, gain, "Throughput, continuous over static, times", "predicted"))
 plots.plot_schedules([static, continuous])
 
 # %% [markdown]
@@ -595,12 +594,12 @@ speedup_at_top = 15
 
 # %% tags=["measures"]
 runs += sweep(engine, profile, (top,), "vLLM")
-ratio = explain.speedup(runs, low, top)
+ratio = tables.speedup(runs, low, top)
 print(f"\nThroughput with {top} in flight over {low} in flight: {ratio:.1f} times (measured)")
 compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
 measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
 compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
-print(explain.explain_speedup(runs, low, top))
+print(tables.explain_speedup(runs, low, top))
 sweep_table(runs)
 
 # %%
@@ -651,7 +650,7 @@ in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
 flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
 gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
 compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
-print(explain.explain_waves(flowing, in_waves, static.makespan_s / continuous.makespan_s))
+print(tables.explain_waves(flowing, in_waves, static.makespan_s / continuous.makespan_s))
 
 # %% [markdown]
 # ## 6. Too little memory
@@ -709,7 +708,7 @@ for name, run in squeezed.items():
     if name == own_tight:
         compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
     compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
-print(explain.explain_pressure(roomy, squeezed))
+print(tables.explain_pressure(roomy, squeezed))
 for name, reason in reasons.items():
     print(f"{name}: not run here: {reason}")
 
@@ -804,8 +803,8 @@ try:
         other_runs = sweep(other, profile, (low, top), f"vLLM, {modes[1]}")
         starts = {modes[0]: engine.start_seconds, modes[1]: other.start_seconds}
     by_mode = {modes[0]: runs, modes[1]: other_runs}
-    print(explain.explain_modes(by_mode, starts, (low, top)))
-    alone = {mode: explain.throughput_at(by_mode[mode], low).value for mode in modes}
+    print(tables.explain_modes(by_mode, starts, (low, top)))
+    alone = {mode: tables.throughput_at(by_mode[mode], low).value for mode in modes}
     compare_prediction(
         compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
     )

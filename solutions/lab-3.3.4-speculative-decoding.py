@@ -45,15 +45,17 @@ print(f"Profile {profile.name}: {profile.description}")
 import torch
 
 from utils.engines.fleet import start_later
-from utils.speculative import lossless, measure, plots, training
-from utils.speculative import medusa_runs as runs
-from utils.speculative import medusa_words as words
+from utils.speculative import lossless, training
+from utils.speculative import comparison
+from utils.labs.lab_3_3_4 import plots
+from utils.labs.lab_3_3_4 import experiments as runs
+from utils.labs.lab_3_3_4 import tables as words
 from utils.speculative.dataset import (
     TRAINED, UNLIKE, held_out, prompts_of, record_all, self_generated, tokenizer_of, training_prompts,
 )
 from utils.speculative.drafters import Medusa, NGram, Plain
 from utils.speculative.generate import acceptance_length
-from utils.speculative.shipped import calibration, load_medusa
+from utils.speculative.pretrained import calibration, load_medusa
 from utils.speculative.target import load_target
 from utils.speculative.tree import Tree, best_choices
 from utils.speculative.verify import SpeculativeSampling, Typical
@@ -482,7 +484,7 @@ display(words.heads_table(right), plots.plot_training({"yours": log}), plots.plo
 #
 # **In words.** A head starts as a copy of the target's LM head and a block that adds nothing, so it first has to unlearn
 # the *next* token. The further ahead, the harder: the hidden state knows what comes next and only hints at what comes then.
-# `python -m utils.speculative data train` makes the shipped heads; it is the same code with more of everything.
+# `python -m tools.tinymodel.heads data train` makes the shipped heads; it is the same code with more of everything.
 #
 # ## 7. Which text is easy?
 #
@@ -589,7 +591,7 @@ timed = target if profile.dtype == "float32" else load_target(target.path, devic
 timed_heads = load_medusa(timed)
 trees = {"chain of 4": None, "tree of 4": 4, "tree of 8": 8, "tree of 16": 16}
 drafters = {name: Medusa(timed_heads, nodes and best_choices(accuracy, nodes)) for name, nodes in trees.items()}
-costs = measure.step_costs(timed, sorted({1, *(drafter.nodes for drafter in drafters.values())}))
+costs = comparison.step_costs(timed, sorted({1, *(drafter.nodes for drafter in drafters.values())}))
 print(f"T(1) is {1000 * costs[1]:.2f} ms in {profile.dtype}, T(17)/T(1) is {costs[17] / costs[1]:.2f} (measured)")
 display(plots.plot_costs(costs))
 
@@ -623,7 +625,7 @@ best_speedup = max(row["speedup"] for row in predicted.values())
 
 # %% tags=["measures"]
 fair = runs.fair_prompts(asked, answers["plain"], sizes.prompts // 3 or 1)
-outcomes = measure.compare(
+outcomes = comparison.compare(
     timed, {"n-gram": NGram(4), **drafters}, [p.ids for p in fair], label="lab 3.3.4: trees", profile=profile,
     max_new_tokens=limit, repeats=sizes.repeats,
 )
@@ -632,7 +634,7 @@ compare_prediction(best_size, drafters[best].tree.size - 1, what=f"choices of th
 compare_prediction(best_speedup, outcomes[best].speedup, what="its speed-up", unit="times")
 print(words.explain_optimum(predicted, outcomes))
 print(words.explain_targets(outcomes[best], outcomes["n-gram"], costs, drafters[best].nodes, profile.dtype))
-display(measure.outcome_table(outcomes), words.measured_table(predicted, outcomes))
+display(comparison.outcome_table(outcomes), words.measured_table(predicted, outcomes))
 display(plots.plot_speedups(*words.speedup_series(predicted, outcomes)))
 
 # %% [markdown]
@@ -694,10 +696,10 @@ if "medusa_heads" not in profile.models:
 sent = runs.prompts_for_engine(profile, fair[::2])
 served = runs.serve(fleet, profile, [p.ids for p in sent], limit, turns=sizes.repeats)
 if "Medusa" in served:
-    ours = measure.in_batches(target, Medusa(heads), sent, limit)
+    ours = comparison.in_batches(target, Medusa(heads), sent, limit)
     compare_prediction(served_medusa, words.served_speedup(served, "Medusa"), what="vLLM with Medusa", unit="times plain vLLM")
     print(words.explain_served(served, ours))
-    same = runs.same_texts(measure.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
+    same = runs.same_texts(comparison.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
     print(words.explain_own_and_served(same, len(sent), profile.dtype))
 elif "n-gram" in served:
     print(words.explain_served(served, []))

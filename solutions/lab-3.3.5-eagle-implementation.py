@@ -55,21 +55,21 @@ print(f"Profile {profile.name}: {profile.description}")
 # %%
 import torch
 
-from utils.speculative import eagle_plots as plots
-from utils.speculative import eagle_runs as runs
-from utils.speculative import eagle_words as words
-from utils.speculative import measure
+from utils.labs.lab_3_3_5 import plots
+from utils.labs.lab_3_3_5 import experiments as runs
+from utils.labs.lab_3_3_5 import tables as words
+from utils.speculative import comparison
 from utils.speculative.dataset import load_tokenizer, tokenizer_of
-from utils.speculative.probe import probe
-from utils.speculative.shipped import load_shipped
+from utils.labs.lab_3_3_5.hidden_state_probe import probe
+from utils.speculative.pretrained import load_shipped
 from utils.speculative.target import load_target
 from utils.speculative.training import eagle_accuracy
 from utils.speculative.ttt import attention_gap
 
 variants = {
     "plain": {},
-    "EAGLE-3": measure.speculation("eagle3", 3, profile.models["eagle3_heads"]),
-    "n-gram": measure.speculation("ngram", 3),
+    "EAGLE-3": comparison.speculation("eagle3", 3, profile.models["eagle3_heads"]),
+    "n-gram": comparison.speculation("ngram", 3),
 }
 starting = start_later(profile, variants)
 
@@ -449,11 +449,11 @@ eagle3_speedup = 1.5
 
 # %% tags=["measures"]
 fleet = starting.result()  # engines that still start would disturb the clock
-costs = measure.step_costs(timed, range(1, 10), repeats=20)
+costs = comparison.step_costs(timed, range(1, 10), repeats=20)
 drafters, limit = runs.drafters(shipped_timed), runs.limit_of(profile)
 prompts = runs.fit_prompts(known_prompts, costs[1], profile)
 print(f"{len(prompts)} of {len(known_prompts)} loop-free prompts: as many as there is time for (T(1) decides)")
-outcomes = measure.compare(
+outcomes = comparison.compare(
     timed,
     drafters,
     prompts,
@@ -464,10 +464,10 @@ outcomes = measure.compare(
 )
 chain = outcomes["EAGLE-3, chain of 3"]
 compare_prediction(eagle3_speedup, chain.speedup, what="speed-up of EAGLE-3, chain of 3", unit="times")
-display(measure.outcome_table(outcomes))
+display(comparison.outcome_table(outcomes))
 
 # %% tags=["measures"]
-unlike = measure.compare(
+unlike = comparison.compare(
     timed,
     drafters,
     [p.ids for p in unlike_prompts][: len(prompts) // 2],
@@ -476,7 +476,7 @@ unlike = measure.compare(
     repeats=1,
     profile=profile,
 )
-display(measure.outcome_table(unlike))
+display(comparison.outcome_table(unlike))
 display(plots.plot_outcomes(outcomes, unlike))
 
 # %% [markdown]
@@ -485,10 +485,10 @@ display(plots.plot_outcomes(outcomes, unlike))
 #
 # The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
 # lookup. Whether your machine reached them, and if not, what stood in the way:
-# <!-- origin: setting: utils/speculative/eagle_words.py: TARGET_SPEEDUP = 2.5 -->
+# <!-- origin: setting: utils/labs/lab_3_3_5/tables.py: TARGET_SPEEDUP = 2.5 -->
 
 # %%
-drafting = {name: measure.draft_cost(o) for name, o in outcomes.items() if name != "plain"}
+drafting = {name: comparison.draft_cost(o) for name, o in outcomes.items() if name != "plain"}
 print(words.explain_targets(outcomes, costs, drafting))
 display(words.cost_table(outcomes, costs, drafting))
 
@@ -569,7 +569,7 @@ own_model = str(MODELS / "tiny") == profile.models["vllm"]
 serving = tokenizer if own_model else load_tokenizer(profile.models["vllm"])
 asked = prompts if own_model else runs.served_prompts(serving, profile)
 found = fleet.each(
-    lambda name, engine, turn: measure.measure_served(
+    lambda name, engine, turn: comparison.measure_served(
         engine, profile, asked, f"vLLM, {name}, one at a time", max_tokens=limit
     ),
     turns=2,
@@ -620,7 +620,7 @@ accepted = runs.by_temperature(target, shipped.eagle3, prompts, profile)
 print(words.explain_temperature(accepted))
 if own_model and fleet.has("EAGLE-3"):
     with fleet.one("EAGLE-3") as engine:
-        drawn = measure.measure_served(
+        drawn = comparison.measure_served(
             engine, profile, asked[:4], "vLLM, EAGLE-3, temperature 1", max_tokens=limit, temperature=1.0
         )
     print(words.explain_sampling(accepted[1.0], drawn.acceptance_length))

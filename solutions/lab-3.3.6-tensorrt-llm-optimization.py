@@ -34,12 +34,12 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_6 as checks
 from utils.engines.fleet import Fleet, start_later
-from utils.kvcache import chunked
+from utils.labs.lab_3_3_6 import chunked_prefill
 from utils.profiles import MODELS, load_profile
 
 profile = load_profile()
 sizes = profile.load.inside
-chunked_engines = start_later(profile, chunked.variants(profile))  # for section 4, meanwhile
+chunked_engines = start_later(profile, chunked_prefill.variants(profile))  # for section 4, meanwhile
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
@@ -127,11 +127,11 @@ step_seconds = checks.step_seconds(step_seconds)
 
 # %% [markdown]
 # By hand, for the tiny model, and for Llama-3.1-8B on a DGX Spark (constants *cited*: 273 GB/s, and 125 TFLOP/s in bfloat16,
-# derived from NVIDIA's 1 PFLOP in FP4; see `utils/benchmark/published.py`):
+# derived from NVIDIA's 1 PFLOP in FP4; see `utils/roofline/published.py`):
 
 # %%
-from utils.benchmark.published import DGX_SPARK, LLAMA_3_1_8B
-from utils.kvcache.sizes import cache_shape, read_config
+from utils.roofline.published import DGX_SPARK, LLAMA_3_1_8B
+from utils.model_sizes import cache_shape, read_config
 
 for name, config in (("tiny", read_config(MODELS / "tiny")), ("Llama-3.1-8B", LLAMA_3_1_8B)):
     shape = cache_shape(config)
@@ -150,8 +150,9 @@ print(f"DGX Spark in bfloat16: the knee is at {spark_knee:.0f} tokens (derived f
 # multiplies matrices. First the engines of section 4 have to have started: a starting engine takes a core.
 
 # %% tags=["measures"]
-from utils.benchmark import knee
-from utils.compiled import plots, words
+from utils.labs.lab_3_3_6 import ridge_point
+from utils.labs.lab_3_3_6 import plots
+from utils.labs.lab_3_3_6 import tables
 from utils.speculative.target import load_target
 
 chunk_fleet = chunked_engines.result()
@@ -159,9 +160,9 @@ torch.set_num_threads(1)  # two threads on shared cores wait for each other
 device = "cuda" if torch.cuda.is_available() else "cpu"
 dtype = torch.bfloat16 if device == "cuda" else torch.float32
 target = load_target(str(MODELS / "tiny"), device=device, dtype=dtype)
-matrices = knee.layer_matrices(target)
-work = knee.work_of(matrices)
-machine = knee.measure_constants(work, dtype, seconds=0.4 * sizes.repeats)
+matrices = ridge_point.layer_matrices(target)
+work = ridge_point.work_of(matrices)
+machine = ridge_point.measure_constants(work, dtype, seconds=0.4 * sizes.repeats)
 print(machine)
 print(f"The matrices of all layers: {work.bytes / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}")
 
@@ -176,11 +177,11 @@ knee_at = knee_tokens(machine.flops, machine.bandwidth, work.bytes / work.parame
 
 # %% tags=["measures"]
 all_tokens = sorted({*sizes.tokens, *sizes.prompts, *sizes.batches})
-through = knee.time_matrices(matrices, all_tokens, sizes.repeats)
-compare_prediction(knee_at, knee.measured_knee(through), what="the knee", unit="tokens")
-print(words.explain_knee(through, work, machine, step_seconds))
-print(words.explain_between(through))
-display(words.knee_table(through, work, machine, step_seconds))
+through = ridge_point.time_matrices(matrices, all_tokens, sizes.repeats)
+compare_prediction(knee_at, ridge_point.measured_knee(through), what="the knee", unit="tokens")
+print(tables.explain_knee(through, work, machine, step_seconds))
+print(tables.explain_between(through))
+display(tables.knee_table(through, work, machine, step_seconds))
 plots.plot_knee(through, work, machine)
 
 # %% [markdown]
@@ -194,10 +195,10 @@ plots.plot_knee(through, work, machine)
 # The whole model has more than matrices. Prefill by prompt length, decode by batch, with 128 tokens in each request's cache:
 
 # %% tags=["measures"]
-prefill = knee.time_prefill(target, sizes.prompts, sizes.repeats)
-decode = knee.time_decode(target, sizes.batches, 128, 2 * sizes.repeats)
-print(words.explain_whole(prefill, decode, through))
-words.whole_table(prefill, decode, through, work, machine, step_seconds)
+prefill = ridge_point.time_prefill(target, sizes.prompts, sizes.repeats)
+decode = ridge_point.time_decode(target, sizes.batches, 128, 2 * sizes.repeats)
+print(tables.explain_whole(prefill, decode, through))
+tables.whole_table(prefill, decode, through, work, machine, step_seconds)
 
 # %% [markdown]
 # ## 3. An engine file that everyone can build
@@ -213,8 +214,9 @@ words.whole_table(prefill, decode, through, work, machine, step_seconds)
 # Building takes time per layer, so the profile says how many of the model's first layers are built here.
 
 # %% tags=["measures"]
-from utils.compiled import engine, runs
-from utils.compiled.steps import first_layers
+from utils.compiled import engine
+from utils.labs.lab_3_3_6 import experiments
+from utils.compiled.prefill_decode import first_layers
 
 work_folder = tempfile.TemporaryDirectory()
 small = first_layers(load_target(str(MODELS / "tiny")), sizes.layers)
@@ -228,7 +230,7 @@ except engine.CompileError as error:
     why_not_built = str(error)
     print(f"not run here: {error}")
 print(f"{small.shape.layers} of the tiny model's {target.shape.layers} layers, on the CPU in float32")
-words.built_table(built)
+tables.built_table(built)
 
 # %% [markdown]
 # Fast and wrong is worthless: first the numbers. The same prompt, and 16 tokens behind it, eagerly and from the file. Compiled code
@@ -237,9 +239,9 @@ words.built_table(built)
 # %% tags=["measures"]
 prompt = [7, 3, 11, 2, 42] * 6
 found = {
-    name: runs.agreement(small, ways["eager"], way, prompt, sizes.slots) for name, way in ways.items() if name != "eager"
+    name: experiments.agreement(small, ways["eager"], way, prompt, sizes.slots) for name, way in ways.items() if name != "eager"
 }
-print(words.explain_agreement(found))
+print(tables.explain_agreement(found))
 assert all(one.within for one in found.values()), "an engine with other numbers is no engine of this model"
 
 # %% [markdown]
@@ -252,12 +254,12 @@ built_decode = 2
 ### END SOLUTION
 
 # %% tags=["measures"]
-times = runs.time_steps(small, ways, sizes.prompts, sizes.slots, sizes.repeats)
+times = experiments.time_steps(small, ways, sizes.prompts, sizes.slots, sizes.repeats)
 if "built engine" in ways:
-    measured = runs.median_speedup(times["decode"], "built engine")
+    measured = experiments.median_speedup(times["decode"], "built engine")
     compare_prediction(built_decode, measured, what="the built engine at decode", unit="times eager's speed")
-    print(words.explain_times(times))
-words.times_table(times)
+    print(tables.explain_times(times))
+tables.times_table(times)
 
 # %% [markdown]
 # **In words.** At decode every operation is tiny, and PyTorch starts them one after the other from Python: compiled code fuses the small ones
@@ -287,17 +289,17 @@ stall_ratio = 4
 # %% tags=["measures"]
 def waits_of(name, vllm, turn):
     chunk = int(name.split()[-1])
-    return chunked.measure_waits(vllm, profile, chunk, "lab 3.3.6: chunked prefill", seed=100 * turn + chunk)
+    return chunked_prefill.measure_waits(vllm, profile, chunk, "lab 3.3.6: chunked prefill", seed=100 * turn + chunk)
 
 
 waits = chunk_fleet.each(waits_of, turns=profile.load.repeats)
 chunk_fleet.stop()
 if len(waits) > 1:
-    typical = sorted((chunked.typical(several) for several in waits.values()), key=lambda one: one.chunk)
+    typical = sorted((chunked_prefill.typical(several) for several in waits.values()), key=lambda one: one.chunk)
     ratio = typical[-1].stall_s / typical[0].stall_s
     compare_prediction(stall_ratio, ratio, what="the others' longest wait, largest over smallest chunks", unit="times")
-    print(chunked.explain_waits(waits))
-    display(chunked.waits_table(waits), plots.plot_waits(waits))
+    print(chunked_prefill.explain_waits(waits))
+    display(chunked_prefill.waits_table(waits), plots.plot_waits(waits))
 for name, reason in chunk_fleet.reasons.items():
     print(f"{name}: {reason}")
 
@@ -321,7 +323,7 @@ def chunk_for(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: 
 chunk_for = checks.chunk_for(chunk_for)
 
 # %%
-rows = [(one.chunk, one.ttft_s, one.stall_s) for one in map(chunked.typical, waits.values())]
+rows = [(one.chunk, one.ttft_s, one.stall_s) for one in map(chunked_prefill.typical, waits.values())]
 for stall_s in (0.1, 0.5, 2.0):
     print(f"the others wait at most {stall_s} s, any TTFT: chunks of {chunk_for(rows, float('inf'), stall_s)}")
 
@@ -375,7 +377,7 @@ q4_rise = 2
 ### END SOLUTION
 
 # %% tags=["measures"]
-from utils.quantisation import runs as quantised
+from utils.labs.lab_3_3_6 import quantisation as quantised
 
 llama_cpp = quantised.variants(profile, Path(work_folder.name))
 with Fleet(profile, llama_cpp, engine="llama_cpp") as fleet:
@@ -522,14 +524,15 @@ serve_settings = checks.serve_settings(serve_settings)
 
 # %% [markdown]
 # With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. Elsewhere it
-# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA (2025-10, `utils/benchmark/published.py`): Llama-3.1-8B in **NVFP4**, 10,257
+# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA (2025-10, `utils/roofline/published.py`): Llama-3.1-8B in **NVFP4**, 10,257
 # prompt tokens and 38.65 output tokens per second at batch 1. In bfloat16 the same model's decode is bound by 273 GB/s over 16.1 GB, 17 tokens per
 # second (derived), whatever the engine.
 
 # %% tags=["measures"]
 import yaml
 
-from utils.benchmark import roofline, sweep
+from utils.benchmark import sweep
+from utils.roofline import roofline
 from utils.telemetry.iterations import read_iterations
 
 why_no_trtllm = ""
@@ -555,10 +558,10 @@ roofline.judge_published().filter(like="TensorRT-LLM", axis=0)
 # By name and reason; an empty table means that everything ran.
 
 # %%
-from utils.quantisation.runs import fp8_reason, why_no_k_quants
+from utils.labs.lab_3_3_6.quantisation import fp8_reason, why_no_k_quants
 
 no_gpu = "" if device == "cuda" else "not run here: it needs an NVIDIA GPU"
-words.not_run([
+tables.not_run([
     ("TensorRT-LLM", why_no_trtllm),
     ("NVFP4 and FP8 weights", no_gpu or "not in this notebook: name a quantised checkpoint in section 6, model=..."),
     ("CUDA graphs against none", no_gpu or "not in this notebook: TensorRT-LLM and vLLM use them by themselves"),

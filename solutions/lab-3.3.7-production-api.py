@@ -33,11 +33,14 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_7 as checks
 from utils.engines.fleet import Fleet, start_later
-from utils.gateway import balance, bucket, plots, runs, words
+from utils.gateway import balance, bucket
+from utils.labs.lab_3_3_7 import plots
+from utils.labs.lab_3_3_7 import experiments
+from utils.labs.lab_3_3_7 import tables
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
-from utils.gateway.guard import digest
-from utils.gateway.local import models_of, serve, start
+from utils.gateway.auth import digest
+from utils.gateway.local_gateway import models_of, serve, start
 from utils.gateway.timing import Timing
 from utils.profiles import load_profile
 
@@ -65,7 +68,7 @@ print("Running:", ", ".join(f"{engine.spec.title} at {engine.base_url}" for engi
 # event. OpenAI's API puts one JSON chunk into each, and `[DONE]` into the last.
 
 # %% tags=["measures"]
-pieces = runs.raw_pieces(engines[0], "def add(a, b):", 6)
+pieces = experiments.raw_pieces(engines[0], "def add(a, b):", 6)
 for number, piece in enumerate(pieces[:3]):
     print(f"piece {number}, {len(piece)} bytes: {piece[:150]!r}")
 print("the last one:", pieces[-1][-60:])
@@ -140,7 +143,7 @@ feed = checks.feed(feed)
 # %%
 stream = b"".join(pieces)
 events, rest = [], b""
-for piece in runs.recut(stream, seed=1):
+for piece in experiments.recut(stream, seed=1):
     complete, rest = feed(rest, piece)
     events += complete
 print(f"{len(events)} events from {len(stream)} bytes, {len(rest)} bytes left; the last: {events[-1]}")
@@ -187,7 +190,7 @@ def on_message(timing: Timing, message: dict, now: float) -> Timing:
 on_message = checks.on_message(on_message)
 
 # %% tags=["measures"]
-timing = runs.watched_answer(on_message, first_s=0.2, gap_s=0.1)
+timing = experiments.watched_answer(on_message, first_s=0.2, gap_s=0.1)
 print(f"a small app that waits 0.2 s and then sends three pieces 0.1 s apart: TTFT {timing.ttft:.2f} s, "
       f"the whole {timing.ended - timing.began:.2f} s, status {timing.status} (measured)")
 
@@ -243,9 +246,9 @@ let_through = 125
 
 # %% tags=["measures"]
 key = [{"name": "ann", "sha256": digest("gw-ann"), "requests_per_minute": 120}]
-with serve(models_of({runs.MODEL: engines[:1]}), keys=key, log_level="warning") as gateway:
-    statuses, took, wait = runs.burst(gateway, "gw-ann", 160)
-    stranger, _, _ = runs.burst(gateway, "gw-eve", 1)
+with serve(models_of({experiments.MODEL: engines[:1]}), keys=key, log_level="warning") as gateway:
+    statuses, took, wait = experiments.burst(gateway, "gw-ann", 160)
+    stranger, _, _ = experiments.burst(gateway, "gw-eve", 1)
 own, yours = bucket.full(2.0, 120.0, 0.0), 0
 for number in range(160):
     own, seconds = take(own, 1.0, number * took / 160)
@@ -328,12 +331,12 @@ bounded_hash = checks.bounded_hash(bounded_hash)
 # whole, all later ones find the beginning there. Before anything is measured, your function says how often that will be:
 
 # %%
-prompts = runs.grouped_prompts(profile, seed=1)
+prompts = experiments.grouped_prompts(profile, seed=1)
 ring, idle = balance.make_ring(["vllm-0", "vllm-1"]), {"vllm-0": 0, "vllm-1": 0}
-by_hash = [bounded_hash(ring, idle, balance.point(runs.affinity_key(prompt)), 1.25) for prompt in prompts]
+by_hash = [bounded_hash(ring, idle, balance.point(experiments.affinity_key(prompt)), 1.25) for prompt in prompts]
 in_turn = [("vllm-0", "vllm-1")[number % 2] for number in range(len(prompts))]
 for name, places in (("round robin", in_turn), ("prefix affinity", by_hash)):
-    print(f"{name:>15}: {runs.first_visits(prompts, places):.0%} of {len(prompts)} prompts find their beginning (derived)")
+    print(f"{name:>15}: {experiments.first_visits(prompts, places):.0%} of {len(prompts)} prompts find their beginning (derived)")
 
 # %% [markdown]
 # **Predict**: how many times as fast is the median first token with prefix affinity as with round robin? (Both replicas
@@ -349,11 +352,11 @@ affinity_gain = 1.3
 pair = replicas.result()
 if all([pair.has(name) for name in pair.variants]) and len(pair.running) == 2:
     policies = ("round_robin", "prefix_affinity")
-    measured = [runs.measure_policy(pair.running, profile, policy, seed) for seed, policy in enumerate(policies, 11)]
+    measured = [experiments.measure_policy(pair.running, profile, policy, seed) for seed, policy in enumerate(policies, 11)]
     gain = measured[0].ttft_ms / measured[1].ttft_ms
     compare_prediction(affinity_gain, gain, what="median TTFT, round robin over affinity", unit="times")
-    print(words.explain_balance(*measured))
-    display(words.balance_table(measured))
+    print(tables.explain_balance(*measured))
+    display(tables.balance_table(measured))
 else:
     print("not run here: two vLLM have to run at the same time")
 pair.stop()
@@ -425,20 +428,20 @@ failed_by_kill = 2
 # %% tags=["measures"]
 first, second, third = engines
 days = []
-with runs.faulty_pool(engines) as (gateway, proxy):
-    days.append(runs.fault_day(gateway, profile, "a quiet day"))
+with experiments.faulty_pool(engines) as (gateway, proxy):
+    days.append(experiments.fault_day(gateway, profile, "a quiet day"))
     for mode in ("slow", "lying"):
-        days.append(runs.fault_day(gateway, profile, mode, *runs.misbehave(proxy, mode)))
+        days.append(experiments.fault_day(gateway, profile, mode, *experiments.misbehave(proxy, mode)))
     if profile.runtime == "process":
-        days.append(runs.fault_day(gateway, profile, "frozen", *runs.frozen(third)))
+        days.append(experiments.fault_day(gateway, profile, "frozen", *experiments.frozen(third)))
     else:
         print("frozen: not run here: the engine runs in a container (docker pause does the same)")
-    days.append(runs.fault_day(gateway, profile, "killed", first.kill))
+    days.append(experiments.fault_day(gateway, profile, "killed", first.kill))
 failed = len(days[-1].traces) - days[-1].count("answered")
 compare_prediction(failed_by_kill, failed, what="requests that failed when an engine was killed")
 for day in days:
-    print(words.explain_day(day))
-display(words.fault_table(days))
+    print(tables.explain_day(day))
+display(tables.fault_table(days))
 
 # %% [markdown]
 # Each request of these days, by the moment at which it was sent:
@@ -459,7 +462,7 @@ plots.plot_days(days);
 #   elsewhere, so clients saw nothing.
 # * *Frozen*: connections are accepted, and nothing comes. What waited for a first byte is sent elsewhere as soon as the health
 #   check fails; a stream that had begun ends with an error event when nothing came for 2 s (`idle_s`).
-#   <!-- origin: setting: utils/gateway/runs.py: "idle_s": 2.0 -->
+#   <!-- origin: setting: utils/labs/lab_3_3_7/experiments.py: "idle_s": 2.0 -->
 # * *Killed*: connections break at once. What had begun ends with an error event, all else is repeated. It does not come
 #   back, so the pool is "not within 10" seconds whole: starting engines is somebody else's job (systemd, Kubernetes).
 #
@@ -490,11 +493,11 @@ answered_of_40 = 12
 ### END SOLUTION
 
 # %% tags=["measures"]
-narrow = models_of({runs.MODEL: [second]}, max_outstanding=4)
+narrow = models_of({experiments.MODEL: [second]}, max_outstanding=4)
 drain = {"notice_s": 1.0, "limit_s": 20.0}  # for section 7, which ends this gateway
 gateway = start(narrow, queue={"size": 8, "wait_s": 30}, drain=drain, log_level="warning")
-found, waits = runs.crowd(gateway, 40, 3 * sizes.answer_tokens)
-said, page = gateway.metrics(), runs.page_title(gateway)  # for section 8
+found, waits = experiments.crowd(gateway, 40, 3 * sizes.answer_tokens)
+said, page = gateway.metrics(), experiments.page_title(gateway)  # for section 8
 compare_prediction(answered_of_40, found[200], what="requests answered", unit="of 40")
 print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
@@ -535,10 +538,10 @@ def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float
 phase = checks.phase(phase)
 
 # %% tags=["measures"]
-seen = runs.drain_under_load(gateway, streams=3, tokens=runs.tokens_in(days[0], seconds=4))  # about 4 s of streaming
+seen = experiments.drain_under_load(gateway, streams=3, tokens=experiments.tokens_in(days[0], seconds=4))  # about 4 s of streaming
 gateway.stop()
-print(words.explain_drain(seen))
-display(words.drain_table(seen, lambda since, flying: phase(since, flying, **drain)))
+print(tables.explain_drain(seen))
+display(tables.drain_table(seen, lambda since, flying: phase(since, flying, **drain)))
 
 # %% [markdown]
 # **In words.** For a second the server says 503 to the load balancer and 200 to clients: both are right. Then the door is closed,

@@ -12,8 +12,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="module")  # JupyterLab saves what is typed into it
 def released(tmp_path_factory):
     """A release, with the engines that are set up here."""
-    from utils.course.labs import ROOT  # what they need takes seconds to import
-    from utils.course.release import write_release
+    from tools.authoring.release import write_release
+    from utils.profiles import ROOT
 
     folder = tmp_path_factory.mktemp("released") / "course"
     write_release(ROOT, folder)

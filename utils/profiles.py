@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
+ENGINES = ROOT / ".engines"  # environments of the engines, one folder each
 ENVIRONMENT_VARIABLE = "COURSE_PROFILE"
 LOAD_VARIABLE = "COURSE_LOAD"
 CPUINFO = Path("/proc/cpuinfo")
@@ -419,3 +420,8 @@ def load_profile(name: str | None = None) -> Profile:
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"
     return replace(profile, description=described, load=profile.load.quick())
+
+
+def on_x86(machine: str | None = None) -> bool:
+    """Tell whether this machine's processor, or the one that is named, is an x86-64 one."""
+    return (machine or platform.machine()).lower() in ("x86_64", "amd64")

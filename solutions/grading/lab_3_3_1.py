@@ -1,4 +1,4 @@
-"""How lab 3.3.1, engine benchmark, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.1, engine benchmark, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.benchmark import recommend
 from utils.checks import expect_close, expect_equal, expect_type
 from utils.checks import lab_3_3_1 as lab
 from utils.checks.lab_3_3_1 import Events
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 
 _stream_metrics = lab.stream_metrics.reference
 _open_loop_latencies = lab.open_loop_latencies.reference
@@ -369,7 +369,7 @@ decode_ceiling = Grading(
             _decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch) / 8
         ),
     },
-    twins=("utils.benchmark.ceilings.decode_ceiling",),
+    twins=("utils.roofline.ceilings.decode_ceiling",),
 )
 
 

@@ -1,4 +1,4 @@
-"""How lab 3.3.2, SGLang and its radix tree, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.2, SGLang and its radix tree, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.checks import CheckFailed, expect, expect_close, expect_equal
 from utils.checks import lab_3_3_2 as lab
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 from utils.kvcache import radix
 from utils.kvcache.audit import damage, spelled
 from utils.kvcache.radix import Node, RadixCache, Tokens, walk

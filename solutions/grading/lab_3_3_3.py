@@ -1,4 +1,4 @@
-"""How lab 3.3.3, continuous batching, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.3, continuous batching, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from utils.checks import CheckFailed, expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks import lab_3_3_3 as lab
 from utils.checks.lab_3_3_3 import Config, Decide, Queue
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 from utils.kvcache.blocks import BlockPool, BlockTable, OutOfBlocks
 from utils.kvcache.scheduler import Job, Limits, Sequence
 from utils.kvcache.scheduler import schedule as _reference_schedule
@@ -56,7 +56,7 @@ kv_bytes_per_token = Grading(
             lambda config, value_bytes: _kv_bytes({**config, "num_hidden_layers": 1}, value_bytes)
         ),
     },
-    twins=("utils.kvcache.sizes.bytes_per_token", "utils.kvcache.sizes.cache_shape"),
+    twins=("utils.model_sizes.bytes_per_token", "utils.model_sizes.cache_shape"),
 )
 
 
@@ -126,7 +126,7 @@ capacity = Grading(
         "rounds the blocks up": Wrong(_rounds_blocks_up, says="budget"),
         "a block too many for full blocks": Wrong(_one_block_more, says="exactly"),
     },
-    twins=("utils.kvcache.sizes.blocks_in", "utils.kvcache.sizes.requests_that_fit"),
+    twins=("utils.model_sizes.blocks_in", "utils.model_sizes.requests_that_fit"),
 )
 
 

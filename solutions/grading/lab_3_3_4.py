@@ -1,4 +1,4 @@
-"""How lab 3.3.4, speculative decoding with Medusa, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.4, speculative decoding with Medusa, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.checks import expect_close, expect_equal
 from utils.checks import lab_3_3_4 as lab
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 
 Array = np.ndarray[Any, Any]
 _path = lab.accept_greedy.reference

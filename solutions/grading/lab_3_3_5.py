@@ -1,4 +1,4 @@
-"""How lab 3.3.5, EAGLE-3, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.5, EAGLE-3, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.checks import expect_close, expect_equal, expect_raises
 from utils.checks import lab_3_3_5 as lab
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 
 Array = np.ndarray[Any, Any]
 _fuse = lab.fuse.reference

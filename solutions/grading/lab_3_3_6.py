@@ -1,4 +1,4 @@
-"""How lab 3.3.6 is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.6 is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from utils.checks import lab_3_3_6 as lab
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 
 _cost = lab.layer_cost.reference
 _knee = lab.knee_tokens.reference
@@ -57,7 +57,7 @@ layer_cost = Grading(
             ),
         ),
     },
-    twins=("utils.benchmark.weights.weights_of_config", "utils.kvcache.sizes.decoder_parameters"),
+    twins=("utils.roofline.weights.weights_of_config", "utils.model_sizes.decoder_parameters"),
 )
 
 
@@ -237,7 +237,7 @@ requests_that_fit = Grading(
             ),
         ),
     },
-    twins=("utils.kvcache.sizes.requests_that_fit", "utils.kvcache.sizes.bytes_per_token"),
+    twins=("utils.model_sizes.requests_that_fit", "utils.model_sizes.bytes_per_token"),
 )
 
 

@@ -1,4 +1,4 @@
-"""How lab 3.3.7, the production API, is graded. Never released; utils/grading/declare.py explains."""
+"""How lab 3.3.7, the production API, is graded. Never released; tools/lab/judge/hidden_tests.py explains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.gateway.bucket import full as _full
 from utils.gateway.circuit import Circuit
 from utils.gateway.circuit import admits as _admits
 from utils.gateway.timing import Timing
-from utils.grading.declare import Grading, Wrong
+from tools.lab.judge.hidden_tests import Grading, Wrong
 
 _encode = lab.encode.reference
 _feed = lab.feed.reference
@@ -60,7 +60,7 @@ encode = Grading(
             lambda data, event="": _encode(data, event).decode(), says="bytes"
         ),
     },
-    twins=("utils.gateway.sse.error_event",),
+    twins=("utils.http.sse_events.error_event",),
 )
 
 
@@ -133,9 +133,9 @@ feed = Grading(
         "takes half a CRLF for a line end": Wrong(_cr_at_once, says="cut in two"),
     },
     twins=(
-        "utils.benchmark.sse.SSEParser",
-        "utils.gateway.sse.events_in",
-        "utils.gateway.sse.complete_length",
+        "utils.http.sse.SSEParser",
+        "utils.http.sse_events.events_in",
+        "utils.http.sse_events.complete_length",
     ),
 )
 
@@ -308,7 +308,7 @@ take = Grading(
         "waits in units": Wrong(_waits_units, says="1 s"),
         "goes back in time": Wrong(_back_in_time, says="back"),
     },
-    twins=("utils.gateway.guard.Caller",),
+    twins=("utils.gateway.auth.Caller",),
     returns=(Bucket,),
 )
 

@@ -1,6 +1,6 @@
 '''A class to practise on: good, partial, untouched and hostile submissions, and what each must get.
 
-`python -m utils.course sample-class DIR` writes it; the tests grade it and compare every grade.
+`python -m tools.grading sample-class DIR` writes it; the tests grade it and compare every grade.
 '''
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.course.problems import CourseError
+from tools.lab.course_error import CourseError
 
 Notebook = dict[str, Any]
 VICTIM = "p99_of_runs"  # the exercise that hostile cells stand in for: the third of seven
@@ -557,7 +557,7 @@ SAMPLES: dict[str, Sample] = {
         "open('/course/utils/checks/expect.py', 'w').write('')\n" + RIGHT, "Read-only file system", "uses open"
     ),
     "patches-checks": _hostile(
-        "import utils.checks, utils.checks.base, utils.checks.expect, utils.grading.wire as wire\n"
+        "import utils.checks, utils.checks.base, utils.checks.expect, tools.lab.judge.rpc_codec as wire\n"
         "for module in (utils.checks, utils.checks.expect):\n"
         "    module.expect_close = module.expect_equal = lambda *args, **kwargs: None\n"
         "utils.checks.base.Check.judge = lambda *args: utils.checks.Outcome('right')\n"

@@ -1,18 +1,13 @@
 """The chat page in a real browser, in front of fake servers."""
 
 import asyncio
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
 from chromium import PROGRAM, browser
 from fake_openai import FakeServer
 from gateway_case import MODEL, case
 
-from utils.gateway.guard import digest
+from utils.gateway.auth import digest
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")
 ANSWERS = "document.querySelectorAll('.message.assistant').length"

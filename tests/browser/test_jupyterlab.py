@@ -19,17 +19,13 @@ import uuid
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
 from chromium import PROGRAM, browser
 from lab_server import serving
 from notebook_page import NotebookPage
 
-from utils.course.labs import ROOT
-from utils.course.regions import BEGIN, END
-from utils.profiles import LOAD_VARIABLE, load_profile
-from utils.site.run import MARK, survivors
+from tools.authoring.solution_markers import BEGIN, END
+from tools.site.run import MARK, survivors
+from utils.profiles import LOAD_VARIABLE, ROOT, load_profile
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
@@ -53,10 +49,10 @@ def visit(released, tmp_path, stem, work, limit_s=500):
     command = [
         sys.executable,
         "-m",
-        "utils.course",
+        "tools.lab",
         "--root",
         str(released),
-        "lab",
+        "open",
         stem,
         "--headless",
     ]

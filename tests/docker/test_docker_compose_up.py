@@ -9,7 +9,7 @@ import pytest
 import yaml
 from minimal_image import PLAIN
 
-from utils.engines import compose
+from tools.authoring import compose
 from utils.engines.runtime import free_port
 
 pytestmark = pytest.mark.engine

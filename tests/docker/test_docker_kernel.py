@@ -12,7 +12,7 @@ import pytest
 from minimal_image import IMAGE, PLAIN
 
 from utils.engines.container import LABEL
-from utils.setup.steps import ROOT
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.engine
 LOADING = (PLAIN, "/usr/bin/sh", "-c", "sleep 60")  # never healthy

@@ -6,8 +6,8 @@ import sys
 import psutil
 import pytest
 
+from tools.authoring.compose import health_command
 from utils.engines import NotRunHere, launch
-from utils.engines.compose import health_command
 from utils.engines.structured import COMPACT_JSON
 from utils.profiles import load_profile
 

@@ -7,7 +7,7 @@ import openai
 import pytest
 from prometheus import PANELS, load_on, needs_prometheus, watching
 
-from utils.gateway.local import models_of, serve
+from utils.gateway.local_gateway import models_of, serve
 from utils.telemetry.snapshot import scrape
 
 pytestmark = pytest.mark.engine

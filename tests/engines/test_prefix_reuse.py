@@ -4,14 +4,15 @@ import subprocess
 
 import pytest
 
+from tools.setup.setup_steps import SGLANG
 from utils.benchmark import Client, ClosedLoop, run
 from utils.engines import launch
-from utils.kvcache import reuse
 from utils.kvcache.radix import RadixCache
 from utils.kvcache.replay import hit_rate, serve
-from utils.kvcache.reuse_words import explain_death
-from utils.kvcache.workloads import Maker, as_requests, fresh_seed, workloads
-from utils.setup.steps import ENGINES, SGLANG
+from utils.labs.lab_3_3_2 import experiments
+from utils.labs.lab_3_3_2.tables import explain_death
+from utils.labs.lab_3_3_2.workloads import Maker, as_requests, fresh_seed, workloads
+from utils.profiles import ENGINES
 from utils.telemetry.cache import cache_report
 
 pytestmark = pytest.mark.engine
@@ -36,7 +37,7 @@ def test_hit_rates_are_what_the_tree_predicts(engine, profile):
     for name, prompts in workloads(profile, seed=fresh_seed()).items():
         cache = RadixCache(page_size=page_size(engine))
         predicted = hit_rate([serve(cache, prompt, 4) for prompt in prompts], prompts)
-        hits = reuse.measure_hits(engine, profile, prompts, name)
+        hits = experiments.measure_hits(engine, profile, prompts, name)
         assert abs(hits.rate - predicted) < 0.05, name
         assert hits.counted == pytest.approx(hits.rate, abs=0.05), name
 
@@ -46,8 +47,8 @@ def test_a_warm_prompt_has_a_third_of_the_cold_ttft_at_most(sglang, profile):
     most = 1 / 3 if profile.dtype == "float32" else 1
     ratios = []
     for _ in range(3):  # a busy machine may spoil one
-        cold, warm = reuse.cold_and_warm(sglang, profile)
-        assert warm.fraction * reuse.UNITS * profile.load.prompt_tokens >= 600
+        cold, warm = experiments.cold_and_warm(sglang, profile)
+        assert warm.fraction * experiments.UNITS * profile.load.prompt_tokens >= 600
         ratios.append(warm.median / cold.median)
         if ratios[-1] <= most:
             break
@@ -112,39 +113,45 @@ def test_attention_is_computed_for_new_tokens_only_and_is_upstreams():
 )
 def test_every_constrained_answer_is_valid(engine, profile, constraint):
     (kind,) = constraint
-    asked = reuse.questions(kind, 12)
-    answers = reuse.measure_structured(engine, profile, constraint, asked, max_tokens=32)
+    asked = experiments.questions(kind, 12)
+    answers = experiments.measure_structured(engine, profile, constraint, asked, max_tokens=32)
     assert answers.faults == () and len(answers.result.traces) == 12
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"], indirect=True)
 def test_what_cannot_be_served_is_refused_and_the_engine_lives(engine, profile):
     said = {
-        what: reuse.say(engine, fields)
-        for what, fields in reuse.impossible_requests(engine, profile)
+        what: experiments.say(engine, fields)
+        for what, fields in experiments.impossible_requests(engine, profile)
     }
     for what in ("a schema of no known type", "an expression with an open bracket"):
         assert said[what].startswith("refused with HTTP 400"), said
     assert "refused with HTTP 400" in said["a prompt beyond the context"]
     assert "no answer" not in said["an expression that matches nothing"]
-    assert reuse.say(engine, {"messages": reuse._SAY, "max_tokens": 2}).startswith("answered")
+    assert experiments.say(engine, {"messages": experiments._SAY, "max_tokens": 2}).startswith(
+        "answered"
+    )
 
 
 def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sglang, profile):
     small = 8 * profile.load.prompt_tokens * 2
     with launch("sglang", profile, quiet=True, kv_blocks=small) as second:
         pair = [sglang, second]
-        aware = reuse.measure_routed(pair, profile, "cache_aware", reuse.router_prompts(profile))
+        aware = experiments.measure_routed(
+            pair, profile, "cache_aware", experiments.router_prompts(profile)
+        )
         assert aware.failed == 0 and aware.rate > 0.3
         assert all(share > 0 for share in aware.shares), "both have work"
-        prompts = reuse.router_prompts(profile)
-        routed = reuse.measure_routed(
+        prompts = experiments.router_prompts(profile)
+        routed = experiments.measure_routed(
             pair, profile, "round_robin", prompts, output_tokens=64, kill_after_s=3.0
         )
         assert not second.running() and sglang.running()
         # What had begun on the dead one is lost; what had not is sent again, and that may be all of it.
         assert routed.failed < len(prompts) / 2, explain_death(routed)
-    assert reuse.say(sglang, {"messages": reuse._SAY, "max_tokens": 2}).startswith("answered")
+    assert experiments.say(sglang, {"messages": experiments._SAY, "max_tokens": 2}).startswith(
+        "answered"
+    )
 
 
 def test_tokens_are_the_same_whether_a_prefix_was_cached_or_not(sglang, profile):

@@ -163,7 +163,7 @@ def test_sglangs_language_runs_here_and_talks_to_it(sglang):
 
 
 def test_vllms_engine_core_is_forked_and_its_worker_is_not(vllm):
-    """What computes reads its threads when it is loaded: utils/setup/forked."""
+    """What computes reads its threads when it is loaded: tools/setup/forked."""
     family = psutil.Process(int(vllm.identity)).children(recursive=True)
     assert {p.name() for p in family} >= {"VLLM::EngineCore", "VLLM::Worker"}
     says = "Triton is installed, but doesn't include CPU backend"  # whoever imports vLLM

@@ -5,10 +5,10 @@ import torch
 
 from utils.engines.fleet import Fleet
 from utils.speculative.checkpoints import load_heads
+from utils.speculative.comparison import measure_served, speculation
 from utils.speculative.dataset import TRAINED, held_out, tokenizer_of
 from utils.speculative.drafters import EagleDrafter, Medusa
 from utils.speculative.generate import generate
-from utils.speculative.measure import measure_served, speculation
 from utils.speculative.target import load_target
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

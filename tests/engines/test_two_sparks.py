@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from tools.two_sparks import PLANS, Pair, environment, vllm_halves
 from utils.engines import sglang, vllm
 from utils.engines.process import ProcessHandle
 from utils.engines.runtime import new_log, tail
 from utils.engines.spec import ServeOptions
-from utils.engines.two_sparks import PLANS, Pair, environment, vllm_halves
 from utils.tinymodel.hub import TINY
 
 PAIR = Pair()

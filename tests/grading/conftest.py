@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.course.grade import Options, grade
-from utils.course.labs import ROOT
-from utils.grading.declare import load_sample_class
-from utils.grading.sandbox import Limits
+from tools.grading.grade import Options, grade
+from tools.lab.judge.hidden_tests import load_sample_class
+from tools.lab.judge.sandbox import Limits
+from utils.profiles import ROOT
 
 QUICK = Limits(cell_s=5, check_s=5, idle_s=5, memory_bytes=1 << 30)
 

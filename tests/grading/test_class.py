@@ -7,10 +7,10 @@ import sqlite3
 
 import pytest
 
-from utils.course.build import read_labs
-from utils.course.findings import read_findings
-from utils.course.labs import ROOT
-from utils.grading.declare import load_sample_class
+from tools.authoring.build import read_labs
+from tools.grading.verdict_files import read_findings
+from tools.lab.judge.hidden_tests import load_sample_class
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(1200)
 SAMPLES = load_sample_class(ROOT).SAMPLES

@@ -6,19 +6,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-
 from lab_server import serving
 
-from utils.course.grade import grade
-from utils.course.lab import formgrader_command, jupyter_command
-from utils.course.labs import ROOT
-from utils.course.problems import CourseError
-from utils.grading.declare import load_sample_class
+from tools.grading.grade import grade
+from tools.lab.course_error import CourseError
+from tools.lab.judge.hidden_tests import load_sample_class
+from tools.lab.open_lab import formgrader_command, jupyter_command
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 STUDENTS = (
@@ -161,7 +157,7 @@ def test_the_formgrader_opens_on_a_graded_class(tmp_path):
 
 
 def test_the_formgrader_needs_a_gradebook(tmp_path):
-    from utils.course.lab import open_formgrader
+    from tools.lab.open_lab import open_formgrader
 
     with pytest.raises(CourseError, match="holds no gradebook"):
         open_formgrader(tmp_path, headless=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.course.labs import ROOT
-from utils.course.page import PAGE, fresh_page
+from tools.authoring.readme_output import PAGE, fresh_page
+from utils.profiles import ROOT
 
 
 @pytest.mark.timeout(300)

@@ -11,12 +11,12 @@ import time
 import psutil
 import pytest
 
-from utils.course.grade import Options, grade, read_graded_labs
-from utils.course.gradebook import Gradebook, GradebookError
-from utils.course.labs import ROOT
-from utils.course.problems import CourseError
-from utils.grading.declare import DEFAULT_SEED, load_sample_class
-from utils.grading.sandbox import Limits
+from tools.grading.grade import Options, grade, read_graded_labs
+from tools.grading.gradebook import Gradebook, GradebookError
+from tools.lab.course_error import CourseError
+from tools.lab.judge.hidden_tests import DEFAULT_SEED, load_sample_class
+from tools.lab.judge.sandbox import Limits
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(600)
 STUDENTS = ("good", "partial", "untouched", "no-json", "check-doubled", "kills-its-kernel")
@@ -60,7 +60,7 @@ def undisturbed(submissions, tmp_path_factory):
 @pytest.mark.parametrize("moment", ["judged/*/*.json", "judged/*/*.entered"])
 def test_killed_and_started_again(moment, submissions, undisturbed, tmp_path):
     out = tmp_path / "out"
-    argv = [sys.executable, "-m", "utils.course", "grade", str(submissions), str(out)]
+    argv = [sys.executable, "-m", "tools.grading", "grade", str(submissions), str(out)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     family = psutil.Process(process.pid)

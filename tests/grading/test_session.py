@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
+from tools.lab.judge.sandbox import Limits, Plain, SandboxError, find_sandbox
+from tools.lab.judge.seal import build_sealed
+from tools.lab.judge.session import Session
 from utils.checks.attempt import Stopped, Wanted
-from utils.course.labs import ROOT
-from utils.grading.sandbox import Limits, Plain, SandboxError, find_sandbox
-from utils.grading.seal import build_sealed
-from utils.grading.session import Session
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 LIMITS = Limits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30, files=1000)
@@ -59,7 +59,12 @@ def test_it_sees_python_and_the_course_and_nothing_else(session):
     assert set(roots) - usual <= {
         os.path.normpath(path).split("/")[1] for path in (os.sys.prefix, os.sys.base_prefix)
     }
-    assert value(session, "seen = sorted(os.listdir('/course'))") == ["labs", "models", "utils"]
+    assert value(session, "seen = sorted(os.listdir('/course'))") == [
+        "labs",
+        "models",
+        "tools",
+        "utils",
+    ]
     for path in (ROOT / "solutions", ROOT / "utils", ROOT / "labs", ROOT / ".git"):
         assert value(session, f"seen = os.path.exists({str(path)!r})") is False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.site.run import Ran, run_notebook
+from tools.site.run import Ran, run_notebook
 
 Runner = Callable[..., Ran]
 

@@ -13,8 +13,7 @@ import warnings
 
 import pytest
 
-from utils.course.labs import ROOT
-from utils.profiles import LOAD_VARIABLE, load_profile
+from utils.profiles import LOAD_VARIABLE, ROOT, load_profile
 
 # A notebook is meant to stay within its profile's budget on a quiet machine. On a busy one it takes longer
 # without being wrong, so only a multiple of the budget fails; being over it is reported.

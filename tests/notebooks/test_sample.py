@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from utils.course.build import build
+from tools.authoring.build import build
 
 SAMPLE = Path(__file__).parent / "sample"
 NAME = "lab-3.3.99-sample.ipynb"

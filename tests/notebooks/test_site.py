@@ -3,23 +3,18 @@
 import asyncio
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
-
 from chromium import PROGRAM, browser
 
-from utils.course.build import build
-from utils.course.labs import ROOT
-from utils.course.problems import CourseError
-from utils.profiles import LOAD_VARIABLE
-from utils.setup.steps import SITE
-from utils.site.links import read_pages
-from utils.site.make import make_site
-from utils.site.store import executed
+from tools.authoring.build import build
+from tools.lab.course_error import CourseError
+from tools.setup.setup_steps import SITE
+from tools.site.links import read_pages
+from tools.site.make import make_site
+from tools.site.store import executed
+from utils.profiles import LOAD_VARIABLE, ROOT
 
 SAMPLE = Path(__file__).parent / "sample"
 STEM = "lab-3.3.99-sample"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from utils.setup.steps import REQUIREMENTS
+from tools.setup.setup_steps import REQUIREMENTS
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import httpx
 
-from utils.benchmark.files import encodable
 from utils.benchmark.response import ResponseCollector, ResponseError, error_text
-from utils.benchmark.sse import SSEParser
 from utils.benchmark.trace import RequestTrace
-from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse, TimedStream
 from utils.benchmark.workload import Api, Request
+from utils.files import encodable
+from utils.http.sse import SSEParser
+from utils.http.transport import AsyncioTransport, DroppedBeforeResponse, TimedStream
 
 PATHS: Mapping[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 MAX_RESENDS = 2

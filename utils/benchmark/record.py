@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from utils.benchmark.files import RecordError, plain
 from utils.benchmark.host import describe_host, model_hash
 from utils.benchmark.load import LoadResult
 from utils.benchmark.stats import Slo
 from utils.benchmark.trace import METRIC_DEFINITIONS, RequestTrace
 from utils.benchmark.vllm_json import to_vllm
+from utils.files import RecordError, plain
 
 SCHEMA = 1
 

@@ -12,8 +12,9 @@ import re
 import warnings
 from pathlib import Path
 
-from utils.benchmark.files import RecordError, plain, to_json, write_whole
 from utils.benchmark.record import Cited, Record, make_record
+from utils.files import RecordError, plain, to_json, write_whole
+from utils.profiles import ROOT
 
 __all__ = [
     "Cited",
@@ -26,8 +27,6 @@ __all__ = [
     "records_dir",
     "write_record",
 ]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class RecordWarning(UserWarning):

@@ -13,7 +13,6 @@ import jinja2
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from utils.benchmark.files import write_whole
 from utils.benchmark.intervals import repeat_interval
 from utils.benchmark.plots import (
     alt_text,
@@ -25,6 +24,7 @@ from utils.benchmark.plots import (
 )
 from utils.benchmark.records import Cited, Record, records_dir
 from utils.benchmark.trace import METRIC_DEFINITIONS
+from utils.files import write_whole
 
 __all__ = [
     "alt_text",

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from utils.benchmark.files import encodable
-from utils.benchmark.sse import DONE, Event
 from utils.benchmark.timings import read_timings
+from utils.files import encodable
+from utils.http.sse import DONE, Event
 
 # No real count comes near; beyond it, floats are no longer exact.
 _MOST_TOKENS = 2**53

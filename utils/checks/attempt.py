@@ -1,7 +1,7 @@
 """A learner's answer as a check meets it: guarded, limited in time, errors traced to its cell.
 
 A check judges an `Answer`. In a notebook that is a `LocalAnswer`, the learner's own object; while
-grading it lives in another process (utils/grading), and the check does not see the difference.
+grading it lives in another process (tools/lab/judge), and the check does not see the difference.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ The function's name is the exercise's id (its title and points stand in the lab'
 body receives the learner's function, class or value and says what is wrong with `expect_*`.
 A function's arguments are deep copies, so a learner cannot change what the check compares with.
 Learners have this file. What a grade rests on, and the wrong solutions that must be refused, stand
-where they have not: `solutions/grading/lab_3_3_N.py` (utils/grading/declare.py says how).
+where they have not: `solutions/grading/lab_3_3_N.py` (tools/lab/judge/hidden_tests.py says how).
 '''
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import yaml
 
 from utils.checks import check, expect, expect_close, expect_equal, expect_type
 from utils.checks.failures import CheckFailed
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.tensorrt_llm_settings import Settings
 
 Measured = Sequence[tuple[int, float, float]]

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from utils.checks import check, expect_close, expect_equal, expect_raises, expect_type
-from utils.gateway import balance, bucket, circuit, drain, sse, timing
+from utils.gateway import balance, bucket, circuit, drain, timing
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
 from utils.gateway.timing import Timing
+from utils.http import sse_events
 
 Ring = list[tuple[int, str]]
 Feed = Callable[[bytes, bytes], tuple[list[str], bytes]]
 
 
-@check(reference=sse.encode)
+@check(reference=sse_events.encode)
 def encode(attempt: Callable[..., bytes]) -> None:
     """Examines the learner's `encode(data, event)`."""
     got = attempt("hi")
@@ -52,7 +53,7 @@ def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
     return found
 
 
-@check(reference=sse.feed)
+@check(reference=sse_events.feed)
 def feed(attempt: Feed) -> None:
     """Examines the learner's `feed(buffer, piece)`."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.compiled.steps import Cache, Decode, Prefill
+from utils.compiled.prefill_decode import Cache, Decode, Prefill
 from utils.speculative.target import Target
 
 # Of the code that calls the kernels, not of the kernels: a third of the build time, and as fast.

@@ -1,6 +1,6 @@
 """Inference engines: what each is (one file an engine), and `launch` to run one."""
 
-from utils.engines.errors import (
+from utils.engines.engine_errors import (
     EngineError,
     EngineStartError,
     ModelMissing,

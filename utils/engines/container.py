@@ -20,10 +20,10 @@ import urllib3
 from docker.types import DeviceRequest, Ulimit
 from docker.utils import parse_repository_tag
 
-from utils.engines import guard
-from utils.engines.errors import EngineError, EngineStartError, PortTaken
+from utils.engines import watchdog
+from utils.engines.engine_errors import EngineError, EngineStartError, PortTaken
 from utils.engines.spec import Container
-from utils.setup.steps import ROOT
+from utils.profiles import ROOT
 
 LABEL = "inference-engines-course"
 MODEL_FOLDER = "/course-models"
@@ -231,7 +231,7 @@ class ContainerHandle:
             self._remove()
             raise refusal(title, str(error), request, log) from error
         except BaseException:
-            time.sleep(guard.POLL_S)  # the daemon may just be making it
+            time.sleep(watchdog.POLL_S)  # the daemon may just be making it
             self._remove()
             raise
         self.identity = str(self._container.id)
@@ -239,7 +239,7 @@ class ContainerHandle:
         self._copier.start()
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
-        watch = [sys.executable, guard.__file__, "container", str(os.getpid()), self._name]
+        watch = [sys.executable, watchdog.__file__, "container", str(os.getpid()), self._name]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
                 watch,
@@ -304,7 +304,7 @@ class ContainerHandle:
 
     def _remove(self) -> None:
         with answering():
-            guard.remove_container(self._client, self._name)
+            watchdog.remove_container(self._client, self._name)
         self._guard.terminate()
         self._guard.wait()
 

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
-from utils.engines.errors import EngineError
+from utils.engines.engine_errors import EngineError
 from utils.engines.launch import RunningEngine, launch
 from utils.profiles import Profile
 

@@ -28,7 +28,7 @@ from utils.engines.container import (
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
-from utils.engines.errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
-from utils.setup.steps import ENGINES
+from utils.profiles import ENGINES
 
 SERVER = ENGINES / "llama_cpp" / "bin" / "llama-server"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from utils.engines.errors import ModelMissing
+from utils.engines.engine_errors import ModelMissing
 from utils.tinymodel.hub import TINY, ModelIncompleteError, fault, verify
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")

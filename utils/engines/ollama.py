@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.ollama_api import TINY, Modelfile, Ollama
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
-from utils.setup.steps import ROOT
+from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
 
 VERSION = "0.24.0"

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import httpx
 
-from utils.engines.errors import EngineError
+from utils.engines.engine_errors import EngineError
 
 BLOCK = 1 << 20
 STALL_S = 300.0  # between two lines of progress; OLLAMA_LOAD_TIMEOUT's default

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from utils.engines import guard
-from utils.setup.steps import ROOT
+from utils.engines import watchdog
+from utils.profiles import ROOT
 
 # OpenMP threads that spin at a barrier starve whatever shares the cores, the benchmark's client for one:
 # with another busy process on 2 cores, llama.cpp decoded 4 times faster when its threads sleep instead.
@@ -29,7 +29,7 @@ class ProcessHandle:
         self._pid_file = log.with_suffix(".pid")
         watch = [
             sys.executable,
-            guard.__file__,
+            watchdog.__file__,
             "process",
             str(os.getpid()),
             str(self._pid_file),
@@ -73,10 +73,10 @@ class ProcessHandle:
         if self._guard.poll() is None:
             self._guard.send_signal(signal.SIGTERM)
             try:
-                self._guard.wait(timeout=2 * guard.GRACE_S + 5)
+                self._guard.wait(timeout=2 * watchdog.GRACE_S + 5)
             except subprocess.TimeoutExpired:
-                guard.end_group(self._guard.pid, grace_s=1)
+                watchdog.end_group(self._guard.pid, grace_s=1)
                 self._guard.wait()
         elif self._guard.returncode < 0 and self._pid_file.exists():
-            guard.end_group(int(self._pid_file.read_text() or 0))
+            watchdog.end_group(int(self._pid_file.read_text() or 0))
         self._pid_file.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utils.engines import llama_cpp, ollama, sglang, tensorrt_llm, transformers_baseline, vllm
-from utils.engines.errors import UnknownEngine
+from utils.engines.engine_errors import UnknownEngine
 from utils.engines.spec import EngineSpec
 
 ENGINES: dict[str, EngineSpec] = {

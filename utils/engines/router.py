@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
 from utils.engines.runtime import free_port, new_log, wait_until_serves

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from utils.engines.errors import EngineStartError, PortTaken, UnsupportedOption
-from utils.setup.steps import ROOT
+from utils.engines.engine_errors import EngineStartError, PortTaken, UnsupportedOption
+from utils.profiles import ROOT
 
 LOGS = ROOT / ".run"
 KEPT_LOGS = 40

@@ -2,7 +2,7 @@
 
 Sources: sglang 0.5.23 (srt/arg_groups, srt/entrypoints/openai/protocol.py, srt/observability),
 NVIDIA/dgx-spark-playbooks nvidia/sglang/README.md. What runs on a CPU is SGLang's own plain PyTorch path, for
-practice; utils/setup/sglang_cpu says what stands in there.
+practice; tools/setup/sglang_cpu says what stands in there.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
-from utils.kvcache.sizes import GIB, bytes_per_token, read_config
-from utils.setup.steps import ENGINES, on_x86
+from utils.model_sizes import GIB, bytes_per_token, read_config
+from utils.profiles import ENGINES, on_x86
 
 PYTHON = ENGINES / "sglang" / "bin" / "python"
 # Of the container and of the package; requirements/sglang.hash.txt pins the same.

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.spec import EngineSpec
 
 Constraint = Mapping[str, Any]  # {"json_schema": {...}}, {"regex": "..."} or {"choice": [...]}

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.tensorrt_llm_settings import MTP, REMOVED, Settings, require_none
 from utils.gpu import CAPABILITY, OVERHEAD_BYTES, QUERY, Gpu, parse_gpus
-from utils.kvcache.sizes import (
+from utils.model_sizes import (
     ConfigError,
     decoder_parameters,
     dtype_bytes,

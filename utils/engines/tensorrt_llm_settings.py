@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from utils.engines.errors import UnsupportedOption
+from utils.engines.engine_errors import UnsupportedOption
 
 T = TypeVar("T")
 DTYPES = ("auto", "bfloat16", "float16", "float32")

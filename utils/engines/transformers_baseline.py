@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
-from utils.setup.steps import ROOT
+from utils.profiles import ROOT
 
 
 def arguments(options: ServeOptions) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
-from utils.setup.steps import ENGINES
+from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
 

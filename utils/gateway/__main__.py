@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from utils.gateway.guard import new_key
+from utils.gateway.auth import new_key
 from utils.gateway.server import run
 from utils.gateway.settings import SettingsError, load_settings
 

@@ -26,17 +26,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from opentelemetry import propagate, trace
 from starlette.exceptions import HTTPException
 
-from utils.gateway import ask, drain, sse
-from utils.gateway.ask import Api, Ask
-from utils.gateway.errors import ApiError, unavailable
-from utils.gateway.flight import Flight
-from utils.gateway.guard import Caller, Guard
+from utils.gateway import drain, schemas
+from utils.gateway.auth import Caller, Guard
+from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
 from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
+from utils.gateway.request_context import Flight
+from utils.gateway.schemas import Api, Ask
 from utils.gateway.settings import Settings, Timeouts
 from utils.gateway.timing import Timing, on_message
+from utils.http import sse_events
 
 SWEEP_S = 0.1
 PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -247,7 +248,7 @@ class Answer:
 
     def _checked(self, body: bytes, flight: Flight) -> tuple[Ask, Pool]:
         settings = self.gateway.settings
-        asked = ask.parse(self.api, body, settings.limits, settings.affinity.characters)
+        asked = schemas.parse(self.api, body, settings.limits, settings.affinity.characters)
         pool = self.gateway.pools.get(asked.model)
         if pool is None:
             names = ", ".join(self.gateway.pools)
@@ -291,7 +292,7 @@ async def _send_problem(problem: ApiError, send: Send, relay: Relay | None, flig
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
     elif flight.stream:
-        await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
+        await send({"type": "http.response.body", "body": sse_events.error_event(problem.fields())})
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
@@ -502,7 +503,7 @@ def create_app(settings: Settings) -> Application:
 
 def _describe_engine_route(app: Application, path: str, api: Api) -> None:
     """For the OpenAPI document, and for who asks with another method."""
-    schema = ask.BODIES[api].model_json_schema()
+    schema = schemas.BODIES[api].model_json_schema()
     schema["properties"]["model"]["enum"] = list(app.state.gateway.pools)
     body = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}
     errors: dict[int | str, dict[str, Any]] = {

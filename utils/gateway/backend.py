@@ -10,13 +10,13 @@ from contextlib import suppress
 
 import httpx
 
-from utils.benchmark.transport import AsyncioTransport, DroppedBeforeResponse
 from utils.engines.ollama_chat import NotTranslatable
 from utils.engines.registry import ENGINES
-from utils.gateway import circuit, ollama
+from utils.gateway import circuit, ollama_translation
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import BackendSettings, Health
+from utils.http.transport import AsyncioTransport, DroppedBeforeResponse
 
 CONNECT_S = 2.0
 BUFFERED_BYTES = 1 << 16  # of one stream whose client reads slowly; then the engine has to wait
@@ -52,7 +52,7 @@ class Backend:
         self._urls = {
             "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
             "completions": httpx.URL(f"{settings.url}/v1/completions"),
-            "native": httpx.URL(settings.url + ollama.NATIVE_PATH),
+            "native": httpx.URL(settings.url + ollama_translation.NATIVE_PATH),
             "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
         }
         self._transport: httpx.AsyncBaseTransport = (
@@ -126,12 +126,12 @@ class Backend:
         """
         if self.engine == "ollama" and api == "chat":
             try:
-                native = ollama.native_request(body)
+                native = ollama_translation.native_request(body)
             except NotTranslatable as error:
-                return ollama.refusal(error)
+                return ollama_translation.refusal(error)
             if native is not None:
                 answer = await self._post("native", native, headers)
-                return ollama.translated(answer, self.model)
+                return ollama_translation.translated(answer, self.model)
         return await self._post(api, body, headers)
 
     async def _post(self, where: str, body: bytes, headers: dict[str, str]) -> httpx.Response:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from utils.gateway import balance
 from utils.gateway.backend import Backend
-from utils.gateway.errors import ApiError, unavailable
+from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import ModelSettings, Settings
 

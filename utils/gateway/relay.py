@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import msgspec
 
-from utils.benchmark.transport import TimedStream
-from utils.gateway import sse
-from utils.gateway.ask import Ask
 from utils.gateway.backend import Backend, close_response
-from utils.gateway.errors import ApiError, unavailable, upstream_error
-from utils.gateway.flight import Flight
+from utils.gateway.http_errors import ApiError, unavailable, upstream_error
 from utils.gateway.pool import Pool
+from utils.gateway.request_context import Flight
+from utils.gateway.schemas import Ask
 from utils.gateway.settings import Settings
+from utils.http import sse_events
+from utils.http.transport import TimedStream
 
 Send = Any  # ASGI's
 Read = Callable[[], Awaitable[bytes]]  # the next piece of an answer; b"" at its end
@@ -251,12 +251,12 @@ class Relay:
     async def _pump(self, opened: Opened, backend: Backend, send: Send, last: float) -> None:
         """Relays whole events as they come, unread but for the usage block and the end."""
         flight, observe, clock = self.flight, backend.m_itl.observe, time.monotonic
-        piece, events = opened.first, sse.Gatherer()
+        piece, events = opened.first, sse_events.Gatherer()
         while True:
             data = events.feed(piece)
             if _USAGE[0] in data or _USAGE[1] in data:
                 data = self._without_usage(data, backend)
-            done = sse.DONE in data and sse.ends(data)
+            done = sse_events.DONE in data and sse_events.ends(data)
             if _says_error(data):
                 flight.outcome = "upstream_error"
             flight.finished = done
@@ -284,9 +284,9 @@ class Relay:
     def _without_usage(self, data: bytes, backend: Backend) -> bytes:
         """Counts tokens; takes the block out again if the client did not ask for it."""
         kept = []
-        for event in sse.events_in(data):
+        for event in sse_events.events_in(data):
             if _USAGE[0] in event or _USAGE[1] in event:
-                counted = self._count("".join(sse.feed(b"", event)[0][:1]).encode(), backend)
+                counted = self._count("".join(sse_events.feed(b"", event)[0][:1]).encode(), backend)
                 if counted and not counted.choices and not self.ask.wants_usage:
                     continue
             kept.append(event)

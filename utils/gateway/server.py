@@ -14,9 +14,9 @@ import uvicorn
 
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
-from utils.gateway.cork import CorkedProtocol
 from utils.gateway.logs import say, set_up
 from utils.gateway.settings import Settings
+from utils.gateway.write_coalescing import CorkedProtocol
 
 _POLL_S = 0.05
 _AFTER_CUT_S = 2.0

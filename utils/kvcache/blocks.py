@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.kvcache.sizes import blocks_for
+from utils.model_sizes import blocks_for
 
 
 class OutOfBlocks(RuntimeError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.scheduler import Job, Limits, Schedule, Sequence, schedule
-from utils.kvcache.sizes import blocks_for
+from utils.model_sizes import blocks_for
 
 
 @dataclass(frozen=True)

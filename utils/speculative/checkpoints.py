@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.speculative.errors import SpeculationError
-from utils.speculative.files import read_torch
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, default_aux_layers
+from utils.speculative.resume import read_torch
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Shape, Target, layer_tensors, layer_to_theirs
 
 WEIGHTS = (

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.speculative.drafters import News, Reference
-from utils.speculative.errors import SpeculationError
-from utils.speculative.files import digest, go_on, write_torch
 from utils.speculative.generate import generate
+from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.tinymodel import corpus, tasks
 from utils.tinymodel.tokenizer import IM_END

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from utils.speculative.errors import SpeculationError
 from utils.speculative.heads import Eagle, Eagle3, MedusaHeads
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import KVCache, Target, attend, attention_mask, positions_of
 from utils.speculative.tree import ChoiceTree, Tree, chain, rerank, subtree
 

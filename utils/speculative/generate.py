@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.speculative.drafters import Draft, Drafter, News
-from utils.speculative.errors import SpeculationError
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy, Rule

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.speculative.errors import SpeculationError
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.tree import Tree
 
 PAD_ATTENTION = 64  # attention runs over a multiple of this many slots, so shapes seldom change

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.speculative.dataset import Recorded, batches
-from utils.speculative.errors import SpeculationError
-from utils.speculative.files import digest, go_on, write_torch
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
+from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Shape, Target
 
 DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from utils.speculative.errors import SpeculationError
+from utils.speculative.speculation_error import SpeculationError
 
 Choice = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from utils.speculative.errors import SpeculationError
+from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.tree import Tree
 
 LEAST_TEMPERATURE = 1e-6  # below it logits over temperature may leave float32

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from utils.tinymodel import words
+from utils.tinymodel import vocabulary
 
 QA_FILE = Path(__file__).with_name("qa.txt")
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "__pycache__"}
@@ -65,8 +65,15 @@ def is_heldout(name: str, one_in: int = 20) -> bool:
 
 def vocabulary_texts(repeats: int) -> list[str]:
     """What the tokenizer is trained on: training documents, and the word lists `repeats` times."""
-    lists = (words.CLASSES, words.FIELDS, words.NAMES, words.CITIES, words.THINGS, words.TABLES)
-    joined = " ".join(word for part in (*lists, words.CODE, words.TERMS) for word in part)
+    lists = (
+        vocabulary.CLASSES,
+        vocabulary.FIELDS,
+        vocabulary.NAMES,
+        vocabulary.CITIES,
+        vocabulary.THINGS,
+        vocabulary.TABLES,
+    )
+    joined = " ".join(word for part in (*lists, vocabulary.CODE, vocabulary.TERMS) for word in part)
     return [d.text for d in prose() if not is_heldout(d.source)] + [joined] * repeats
 
 

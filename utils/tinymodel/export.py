@@ -14,8 +14,8 @@ from torch import Tensor
 from utils.tinymodel import tokenizer as tok
 from utils.tinymodel.files import write_whole
 from utils.tinymodel.model import Shape, grow
-from utils.tinymodel.train import CHECKPOINT
 
+CHECKPOINT = "checkpoint.pt"  # of a training folder
 GGUF_TYPES = {
     "BF16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
     "Q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),

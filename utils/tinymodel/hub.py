@@ -7,7 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from utils.profiles import ROOT
+
 TINY = ROOT / "models" / "tiny"
 FILES = (
     "config.json",
@@ -20,7 +21,7 @@ FILES = (
 GGUF_FILES = ("tiny-BF16.gguf", "tiny-Q8_0.gguf")
 RESTORE = "git checkout -- {folder}   # the files as shipped"
 REMAKE = (
-    "python -m utils.tinymodel export --run RUN --model {folder}   # from a training of your own"
+    "python -m tools.tinymodel export --run RUN --model {folder}   # from a training of your own"
 )
 
 
@@ -113,20 +114,20 @@ def hashes_on_card(folder: Path) -> dict[str, str]:
 def check(folder: Path = TINY) -> list[str]:
     """Differences between the files and the hashes on their card, as lines that say what to run."""
     if not (folder / "README.md").is_file():
-        return [f"{folder}/README.md: missing; `python -m utils.tinymodel card` makes it"]
+        return [f"{folder}/README.md: missing; `python -m tools.tinymodel card` makes it"]
     listed = hashes_on_card(folder)
     found = []
     for name in (*FILES, *GGUF_FILES):
         if bad := fault(folder / name):
             found.append(f"{name}: {bad}; {RESTORE.format(folder=folder)}")
         elif name not in listed:
-            found.append(f"{name}: not on the card; `python -m utils.tinymodel card` writes it")
+            found.append(f"{name}: not on the card; `python -m tools.tinymodel card` writes it")
         elif sha256(folder / name) != listed[name]:
             made = "gguf" if name.endswith(".gguf") else "export"
             found.append(
                 f"{name}: differs from its hash on the card; restore it with "
                 f"`git checkout -- {folder / name}`, or, if it was made anew "
-                f"(`python -m utils.tinymodel {made}`), measure and describe it again: "
-                "`python -m utils.tinymodel evaluate card`"
+                f"(`python -m tools.tinymodel {made}`), measure and describe it again: "
+                "`python -m tools.tinymodel evaluate card`"
             )
     return found

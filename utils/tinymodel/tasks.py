@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.tinymodel import checkers
-from utils.tinymodel.words import CITIES, CLASSES, FIELDS, NAMES, TABLES, THINGS
+from utils.tinymodel.vocabulary import CITIES, CLASSES, FIELDS, NAMES, TABLES, THINGS
 
 Spec = dict[str, Any]
 Message = dict[str, str]

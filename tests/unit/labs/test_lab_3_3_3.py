@@ -1,0 +1,207 @@
+"""The words, tables and pictures of lab 3.3.3 on made-up runs: no engine, no clock."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from utils.benchmark import ClosedLoop, LoadResult, RequestTrace, engine_run, make_record
+from utils.benchmark.engine_run import Run
+from utils.engines import EngineError, fleet
+from utils.kvcache.blocks import BlockPool, BlockTable
+from utils.kvcache.scheduler import Job
+from utils.kvcache.simulate import StepCost, simulate_continuous, simulate_static
+from utils.labs.lab_3_3_3 import experiments, plots, tables
+from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
+from utils.profiles import load_profile
+from utils.telemetry import Series, Snapshot
+
+CPU = replace(load_profile("cpu"), models={"vllm": "hub/model"})
+ENGINE = SimpleNamespace(
+    name="vllm", version="0", model_path="hub/model", quantisation="BF16", command=["vllm"]
+)
+
+
+def make_run(level, tpot_s, ttft_s=0.1, tokens=11, text="a", preemptions=(0, 0), usage=0.5):
+    traces = tuple(
+        RequestTrace(
+            index=i,
+            scheduled=100.0,
+            sent=100.0,
+            first_token=100.0 + ttft_s,
+            finished=100.0 + ttft_s + (tokens - 1) * tpot_s,
+            chunk_times=(100.0 + ttft_s,),
+            text=text,
+            prompt_tokens=4,
+            completion_tokens=tokens,
+        )
+        for i in range(level)
+    )
+    duration = ttft_s + (tokens - 1) * tpot_s
+    result = LoadResult(ClosedLoop(level), traces, 100.0, duration, "completions", "m")
+    readings = tuple(
+        Snapshot(time=100.0 + i, running=level, kv_usage=usage, preemptions=count)
+        for i, count in enumerate(preemptions)
+    )
+    record = make_record(result, ENGINE, CPU, label="test")
+    return Run(result, Series(readings, (), 100.0, 1.0), record)
+
+
+def test_throughput_is_the_mean_and_latency_the_median_over_repeats():
+    runs = [make_run(2, 0.01), make_run(2, 0.03), make_run(4, 0.01)]
+    expected = (22 / 0.2 + 22 / 0.4) / 2
+    assert experiments.throughput_at(runs, 2).value == pytest.approx(expected)
+    assert experiments.throughput_at(runs, 2).count == 2
+    assert experiments.latency_at(runs, 2, "median_tpot_ms") == pytest.approx(20)
+    table = experiments.sweep_table(runs)
+    assert list(table.index) == [2, 4]
+    assert table.loc[2, "requests"] == 4 and table.loc[2, "failed"] == 0
+    assert table.loc[4, "TPOT median (ms)"] == 10
+
+
+def test_the_speed_up_is_explained_from_its_records():
+    runs = [make_run(1, 0.010, 0.1), make_run(8, 0.020, 0.3)]
+    assert tables.speedup(runs, 1, 8) == pytest.approx(8 * 0.2 / 0.5)
+    words = tables.explain_speedup(runs, 1, 8)
+    assert "a token takes 10.00 ms" in words and "2.00 times as long" in words
+    assert "make 4.0 times the throughput; measured: 3.2 times" in words
+    assert "100 ms of 200 (50%)" in words and "300 ms of 500 (60%)" in words
+    assert "Beware" not in words
+
+
+def test_a_client_that_was_late_is_said_to_be():
+    late = make_run(8, 0.020, 0.3)
+    late = replace(late, result=replace(late.result, client_lag=0.4))
+    runs = [make_run(1, 0.010, 0.1), late]
+    assert "late by up to 400 ms" in tables.explain_speedup(runs, 1, 8)
+    assert experiments.sweep_table(runs).loc[8, "client late by, worst (ms)"] == 400
+
+
+def test_waves_are_explained_with_their_empty_places():
+    slow = make_run(2, 0.010)
+    uneven = replace(slow.result.traces[0], finished=100.1)
+    wave = replace(slow, result=replace(slow.result, traces=(uneven, slow.result.traces[1])))
+    words = tables.explain_waves(make_run(4, 0.010), [wave, wave], 1.5)
+    assert "took 0.40 s, continuously 0.20 s: 2.00 times as fast; predicted: 1.50" in words
+    assert "25% of the places stood empty" in words
+
+
+def test_pressure_names_preemptions_or_that_they_are_not_reported():
+    roomy, tight = make_run(4, 0.01), make_run(4, 0.03, preemptions=(2, 7), usage=1.0)
+    silent = make_run(4, 0.03, preemptions=(None, None), usage=None)
+    words = tables.explain_pressure(roomy, {"tight": tight, "silent": silent})
+    assert "no request lost its cache" in words
+    assert "tight: 5 preemptions, KV cache at most 100% in use" in words and "50% of that" in words
+    assert "silent: not reported preemptions;" in words
+    assert "Even with room, 5" in tables.explain_pressure(tight, {})
+
+
+def test_modes_are_called_faster_only_when_the_intervals_do_not_overlap():
+    eager = [make_run(4, 0.020), make_run(4, 0.021), make_run(4, 0.0205)]
+    compiled = [make_run(4, 0.010), make_run(4, 0.011), make_run(4, 0.0105)]
+    starts = {"eager": 20.0, "compiled": 50.0}
+    words = tables.explain_modes({"eager": eager, "compiled": compiled}, starts, (4,))
+    assert "compiled is 1.49 times as fast" in words
+    assert "ready after 20 s; compiled: after 50 s" in words
+    break_even = 30 + 30 / 0.488
+    assert f"made good {break_even:.0f} s after launch" in words
+    same = tables.explain_modes({"eager": eager, "compiled": eager}, starts, (4,))
+    assert "neither is called faster" in same and "made good" not in same
+
+
+def test_a_guess_beside_a_figure_that_is_not_measured():
+    assert tables.beside(4, 3.912, "Gain, times", "derived") == (
+        "Gain, times: 3.91 (derived); you said 4."
+    )
+    assert "you made no prediction" in tables.beside(None, 1, "x", "predicted")
+
+
+def test_same_answers_counts_texts():
+    first, second = make_run(4, 0.01), make_run(4, 0.01)
+    other = replace(second.result.traces[0], text="b")
+    changed = replace(second.result, traces=(other, *second.result.traces[1:]))
+    assert experiments.same_answers(first, second) == 1
+    assert experiments.same_answers(first, replace(second, result=changed)) == 0.75
+
+
+def test_requests_and_jobs_have_the_profiles_lengths():
+    even = engine_run.make_requests(CPU, 5, seed=1)
+    assert {request.max_tokens for request in even} == {CPU.load.output_tokens}
+    mixed = engine_run.make_requests(CPU, 40, seed=1, spread=0.5)
+    lengths = [request.max_tokens for request in mixed]
+    assert min(lengths) >= 0.5 * CPU.load.output_tokens
+    assert max(lengths) <= 1.5 * CPU.load.output_tokens and len(set(lengths)) > 10
+    assert len({request.prompt for request in mixed}) == 40
+    assert engine_run.make_requests(CPU, 40, seed=1, spread=0.5) == mixed
+    jobs = experiments.as_jobs(mixed, CPU)
+    assert [job.output_tokens for job in jobs] == lengths
+    assert {(job.arrival, job.prompt_tokens) for job in jobs} == {(0, CPU.load.prompt_tokens)}
+
+
+@pytest.mark.parametrize(("runtime", "together"), [("process", 2), ("docker", 1)])
+def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, together):
+    alive, most, stopped = set(), [], []
+
+    def engine(name):
+        def stop():
+            alive.discard(name)
+            stopped.append(name)
+
+        return SimpleNamespace(name=name, stop=stop, running=lambda: name in alive)
+
+    def launch(name, profile, *, quiet, tag):
+        if tag == "bad":
+            raise EngineError("out of luck")
+        alive.add(tag)
+        return engine(tag)
+
+    def work(variant, running):
+        most.append(len(alive))
+        return variant + running.name
+
+    monkeypatch.setattr(fleet, "launch", launch)
+    profile = replace(CPU, runtime=runtime)
+    variants = {"a": {"tag": "1"}, "b": {"tag": "2"}, "c": {"tag": "bad"}}
+    results, reasons = experiments.run_variants(profile, variants, work)
+    assert results == {"a": "a1", "b": "b2"} and reasons == {"c": "out of luck"}
+    assert max(most) == together and set(stopped) == {"1", "2"} and not alive
+
+
+def test_compiling_is_left_out_where_it_would_take_too_much_of_the_lab():
+    quick, slow = SimpleNamespace(start_seconds=20), SimpleNamespace(start_seconds=60)
+    assert experiments.too_slow_to_compile(quick, CPU) == ""
+    reason = experiments.too_slow_to_compile(slow, CPU)
+    assert "took 60 s to start" in reason and "180 s of the 300 s" in reason
+    assert experiments.too_slow_to_compile(slow, load_profile("spark")) == ""
+
+
+def test_pictures_show_what_they_are_given():
+    pool = BlockPool(6, 4)
+    table = BlockTable(pool)
+    table.grow(5)
+    axes = plots.plot_blocks(pool, {"one": table, "two": table.fork()}).axes[0]
+    words = [text.get_text() for text in axes.texts]
+    assert "0\n×2" in words and "5" in words
+    assert "■ two: 5 tokens in blocks [0, 1]" in words
+
+    jobs = [Job(i, 0, 10, 1 + i % 20) for i in range(40)]
+    memory = [run_contiguous(jobs, 256, 64, "max"), run_paged(jobs, 256, 4)]
+    axes = plots.plot_memory(memory).axes[0]
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(200)
+    assert "paged, blocks of 4" in axes.get_yticklabels()[1].get_text()
+
+    cost = StepCost(0.01, 0.001)
+    static, continuous = (
+        simulate_static(jobs, cost, 256, 64),
+        simulate_continuous(jobs, cost, 64, 4),
+    )
+    panels = plots.plot_schedules([static, continuous]).axes
+    assert [panel.get_title().endswith("(predicted)") for panel in panels] == [True, True]
+
+    left, right = plots.plot_sweep([make_run(1, 0.01), make_run(8, 0.02)], {8: 300.0}).axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == [
+        "proportional to concurrency",
+        "predicted",
+        "measured",
+    ]
+    assert right.get_ylabel() == "milliseconds"

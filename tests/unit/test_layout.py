@@ -1,0 +1,96 @@
+"""Layout of the repository: three shelves, and layers inside `utils`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from utils.profiles import ROOT
+
+# Lowest first. A package imports only packages of lower layers.
+LAYERS = (
+    {"profiles", "gpu", "model_sizes", "files", "loopback"},
+    {"tinymodel"},
+    {"engines"},
+    {"telemetry", "http"},
+    {"benchmark"},
+    {"roofline", "kvcache", "quantisation", "speculative", "gateway"},
+    {"compiled"},
+    {"checks"},
+    {"labs"},
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Yield the dotted name of each module of ours that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = node.module in ("utils", "tools")
+            yield from [f"{node.module}.{a.name}" for a in node.names] if whole else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def imports_of_tools(root: Path) -> list[str]:
+    """Return the files below `utils` that import `tools`."""
+    return [
+        f"{path.relative_to(root)} imports {name}"
+        for path in sorted((root / "utils").rglob("*.py"))
+        for name in imported_modules(path.read_text())
+        if name.split(".")[0] == "tools"
+    ]
+
+
+def upward_imports(root: Path) -> list[str]:
+    """Return the imports below `utils` that go from a lower layer to a higher one, or sideways."""
+    found = []
+    for path in sorted((root / "utils").rglob("*.py")):
+        own = path.relative_to(root / "utils").parts[0].removesuffix(".py")
+        for name in imported_modules(path.read_text()):
+            parts = name.split(".")
+            if parts[0] != "utils" or len(parts) < 2 or parts[1] == own or own == "__init__":
+                continue
+            if LAYER[parts[1]] >= LAYER[own]:
+                found.append(f"{path.relative_to(root)} imports {name}")
+    return found
+
+
+def test_utils_never_imports_tools():
+    assert imports_of_tools(ROOT) == []
+
+
+def test_utils_packages_import_only_lower_layers():
+    assert upward_imports(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tools.setup import shell\n",
+        "import tools.doctor\n",
+        "def late():\n    from tools import lab\n",
+    ],
+)
+def test_import_of_tools_is_found_when_planted(tmp_path, line):
+    (tmp_path / "utils" / "engines").mkdir(parents=True)
+    (tmp_path / "utils" / "engines" / "planted.py").write_text(line)
+    assert len(imports_of_tools(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("benchmark", "from utils.kvcache.scheduler import Job\n"),
+        ("engines", "from utils import labs\n"),
+        ("http", "import utils.benchmark\n"),
+        ("kvcache", "def late():\n    from utils.speculative import tree\n"),
+    ],
+)
+def test_upward_import_is_found_when_planted(tmp_path, package, line):
+    (tmp_path / "utils" / package).mkdir(parents=True)
+    (tmp_path / "utils" / package / "planted.py").write_text(line)
+    assert len(upward_imports(tmp_path)) == 1

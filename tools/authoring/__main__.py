@@ -1,0 +1,156 @@
+"""Authors' commands: `python -m tools.authoring --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools.lab.course_error import run_command
+from tools.lab.labs import GENERATED_BY
+from utils.profiles import ROOT
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.authoring", description=__doc__)
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("build", help="write labs/ and solutions/ from solutions/*.py")
+    make.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    make.add_argument("--force", action="store_true", help="overwrite notebooks somebody ran")
+    make.add_argument("--lab", help="one lab: 3, 3.3.3 or a file name")
+    commands.add_parser("list", help="labs, exercises, minutes, points")
+    tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
+    tried.add_argument("--messages", action="store_true", help="show what learners would read")
+    commands.add_parser("docs", help="check documents and labs: origins, links, names, code, craft")
+    commands.add_parser("prep", help="make the tables of LAB_PREP.md and QUICK_REFERENCE.md anew")
+    commands.add_parser("links", help="ask every outside link, and write down when")
+    release = commands.add_parser("release", help="write the folder that learners get")
+    release.add_argument("target", type=Path, help="the folder")
+    site = commands.add_parser("site", help="write the course as a static site")
+    site.add_argument("target", type=Path, help="the folder")
+    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
+    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
+    flags = commands.add_parser("flags", help="whether today's engines accept what the course says")
+    flags.add_argument("--record", action="store_true", help="write their lists of options anew")
+    commands.add_parser("page", help="make the terminal output in the instructors' page anew")
+    return run_command(lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    root: Path = args.root
+    match args.command:
+        case "build":
+            return _check(root, args.lab) if args.check else _build(args)
+        case "list":
+            return _list(root)
+        case "release":
+            return _release(root, args.target.resolve())
+        case "site":
+            from tools.site.make import make_site
+
+            solved = not args.no_solutions
+            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
+            return 0
+        case "page":
+            from tools.authoring.readme_output import write_page
+
+            write_page(root)
+            return 0
+        case "flags":
+            from tools.authoring.engine_flags_lint import report as report_flags
+
+            return report_flags(root, again=args.record)
+        case "docs":
+            return _docs(root)
+        case "links":
+            return _links(root)
+        case "prep":
+            from tools.authoring.generated_tables import write_prep
+
+            write_prep(root)
+            return 0
+        case _:
+            from tools.authoring.check_selftest import report
+
+            return report(root, messages=args.messages)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from tools.authoring.build import build
+
+    written = build(args.root, args.lab, force=args.force)
+    for path in written:
+        print(f"wrote {path.relative_to(args.root)}")
+    if not written:
+        print("every notebook is fresh")
+    return 0
+
+
+def _check(root: Path, only: str | None) -> int:
+    from tools.authoring.build import drift
+
+    found = drift(root, only)
+    for item in found:
+        print(f"{item.path.relative_to(root)}:{item.line} {item.reason}")
+        if item.diff:
+            print(item.diff)
+    if found:
+        print(f"\nMake them again: {GENERATED_BY}   (delete notebooks that have no source)")
+        return 1
+    print("every notebook is what its source makes")
+    return 0
+
+
+def _release(root: Path, target: Path) -> int:
+    from tools.authoring.release import report_release, write_release
+
+    report_release(target, write_release(root, target))
+    return 0
+
+
+def _docs(root: Path) -> int:
+    from tools.authoring.documents import check_documents
+    from tools.lab.labs import count
+
+    problems = check_documents(root)
+    for problem in problems:
+        print(problem)
+    print(f"{count(len(problems), 'fault')} in documents and labs")
+    return 1 if problems else 0
+
+
+def _links(root: Path) -> int:
+    from tools.authoring.documents import all_outside_links, documents
+    from tools.authoring.external_links import PAGE, write_page
+    from tools.lab.labs import count
+
+    links = all_outside_links(documents(root))
+    answered, wrong = write_page(links, root)
+    print(f"{answered} of {count(len(links), 'link')} answered; written to {PAGE}")
+    print(*wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+def _list(root: Path) -> int:
+    from tools.authoring.build import read_labs
+    from tools.lab.labs import count
+
+    for lab in read_labs(root):
+        minutes = sum(exercise.minutes for exercise in lab.exercises)
+        points = sum(exercise.points for exercise in lab.exercises)
+        points += sum(answer.points for answer in lab.answers)
+        exercises = count(len(lab.exercises), "exercise")
+        print(f"{lab.source.stem}: {exercises}, {minutes} min, {count(points, 'point')}")
+        for e in lab.exercises:
+            facts = f"{'★' * e.difficulty:<5} {e.minutes:>3} min {count(e.points, 'point'):>9}"
+            print(f"  {e.number}. {e.title:<44} {facts}  {e.id}")
+        for answer in lab.answers:
+            facts = f"{'':<5} {'':>7} {count(answer.points, 'point'):>9}"
+            print(f"     {'written answer, graded by a person':<44} {facts}  {answer.id}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What the labs need: engines, images, models, ports, versions. Facts of the course, and of documents.
+
+Images and models stand in `utils.engines` and `utils.profiles`; the engines' modules need more than the
+standard library, so that images are repeated here, and tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab.
+
+    Attributes:
+        title: Its title.
+        engines: Engines that it cannot do without.
+        optional: Engines that it uses where they run, and counts as not run elsewhere.
+        compiler: Whether it builds with a C++ compiler.
+    """
+
+    title: str
+    engines: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    compiler: bool = False
+
+
+LABS: Mapping[int, Lab] = {
+    1: Lab(
+        "Engine benchmark",
+        ("vllm", "llama_cpp", "transformers"),
+        ("sglang", "tensorrt_llm", "ollama"),
+    ),
+    2: Lab("SGLang", ("sglang",), ("vllm",)),
+    3: Lab("vLLM: continuous batching", ("vllm", "llama_cpp")),
+    4: Lab("Speculative decoding: Medusa", ("vllm",)),
+    5: Lab("EAGLE-3", ("vllm",)),
+    6: Lab("TensorRT-LLM", ("vllm", "llama_cpp"), ("tensorrt_llm",), compiler=True),
+    7: Lab("Production API", ("vllm", "llama_cpp")),
+}
+TITLES: Mapping[str, str] = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "tensorrt_llm": "TensorRT-LLM",
+    "llama_cpp": "llama.cpp",
+    "ollama": "Ollama",
+    "transformers": "transformers",
+}
+IMAGES: Mapping[str, str] = {
+    "vllm": "nvcr.io/nvidia/vllm:26.10-py3",
+    "sglang": "lmsysorg/sglang:v0.5.23-cu130",
+    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+    "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
+    "ollama": "ollama/ollama:0.24.0",
+}
+# Parameters of Qwen3-8B: from its config.json (utils.model_sizes).
+PARAMETERS = 8.19e9
+BF16, Q8_0 = 2.0, 34 / 32  # bytes of a weight; Q8_0 stores 34 for 32 of them
+WEIGHTS_BYTES = BF16 * PARAMETERS
+HUB = ".cache/huggingface/hub"
+# Folder below the home folder that containers keep a model in, and the bytes of a weight. All are Qwen3-8B.
+DOWNLOADS: Mapping[str, tuple[str, float]] = {
+    "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", BF16),
+    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", BF16),
+    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", Q8_0),
+    "qwen3:8b-fp16": ("", BF16),  # in docker's volume `ollama`
+}
+# Published by docker/compose.yaml and by JupyterLab; and where engines listen that somebody starts by hand.
+PORTS: Mapping[int, str] = {
+    8080: "the gateway in docker/compose.yaml",
+    9090: "Prometheus in docker/compose.yaml",
+    3000: "Grafana in docker/compose.yaml",
+    3001: "Open WebUI in docker/compose.yaml",
+    8081: "llama.cpp in docker/compose.yaml",
+    8888: "JupyterLab, which takes the next free one",
+    8000: "vLLM, started by hand",
+    30000: "SGLang, started by hand",
+    8355: "TensorRT-LLM, started by hand",
+    11434: "Ollama",
+}
+OLLAMA_PORT = 11434
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+GLIBC = (2, 34)  # README.md
+# The images are of CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+DRIVER = 580
+# Older ones do not know sm_121 (triton-lang/triton#8539).
+PTXAS = (12, 9)
+# Memory of one vLLM with the tiny model on a CPU, and its KV cache of 1 GiB not yet filled: proportional set
+# size, measured 2026-11-26 on 2 x86-64 cores.
+CPU_ENGINE_BYTES = 1.6 * GB
+CPU_ENGINES_AT_ONCE = 4

@@ -1,0 +1,1 @@
+"""Instructors' grading: collect submissions, judge them, write the gradebook and the feedback."""

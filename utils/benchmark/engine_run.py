@@ -1,0 +1,117 @@
+"""Measured run of an engine: a load, the engine's own metrics meanwhile, and one record."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from utils.benchmark import (
+    Client,
+    ClosedLoop,
+    LoadResult,
+    Record,
+    Request,
+    make_record,
+    run,
+    write_record,
+)
+from utils.benchmark.sweep import WARMUP_SEED, prompts
+from utils.engines import EngineError, RunningEngine
+from utils.profiles import Profile
+from utils.telemetry import Sampler, Series
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured run.
+
+    Attributes:
+        result: What the load generator saw.
+        series: What the engine said meanwhile.
+        record: What was written to ``records/``.
+    """
+
+    result: LoadResult
+    series: Series
+    record: Record
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight."""
+        return int(self.record.load["concurrency"])
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens per second."""
+        return float(self.record.summary["output_throughput"])
+
+    def milliseconds(self, metric: str) -> float:
+        """A latency of the summary, such as ``median_tpot_ms``."""
+        return float(self.record.summary[metric])
+
+
+def make_requests(
+    profile: Profile, count: int, seed: int = 0, spread: float = 0.0
+) -> list[Request]:
+    """Requests of the profile's lengths with random prompts, so that no prefix is shared.
+
+    Args:
+        profile: Gives the lengths.
+        count: How many.
+        seed: Same seed, same prompts and lengths.
+        spread: Output lengths vary evenly in ``output_tokens x (1 - spread ... 1 + spread)``.
+
+    Returns:
+        Requests for ``/v1/completions``; each answer has exactly its ``max_tokens``.
+    """
+    rng = random.Random(seed)
+    low, high = (round(profile.load.output_tokens * (1 + sign * spread)) for sign in (-1, 1))
+    requests = prompts(profile, count, seed=seed)
+    return [replace(request, max_tokens=rng.randint(low, high)) for request in requests]
+
+
+def measure(
+    engine: RunningEngine,
+    profile: Profile,
+    requests: Sequence[Request],
+    concurrency: int,
+    label: str,
+    warmup: int = 0,
+    extra: dict[str, Any] | None = None,
+) -> Run:
+    """Sends requests at a fixed concurrency, samples the engine meanwhile, writes a record.
+
+    Args:
+        engine: What serves.
+        profile: Where.
+        requests: What is sent, in this order.
+        concurrency: Requests in flight.
+        label: Runs of the same label and concurrency are repeats.
+        warmup: Requests sent before the clock starts.
+        extra: Further plain values for the record.
+
+    Returns:
+        The run.
+    """
+    if not engine.running():
+        raise EngineError(
+            f"This {engine.spec.title} was stopped (a later section does that): run the cell that "
+            "launches it again, then this one."
+        )
+    client = Client(engine.base_url, engine.model, api="completions")
+    with Sampler(engine) as sampler:
+        result = run(
+            client,
+            requests,
+            ClosedLoop(concurrency),
+            warmup=make_requests(profile, warmup, seed=WARMUP_SEED + concurrency),
+            label=f"{label}, {concurrency} at once",
+            alive=engine.running,
+        )
+    series = sampler.series
+    telemetry = series.to_dict()
+    record = make_record(result, engine, profile, label=label, telemetry=telemetry, extra=extra)
+    write_record(record)
+    return Run(result, series, record)

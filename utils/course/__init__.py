@@ -1,1 +1,0 @@
-"""Opening a lab, progress; instructors' tools: build, check, release, grade."""

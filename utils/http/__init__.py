@@ -1,0 +1,1 @@
+"""HTTP and server-sent events, shared by the benchmark client and the gateway."""

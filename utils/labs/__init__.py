@@ -1,0 +1,1 @@
+"""Code that only one lab's cells call, one package per lab."""

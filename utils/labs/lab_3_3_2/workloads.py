@@ -1,0 +1,117 @@
+"""Prompts that share prefixes in the ways that applications do, as token ids, so that every token is known.
+
+The patterns are those of the SGLang paper (arXiv 2312.07104, section 3, figure 9): a system prompt, few-shot
+examples, a chat of several turns, a tree of thoughts; and none at all for comparison. All sizes are multiples
+of a *unit*, the profile's prompt length.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.benchmark import Request
+from utils.benchmark.prompts import PromptMaker
+from utils.kvcache.radix import Tokens
+from utils.model_sizes import from_hub
+from utils.profiles import Profile
+
+Prompts = list[Tokens]
+_seeds = itertools.count()
+
+
+def fresh_seed() -> int:
+    """A seed that this process has not had: what an engine has seen before, it finds in its cache."""
+    return next(_seeds)
+
+
+class Maker:
+    """Random words as token ids; no two calls give the same.
+
+    Args:
+        profile: Gives the unit and the tokenizer, that of the profile's SGLang model.
+        seed: Same seed, same tokens.
+    """
+
+    def __init__(self, profile: Profile, seed: int) -> None:
+        self.unit = profile.load.prompt_tokens
+        self._rng = random.Random(seed)
+        self._maker = PromptMaker(tokenizer_of(profile))
+
+    def tokens(self, units: float) -> Tokens:
+        """About ``units`` x the unit tokens: lengths are uneven, as in real texts."""
+        return self.exactly(round(units * self.unit * self._rng.uniform(0.9, 1.1)))
+
+    def exactly(self, count: int) -> Tokens:
+        """``count`` tokens."""
+        made = self._maker.prompt(self._rng, count, token_ids=True)
+        assert not isinstance(made, str)
+        return list(made)
+
+
+def tokenizer_of(profile: Profile) -> str:
+    """A `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
+    model = profile.models["sglang"]
+    return model if Path(model).exists() else str(from_hub(model, "tokenizer.json"))
+
+
+def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:
+    """Five lists of prompts, each in the order in which they are sent."""
+    make = Maker(profile, seed).tokens
+    return {
+        "system prompt": system_prompt(make(8), [make(1) for _ in range(7)]),
+        "few-shot": few_shot([make(5), make(5)], [make(1) for _ in range(8)]),
+        "chat": chat([make(2), make(2)], [[make(1) for _ in range(5)] for _ in range(2)]),
+        "tree of thoughts": tree_of_thoughts(make(4), [make(1) for _ in range(6)]),
+        "no sharing": [make(4) for _ in range(4)],
+    }
+
+
+def system_prompt(system: Tokens, questions: Sequence[Tokens]) -> Prompts:
+    """Every question behind the same instructions."""
+    return [system + question for question in questions]
+
+
+def few_shot(examples: Sequence[Tokens], questions: Sequence[Tokens]) -> Prompts:
+    """Several tasks, each with examples of its own; their questions come in turn."""
+    return [examples[i % len(examples)] + question for i, question in enumerate(questions)]
+
+
+def chat(systems: Sequence[Tokens], turns: Sequence[Sequence[Tokens]]) -> Prompts:
+    """Conversations in turn: each prompt is all before it, the answer, and the next message.
+
+    The answers in the history are given, not the engine's own, as in a chat that is continued elsewhere.
+
+    Args:
+        systems: How each conversation begins.
+        turns: Of each conversation, message, answer, message, ..., the last a message.
+    """
+    prompts = []
+    for end in range(1, max(map(len, turns)) + 1, 2):
+        for system, said in zip(systems, turns, strict=True):
+            prompts.append(system + [token for part in said[:end] for token in part])
+    return prompts
+
+
+def tree_of_thoughts(problem: Tokens, thoughts: Sequence[Tokens]) -> Prompts:
+    """A problem, then every node of a binary tree of thoughts below it, breadth first."""
+    prompts = [problem]
+    for index, thought in enumerate(thoughts):
+        prompts.append(prompts[index // 2] + thought)
+    return prompts
+
+
+def partly_shared(make: Maker, length: int, fraction: float, count: int) -> tuple[Tokens, Prompts]:
+    """A prefix of ``fraction`` x ``length`` tokens, and prompts of ``length`` that begin with it."""
+    prefix = make.exactly(round(length * fraction))
+    return prefix, [prefix + make.exactly(length - len(prefix)) for _ in range(count)]
+
+
+def as_requests(prompts: Sequence[Tokens], max_tokens: int, tag: str = "") -> list[Request]:
+    """Requests for ``/v1/completions``; each answer has exactly ``max_tokens``."""
+    return [
+        Request(prompt=tuple(prompt), max_tokens=max_tokens, ignore_eos=True, tag=tag)
+        for prompt in prompts
+    ]

@@ -1,0 +1,1 @@
+"""Experiments, tables and plots of lab 3.3.3, continuous batching in vLLM."""

@@ -1,0 +1,1 @@
+"""Experiments, tables and plots of lab 3.3.7, the production API."""

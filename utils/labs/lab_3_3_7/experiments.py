@@ -1,0 +1,449 @@
+"""The measured runs of lab 3.3.7, on real engines behind the real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from utils.benchmark import (
+    Client,
+    ClosedLoop,
+    LoadResult,
+    Request,
+    make_record,
+    run,
+    run_async,
+    write_record,
+)
+from utils.benchmark.prompts import PromptMaker
+from utils.benchmark.threads import run_in_thread
+from utils.benchmark.trace import RequestTrace
+from utils.engines import RunningEngine
+from utils.gateway.local_gateway import LocalGateway, models_of, serve
+from utils.gateway.settings import Affinity
+from utils.gateway.timing import Timing
+from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy, freeze, thaw
+from utils.profiles import Profile
+from utils.telemetry.snapshot import scrape
+
+MODEL = "tiny"  # the name under which the lab's gateways serve, whatever the engines' own is
+PREFIX_WORDS, OWN_WORDS = 280, 6
+SCALED_S = {"every_s": 0.5, "timeout_s": 1.0, "circuit_failures": 3, "circuit_open_s": 2.0}
+PATIENCE_S = {"first_byte_s": 5.0, "idle_s": 2.0}
+
+
+def raw_pieces(engine: RunningEngine, prompt: str, tokens: int) -> list[bytes]:
+    """The bytes of a stream as they came from an engine."""
+    request = Request(prompt, max_tokens=tokens, ignore_eos=True)
+    body = request.body(engine.model, "completions")
+    with (
+        httpx.Client(trust_env=False, timeout=60.0) as client,
+        client.stream("POST", f"{engine.base_url}/v1/completions", json=body) as response,
+    ):
+        return list(response.iter_raw())
+
+
+def recut(stream: bytes, seed: int) -> list[bytes]:
+    """The same bytes in other pieces: 1 to 60 bytes each."""
+    rng, pieces = random.Random(seed), []
+    while stream:
+        size = rng.randint(1, 60)
+        pieces.append(stream[:size])
+        stream = stream[size:]
+    return pieces
+
+
+Observe = Callable[[Timing, Mapping[str, Any], float], Timing]
+
+
+def watched_answer(observe: Observe, first_s: float, gap_s: float) -> Timing:
+    """Runs a small ASGI app below a middleware that hands every message to `observe`.
+
+    The app sends the head at once, the first of three pieces after `first_s`, the others `gap_s` apart.
+    """
+
+    async def app(send: Callable[[Mapping[str, Any]], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(first_s)
+        for left in (2, 1, 0):
+            body = b"data: x\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": left > 0})
+            await asyncio.sleep(gap_s if left else 0)
+
+    async def middleware() -> Timing:
+        timing = Timing(time.monotonic())
+
+        async def sending(message: Mapping[str, Any]) -> None:
+            nonlocal timing
+            timing = observe(timing, message, time.monotonic())
+
+        await app(sending)
+        return timing
+
+    return run_in_thread(middleware())
+
+
+def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float, str]:
+    """Sends small requests one after the other.
+
+    Returns:
+        The status of each, the seconds that it took, and the first `Retry-After`.
+    """
+    statuses, wait = [], ""
+    body = Request("hello", max_tokens=1, stream=False).body(MODEL, "completions")
+    began = time.monotonic()
+    with httpx.Client(trust_env=False, timeout=60.0) as client:
+        for _ in range(count):
+            answer = client.post(
+                f"{gateway.base_url}/v1/completions",
+                json=body,
+                headers={"authorization": f"Bearer {key}"},
+            )
+            statuses.append(answer.status_code)
+            wait = wait or answer.headers.get("retry-after", "")
+    return statuses, time.monotonic() - began, wait
+
+
+# Balancing
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """One policy on one set of prompts.
+
+    Attributes:
+        policy: Its name.
+        hit_rate: Prompt tokens found in a prefix cache, over those looked up, of all replicas together.
+        ttft_ms: Median TTFT, ms.
+        shares: Requests of each replica.
+    """
+
+    policy: str
+    hit_rate: float
+    ttft_ms: float
+    shares: Mapping[str, int]
+
+
+def grouped_prompts(profile: Profile, seed: int) -> list[Request]:
+    """Prompts that share long beginnings, the groups in turn."""
+    sizes, rng, maker = profile.load.serving, random.Random(seed), PromptMaker()
+    beginnings = [maker.text(rng, PREFIX_WORDS) for _ in range(sizes.groups)]
+    return [
+        Request(f"{beginning} {maker.text(rng, OWN_WORDS)}", max_tokens=4, tag=str(group))
+        for _ in range(sizes.per_group)
+        for group, beginning in enumerate(beginnings)
+    ]
+
+
+def affinity_key(request: Request) -> str:
+    """What the gateway hashes of a prompt."""
+    assert isinstance(request.prompt, str)
+    return request.prompt[: Affinity().characters]
+
+
+def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
+    """Share of requests that come to a replica which has seen their beginning, if nothing is evicted.
+
+    Args:
+        requests: Of `grouped_prompts`.
+        replicas: Where each of them goes.
+    """
+    seen: set[tuple[str, str]] = set()
+    warm = 0
+    for request, replica in zip(requests, replicas, strict=True):
+        warm += (request.tag, replica) in seen
+        seen.add((request.tag, replica))
+    return warm / len(requests)
+
+
+def measure_policy(
+    engines: Sequence[RunningEngine], profile: Profile, policy: str, seed: int
+) -> Balanced:
+    """Sends grouped prompts through a gateway with one policy, two at a time, and writes a record."""
+    requests = grouped_prompts(profile, seed)
+    patient = {"timeout_s": 10.0}  # nothing is broken here, and a busy engine must not look so
+    models = models_of({MODEL: engines}, policy)
+    with serve(models, health=patient, log_level="warning") as gateway:
+        client = Client(gateway.base_url, MODEL, api="completions")
+        warmup = [Request(text, max_tokens=4) for text in _texts(6, seed)]
+        run(client, warmup, ClosedLoop(2), progress=False)
+        before = [scrape(engine) for engine in engines]
+        earlier = counted(gateway, "gateway_requests_total", "backend")
+        result = run(client, requests, ClosedLoop(2), label=policy, progress=False)
+        after = [scrape(engine) for engine in engines]
+        shares = counted(gateway, "gateway_requests_total", "backend") - earlier
+    _keep(result, gateway, profile, f"lab 3.3.7: {policy}")
+    looked_up = _grown(before, after, "prefix_queries")
+    return Balanced(
+        policy,
+        _grown(before, after, "prefix_hits") / looked_up if looked_up else float("nan"),
+        1000 * median(trace.ttft() for trace in result.traces if trace.ok),
+        {name: int(count) for name, count in shares.items()},
+    )
+
+
+def _grown(before: Sequence[Any], after: Sequence[Any], what: str) -> float:
+    pairs = zip(before, after, strict=True)
+    return sum((getattr(b, what) or 0) - (getattr(a, what) or 0) for a, b in pairs)
+
+
+def counted(gateway: LocalGateway, name: str, label: str) -> Counter[str]:
+    """A counter of `/metrics`, summed by one label."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(gateway.metrics()):
+        for sample in family.samples:
+            if sample.name == name:
+                found[sample.labels[label]] += int(sample.value)
+    return found
+
+
+def _keep(result: LoadResult, gateway: LocalGateway, profile: Profile, label: str) -> None:
+    write_record(make_record(result, gateway, profile, label=label))
+
+
+# Fault day
+
+
+FATES = (
+    "answered",
+    "error event",
+    "error answer",
+)  # whole; a stream that broke off; no stream at all
+
+
+@dataclass(frozen=True)
+class Day:
+    """A load during which something happened.
+
+    Attributes:
+        what: What.
+        traces: What each client saw.
+        retried: Attempts that the gateway repeated, by reason.
+        shares: Requests of each backend, as it ended them.
+        whole_after_s: From the end of the load until every backend serves again; None: not within 10 s.
+        fault_at: When the fault began, on the traces' clock; None for a quiet day.
+    """
+
+    what: str
+    traces: tuple[RequestTrace, ...]
+    retried: Mapping[str, int]
+    shares: Mapping[str, int]
+    whole_after_s: float | None
+    fault_at: float | None = None
+
+    @staticmethod
+    def fate(trace: RequestTrace) -> str:
+        """What became of a request: one of `FATES`."""
+        if trace.ok:
+            return FATES[0]
+        return FATES[1] if "mid-stream" in (trace.error or "") else FATES[2]
+
+    def count(self, fate: str) -> int:
+        """Requests with that fate."""
+        return sum(self.fate(trace) == fate for trace in self.traces)
+
+    def e2e_ms(self, share: float) -> float:
+        """End-to-end latency that `share` of the answers did not exceed, ms."""
+        times = sorted(trace.e2el() for trace in self.traces if trace.ok)
+        return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else float("nan")
+
+
+def tokens_in(day: Day, seconds: float) -> int:
+    """Tokens that one stream of a day got in so many seconds, for answers of a wanted length in time."""
+    return max(32, min(1500, round(seconds / median(t.tpot for t in day.traces if t.ok))))
+
+
+def nothing() -> None:
+    """The fault of a quiet day."""
+
+
+def fault_day(
+    gateway: LocalGateway,
+    profile: Profile,
+    what: str,
+    fault: Callable[[], None] = nothing,
+    undo: Callable[[], None] = nothing,
+) -> Day:
+    """Runs a load; after a third of it `fault` happens, and `undo` when the load has ended.
+
+    Returns:
+        What the clients saw, and how the pool came back.
+    """
+    sizes = profile.load.serving
+    requests = [
+        Request(f"{what} {i}: {text}", max_tokens=sizes.answer_tokens, ignore_eos=True)
+        for i, text in enumerate(_texts(sizes.requests))
+    ]
+    before = {name: counted(gateway, name, by) for name, by in _COUNTERS.items()}
+    done = 0
+
+    def count(trace: RequestTrace) -> None:
+        nonlocal done
+        done += 1
+        if done == len(requests) // 3:
+            fault()
+
+    client = Client(gateway.base_url, MODEL, api="completions", timeout_s=60)
+    try:
+        result = run_in_thread(run_async(client, requests, ClosedLoop(sizes.users), on_done=count))
+    finally:
+        undo()
+    ended = time.monotonic()
+    whole = None
+    while whole is None and time.monotonic() - ended < 10:
+        if all(gateway.get("/health/ready")["backends"].values()):
+            whole = time.monotonic() - ended
+        time.sleep(0.1)
+    _keep(result, gateway, profile, f"lab 3.3.7: {what}")
+    grown = {name: counted(gateway, name, by) - before[name] for name, by in _COUNTERS.items()}
+    shares = {name: n for name, n in grown["gateway_requests_total"].items() if name != "none"}
+    began = sorted(trace.finished for trace in result.traces)[len(requests) // 3 - 1]
+    fault_at = None if fault is nothing else began
+    return Day(what, result.traces, grown["gateway_retries_total"], shares, whole, fault_at)
+
+
+_COUNTERS = {"gateway_requests_total": "backend", "gateway_retries_total": "reason"}
+
+
+def _texts(count: int, seed: int = 5) -> list[str]:
+    rng, maker = random.Random(seed), PromptMaker()
+    return [maker.text(rng, 12) for _ in range(count)]
+
+
+# Back-pressure
+
+
+def crowd(gateway: LocalGateway, count: int, tokens: int) -> tuple[Counter[int], list[str]]:
+    """Sends `count` requests at the same moment.
+
+    Returns:
+        How many got which status, and every `Retry-After`.
+    """
+    waits: list[str] = []
+
+    async def all_at_once() -> Counter[int]:
+        body = Request("Write a story.", max_tokens=tokens, ignore_eos=True, stream=False).body(
+            MODEL, "completions"
+        )
+        async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
+            url = f"{gateway.base_url}/v1/completions"
+            answers = await asyncio.gather(*[client.post(url, json=body) for _ in range(count)])
+        waits.extend(a.headers["retry-after"] for a in answers if "retry-after" in a.headers)
+        return Counter(answer.status_code for answer in answers)
+
+    return run_in_thread(all_at_once()), waits
+
+
+# Drain
+
+
+@dataclass
+class Drained:
+    """What was seen while a gateway drained.
+
+    Attributes:
+        moments: (seconds since SIGTERM, status of /health/ready, status of a new request), 0: refused.
+        finished: When each stream that was running had ended whole, s since SIGTERM; None: it did not.
+        ended_s: When the gateway's process had ended, s.
+    """
+
+    moments: list[tuple[float, int, int]] = field(default_factory=list)
+    finished: list[float | None] = field(default_factory=list)
+    ended_s: float = 0.0
+
+    def running_at(self, at_s: float) -> int:
+        """Streams that were still running then."""
+        return sum(end is None or end > at_s for end in self.finished)
+
+
+def drain_under_load(gateway: LocalGateway, streams: int, tokens: int) -> Drained:
+    """Starts streams, sends SIGTERM, and looks on until the gateway has ended."""
+    found = Drained()
+    started, began = threading.Event(), [0.0]
+
+    async def one(client: Client) -> float | None:
+        request = Request("Write a long story.", max_tokens=tokens, ignore_eos=True)
+        trace = await client.send(request)
+        return time.monotonic() - began[0] if trace.ok else None
+
+    async def all_streams() -> list[float | None]:
+        async with Client(gateway.base_url, MODEL, api="completions") as client:
+            tasks = [asyncio.create_task(one(client)) for _ in range(streams)]
+            await asyncio.sleep(0.3)
+            started.set()
+            return list(await asyncio.gather(*tasks))
+
+    def look_on() -> None:
+        started.wait()
+        began[0] = time.monotonic()
+        gateway.terminate()
+        while gateway.running():
+            ready, new = _status(gateway, "/health/ready"), _new_request(gateway)
+            found.moments.append((time.monotonic() - began[0], ready, new))
+            time.sleep(0.1)
+        found.ended_s = time.monotonic() - began[0]
+
+    onlooker = threading.Thread(target=look_on)
+    onlooker.start()
+    found.finished = run_in_thread(all_streams())
+    onlooker.join()
+    return found
+
+
+def _status(gateway: LocalGateway, path: str) -> int:
+    with suppress(httpx.HTTPError):
+        return httpx.get(gateway.base_url + path, trust_env=False, timeout=5.0).status_code
+    return 0
+
+
+def _new_request(gateway: LocalGateway) -> int:
+    body = Request("hi", max_tokens=1, stream=False).body(MODEL, "completions")
+    with suppress(httpx.HTTPError):
+        url = f"{gateway.base_url}/v1/completions"
+        return httpx.post(url, json=body, trust_env=False, timeout=10.0).status_code
+    return 0
+
+
+# What the notebook needs besides
+
+
+def page_title(gateway: LocalGateway) -> str:
+    """Title of the page at `/`."""
+    text = httpx.get(f"{gateway.base_url}/", trust_env=False, timeout=10.0).text
+    return text.partition("<title>")[2].partition("</title>")[0]
+
+
+@contextmanager
+def faulty_pool(
+    engines: Sequence[RunningEngine],
+) -> Iterator[tuple[LocalGateway, FaultProxy]]:
+    """A gateway in front of three engines, the second behind a proxy that can misbehave."""
+    proxy = FaultProxy(engines[1])
+    try:
+        models = models_of({MODEL: engines})
+        models[0]["backends"][1]["url"] = proxy.base_url
+        with serve(models, health=SCALED_S, timeouts=PATIENCE_S, log_level="warning") as gateway:
+            yield gateway, proxy
+    finally:
+        proxy.stop()
+
+
+def misbehave(proxy: FaultProxy, mode: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How a fault of the proxy begins, and how it ends."""
+    return (lambda: setattr(proxy, "mode", mode)), (lambda: setattr(proxy, "mode", PASS))
+
+
+def frozen(engine: RunningEngine) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How an engine freezes, and how it goes on."""
+    return (lambda: freeze(engine)), (lambda: thaw(engine))

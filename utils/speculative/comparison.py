@@ -1,0 +1,357 @@
+"""The measured runs of labs 3.3.4 and 3.3.5: our own loop against itself, and the same heads in vLLM."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+
+from utils.benchmark import Request
+from utils.benchmark.engine_run import Run as EngineRun
+from utils.benchmark.engine_run import measure
+from utils.benchmark.host import describe_host, model_hash
+from utils.benchmark.records import records_dir
+from utils.engines import EngineError, RunningEngine
+from utils.files import to_json, write_whole
+from utils.profiles import Profile
+from utils.speculative.dataset import Prompt
+from utils.speculative.drafters import Drafter, Plain
+from utils.speculative.generate import Generation, acceptance_length, generate
+from utils.speculative.speculation_error import SpeculationError
+from utils.speculative.target import Target
+from utils.speculative.tree import chain
+from utils.speculative.verify import Greedy, Rule
+from utils.tinymodel.evaluate import has_loop, repeats
+
+FOLDER = "speculative"  # of the records folder: these are no runs of an engine
+DEFINITIONS = {
+    "acceptance_length": "mean tokens per verification, the target's own included; 1 is plain decoding",
+    "tokens_per_second": "tokens after the first of each answer over decoding time, batch 1; median",
+    "speedup": "median over repeats of tokens per second over plain decoding's of the same repeat",
+    "same": "share of answers equal to plain decoding's, token for token",
+    "repeated_8grams": "share of the answers' 8-grams that occurred in them before",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way of decoding did with a set of prompts.
+
+    Attributes:
+        name: Of the method.
+        generations: Answers of the last repeat.
+        speeds: Decoding tokens per second, one per repeat.
+        speedups: Over plain decoding in the same repeat.
+        same: Share of answers equal to plain decoding's.
+        draft_share: Share of decoding time that drafting took.
+    """
+
+    name: str
+    generations: list[Generation]
+    speeds: list[float]
+    speedups: list[float]
+    same: float
+    draft_share: float
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean tokens per verification."""
+        return acceptance_length(self.generations)
+
+    @property
+    def speedup(self) -> float:
+        """Median over the repeats."""
+        return median(self.speedups)
+
+    @property
+    def repeated(self) -> float:
+        """Repeated share of the answers' 8-grams, 0 to 1, each answer by itself."""
+        return repeats([g.tokens for g in self.generations])
+
+
+def compare(
+    target: Target,
+    drafters: Mapping[str, Drafter],
+    prompts: Sequence[Sequence[int]],
+    *,
+    label: str,
+    max_new_tokens: int = 128,
+    repeats: int = 5,
+    rule: Rule | None = None,
+    profile: Profile | None = None,
+) -> dict[str, Outcome]:
+    """Decodes the same prompts with every drafter and plainly, one prompt at a time, in turn.
+
+    Each prompt is answered by every method before the next one comes, so a slow moment of the machine meets
+    all of them; which method begins changes with each prompt.
+
+    Args:
+        target: The model.
+        drafters: By name; "plain" is added in front.
+        prompts: Token ids.
+        label: Of the record that is written to records/speculative.
+        max_new_tokens: Of each answer.
+        repeats: Times that all of it is done.
+        rule: Of acceptance; None is greedy.
+        profile: Named in the record.
+
+    Returns:
+        Outcomes by name, "plain" first.
+
+    Raises:
+        SpeculationError: Nothing to decode, so no speed.
+    """
+    if max_new_tokens < 2 or repeats < 1 or not prompts:
+        raise SpeculationError(
+            "A comparison needs a prompt, a repeat, and answers of 2 tokens or more: the first is prefill's."
+        )
+    methods: dict[str, Drafter] = {"plain": Plain(), **drafters}
+    names = list(methods)
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    drafting = dict.fromkeys(names, 0.0)
+    total = dict.fromkeys(names, 0.0)
+    last: dict[str, list[Generation]] = {}
+    began = time.time()
+    for name in names:  # warm-up
+        generate(target, prompts[:1], methods[name], max_new_tokens=8, rule=rule)
+    for repeat in range(repeats):
+        seconds, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+        last = {name: [] for name in names}
+        for i, prompt in enumerate(prompts):
+            first = (i + repeat) % len(names)
+            for name in names[first:] + names[:first]:
+                run = generate(
+                    target, [prompt], methods[name], max_new_tokens=max_new_tokens, rule=rule
+                )
+                seconds[name] += run.decode_seconds
+                tokens[name] += run.decoded
+                drafting[name] += run.draft_seconds
+                total[name] += run.decode_seconds
+                last[name] += run.generations
+        for name in names:
+            if not tokens[name]:
+                raise SpeculationError(
+                    "Every answer ends with its first token: nothing was decoded."
+                )
+            speeds[name].append(tokens[name] / seconds[name])
+    outcomes = {
+        name: Outcome(
+            name,
+            last[name],
+            speeds[name],
+            [mine / base for mine, base in zip(speeds[name], speeds["plain"], strict=True)],
+            same_share(last["plain"], last[name]),
+            drafting[name] / total[name],
+        )
+        for name in names
+    }
+    _record(target, outcomes, prompts, label, began, max_new_tokens, rule or Greedy(), profile)
+    return outcomes
+
+
+def same_share(plain_: Sequence[Generation], others: Sequence[Generation]) -> float:
+    """Share of answers that are the same, token for token."""
+    pairs = list(zip(plain_, others, strict=True))
+    return sum(a.tokens == b.tokens for a, b in pairs) / len(pairs)
+
+
+def _record(
+    target: Target,
+    outcomes: Mapping[str, Outcome],
+    prompts: Sequence[Sequence[int]],
+    label: str,
+    began: float,
+    max_new_tokens: int,
+    rule: Rule,
+    profile: Profile | None,
+) -> None:
+    date = datetime.fromtimestamp(began, UTC)
+    summary = {
+        name: {
+            "tokens_per_second": median(o.speeds),
+            "speedup": o.speedup,
+            "speedups": o.speedups,
+            "acceptance_length": o.acceptance_length,
+            "same": o.same,
+            "repeated_8grams": o.repeated,
+        }
+        for name, o in outcomes.items()
+    }
+    values = {
+        "origin": "measured",
+        "label": label,
+        "software": f"utils.speculative, torch {torch.__version__}",
+        "model": target.path,
+        "model_sha256": model_hash(target.path),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": str(target.device),
+        "profile": profile.name if profile else None,
+        "host": describe_host(),
+        "date": date.isoformat(),
+        "prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "threads": torch.get_num_threads(),
+        "rule": rule.name,
+        "duration": time.time() - began,
+        "summary": summary,
+        "metric_definitions": DEFINITIONS,
+    }
+    name = f"{date:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.json"
+    write_whole(records_dir() / FOLDER / name, to_json(values))
+
+
+def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """One row per method: speed, acceptance, and what shows whether the comparison is fair."""
+    rows = {
+        name: {
+            "tok/s": round(median(o.speeds), 1),
+            "speed-up": round(o.speedup, 2),
+            "least ... most": f"{min(o.speedups):.2f} ... {max(o.speedups):.2f}",
+            "acceptance length": round(o.acceptance_length, 2),
+            "time drafting": f"{o.draft_share:.0%}",
+            "same as plain": f"{o.same:.0%}",
+            "repeated 8-grams": f"{o.repeated:.1%}",
+        }
+        for name, o in outcomes.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def in_batches(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    rule: Rule | None = None,
+    batch: int = 16,
+) -> list[Generation]:
+    """Answers prompts in batches; answers come in the order of the prompts."""
+    answers: list[Generation] = []
+    for start in range(0, len(prompts), batch):
+        some = [p.ids for p in prompts[start : start + batch]]
+        run = generate(target, some, drafter, max_new_tokens=max_new_tokens, rule=rule)
+        answers += run.generations
+    return answers
+
+
+def loop_free(
+    target: Target, prompts: Sequence[Prompt], max_new_tokens: int, batch: int = 16
+) -> list[Prompt]:
+    """The prompts whose plain answer does not go round in circles: a loop is accepted by any drafter."""
+    answers = in_batches(target, Plain(), prompts, max_new_tokens, batch=batch)
+    return [p for p, g in zip(prompts, answers, strict=True) if not has_loop(g.tokens)]
+
+
+@torch.inference_mode()
+def step_costs(
+    target: Target, sizes: Sequence[int], context: int = 128, repeats: int = 40
+) -> dict[int, float]:
+    """Seconds that one forward pass over n nodes takes, the sizes in turn, median of repeats.
+
+    Args:
+        target: The model.
+        sizes: Nodes, the root included.
+        context: Tokens in the KV cache.
+        repeats: Of each size.
+    """
+    cache = target.cache(1, context + max(sizes))
+    target.aux_layers = ()
+    taken: dict[int, list[float]] = {n: [] for n in sizes}
+    for repeat in range(repeats + 3):
+        for n in sizes:
+            cache.lengths = [context]
+            ids = torch.zeros(1, n, dtype=torch.int64, device=target.device)
+            began = time.perf_counter()
+            seen = target(ids, [chain(n - 1)], cache)
+            target.head(seen.hidden).argmax(-1).tolist()
+            if repeat >= 3:
+                taken[n].append(time.perf_counter() - began)
+    return {n: median(values) for n, values in taken.items()}
+
+
+def draft_cost(outcome: Outcome) -> float:
+    """Seconds that one draft took on average in a measured comparison."""
+    steps = sum(len(g.accepted) for g in outcome.generations)
+    tokens = sum(len(g.tokens) - 1 for g in outcome.generations)
+    return outcome.draft_share * tokens / median(outcome.speeds) / max(1, steps)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an engine did with a set of prompts.
+
+    Attributes:
+        run: The measured run.
+        drafts: Drafts verified, by the engine's own counter; None without speculation.
+        drafted: Tokens drafted.
+        accepted: Drafted tokens accepted.
+    """
+
+    run: EngineRun
+    drafts: float | None
+    drafted: float | None
+    accepted: float | None
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean tokens per verification by the engine's counters, its own token included."""
+        return 1 + (self.accepted or 0) / self.drafts if self.drafts else 1.0
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers."""
+        return [trace.text for trace in self.run.result.traces]
+
+
+def speculation(method: str, tokens: int, heads: Path | str | None = None) -> dict[str, Any]:
+    """Options of `launch("vllm", ...)` for speculative decoding.
+
+    Args:
+        method: "medusa", "eagle", "eagle3" or "ngram".
+        tokens: Drafted at a time; for Medusa the number of heads (vLLM drafts chains, no trees).
+        heads: Folder or hub id; None for n-gram lookup.
+    """
+    config: dict[str, Any] = {"method": method, "num_speculative_tokens": tokens}
+    if method == "ngram":
+        config |= {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    elif heads is None:
+        raise SpeculationError(f"{method} needs the folder of its heads, or their hub id.")
+    else:
+        config["model"] = str(heads)
+    return {"extra_arguments": ("--speculative-config", json.dumps(config))}
+
+
+def measure_served(
+    engine: RunningEngine,
+    profile: Profile,
+    prompts: Sequence[Sequence[int]],
+    label: str,
+    *,
+    concurrency: int = 1,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+) -> Served:
+    """Sends prompts to a running engine, and reads its counters of speculation before and after.
+
+    Raises:
+        EngineError: A request failed.
+    """
+    requests = [
+        Request(prompt=tuple(p), max_tokens=max_tokens, temperature=temperature, seed=i)
+        for i, p in enumerate(prompts)
+    ]
+    run = measure(engine, profile, requests, concurrency, label)
+    failed = [trace.error for trace in run.result.traces if not trace.ok]
+    if failed:
+        raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
+    increase = run.series.increase
+    return Served(run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens"))
