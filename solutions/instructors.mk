@@ -6,7 +6,7 @@ test: setup site-env check  ## run all that is checked: style, types, units, gra
 	@$(RUN) -m benchmarks.peers clients
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
+check: setup hosted  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
@@ -16,6 +16,21 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, document
 	@$(RUN) -m utils.setup.aarch64
 	@$(RUN) -m utils.engines.compose --check
 	@$(RUN) -m utils.course checks
+
+.PHONY: hosted unit notebooks
+hosted: course-env  ## check the files that GitHub reads against their published schemas; needs no network
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(RUN) -m check_jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+
+unit: setup  ## run the unit tests only
+	@$(RUN) -m benchmarks.peers clients
+	@$(RUN) -m pytest tests/unit --durations=25
+
+notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
+	@$(RUN) -m pytest tests/notebooks --durations=25
 
 build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
