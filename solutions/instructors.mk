@@ -1,5 +1,5 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names screenshots
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
@@ -35,9 +35,6 @@ notebooks: setup site-env  ## execute every learner's notebook under a small loa
 build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m utils.course build
 	@$(RUN) -m utils.engines.compose
-
-links: course-env  ## ask every outside link of documents and labs, and write down when (solutions/LINKS.md)
-	@$(RUN) -m utils.course links
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m utils.course release "$(or $(TO),release)"
