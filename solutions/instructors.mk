@@ -1,12 +1,12 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build links release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names screenshots two-sparks
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
 	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
 
-check: setup  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
+check: setup hosted  ## the quick part of test: style, types, notebooks fresh, documents, flags that engines accept, exercise checks
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
@@ -17,12 +17,24 @@ check: setup  ## the quick part of test: style, types, notebooks fresh, document
 	@$(RUN) -m tools.authoring.compose --check
 	@$(RUN) -m tools.authoring checks
 
+.PHONY: hosted unit notebooks
+hosted: course-env  ## check the files that GitHub reads against their published schemas; needs no network
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(RUN) -m check_jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+
+unit: setup  ## run the unit tests only
+	@$(RUN) -m benchmarks.peers clients
+	@$(RUN) -m pytest tests/unit --durations=25
+
+notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
+	@$(RUN) -m pytest tests/notebooks --durations=25
+
 build:  ## make the notebooks from solutions/*.py, and the engines' part of docker/compose.yaml
 	@$(RUN) -m tools.authoring build
 	@$(RUN) -m tools.authoring.compose
-
-links: course-env  ## ask every outside link of documents and labs, and write down when (solutions/LINKS.md)
-	@$(RUN) -m tools.authoring links
 
 release: course-env  ## write what learners get, and nothing else, to TO=release
 	@$(RUN) -m tools.authoring release "$(or $(TO),release)"

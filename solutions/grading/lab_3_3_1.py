@@ -484,9 +484,3 @@ def _(attempt: Callable[..., str | None], rng: random.Random) -> None:
 @best_for_api.part("runs with failed requests, and no engine within the limit", points=1)
 def _(attempt: Callable[..., str | None], rng: random.Random) -> None:
     _choices(attempt, rng, 0.5, none=True)
-
-
-
-
-
-

@@ -687,9 +687,3 @@ def _(attempt: Callable[..., float], rng: random.Random) -> None:
 @predict_throughput.part("measured times that fall", points=1)
 def _(attempt: Callable[..., float], rng: random.Random) -> None:
     _lines(attempt, rng, falls=True)
-
-
-
-
-
-

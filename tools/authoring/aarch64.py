@@ -105,7 +105,7 @@ def main() -> int:
     if faults:
         print(
             "Take a version that has one, or name what is used instead: INSTEAD in "
-            "tools/authoring/aarch64.py, and the table in README.md.",
+            "tools/authoring/aarch64.py, and the table in docs/machines.md.",
             file=sys.stderr,
         )
     missed = sum(each.unreached for each in found)

@@ -26,6 +26,9 @@ from tools.authoring.references import (
 from tools.authoring.snippets import check_code
 from utils.profiles import ROOT
 
+# Pages at the top for people who have a clone: they name commands and files that a release doesn't have.
+CONTRIBUTORS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
 
 @dataclass(frozen=True)
 class Document:
@@ -65,7 +68,8 @@ def read_lab_document(lab: Lab) -> Document:
 
 def documents(root: Path = ROOT) -> list[Document]:
     """All documents of the course, and its labs. The cards of models are records, and cited as such."""
-    pages = [read_document(p) for p in sorted([*root.glob("*.md"), *root.glob("docker/*.md")])]
+    outside = [path for folder in (".", "docker", "docs") for path in root.glob(f"{folder}/*.md")]
+    pages = [read_document(path, learner=path.name not in CONTRIBUTORS) for path in sorted(outside)]
     inside = sorted(p for p in (root / "solutions").glob("*.md") if p != root / LINKS)
     pages += [read_document(path, learner=False) for path in inside]
     return pages + [read_lab_document(lab) for lab in labs_of(root)]

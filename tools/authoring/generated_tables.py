@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.authoring.lint_errors import Problem
 from tools.authoring.references import labs_of
 from tools.authoring.versions import TABLES as VERSIONS
-from tools.doctor.needs import DOWNLOADS, Q8_0
+from tools.doctor.needs import DOWNLOADS
 from tools.lab.course_error import CourseError
 from utils.engines import ENGINES
 from utils.model_sizes import decoder_parameters
@@ -36,7 +36,7 @@ def labs_table(root: Path) -> str:
         starts = re.sub(r"\s+", " ", re.sub(r"<!--.*?-->", "", found["starts"])) if found else "?"
         minutes = sum(exercise.minutes for exercise in lab.exercises)
         rows.append(f"| {lab.source.number} | {len(lab.exercises)} | {minutes} min | {starts} |")
-    return "\n".join([*rows, "", "<!-- origin: plan: the minutes of the exercises -->"])
+    return "\n".join(rows)
 
 
 def ports_table(root: Path) -> str:
@@ -56,17 +56,13 @@ def models_table(root: Path) -> str:
     profile = PROFILES["spark"]
     parameters = decoder_parameters(QWEN3_8B)
     rows = ["| model | for | download |", "|---|---|---|"]
-    origins = []
     for model, engines in _by_model(profile).items():
         size = "not known here"
         if model in DOWNLOADS:
             _, each_bytes = DOWNLOADS[model]
             size = f"{each_bytes * parameters / 1e9:.1f} GB"
-            each = "34 / 32" if each_bytes == Q8_0 else "2"
-            origins.append(f"{parameters / 1e9:.3f} * {each} = {size.removesuffix(' GB')}")
         rows.append(f"| `{model}` | {', '.join(engines)} | {size} |")
-    comment = f"<!-- origin: derived: {'; '.join(dict.fromkeys(origins))} -->"
-    return "\n".join([*rows, "", comment])
+    return "\n".join(rows)
 
 
 def _by_model(profile: Profile) -> dict[str, list[str]]:
@@ -84,7 +80,6 @@ def _by_model(profile: Profile) -> dict[str, list[str]]:
 def shipped_table(root: Path) -> str:
     """A row per folder of models that ship: their weights, and what they take on the disk."""
     rows = ["| folder | files of weights | size |", "|---|---|---|"]
-    sums = []
     for folder in sorted(path for path in (root / "models").iterdir() if path.is_dir()):
         sizes = [
             f"{path.stat().st_size / 1e6:.2f}"
@@ -92,9 +87,8 @@ def shipped_table(root: Path) -> str:
             if path.suffix in (".safetensors", ".gguf")
         ]
         total = f"{sum(map(float, sizes)):.1f}"
-        sums.append(f"{' + '.join(sizes)} = {total}")
         rows.append(f"| `models/{folder.name}` | {len(sizes)} | {total} MB |")
-    return "\n".join([*rows, "", f"<!-- origin: derived: {'; '.join(sums)} -->"])
+    return "\n".join(rows)
 
 
 def images_block(root: Path) -> str:

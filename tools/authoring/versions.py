@@ -92,7 +92,7 @@ def old_numbers_table(root: Path) -> str:
     for row, judged in zip(OLD_TABLE, judge_rows(OLD_TABLE), strict=True):
         speeds = f"{row.prefill_tok_s:,.0f} | {row.decode_tok_s:g}"
         rows.append(f"| {row.engine} | {speeds} | {judged.text} | {row.note} |")
-    return "\n".join([*rows, "", "<!-- origin: cited: utils/roofline/published.py -->"])
+    return "\n".join(rows)
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {

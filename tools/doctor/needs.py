@@ -84,7 +84,7 @@ PORTS: Mapping[int, str] = {
 }
 OLLAMA_PORT = 11434
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-GLIBC = (2, 34)  # README.md
+GLIBC = (2, 34)  # README.md, Requirements
 # The images are of CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 DRIVER = 580
 # Older ones do not know sm_121 (triton-lang/triton#8539).

@@ -202,7 +202,7 @@ def test_calculations_are_done_again():
 
 
 def test_links_and_anchors():
-    page = "[a](README.md) [b](README.md#what-runs-where) [c](#the-labs)"
+    page = "[a](README.md) [b](README.md#requirements) [c](#the-labs)"
     assert links(page, ROOT / "README.md") == []
     assert links("[a](READ.md) ![b](picture.png)") == [
         "a link leads nowhere: READ.md",
