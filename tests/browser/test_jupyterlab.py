@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from chromium import PROGRAM, browser
 from lab_server import serving
 from notebook_page import NotebookPage
+from notebook_run import MARK, survivors
 
 from utils.course.labs import ROOT
 from utils.course.regions import BEGIN, END
 from utils.profiles import LOAD_VARIABLE, load_profile
-from utils.site.run import MARK, survivors
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
