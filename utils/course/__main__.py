@@ -33,10 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("links", help="ask every outside link, and write down when")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")
-    site = commands.add_parser("site", help="write the course as a static site")
-    site.add_argument("target", type=Path, help="the folder")
-    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
-    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
     graded = commands.add_parser("grade", help="grade a folder of submissions")
     graded.add_argument("submissions", type=Path, help="one folder per student")
     graded.add_argument("out", type=Path, help="where gradebook, feedback and report go")
@@ -80,12 +76,6 @@ def _run(args: argparse.Namespace) -> int:
             open_formgrader(args.out.resolve(), headless=args.headless)
         case "release":
             return _release(root, args.target.resolve())
-        case "site":
-            from utils.site.make import make_site
-
-            solved = not args.no_solutions
-            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
-            return 0
         case "grade":
             return _grade(args)
         case "sample-class":

@@ -1,0 +1,1 @@
+"""Code that `make` runs; notebooks never import it."""

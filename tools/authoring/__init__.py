@@ -1,0 +1,1 @@
+"""Tools of authors and instructors; not part of a release."""
