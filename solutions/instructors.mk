@@ -59,8 +59,8 @@ page: course-env  ## make the terminal output in solutions/README.md anew
 	@$(RUN) -m tools.authoring page
 
 .PHONY: site site-env
-site: $(if $(filter no,$(SOLUTIONS)),course-env,setup) site-env  ## write the course as a static site to TO=site, solutions executed if they changed (LAB=3: that one's only; SOLUTIONS=no: what learners get)
-	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m tools.authoring site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
+site: $(if $(filter no,$(SOLUTIONS)),$(if $(filter yes,$(EXECUTE)),setup,course-env),setup) site-env  ## write the course as a static site to TO=site, solutions executed if their code changed (LAB=3: only that one; SOLUTIONS=no: what learners get; EXECUTE=yes: their labs executed)
+	@COURSE_PROFILE=$(or $(COURSE_PROFILE),cpu) $(RUN) -m tools.authoring.site "$(or $(TO),site)" $(if $(filter no,$(SOLUTIONS)),--no-solutions) $(if $(filter yes,$(EXECUTE)),--execute) $(if $(filter command environment,$(firstword $(origin LAB))),--lab $(LAB))
 
 site-env: course-env
 	@$(PYTHON) -m tools.setup --only site

@@ -22,9 +22,9 @@ import pytest
 from chromium import PROGRAM, browser
 from lab_server import serving
 from notebook_page import NotebookPage
+from notebook_run import MARK, survivors
 
 from tools.authoring.solution_markers import BEGIN, END
-from tools.site.run import MARK, survivors
 from utils.profiles import LOAD_VARIABLE, ROOT, load_profile
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tools.site.run import Ran, run_notebook
+from notebook_run import Ran, run_notebook
 
 Runner = Callable[..., Ran]
 

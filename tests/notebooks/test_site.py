@@ -1,4 +1,4 @@
-"""The sample lab becomes a site: executed once, kept, executed anew when it changes, rendered, refused."""
+"""A course of one sample lab becomes a site: executed once, kept, rendered, or refused."""
 
 import asyncio
 import re
@@ -8,54 +8,65 @@ from pathlib import Path
 import pytest
 from chromium import PROGRAM, browser
 
+from tools.authoring import site
 from tools.authoring.build import build
+from tools.authoring.site import make_site
 from tools.lab.course_error import CourseError
-from tools.setup.setup_steps import SITE
-from tools.site.links import read_pages
-from tools.site.make import make_site
-from tools.site.store import executed
-from utils.profiles import LOAD_VARIABLE, ROOT
+from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE
 
 SAMPLE = Path(__file__).parent / "sample"
 STEM = "lab-3.3.99-sample"
-README = (
-    f"# Sample course\n\n[The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency)\n"
-)
-CHECKS = "solutions/sample_checks/__init__.py"
-PAUSED = re.compile(r"paused for \d+\.\d\d s")  # as printed, not as in the code
-SLEPT = re.compile(PAUSED.pattern.replace("paused", "slept"))
+SOURCE = f"solutions/{STEM}.py"
+README = f"""# Sample course
+
+[The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency), [documents](docs), [guide](GUIDE.md)
+"""
 FIGURE = """
 # %%
 import matplotlib.pyplot as plt
 
-print("in", __import__("os").getcwd())
+print("first", end="")
+print("\\rsecond in", __import__("os").path.basename(__import__("os").getcwd()))
 axes = plt.figure().add_subplot(title="A line", xlabel="time (s)")
 axes.plot([0, 1]);
 """
-HINT = "<details><summary>Hint</summary>"
+PAUSED = re.compile(r"paused for \d+\.\d\d s")  # as printed, not as in the code
+
+pytestmark = pytest.mark.skipif(
+    not (site.SITE_ENV / "bin" / "python").is_file(), reason="not set up: make setup STEP=site"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Sets the profile and the load of all of these tests, and where the sample's checks are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOAD_VARIABLE, "quick")
+        patch.setenv(ENVIRONMENT_VARIABLE, "cpu")
+        patch.setenv("PYTHONPATH", str(SAMPLE))
+        yield
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The sample's course, executed once: (folder, what its execution gave, what it said)."""
-    root = tmp_path_factory.mktemp("made") / "course"
-    (root / "solutions").mkdir(parents=True)
-    text = (SAMPLE / f"{STEM}.py").read_text() + FIGURE
-    (root / "solutions" / f"{STEM}.py").write_text(text)
+def course(tmp_path_factory):
+    """The sample's course with its site in `site/`."""
+    root = tmp_path_factory.mktemp("site") / "course"
+    for folder in ("docs", "labs", "solutions/grading"):
+        (root / folder).mkdir(parents=True)
+    for name in (".gitignore", "LICENSE", "Makefile", "pyproject.toml"):
+        (root / name).touch()
+    (root / SOURCE).write_text((SAMPLE / f"{STEM}.py").read_text() + FIGURE)
     (root / "README.md").write_text(README)
+    (root / "GUIDE.md").write_text("# Guide\n\n[back](README.md#sample-course)\n")
     build(root)
-    (root / CHECKS).parent.mkdir()
-    shutil.copy(SAMPLE / "sample_checks.py", root / CHECKS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOAD_VARIABLE, "quick")
-        return root, *run(root)
+    make_site(root, root / "site")
+    return root
 
 
 @pytest.fixture
-def course(made, tmp_path, monkeypatch):
+def copy(course, tmp_path):
     """A copy of it, to change."""
-    monkeypatch.setenv(LOAD_VARIABLE, "quick")
-    return shutil.copytree(made[0], tmp_path / "course")
+    return shutil.copytree(course, tmp_path / "course")
 
 
 def change(path, before, after):
@@ -64,120 +75,115 @@ def change(path, before, after):
     path.write_text(text.replace(before, after))
 
 
-def run(course):
-    said = []
-    build(course)
-    path = course / "solutions" / f"{STEM}.ipynb"
-    return executed(path, course / ".site/executed", course, said.append), said
+def page(root, place):
+    return (root / f"site/{place}.html").read_text()
 
 
-def outputs(found):
-    return [cell.outputs for cell in found.notebook.cells if cell.cell_type == "code"]
-
-
-def test_it_is_executed_once_and_anew_when_its_code_changes(course, made):
-    source = course / f"solutions/{STEM}.py"
-    _, first, said = made
-    assert first.fresh and said[0] == f"{STEM}: executing"
-    facts = first.produced_by
-    assert facts["load"] == "quick" and facts["seconds"] > 0.1 and facts["host"]["cores_usable"]
-    assert any(PAUSED.search(str(output)) for output in outputs(first))
-    assert any("in solutions" in str(output) for output in outputs(first)), "not where that lies"
-
-    change(source, "It proves the way", "It shows the way")
-    again, said = run(course)
-    assert not again.fresh and said == [f"{STEM}: unchanged, executed {facts['date']}"]
-    assert outputs(again) == outputs(first) and again.produced_by == facts
-    assert "It shows the way" in again.notebook.cells[0].source, "prose is today's"
-
-    change(source, "paused for", "slept for")
-    third, _ = run(course)
-    assert third.fresh and any(SLEPT.search(str(output)) for output in outputs(third))
-
-
-def test_a_failed_execution_shows_the_cell_and_is_not_kept(course):
-    change(course / f"solutions/{STEM}.py", "return at - scheduled", "return at")
-    with pytest.raises(
-        CourseError, match=r"(?s)no page of it.*ttft = checks.ttft\(ttft\).*In seconds"
-    ):
-        run(course)
-    assert len(list((course / ".site/executed").glob("*.ipynb"))) == 1, "the earlier one"
-
-
-def test_a_stale_notebook_is_not_rendered(course):
-    change(course / f"solutions/{STEM}.py", "paused for", "slept for")
-    with pytest.raises(CourseError, match="not fresh"):
-        make_site(course, course / "site", say=lambda _: None)
-
-
-def test_a_folder_that_is_no_site_is_left_alone(course):
-    (course / "site").mkdir()
-    (course / "site/thesis.tex").write_text("years of work")
-    with pytest.raises(CourseError, match="holds no site"):
-        make_site(course, course / "site", say=lambda _: None)
-    assert (course / "site/thesis.tex").exists()
-
-
-@pytest.fixture(scope="module")
-def rendered(made, tmp_path_factory):
-    """The course with its site in `site/`."""
-    if not SITE.done():
-        pytest.skip("not set up here: make setup STEP=site")
-    course = shutil.copytree(made[0], tmp_path_factory.mktemp("rendered") / "course")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOAD_VARIABLE, "quick")
-        make_site(course, course / "site", say=lambda _: None)
-    return course
-
-
-def test_the_site_has_pages_links_hints_and_provenance(rendered):
-    site = rendered / "site"
-    names = {path.relative_to(site).as_posix() for path in read_pages(site)}
-    assert names >= {"index.html", f"labs/{STEM}.html", f"solutions/{STEM}.html"}
-    solved, lab = ((site / f"{place}/{STEM}.html").read_text() for place in ("solutions", "labs"))
-    assert "What produced this page" in solved and "too small to conclude from" in solved
-    assert "BEGIN SOLUTION" not in solved and "return</span> <span" in solved
-    assert "torch 2" in solved and PAUSED.search(solved)
+def test_solution_shows_code_outputs_and_provenance(course):
+    solved = page(course, f"solutions/{STEM}")
+    assert PAUSED.search(solved)
+    assert "BEGIN SOLUTION" not in solved
+    assert "Executed on" in solved
+    assert "too small to conclude from" in solved
+    assert "second in solutions" in solved
+    assert "first" not in re.findall(r"<pre>.*?second in.*?</pre>", solved, re.DOTALL)[-1]
     assert 'alt="Plot. A line; x: time (s)."' in solved
-    assert "Page made on" in lab and "NotImplementedError" in lab and not PAUSED.search(lab)
-    assert HINT in lab and f'href="../solutions/{STEM}.html"' in lab
-    home = (site / "index.html").read_text()
-    assert f'href="labs/{STEM}.html"' in home and "Page made on" in home
+    assert str(course) not in solved
 
 
-def test_a_dead_link_leaves_the_site_in_place_as_it_is(rendered, monkeypatch):
-    monkeypatch.setenv(LOAD_VARIABLE, "quick")
-    site, home = rendered / "site", (rendered / "site/index.html").read_text()
-    (rendered / "README.md").write_text(README.replace("#latency", "#nowhere"))
-    with pytest.raises(CourseError, match="nowhere"):
-        make_site(rendered, site, solved=False, say=lambda _: None)
-    assert (site / "index.html").read_text() == home
-    learners = read_pages(rendered / ".site/learners/html")
-    assert {path.stem for path in learners} >= {"index", STEM}
-    assert not [path for path in learners if "solutions" in path.as_posix().split(".site")[1]]
+def test_lab_shows_hints_but_no_outputs(course):
+    lab = page(course, f"labs/{STEM}")
+    assert "Nothing on this page was executed" in lab
+    assert "NotImplementedError" in lab
+    assert "<details><summary>Hint</summary>" in lab
+    assert f'href="../solutions/{STEM}.html"' in lab
+    assert not PAUSED.search(lab)
 
 
-@pytest.mark.skipif(not SITE.done(), reason="not set up here: make setup STEP=site")
-def test_the_courses_own_documents_and_labs_render(tmp_path):
-    make_site(ROOT, tmp_path / "site", solved=False, say=lambda _: None)
-    quick = (tmp_path / "site/QUICKSTART.html").read_text()
-    assert "first-plot.png" in quick
+def test_home_links_pages_but_no_folder_without_page(course):
+    home = page(course, "index")
+    assert f'href="labs/{STEM}.html#latency"' in home
+    assert 'href="GUIDE.html"' in home
+    assert ">documents<" in home
+    assert 'href="docs' not in home
+
+
+def test_pages_need_no_network(course):
+    for path in (course / "site").rglob("*.html"):
+        assert not re.search(r'<(script|img)[^>]* src="(https?:)?//', path.read_text()), path
+
+
+def test_notebook_is_executed_again_when_its_code_changes(copy, capfd):
+    before = PAUSED.search(page(copy, f"solutions/{STEM}"))[0]
+    change(copy / SOURCE, "It proves the way", "It shows the way")
+    build(copy)
+    make_site(copy, copy / "site")
+    assert "Using cached notebook" in capfd.readouterr().out
+    assert before in page(copy, f"solutions/{STEM}")
+    assert "It shows the way" in page(copy, f"solutions/{STEM}")
+    change(copy / SOURCE, "paused for", "slept for")
+    build(copy)
+    make_site(copy, copy / "site")
+    assert "Executed notebook in" in capfd.readouterr().out
+    assert not PAUSED.search(page(copy, f"solutions/{STEM}"))
+
+
+def test_failing_cell_leaves_earlier_site(copy, capfd):
+    home = page(copy, "index")
+    change(copy / SOURCE, "return at - scheduled", "return at")
+    change(copy / "README.md", "# Sample course", "# Another title")
+    build(copy)
+    with pytest.raises(CourseError, match="because of the warnings above"):
+        make_site(copy, copy / "site")
+    error = capfd.readouterr().err
+    assert f"{STEM}.ipynb: WARNING: Executing notebook failed" in error
+    assert "ttft = checks.ttft(ttft)" in error
+    assert page(copy, "index") == home
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("#latency", "#nowhere"), ("GUIDE.md", "NOWHERE.md"), ("[guide]", "![](docs/a.png) [guide]")],
+)
+def test_dead_link_or_silent_picture_leaves_earlier_site(copy, capfd, before, after):
+    (copy / "docs/a.png").touch()
+    home = page(copy, "index")
+    change(copy / "README.md", before, after)
+    with pytest.raises(CourseError):
+        make_site(copy, copy / "site", execute=False)
+    assert "README.md:3: WARNING" in capfd.readouterr().err
+    assert page(copy, "index") == home
+
+
+@pytest.mark.parametrize("execute", [False, True])
+def test_learners_site_has_no_solution(course, tmp_path, execute):
+    target = tmp_path / "site"
+    make_site(course, target, solved=False, execute=execute)
+    lab = (target / f"labs/{STEM}.html").read_text()
+    assert bool(PAUSED.search(lab)) == execute
+    assert not (target / "solutions").exists()
+    for path in target.rglob("*.*"):
+        assert "no chunk with text" not in path.read_text(errors="replace"), path
+
+
+def test_own_documents_and_labs_render(tmp_path):
+    make_site(site.ROOT, tmp_path / "site", solved=False, execute=False)
     assert (tmp_path / "site/labs/lab-3.3.7-production-api.html").is_file()
+    assert "first-plot.png" in (tmp_path / "site/QUICKSTART.html").read_text()
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="not run here: there is no Chromium")
-def test_on_a_phone_nothing_sticks_out_and_a_hint_unfolds(rendered):
+def test_page_fits_a_phone_and_a_hint_unfolds(course):
     async def work():
         async with asyncio.timeout(90), browser() as page:
             await page.phone(390, 844)
-            await page.open((rendered / f"site/solutions/{STEM}.html").as_uri())
+            await page.open((course / f"site/solutions/{STEM}.html").as_uri())
             assert await page.js("document.documentElement.scrollWidth") == 390
             hint = "document.querySelector('details p').checkVisibility()"
             assert not await page.js(hint)
             await page.js("document.querySelector('summary').click()")
             await page.until(hint)
-            assert await page.js("document.querySelector('img.figure').naturalWidth") > 100
-            assert await page.js("document.querySelectorAll('.toc-tree a').length") > 2
+            assert await page.js("document.querySelector('.cell_output img').naturalWidth") > 100
             assert page.errors == []
 
     asyncio.run(work())

@@ -28,10 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("links", help="ask every outside link, and write down when")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")
-    site = commands.add_parser("site", help="write the course as a static site")
-    site.add_argument("target", type=Path, help="the folder")
-    site.add_argument("--no-solutions", action="store_true", help="what learners get, not executed")
-    site.add_argument("--lab", help="the solution of one lab: 3, 3.3.3 or a file name")
     flags = commands.add_parser("flags", help="whether today's engines accept what the course says")
     flags.add_argument("--record", action="store_true", help="write their lists of options anew")
     commands.add_parser("page", help="make the terminal output in the instructors' page anew")
@@ -47,12 +43,6 @@ def _run(args: argparse.Namespace) -> int:
             return _list(root)
         case "release":
             return _release(root, args.target.resolve())
-        case "site":
-            from tools.site.make import make_site
-
-            solved = not args.no_solutions
-            make_site(root, args.target.resolve(), solved=solved, only=args.lab)
-            return 0
         case "page":
             from tools.authoring.readme_output import write_page
 

@@ -28,7 +28,7 @@ MARK = "RELEASE.json"
 FOLDERS = ("docker", "docs", "models", "requirements", "utils")  # and labs/, made anew
 TOOLS = ("doctor", "lab", "setup")  # the packages of tools/ that learners' commands need
 FILES = (".gitignore", "LICENSE", "Makefile", "pyproject.toml")  # and every *.md at the top
-_NOT = ("__pycache__", "*.pyc", ".ipynb_checkpoints", "*.egg-info")
+_NOT = ("__pycache__", "*.pyc", ".ipynb_checkpoints", "*.egg-info", "site")
 _INSTRUCTORS = re.compile(r"<!-- instructors -->.*?<!-- /instructors -->\n?", re.DOTALL)
 _ROOM = 2  # a solution of fewer lines is found by chance
 

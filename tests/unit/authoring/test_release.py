@@ -56,6 +56,7 @@ def test_what_a_learner_should_not_have_is_not(released):
         {"solutions", "tests", "benchmarks", ".ci", ".git", "records", "release"}
     )
     assert not list(released.rglob("__pycache__"))
+    assert not (released / "docs" / "site").exists()
     everything = "\n".join(
         path.read_text(errors="replace")
         for path in released.rglob("*")

@@ -43,6 +43,9 @@ def plot_mask(mask: Sequence[Sequence[bool]]) -> Figure:
     axes.set_ylim(-0.1, rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    seen_by = [", ".join(str(key) for key in range(columns) if row[key]) for row in mask]
+    texts = [f"query {row} sees {keys or 'none'}" for row, keys in enumerate(seen_by)]
+    figure.set_label(f"Attention mask over the keys of {steps} steps: {'; '.join(texts)}.")
     plt.close(figure)
     return figure
 
@@ -90,6 +93,10 @@ def plot_expansion(
     axes.set_xlim(-0.1, max(depth) + 0.9)
     axes.set_ylim(-lines + 0.5, 0.7)
     axes.axis("off")
+    figure.set_label(
+        f"Draft tree of {len(depth)} nodes. Re-ranking keeps {len(kept)} of them, "
+        f"and the target accepts {len(accepted)}."
+    )
     plt.close(figure)
     return figure
 
