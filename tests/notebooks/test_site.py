@@ -10,6 +10,7 @@ from chromium import PROGRAM, browser
 
 from tools.authoring import site
 from tools.authoring.build import build
+from tools.authoring.release import FILES
 from tools.authoring.site import make_site
 from tools.lab.course_error import CourseError
 from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE
@@ -51,9 +52,9 @@ def quick():
 def course(tmp_path_factory):
     """The sample's course with its site in `site/`."""
     root = tmp_path_factory.mktemp("site") / "course"
-    for folder in ("docs", "labs", "solutions/grading"):
+    for folder in ("docs", "labs", "solutions/grading", "tools"):
         (root / folder).mkdir(parents=True)
-    for name in (".gitignore", "LICENSE", "Makefile", "pyproject.toml"):
+    for name in FILES:
         (root / name).touch()
     (root / SOURCE).write_text((SAMPLE / f"{STEM}.py").read_text() + FIGURE)
     (root / "README.md").write_text(README)

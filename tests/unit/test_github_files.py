@@ -38,7 +38,7 @@ def test_workflow_pins_actions_of_third_parties_by_commit(path):
 
 def test_pages_workflow_publishes_no_solutions():
     text = (ROOT / ".github" / "workflows" / "pages.yml").read_text()
-    assert re.findall(r"make site (.*)", text) == ["SOLUTIONS=no TO=site"]
+    assert re.findall(r"make site (.*)", text) == ["SOLUTIONS=no EXECUTE=yes TO=site"]
 
 
 def test_devcontainer_sets_up_the_course():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import tempfile
@@ -25,11 +24,13 @@ from tools.lab.judge.hidden_tests import load_gradings
 from tools.lab.labs import count
 
 MARK = "RELEASE.json"
-FOLDERS = ("docker", "docs", "models", "requirements", "utils")  # and labs/, made anew
-TOOLS = ("doctor", "lab", "setup")  # the packages of tools/ that learners' commands need
-FILES = (".gitignore", "LICENSE", "Makefile", "pyproject.toml")  # and every *.md at the top
+FOLDERS = (
+    *("docker", "docs", "models", "requirements", "utils"),  # and labs/, made anew
+    *("tools/doctor", "tools/lab", "tools/setup"),
+)
+# and every *.md at the top
+FILES = (".gitignore", "LICENSE", "Makefile", "pyproject.toml", "tools/__init__.py")
 _NOT = ("__pycache__", "*.pyc", ".ipynb_checkpoints", "*.egg-info", "site")
-_INSTRUCTORS = re.compile(r"<!-- instructors -->.*?<!-- /instructors -->\n?", re.DOTALL)
 _ROOM = 2  # a solution of fewer lines is found by chance
 
 
@@ -74,23 +75,13 @@ def _fill(root: Path, folder: Path, labs: Iterable[Lab]) -> None:
     for name in FOLDERS:
         if (root / name).is_dir():
             shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns(*_NOT))
-    for name in TOOLS:
-        shutil.copytree(
-            root / "tools" / name, folder / "tools" / name, ignore=shutil.ignore_patterns(*_NOT)
-        )
-    shutil.copy2(root / "tools" / "__init__.py", folder / "tools" / "__init__.py")
     for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy2(root / name, folder / name)
     for path in root.glob("*.md"):
-        text = for_learners(path.read_text(encoding="utf-8"))
-        (folder / path.name).write_text(text, encoding="utf-8")
+        shutil.copy2(path, folder / path.name)
     facts = {"made_by": "make release", "commit": commit(root), "files": _digests(folder)}
     (folder / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def for_learners(text: str) -> str:
-    """A document without what only instructors read."""
-    return _INSTRUCTORS.sub("", text)
 
 
 def _digests(folder: Path) -> dict[str, str]:
