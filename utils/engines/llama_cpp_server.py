@@ -1,11 +1,12 @@
 """llama.cpp's server from the wheel `xllamacpp`, started with the flags of `llama-server`.
 
-The wheel has the server but no command line, because each flag is an attribute of its `CommonParams`. This file maps
-the flags that the course uses to these attributes, with the names, values and defaults of llama.cpp's common/arg.cpp.
+The wheel has the server but no command line: each flag is an attribute of its `CommonParams`. This file
+maps the flags that the course uses to these attributes. Names, values and defaults are those of llama.cpp's
+common/arg.cpp.
 
-Run it as a file with the Python of .engines/llama_cpp. It needs the standard library and the wheel, and nothing else:
+Run it as a file with the Python of .engines/llama_cpp. It needs only the standard library and the wheel:
 
-    .engines/llama_cpp/bin/python -P utils/engines/llama_cpp_server.py -m models/tiny/tiny-BF16.gguf --port 8080
+    .engines/llama_cpp/bin/python -P utils/engines/llama_cpp_server.py -m FILE.gguf --port 8080
 """
 
 from __future__ import annotations
@@ -239,7 +240,9 @@ def parse(arguments: Sequence[str]) -> dict[str, object]:
         if name in REFUSED:
             raise FlagError(f"error: invalid argument: {given}. {REFUSED[name]}")
         if name not in known:
-            raise FlagError(f"The known flags are:\n{list_flags()}\nerror: invalid argument: {given}")
+            raise FlagError(
+                f"The known flags are:\n{list_flags()}\nerror: invalid argument: {given}"
+            )
         flag = known[name]
         value = flag.value
         if flag.read is not None:
@@ -254,7 +257,9 @@ def parse(arguments: Sequence[str]) -> dict[str, object]:
         raise FlagError("error: argument -np: expected at least one slot, or -1 for the default")
     if "model.path" not in settings:
         raise FlagError("error: argument -m: no model is given. Pass a .gguf file with -m.")
-    if "cpuparams.n_threads" in settings:  # a prompt is processed with as many threads, unless -tb is given
+    if (
+        "cpuparams.n_threads" in settings
+    ):  # a prompt is processed with as many threads, unless -tb is given
         settings.setdefault("cpuparams_batch.n_threads", settings["cpuparams.n_threads"])
     return settings
 
@@ -302,7 +307,9 @@ def serve(settings: Mapping[str, object], wheel: Any) -> int:
         print(f"error: the server did not start, the lines above say why: {error}", file=sys.stderr)
         return 1
     stop = threading.Event()
-    for number in STOPS:  # the wheel has set its own handlers, which stop the server but not this process
+    for (
+        number
+    ) in STOPS:  # the wheel has set its own handlers, which stop the server but not this process
         signal.signal(number, lambda *_: stop.set())
     print(f"xllamacpp {version('xllamacpp')} serves at {server.listening_address}", flush=True)
     stop.wait()

@@ -20,7 +20,7 @@ from utils.course.problems import CourseError
 from utils.course.release import commit
 from utils.engines.registry import ENGINES as SPECS
 from utils.profiles import ROOT, load_profile, wants_quick_load
-from utils.setup.steps import ENGINES, REQUIREMENTS
+from utils.setup.steps import ENGINES
 from utils.site import figures
 from utils.site.digest import run_key
 from utils.site.run import Ran, run_notebook
@@ -146,8 +146,8 @@ def versions(runtime: str) -> dict[str, str]:
         folders = [str(path) for path in (ENGINES / engine).glob("lib/python3*/site-packages")]
         for distribution in importlib.metadata.distributions(name=package, path=folders):
             found[package] = distribution.version
-    if (ENGINES / "llama_cpp").is_dir():
-        pinned = (REQUIREMENTS / "llama-cpp.hash.txt").read_text(encoding="utf-8")
-        line = next(line for line in pinned.splitlines() if "==" in line)
-        found["llama.cpp of llama-cpp-python"] = line.split("==")[1].split()[0]
+    if local := SPECS["llama_cpp"].local:
+        name, _, number = local.version.partition(" ")
+        if local.needs.exists():
+            found[f"llama.cpp of {name}"] = number
     return found
