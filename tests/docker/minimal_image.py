@@ -35,7 +35,7 @@ def wheel(python):
     for file in packages.glob("xllamacpp*/*"):
         if file.is_file():
             files[str(file)] = f"/app/{file.relative_to(packages)}"
-    script = '#!/bin/sh\nPYTHONHOME=/app exec /app/python /app/server.py "$@"\n'
+    script = '#!/usr/bin/sh\nPYTHONHOME=/app exec /app/python /app/server.py "$@"\n'
     return files, {"/app/llama-server": script}
 
 
