@@ -45,6 +45,7 @@ PREFILL = {1: 384, 16: 64}  # tokens of a prompt with one token of answer, by th
 DECODE = {1: 64, 16: 32}  # tokens of an answer to a short prompt
 SHORT = 4  # tokens of that prompt
 KINDS = ("BF16", "Q8_0")
+SIZES = ("tiny", "102M")
 PHASES = ("decode", "prefill")
 
 
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--native", type=Path, default=llama_cpp.NATIVE_SERVER)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     arguments = parser.parse_args()
     python = ENGINES / "llama_cpp" / "bin" / "python"
     for needed in (python, arguments.native):
@@ -200,9 +202,11 @@ def main() -> None:
         folder = Path(name) / "large"
         folder.mkdir()
         write_large(folder)
-        models = {f"tiny {kind}": MODELS / "tiny" / f"tiny-{kind}.gguf" for kind in arguments.kinds}
-        for kind in arguments.kinds:
-            models[f"102M {kind}"] = write_gguf(folder, kind, Path(name) / kind)
+        sources = {"tiny": MODELS / "tiny", "102M": folder}
+        models = {
+            f"{size} {kind}": write_gguf(sources[size], kind, Path(name) / size / kind)
+            for size, kind in product(arguments.sizes, arguments.kinds)
+        }
         table = pd.DataFrame(compare(builds, models, arguments.rounds))
     host = describe_host()
     print(f"\n{host['cpu']}, {os.cpu_count()} cores, {arguments.rounds} rounds\n")
