@@ -15,8 +15,8 @@ help:  ## this list
 doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
 	@$(PYTHON) -m tools.doctor
 
-setup:  ## set up what the labs need (make setup STEP="course vllm" for some steps)
-	@$(PYTHON) -m tools.setup $(if $(STEP),--only $(STEP))
+setup:  ## set up what the labs need (STEP="course vllm" for some steps, STEP=llama_cpp NATIVE=1 to compile llama.cpp)
+	@$(PYTHON) -m tools.setup $(if $(STEP),--only $(STEP)) $(if $(NATIVE),--native)
 
 lab: lab-exists setup  ## open JupyterLab on a lab: LAB=1, LAB=3; HEADLESS=1 prints the URL and opens no browser
 	@$(RUN) -m tools.lab open $(LAB) $(if $(HEADLESS),--headless)

@@ -1,5 +1,5 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
-.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-gateway bench-chaos peers lock
+.PHONY: test check build release grade formgrader class page bench-client bench-grade bench-radix bench-llama-cpp bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names screenshots two-sparks
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
@@ -76,6 +76,9 @@ bench-grade: course-env  ## how long a class of 60 takes to grade
 
 bench-radix: setup  ## our radix tree beside SGLang's own, on the same trace
 	@PYTHONPATH=. .engines/sglang/bin/python -W ignore -m benchmarks.radix_tree
+
+bench-llama-cpp: setup  ## llama.cpp's wheel compared with the compiled build (make setup STEP=llama_cpp NATIVE=1; ROUNDS=6)
+	@$(RUN) -m benchmarks.llama_cpp_builds --rounds $(or $(ROUNDS),6)
 
 peers: course-env  ## install what the gateway is held against: LiteLLM's proxy, clients for its tests
 	@$(RUN) -m benchmarks.peers

@@ -10,7 +10,6 @@ from minimal_image import IMAGE, PLAIN, root_file_system
 
 from utils.engines import ENGINES
 from utils.engines.container import LABEL
-from utils.engines.llama_cpp import SERVER
 from utils.profiles import PROFILES
 
 
@@ -36,7 +35,7 @@ def client(daemon):
 
 @pytest.fixture(scope="session")
 def image(client):
-    if not SERVER.exists():
+    if not ENGINES["llama_cpp"].local.needs.exists():
         pytest.skip("not run here: llama.cpp is not set up: make setup STEP=llama_cpp")
     tar = root_file_system()
     for name, changes in ((IMAGE, ['ENTRYPOINT ["/app/llama-server"]']), (PLAIN, [])):

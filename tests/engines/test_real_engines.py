@@ -83,7 +83,7 @@ def test_it_knows_its_version_and_memory(engine):
     assert engine.memory_bytes() > 10_000_000
 
 
-@pytest.mark.parametrize("engine", PAGED, indirect=True)
+@pytest.mark.parametrize("engine", [*PAGED, "llama_cpp"], indirect=True)
 def test_it_is_the_version_that_was_set_up(engine, profile):
     if profile.name == "cpu":
         assert engine.version == engine.spec.local.version

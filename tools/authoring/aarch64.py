@@ -25,7 +25,9 @@ TIMEOUT_S = 120.0
 # Not in a file of requirements, but installed by set-up.
 BESIDE = (f"torch=={TORCH}", f"cmake=={CMAKE}", f"ninja=={NINJA}")
 # What has no wheel for aarch64, and what is used instead.
-INSTEAD = {"llama-cpp-python": "its source package: set-up compiles llama.cpp, on every processor"}
+INSTEAD = {
+    "llama-cpp-python": "its source package: NATIVE=1 compiles llama.cpp, on every processor"
+}
 _UNREACHED = re.compile(r"error sending request|dns error|failed to fetch|timed out", re.IGNORECASE)
 
 

@@ -150,23 +150,25 @@ def python(facts: Facts) -> Iterator[Finding]:
 
 
 def compiler(facts: Facts) -> Iterator[Finding]:
-    """A C++ compiler: llama.cpp is built on the CPU profile, engine files in lab 3.3.6."""
+    """Report whether there is a C++ compiler, which lab 3.3.6 builds engine files with."""
     if facts.compiler:
         yield Finding(FINE, "C++ compiler", f"{facts.compiler}.")
         return
-    labs = frozenset(
-        number
-        for number, lab in LABS.items()
-        if lab.compiler or (facts.profile == "cpu" and "llama_cpp" in lab.engines)
-    )
-    # Without it, set-up stops, and with it everything that comes after.
-    labs = ALL if facts.profile == "cpu" and not _done(facts, "llama_cpp") else labs
-    text = "There is none: " + (
-        "llama.cpp is compiled here, and lab 3.3.6 builds engine files."
-        if facts.profile == "cpu"
-        else "lab 3.3.6 builds engine files."
-    )
+    labs = frozenset(number for number, lab in LABS.items() if lab.compiler)
+    text = "There is none, and lab 3.3.6 builds engine files with it."
     yield _stop("C++ compiler", text, "sudo apt-get install -y g++", labs=labs)
+
+
+def libgomp(facts: Facts) -> Iterator[Finding]:
+    """Report a missing libgomp. The wheel of llama.cpp needs it, and a compiler would have brought it."""
+    if facts.libgomp or facts.profile != "cpu":
+        return
+    labs = frozenset(number for number, lab in LABS.items() if "llama_cpp" in lab.engines)
+    labs = (
+        labs if _done(facts, "llama_cpp") else ALL
+    )  # set-up stops, and with it all that comes after
+    text = "The library libgomp.so.1 is missing, and llama.cpp needs it."
+    yield _stop("libgomp", text, "sudo apt-get install -y libgomp1", labs=labs)
 
 
 def driver(facts: Facts) -> Iterator[Finding]:
@@ -492,6 +494,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     machine,
     python,
     compiler,
+    libgomp,
     driver,
     gpu,
     docker,

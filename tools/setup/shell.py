@@ -198,15 +198,23 @@ class Shell:
 
 def advice_for(output: str, log: Path) -> str:
     """The next step for a command that failed with `output`."""
-    unreachable = "The package index could not be reached. Run the same command again when it can."
+    unreachable = (
+        "The package index could not be reached. If you are behind a proxy, set HTTPS_PROXY. Run the "
+        "same command again when the index can be reached."
+    )
     hints = {
         "No space left on device": FULL_DISK,
         "Temporary failure in name resolution": unreachable,
         "Retrying (": unreachable,
+        "ProxyError": unreachable,
+        "Tunnel connection failed": unreachable,
+        "IncompleteRead": "The download was cut off. Run the same command again.",
         "No matching distribution": "The package index has no such version for this Python and "
         "machine. Python 3.11 to 3.13 on Linux x86-64 or aarch64 have wheels for all.",
         "HASHES": "A downloaded file is not the one that was pinned: do not use it. Clear pip's "
         "cache (python3 -m pip cache purge) and try again; if it persists, report it.",
+        "libgomp.so.1": "The library libgomp is missing. Install it (Debian, Ubuntu: the package "
+        "libgomp1), then run the same command again.",
         "Killed": "The process was killed, most likely for want of memory: close other programs.",
     }
     for sign, hint in hints.items():

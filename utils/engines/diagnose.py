@@ -42,6 +42,10 @@ HINTS: tuple[tuple[str, str], ...] = (
         "never added.",
     ),
     (
+        r"can't import xllamacpp|libgomp\.so",
+        "the engine's environment is not whole: make setup STEP=llama_cpp tells what is missing.",
+    ),
+    (
         r"FP8 KV cache on CPU requires",
         "this CPU cannot: vLLM keeps a KV cache in FP8 only on x86-64 with AVX-512 or AMX. Leave out "
         "kv_cache_dtype.",
@@ -53,7 +57,8 @@ HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"unrecognized arguments|error: argument|invalid choice|error: invalid argument",
-        "this version of the engine does not know one of the arguments: the log names it.",
+        "this version of the engine does not know one of the arguments, or its value is wrong: the log "
+        "names it.",
     ),
     (
         r"max_model_len|larger than the maximum|exceeds.*context"

@@ -338,7 +338,10 @@ def wake(client: httpx.Client, engine: RunningEngine) -> None:
 
 
 def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
-    """The version as the engine itself gives it; `unknown` if it does not."""
+    """Return the version that the engine tells, or the installed one if its program can't tell it."""
+    local = engine.spec.local
+    if local and not local.tells_version and isinstance(engine._handle, ProcessHandle):
+        return local.version
     if engine.spec.version_path is None:
         return "unknown"
     try:

@@ -1,16 +1,23 @@
 """llama.cpp: GGUF models on anything, with the widest choice of quantisations.
 
+As a local process it is the wheel `xllamacpp`, or the compiled `llama-server` if
+`make setup STEP=llama_cpp NATIVE=1` has made one.
+
 Sources: llama.cpp tools/server/README.md and docs/docker.md, as carried by llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from utils.engines import llama_cpp_server
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ENGINES
 
-SERVER = ENGINES / "llama_cpp" / "bin" / "llama-server"
+NATIVE_SERVER = ENGINES / "llama_cpp_native" / "bin" / "llama-server"
+WHEEL = "xllamacpp 2026.10.11549"
+NATIVE = "llama-cpp-python 0.3.36"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -46,11 +53,31 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return {}
 
 
+def local(engines: Path = ENGINES) -> Local:
+    """Return the way to run llama.cpp as a process.
+
+    Neither program tells its version. The wheel was built without one, and the compiled server tells the
+    commit of the repository that its sources lie in, which is this course's.
+
+    Args:
+        engines: Folder that set-up makes engines in.
+    """
+    native = engines / "llama_cpp_native"
+    stamp = native / "version"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == NATIVE:
+        command: tuple[str, ...] = (str(native / "bin" / "llama-server"),)
+        needs, version = native / "bin" / "llama-server", NATIVE
+    else:
+        needs, version = engines / "llama_cpp" / "bin" / "python", WHEEL
+        command = (str(needs), "-P", str(llama_cpp_server.__file__))
+    return Local(command, needs, "llama_cpp", version, local_environment, tells_version=False)
+
+
 SPEC = EngineSpec(
     name="llama_cpp",
     title="llama.cpp",
     container=Container(
-        # Build 11277, for amd64 and arm64; the sources that are compiled for the cpu profile are of 11312.
+        # Build 11277, for amd64 and arm64; the cpu profile's wheel is of 11549, its sources of 11312.
         image="ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
         port=8080,
         ipc=None,
@@ -58,13 +85,7 @@ SPEC = EngineSpec(
         mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
         probe=("curl", "-fsS", "{url}"),
     ),
-    local=Local(
-        command=(str(SERVER),),
-        needs=SERVER,
-        setup="llama_cpp",
-        version="llama-cpp-python 0.3.36",
-        environment=local_environment,
-    ),
+    local=local(),
     not_local="",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "prefix_caching"}),

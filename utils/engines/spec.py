@@ -155,6 +155,7 @@ class Local:
         version: Version that is installed by that step.
         environment: Variables for a given set of options.
         wake: Prompt to send once before anybody else's; None: not needed.
+        tells_version: Whether the running program tells its version. If not, `version` counts.
     """
 
     command: tuple[str, ...]
@@ -163,6 +164,7 @@ class Local:
     version: str
     environment: Callable[[ServeOptions], Mapping[str, str]]
     wake: str | None = None
+    tells_version: bool = True
 
 
 def refuse_nothing(

@@ -14,7 +14,7 @@ from tools.doctor import diagnoses as judge
 from tools.doctor import needs
 from tools.doctor.diagnoses import STOP, examine, stopped
 from tools.doctor.doctor_report import render
-from tools.doctor.facts import Facts, Listener, gather, read_docker, read_listeners
+from tools.doctor.facts import Facts, Listener, commands, gather, read_docker, read_listeners
 from tools.doctor.machine_probe import Answer, Probe
 from utils.engines import ENGINES
 from utils.model_sizes import decoder_parameters
@@ -183,12 +183,28 @@ def test_what_stops_labs_and_its_fix(name, changed, topic, fix):
     assert fix in fixes([finding for finding in found if finding.level == STOP])
 
 
-def test_without_a_compiler_only_the_lab_that_builds_stops_on_a_gpu():
-    found = examine(replace(facts_of("h100"), compiler=""))
+@pytest.mark.parametrize("machine", ["h100", "laptop"])
+def test_doctor_stops_only_lab_6_without_compiler(machine):
+    facts = replace(facts_of(machine), compiler="")
+    found = examine(facts)
     assert stopped(found) == {6}
-    page = render(facts_of("h100"), found)
+    page = render(facts, found)
     assert re.search(r"3\.3\.6 .*cannot run: C\+\+ compiler", page)
-    assert "These labs can run: 3.3.1, 3.3.2" in page
+
+
+def test_doctor_names_package_of_missing_libgomp():
+    probe = Recorded("laptop")
+    probe.commands[" ".join(commands(probe)["libgomp"])] = Answer(1, "", "cannot open")
+    probe.keys.append(("done", "llama_cpp"))
+    found = examine(gather(probe))
+    assert "apt-get install -y libgomp1" in fixes(found)
+    assert stopped(found) == {1, 3, 6, 7}
+    probe.keys.remove(("done", "llama_cpp"))
+    assert stopped(examine(gather(probe))) == set(needs.LABS)
+
+
+def test_doctor_ignores_libgomp_when_engines_run_in_containers():
+    assert "libgomp" not in topics(examine(replace(facts_of("h100"), libgomp=False)), STOP)
 
 
 def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():

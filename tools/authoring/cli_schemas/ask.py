@@ -63,7 +63,7 @@ class Answer:
 
 def installed() -> tuple[str, ...]:
     """Names of the engines whose parsers can be asked on this machine."""
-    needs = {**_PYTHONS, "llama_cpp": llama_cpp.SERVER}
+    needs = {**_PYTHONS, "llama_cpp": llama_cpp.NATIVE_SERVER}
     return tuple(name for name, path in needs.items() if path.exists())
 
 
@@ -119,11 +119,11 @@ def _finish(name: str, process: subprocess.Popen[str]) -> Answer:
 def _ask_llama_cpp(lines: Sequence[CommandLine]) -> Answer:
     answer = _run_llama_cpp("--help")
     if answer.returncode != 0:
-        raise AskError(f"{llama_cpp.SERVER} --help failed:\n{answer.stderr[-1500:]}")
-    binary = llama_cpp.SERVER.read_bytes()
+        raise AskError(f"{llama_cpp.NATIVE_SERVER} --help failed:\n{answer.stderr[-1500:]}")
+    binary = llama_cpp.NATIVE_SERVER.read_bytes()
     names = set(llama_cpp.SPEC.metrics.__dict__.values()) - {None}
     data = parse_llama_help(answer.stdout) | {
-        "version": (llama_cpp.SPEC.local.version if llama_cpp.SPEC.local else ""),
+        "version": llama_cpp.NATIVE,
         # The program puts names together from `llamacpp:` and these; a list it does not have.
         "metrics": sorted(n for n in names if n.partition(":")[2].encode() in binary),
     }
@@ -131,7 +131,7 @@ def _ask_llama_cpp(lines: Sequence[CommandLine]) -> Answer:
 
 
 def _run_llama_cpp(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(llama_cpp.SERVER), *arguments]
+    command = [str(llama_cpp.NATIVE_SERVER), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
