@@ -13,7 +13,7 @@
 # * recommend an engine for a use case from your own records.
 #
 # **Time**: about 3 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** vLLM, llama.cpp, a naive `transformers` server, and SGLang, TensorRT-LLM and Ollama where they run, one
 # after the other, on free ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
@@ -505,7 +505,7 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 #
 # **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half: SGLang in FP8,
 # by LMSYS's 20.5 tok/s, reaches 20.5 × 7.5 / 273 = 0.56. Memory is the main limit there, and all engines read the same
-# bytes. <!-- origin: cited: utils/roofline/published.py --> For a model of a few megabytes it is small, and what you see
+# bytes. For a model of a few megabytes it is small, and what you see
 # is *overhead*: Python, scheduling, HTTP. Batching divides that overhead by the batch. Which of your engines gain from it,
 # and which do not? An engine that pays little overhead has little to divide. **Carry the method to your machine, not these
 # numbers.**

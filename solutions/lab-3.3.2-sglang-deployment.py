@@ -18,7 +18,7 @@
 # * put a cache-aware router in front of two workers, and see what happens when one dies.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** SGLang four times, vLLM once and SGLang's router three times, on free ports of 127.0.0.1, and
 # stops them all (where engines run in containers, one at a time, each section starts its engines anew: plan an

@@ -20,7 +20,7 @@
 # * judge KV-cache quantisation and `--enforce-eager` by measurement.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** vLLM several times (and llama.cpp once or twice) on free ports of 127.0.0.1, and stops
 # each of them. **It writes** one JSON record per run into `records/`. Numbers are *measured* here,
@@ -502,7 +502,7 @@ schedule = checks.schedule(schedule)
 # %% [markdown]
 # Your scheduler against static batching: the same 300 requests, the same arrivals (50 a second), the
 # same 8,192 tokens of memory. What a step costs is **assumed** here, 10 ms plus 0.2 ms per token; section
-# 5 puts measured constants in their place. <!-- origin: example: assumed, as it says -->
+# 5 puts measured constants in their place.
 #
 # **Predict**: how many times the throughput of static batching?
 
@@ -557,11 +557,11 @@ sweep_table(runs)
 # <details><summary>Hint 1</summary>
 #
 # In the example each further request makes a step 2 ms longer, and a step of no request at all would take
-# 8 ms. At 10 requests: 28 ms. <!-- origin: example: the numbers of the exercise -->
+# 8 ms. At 10 requests: 28 ms.
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second. <!-- origin: example: the numbers of the exercise -->
+# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second.
 # </details>
 
 # %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 points=3

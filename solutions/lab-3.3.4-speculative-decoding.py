@@ -19,7 +19,7 @@
 # * serve the same heads from vLLM, and set its counters beside your own.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** vLLM three times, in the background, on free ports of 127.0.0.1, and stops it. (Where engines run in
 # containers, one at a time.) **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here,
@@ -749,7 +749,7 @@ fleet.stop()
 # <details><summary>4. Somebody reports 3.6 times with typical acceptance at temperature 0.7. What do you ask?</summary>
 #
 # Against what: the same temperature, sampled exactly? On which text? With which loss of quality, measured how? It is not
-# the same output in less time, but another output. <!-- origin: example: the question's -->
+# the same output in less time, but another output.
 # </details>
 # <details><summary>5. Why does speculation pay less at a large batch?</summary>
 #

@@ -20,7 +20,7 @@
 # * serve the draft from vLLM, and find the load at which speculation stops paying.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** vLLM three times, on free ports of 127.0.0.1, and stops all of them. It trains two small drafts, and
 # reads trained ones from `models/heads`. **It writes** one JSON record per run into `records/`. Numbers are *measured*
@@ -485,7 +485,6 @@ display(plots.plot_outcomes(outcomes, unlike))
 #
 # The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
 # lookup. Whether your machine reached them, and if not, what stood in the way:
-# <!-- origin: setting: utils/labs/lab_3_3_5/tables.py: TARGET_SPEEDUP = 2.5 -->
 
 # %%
 drafting = {name: comparison.draft_cost(o) for name, o in outcomes.items() if name != "plain"}

@@ -18,7 +18,7 @@
 # * write the settings of `trtllm-serve` for a requirement, and have them checked before a container starts.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
 # stops them. **It writes** one JSON record per measured run into `records/`, and engine files into a temporary folder. Numbers

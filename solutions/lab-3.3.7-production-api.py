@@ -16,7 +16,7 @@
 # * read the four numbers that a dashboard of such a service needs, and write down what a deployment needs.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU. <!-- origin: plan: a learner's time --> <!-- origin: setting: utils/profiles.py: time_budget_s=300.0 -->
+# model on a GPU.
 #
 # **It starts** two vLLM and three llama.cpp, and several gateways in front of them, on free ports of 127.0.0.1, and stops
 # them all. **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here, *cited* with their
@@ -462,7 +462,6 @@ plots.plot_days(days);
 #   elsewhere, so clients saw nothing.
 # * *Frozen*: connections are accepted, and nothing comes. What waited for a first byte is sent elsewhere as soon as the health
 #   check fails; a stream that had begun ends with an error event when nothing came for 2 s (`idle_s`).
-#   <!-- origin: setting: utils/labs/lab_3_3_7/experiments.py: "idle_s": 2.0 -->
 # * *Killed*: connections break at once. What had begun ends with an error event, all else is repeated. It does not come
 #   back, so the pool is "not within 10" seconds whole: starting engines is somebody else's job (systemd, Kubernetes).
 #
