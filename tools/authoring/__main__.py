@@ -23,14 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("list", help="labs, exercises, minutes, points")
     tried = commands.add_parser("checks", help="try every check: right, empty, wrong solutions")
     tried.add_argument("--messages", action="store_true", help="show what learners would read")
-    commands.add_parser("docs", help="check documents and labs: origins, links, names, code, craft")
-    commands.add_parser("prep", help="make the tables of LAB_PREP.md and QUICK_REFERENCE.md anew")
-    commands.add_parser("links", help="ask every outside link, and write down when")
+    commands.add_parser("tables", help="write the tables of LAB_PREP.md and QUICK_REFERENCE.md")
     release = commands.add_parser("release", help="write the folder that learners get")
     release.add_argument("target", type=Path, help="the folder")
-    flags = commands.add_parser("flags", help="whether today's engines accept what the course says")
-    flags.add_argument("--record", action="store_true", help="write their lists of options anew")
-    commands.add_parser("page", help="make the terminal output in the instructors' page anew")
     return run_command(lambda: _run(parser.parse_args(argv)))
 
 
@@ -43,23 +38,11 @@ def _run(args: argparse.Namespace) -> int:
             return _list(root)
         case "release":
             return _release(root, args.target.resolve())
-        case "page":
-            from tools.authoring.readme_output import write_page
+        case "tables":
+            from tools.authoring.generated_tables import write_tables
 
-            write_page(root)
-            return 0
-        case "flags":
-            from tools.authoring.engine_flags_lint import report as report_flags
-
-            return report_flags(root, again=args.record)
-        case "docs":
-            return _docs(root)
-        case "links":
-            return _links(root)
-        case "prep":
-            from tools.authoring.generated_tables import write_prep
-
-            write_prep(root)
+            for path in write_tables(root):
+                print(f"wrote {path.relative_to(root)}")
             return 0
         case _:
             from tools.authoring.check_selftest import report
@@ -98,29 +81,6 @@ def _release(root: Path, target: Path) -> int:
 
     report_release(target, write_release(root, target))
     return 0
-
-
-def _docs(root: Path) -> int:
-    from tools.authoring.documents import check_documents
-    from tools.lab.labs import count
-
-    problems = check_documents(root)
-    for problem in problems:
-        print(problem)
-    print(f"{count(len(problems), 'fault')} in documents and labs")
-    return 1 if problems else 0
-
-
-def _links(root: Path) -> int:
-    from tools.authoring.documents import all_outside_links, documents
-    from tools.authoring.external_links import PAGE, write_page
-    from tools.lab.labs import count
-
-    links = all_outside_links(documents(root))
-    answered, wrong = write_page(links, root)
-    print(f"{answered} of {count(len(links), 'link')} answered; written to {PAGE}")
-    print(*wrong, sep="\n")
-    return 1 if wrong else 0
 
 
 def _list(root: Path) -> int:

@@ -1,37 +1,38 @@
-"""`python -m tools.authoring prep`: tables of documents, from engines, profiles, models and the labs.
+"""`python -m tools.authoring tables`: tables of documents, from engines, profiles, models and the labs.
 
-A table stands between `<!-- made: NAME -->` and `<!-- /made -->`; `python -m tools.authoring docs` says when
-one is stale.
+A table is between `<!-- made: NAME -->` and `<!-- /made -->`. `make build` writes them, and tests/docs
+checks that they are fresh.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.authoring.lint_errors import Problem
-from tools.authoring.references import labs_of
-from tools.authoring.versions import TABLES as VERSIONS
+import yaml
+
+from tools.authoring.build import read_labs
 from tools.doctor.needs import DOWNLOADS
 from tools.lab.course_error import CourseError
+from tools.setup.packages import TORCH
 from utils.engines import ENGINES
 from utils.model_sizes import decoder_parameters
 from utils.profiles import PROFILES, ROOT, Profile
-from utils.roofline.published import PUBLISHED, QWEN3_8B
+from utils.roofline.published import OLD_TABLE, PUBLISHED, QWEN3_8B, judge_rows
 
 PAGES = ("LAB_PREP.md", "QUICK_REFERENCE.md")
-_MADE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 _STARTS = re.compile(
     r"\*\*It starts\*\* (?P<starts>.*?)\s*\*\*It writes\*\* (?P<writes>.*?\.)(?:\s|$)", re.DOTALL
 )
 
 
 def labs_table(root: Path) -> str:
-    """A row per lab: its exercises, and what its first cell says that it starts and writes."""
+    """Make a row per lab: its exercises, and the engines that it starts according to its first cell."""
     rows = ["| lab | exercises | your own work | it starts |", "|---|---|---|---|"]
-    for lab in labs_of(root):
+    for lab in read_labs(root):
         found = _STARTS.search(lab.source.cells[0].source)
         starts = re.sub(r"\s+", " ", re.sub(r"<!--.*?-->", "", found["starts"])) if found else "?"
         minutes = sum(exercise.minutes for exercise in lab.exercises)
@@ -40,7 +41,7 @@ def labs_table(root: Path) -> str:
 
 
 def ports_table(root: Path) -> str:
-    """A row per engine: its port inside the container, and where it answers."""
+    """Make a row per engine: its port inside the container, and its paths."""
     rows = ["| engine | port in its container | health | metrics |", "|---|---|---|---|"]
     for spec in ENGINES.values():
         if spec.container is not None:
@@ -52,7 +53,7 @@ def ports_table(root: Path) -> str:
 
 
 def models_table(root: Path) -> str:
-    """A row per model of the `spark` profile: what is downloaded for which engine, and how much."""
+    """Make a row per model of the `spark` profile: its engines, and the size of its download."""
     profile = PROFILES["spark"]
     parameters = decoder_parameters(QWEN3_8B)
     rows = ["| model | for | download |", "|---|---|---|"]
@@ -78,7 +79,7 @@ def _by_model(profile: Profile) -> dict[str, list[str]]:
 
 
 def shipped_table(root: Path) -> str:
-    """A row per folder of models that ship: their weights, and what they take on the disk."""
+    """Make a row per folder of models that ship: their weights, and their size on the disk."""
     rows = ["| folder | files of weights | size |", "|---|---|---|"]
     for folder in sorted(path for path in (root / "models").iterdir() if path.is_dir()):
         sizes = [
@@ -92,13 +93,13 @@ def shipped_table(root: Path) -> str:
 
 
 def images_block(root: Path) -> str:
-    """The commands that pull every engine's image."""
+    """Write the commands that pull every engine's image."""
     images = [spec.container.image for spec in ENGINES.values() if spec.container is not None]
     return "\n".join(["```bash", *(f"docker pull {image}" for image in images), "```"])
 
 
 def capabilities_table(root: Path) -> str:
-    """A row per engine: what the course uses of it."""
+    """Make a row per engine: the abilities that the course uses."""
     rows = [
         "| engine | constraints | speculation | KV cache types | options of `launch` |",
         "|---|---|---|---|---|",
@@ -112,7 +113,7 @@ def capabilities_table(root: Path) -> str:
 
 
 def published_table(root: Path) -> str:
-    """What others have published for a DGX Spark."""
+    """Make a row per number that others have published for a DGX Spark."""
     rows = [
         "| engine | model | weights | batch | prefill (tok/s) | decode (tok/s) | source |",
         "|---|---|---|---|---|---|---|",
@@ -120,12 +121,12 @@ def published_table(root: Path) -> str:
     for row in PUBLISHED:
         source = f"[{row.source}]({row.url})" if row.url else row.source
         speeds = f"{row.prefill_tok_s:,.0f} | {row.decode_tok_s:g}"
-        what = f"{row.engine} | {row.model} | {row.quantisation} | {row.batch}"
-        rows.append(f"| {what} | {speeds} | {source} |")
+        run = f"{row.engine} | {row.model} | {row.quantisation} | {row.batch}"
+        rows.append(f"| {run} | {speeds} | {source} |")
     return "\n".join(rows)
 
 
-_SHOWN = {
+_TITLES = {
     "running": "running",
     "waiting": "waiting",
     "kv_usage": "KV cache in use",
@@ -143,12 +144,12 @@ _SHOWN = {
 
 
 def metrics_table(root: Path) -> str:
-    """A row per quantity, a column per engine that has Prometheus metrics; without the common prefix."""
+    """Make a row per quantity and a column per engine with Prometheus metrics, without their prefix."""
     specs = [spec for spec in ENGINES.values() if spec.metrics.running]
     prefixes = [_prefix(spec.metrics.running or "") for spec in specs]
     heads = [f"{spec.title} `{prefix}`" for spec, prefix in zip(specs, prefixes, strict=True)]
     rows = ["| | " + " | ".join(heads) + " |", "|---" * (len(specs) + 1) + "|"]
-    for field, shown in _SHOWN.items():
+    for field, shown in _TITLES.items():
         names = [getattr(spec.metrics, field) for spec in specs]
         cells = [
             f"`{name.removeprefix(prefix)}`" if name else "–"
@@ -159,8 +160,94 @@ def metrics_table(root: Path) -> str:
 
 
 def _prefix(name: str) -> str:
-    """What all names of an engine begin with: `vllm:`, `trtllm_`."""
+    """Return the common start of an engine's names, such as `vllm:` or `trtllm_`."""
     return re.split(r"(?<=[:_])", name, maxsplit=1)[0]
+
+
+_PLAYBOOKS = "NVIDIA/dgx-spark-playbooks"
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """Facts about an image. No registry was asked, because only the machine that runs it needs it.
+
+    Attributes:
+        date: Day on which its tag was last found, as an ISO date.
+        source: Publisher's page that had it.
+        holds: Version of the engine inside, if the tag doesn't tell it.
+    """
+
+    date: str
+    source: str
+    holds: str = ""
+
+
+LOOKED_UP: Mapping[str, LookedUp] = {
+    "nvcr.io/nvidia/vllm:26.10-py3": LookedUp(
+        "2026-11-26", "NVIDIA's release notes, vLLM 26.10", "vLLM 0.31.0, CUDA 13.4.3"
+    ),
+    "lmsysorg/sglang:v0.5.23-cu130": LookedUp(
+        "not found", f"the package's version; the ending is that of {_PLAYBOOKS}"
+    ),
+    "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13": LookedUp(
+        "2026-11-26", f"{_PLAYBOOKS}, nvidia/trt-llm"
+    ),
+    "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277": LookedUp(
+        "2026-11-26",
+        "used by public repositories; that server-cuda13 is built for arm64: docs/docker.md",
+    ),
+    "ollama/ollama:0.24.0": LookedUp("2026-11-26", "ollama/ollama, git tag v0.24.0"),
+}
+_UNKNOWN = LookedUp("not yet", "docker/compose.yaml alone")
+
+
+# Where the flags come from that no test here can try, because the program isn't on this machine.
+FLAGS_READ = {
+    "tensorrt_llm": "read in NVIDIA/TensorRT-LLM at 00209af1, 2026-11-26",
+    "ollama": "read in ollama/ollama at v0.24.0 (c28ddc0a), 2026-11-26",
+    "transformers": "the course's own program",
+}
+_SHELL_DEFAULT = re.compile(r"\$\{\w+:?-([^}]*)\}")
+
+
+def versions_images_table(root: Path) -> str:
+    """Make a row per image that the course starts: its content, and the day it was last looked up."""
+    images = {s.title: s.container.image for s in ENGINES.values() if s.container is not None}
+    names = {image.rpartition(":")[0] for image in images.values()}
+    services = yaml.safe_load((root / "docker/compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
+    for name, service in services.items():
+        image = _SHELL_DEFAULT.sub(r"\1", service.get("image", ""))
+        if image and image.rpartition(":")[0] not in names:
+            images.setdefault(name, image)
+    rows = ["| runs | image | holds | last looked up | in |", "|---|---|---|---|---|"]
+    for title, image in images.items():
+        known = LOOKED_UP.get(image, _UNKNOWN)
+        rows.append(f"| {title} | `{image}` | {known.holds} | {known.date} | {known.source} |")
+    return "\n".join(rows)
+
+
+def versions_table(root: Path) -> str:
+    """Make a row per engine: its version on the `cpu` profile, and the source of its flags."""
+    rows = ["| engine | `cpu` profile | flags |", "|---|---|---|"]
+    for name, spec in ENGINES.items():
+        local = spec.local.version if spec.local else "not run here"
+        source = FLAGS_READ.get(name, "tried with this version's own parser")
+        rows.append(f"| {spec.title} | {local} | {source} |")
+    return "\n".join([*rows, f"| PyTorch | {TORCH} | – |"])
+
+
+def old_numbers_table(root: Path) -> str:
+    """Make a row per old number for a DGX Spark, with the formats that it could be true of."""
+    rows = [
+        "| engine | prefill (tok/s) | decode (tok/s) | against the ceilings | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row, judged in zip(OLD_TABLE, judge_rows(OLD_TABLE), strict=True):
+        speeds = f"{row.prefill_tok_s:,.0f} | {row.decode_tok_s:g}"
+        rows.append(f"| {row.engine} | {speeds} | {judged.text} | {row.note} |")
+    return "\n".join(rows)
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
@@ -172,40 +259,33 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "capabilities": capabilities_table,
     "metrics": metrics_table,
     "published": published_table,
-    **VERSIONS,
+    "images_versions": versions_images_table,
+    "versions": versions_table,
+    "old_numbers": old_numbers_table,
 }
 
 
 def fresh(text: str, root: Path = ROOT) -> str:
-    """The page with its tables made anew.
+    """Return the page with its tables made again.
 
     Raises:
-        CourseError: It asks for a table that nobody makes.
+        CourseError: The page has a marker of an unknown table.
     """
 
-    def made(block: re.Match[str]) -> str:
+    def replace(block: re.Match[str]) -> str:
         if block["name"] not in TABLES:
-            raise CourseError(
-                f"There is no table {block['name']!r}; there are: {', '.join(TABLES)}."
-            )
+            raise CourseError(f"No table has the name {block['name']!r}. Use: {', '.join(TABLES)}.")
         return f"{block[1]}{TABLES[block['name']](root)}\n{block[3]}"
 
-    return _MADE.sub(made, text)
+    return _TABLE.sub(replace, text)
 
 
-def write_prep(root: Path = ROOT) -> None:
-    """Write the pages' tables anew."""
-    for name in PAGES:
-        path = root / name
-        path.write_text(fresh(path.read_text(encoding="utf-8"), root), encoding="utf-8")
-
-
-def check_prep(root: Path = ROOT) -> Iterator[Problem]:
-    """Pages whose tables are not what engines, profiles and labs make."""
-    for name in PAGES:
-        path = root / name
+def write_tables(root: Path = ROOT) -> list[Path]:
+    """Write the tables again, and return the pages that changed."""
+    changed = []
+    for path in (root / name for name in PAGES):
         text = path.read_text(encoding="utf-8")
-        pairs = zip_longest(text.splitlines(), fresh(text, root).splitlines())
-        line = next((number for number, (old, new) in enumerate(pairs, 1) if old != new), None)
-        if line is not None:
-            yield Problem(path, line, "a table is stale", "Run: python -m tools.authoring prep")
+        if (page := fresh(text, root)) != text:
+            path.write_text(page, encoding="utf-8")
+            changed.append(path)
+    return changed
