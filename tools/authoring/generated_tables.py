@@ -201,10 +201,11 @@ LOOKED_UP: Mapping[str, LookedUp] = {
 _UNKNOWN = LookedUp("not yet", "docker/compose.yaml alone")
 
 
-# Where the flags come from that no test here can try, because the program isn't on this machine.
+# Source of the flags of each engine whose own parser isn't on this machine.
 FLAGS_READ = {
     "tensorrt_llm": "read in NVIDIA/TensorRT-LLM at 00209af1, 2026-11-26",
     "ollama": "read in ollama/ollama at v0.24.0 (c28ddc0a), 2026-11-26",
+    "llama_cpp": "known to utils/engines/llama_cpp_server.py, which refuses all others",
     "transformers": "the course's own program",
 }
 _SHELL_DEFAULT = re.compile(r"\$\{\w+:?-([^}]*)\}")
