@@ -1,9 +1,8 @@
-"""Tries every check and every hidden part: on the reference, the empty stub, and wrong solutions.
+"""Self-test of every check and every hidden part on the reference, the empty stub and wrong solutions.
 
-A wrong solution must be refused by the lab's check, in words that help, and must not earn all points
-of the hidden parts, on any of several seeds. Two more wrong solutions come with every function: one
-that stored the answers to the lab's check, one that stored those to the hidden parts on another seed.
-They earn nothing.
+The lab's check must refuse a wrong solution with a helpful message, and on none of several seeds may it
+earn all points of the hidden parts. Every function also gets two replayers. One has stored the answers
+to the lab's check, and the other those to the hidden parts on another seed. Both must earn nothing.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from typing import Any
 
 import utils.checks
 from tools.authoring.build import read_labs
-from tools.authoring.replay_adversary import Memory
+from tools.authoring.replay_adversary import AnswerReplayer
 from tools.lab.judge.hidden_tests import DEFAULT_SEED, Grading, load_gradings
 from utils.checks import Check, checks_of
 from utils.checks.attempt import LocalAnswer
 
-LEAST_WRONG = 3
+MIN_WRONG = 3
 SEEDS = (DEFAULT_SEED, "spring", "autumn")
 Gradings = Mapping[str, Mapping[str, Grading]]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One solution given to one exercise's check and parts.
+class CheckCase:
+    """Result of one solution, given to one exercise's check and parts.
 
     Attributes:
-        lab: number.
-        exercise: id.
-        solution: its name.
-        verdict: of the lab's check.
-        points: earned of the hidden parts, the most on any seed, as "2/3"; "" if not tried.
-        message: what a learner would read.
-        fault: "" when check and parts did their duty.
+        lab: Number of the lab.
+        exercise: Id of the exercise.
+        solution: Name of the solution.
+        verdict: Verdict of the lab's check.
+        points: Points of the hidden parts on the best seed, such as "2/3", or "" if they were not tried.
+        message: Text that a learner would read.
+        fault: Error of the check or of a part, or "".
     """
 
     lab: str
@@ -54,7 +53,7 @@ class Trial:
 
 
 def modules() -> dict[str, ModuleType]:
-    """The labs' check modules by number: "3.3.1" is utils.checks.lab_3_3_1."""
+    """Return the labs' check modules by number: "3.3.1" is utils.checks.lab_3_3_1."""
     names = sorted(m.name for m in pkgutil.iter_modules(utils.checks.__path__))
     return {
         name.removeprefix("lab_").replace("_", "."): importlib.import_module(f"utils.checks.{name}")
@@ -63,77 +62,79 @@ def modules() -> dict[str, ModuleType]:
     }
 
 
-def try_module(lab: str, module: ModuleType, gradings: Mapping[str, Grading]) -> Iterator[Trial]:
+def try_module(
+    lab: str, module: ModuleType, gradings: Mapping[str, Grading]
+) -> Iterator[CheckCase]:
     """Try every check that a module declares."""
     for name, check in checks_of(module).items():
         yield from try_check(lab, name, check, gradings.get(name))
 
 
-def try_check(lab: str, name: str, check: Check, grading: Grading | None) -> Iterator[Trial]:
+def try_check(lab: str, name: str, check: Check, grading: Grading | None) -> Iterator[CheckCase]:
     """Try one exercise's check and parts on everything they must accept or refuse."""
-    trial = partial(Trial, lab, name)
+    case = partial(CheckCase, lab, name)
     if name != check.exercise:
-        yield trial("(declaration)", "", "", "", f"named {check.exercise!r} and {name!r}")
+        yield case("(declaration)", "", "", "", f"named {check.exercise!r} and {name!r}")
     if grading is None:
-        yield trial("(declaration)", "", "", "", "not graded: solutions/grading does not name it")
+        yield case("(declaration)", "", "", "", "not graded: solutions/grading does not name it")
         return
     wrongs = grading.wrongs()
-    if len(wrongs) < LEAST_WRONG:
-        fault = f"{len(wrongs)} wrong solutions, fewer than {LEAST_WRONG}"
-        yield trial("(declaration)", "", "", "", fault)
-    yield from _try_right(trial, check, grading)
+    if len(wrongs) < MIN_WRONG:
+        fault = f"{len(wrongs)} wrong solutions, fewer than {MIN_WRONG}"
+        yield case("(declaration)", "", "", "", fault)
+    yield from _try_right(case, check, grading)
     for title, wrong in wrongs.items():
-        found = check.judge(wrong.solution)
-        most = max(earned(grading, wrong.solution, seed) for seed in SEEDS)
+        answer = check.judge(wrong.solution)
+        best = max(earned(grading, wrong.solution, seed) for seed in SEEDS)
         fault = ""
-        if found.verdict != "wrong":
-            fault = "a wrong solution passes" if found.verdict == "right" else "counts as empty"
-        elif wrong.says and wrong.says not in found.message:
+        if answer.verdict != "wrong":
+            fault = "a wrong solution passes" if answer.verdict == "right" else "counts as empty"
+        elif wrong.says and wrong.says not in answer.message:
             fault = f"the message does not say {wrong.says!r}"
-        elif not wrong.says and found.cause != "answer":
-            fault = f"refused for its {found.cause}, not for its answer (declare says=...)"
-        elif most == grading.points:
+        elif not wrong.says and answer.cause != "answer":
+            fault = f"refused for its {answer.cause}, not for its answer (declare says=...)"
+        elif best == grading.points:
             fault = "a wrong solution earns all points"
-        yield trial(title, found.verdict, _of(most, grading), found.message, fault)
+        yield case(title, answer.verdict, _of(best, grading), answer.message, fault)
     if callable(check.reference) and check.judge(check.reference).verdict == "right":
-        yield from _try_stored(trial, check, grading)
+        yield from _try_stored(case, check, grading)
 
 
-def _try_right(trial: partial[Trial], check: Check, grading: Grading) -> Iterator[Trial]:
-    right = check.judge(check.reference)
-    least = min(earned(grading, check.reference, seed) for seed in SEEDS)
-    fault = "" if right.verdict == "right" else "the reference fails"
-    if not fault and least < grading.points:
+def _try_right(case: partial[CheckCase], check: Check, grading: Grading) -> Iterator[CheckCase]:
+    answer = check.judge(check.reference)
+    worst = min(earned(grading, check.reference, seed) for seed in SEEDS)
+    fault = "" if answer.verdict == "right" else "the reference fails"
+    if not fault and worst < grading.points:
         fault = "the reference does not earn all points"
-    points = _of(least, grading)
-    yield trial("reference", right.verdict, points, right.message, fault)
+    points = _of(worst, grading)
+    yield case("reference", answer.verdict, points, answer.message, fault)
     stub = empty_stub(check.reference)
-    empty, most = check.judge(stub), max(earned(grading, stub, seed) for seed in SEEDS)
+    empty, best = check.judge(stub), max(earned(grading, stub, seed) for seed in SEEDS)
     fault = "" if empty.verdict == "not attempted" else "the empty stub counts as an attempt"
-    if not fault and most:
+    if not fault and best:
         fault = "the empty stub earns points"
-    yield trial("empty stub", empty.verdict, _of(most, grading), empty.message, fault)
+    yield case("empty stub", empty.verdict, _of(best, grading), empty.message, fault)
 
 
-def _try_stored(trial: partial[Trial], check: Check, grading: Grading) -> Iterator[Trial]:
-    memory = Memory(check.reference)
-    check.examine(memory.recorder())
-    found = check.judge(memory.replayer())
-    points = earned(grading, memory.replayer(), SEEDS[0])
-    fault = "" if found.verdict == "right" else "stored answers do not even pass the check"
+def _try_stored(case: partial[CheckCase], check: Check, grading: Grading) -> Iterator[CheckCase]:
+    replayer = AnswerReplayer(check.reference)
+    check.examine(replayer.recorder())
+    answer = check.judge(replayer.replayer())
+    points = earned(grading, replayer.replayer(), SEEDS[0])
+    fault = "" if answer.verdict == "right" else "stored answers do not pass the check"
     if not fault and points:
-        fault = "who stored the answers to the lab's check earns points"
+        fault = "a learner who stored the answers to the lab's check earns points"
     title = "stored answers to the check"
-    yield trial(title, found.verdict, _of(points, grading), found.message, fault)
-    memory = Memory(check.reference)
-    earned(grading, memory.recorder(), SEEDS[1])
-    points = earned(grading, memory.replayer(), SEEDS[0])
-    fault = "who stored the answers of another seed earns points" if points else ""
-    yield trial("stored answers of another seed", "", _of(points, grading), "", fault)
+    yield case(title, answer.verdict, _of(points, grading), answer.message, fault)
+    replayer = AnswerReplayer(check.reference)
+    earned(grading, replayer.recorder(), SEEDS[1])
+    points = earned(grading, replayer.replayer(), SEEDS[0])
+    fault = "a learner who stored the answers of another seed earns points" if points else ""
+    yield case("stored answers of another seed", "", _of(points, grading), "", fault)
 
 
 def earned(grading: Grading, solution: Any, seed: str) -> int:
-    """Points that a solution earns of the hidden parts."""
+    """Return the points that a solution earns in the hidden parts."""
     points = 0
     for part in grading.parts:
         rng = grading.source(seed, part)
@@ -148,7 +149,7 @@ def _of(points: int, grading: Grading) -> str:
 
 
 def empty_stub(reference: Any) -> Any:
-    """What a learner who wrote nothing hands in for this reference."""
+    """Return the solution of a learner who wrote nothing for this reference."""
     if isinstance(reference, type):
         members = {n: empty_stub(v) for n, v in vars(reference).items() if inspect.isfunction(v)}
         return type(reference.__name__, (), members)
@@ -163,19 +164,19 @@ def empty_stub(reference: Any) -> Any:
 
 
 def report(root: Path, *, messages: bool = False) -> int:
-    """Print the table of all trials, on request with the messages of the wrong solutions.
+    """Print the table of all trials, and with `messages` the messages of the wrong solutions.
 
     Returns:
-        1 when any check or part failed its duty, else 0.
+        1 if a check or a part has a fault, else 0.
     """
     gradings = load_gradings(root)
-    trials = [
+    cases = [
         t
         for lab, module in modules().items()
         for t in try_module(lab, module, gradings.get(lab, {}))
     ]
     print("  lab   exercise                 the lab's check   hidden parts   solution")
-    for t in trials:
+    for t in cases:
         sign = "✘" if t.fault else "✔"
         print(f"{sign} {t.lab} {t.exercise:<24} {t.verdict:<17} {t.points:<14} {t.solution}")
         if t.message and (t.fault or (messages and t.verdict == "wrong")):
@@ -185,14 +186,14 @@ def report(root: Path, *, messages: bool = False) -> int:
     missing = list(unmatched(root, gradings))
     for line in missing:
         print(f"✘ {line}")
-    faults = sum(bool(t.fault) for t in trials) + len(missing)
-    checks = len({(t.lab, t.exercise) for t in trials})
-    print(f"\n{checks} checks, {len(trials)} trials, {faults} faults")
+    faults = sum(bool(t.fault) for t in cases) + len(missing)
+    checks = len({(t.lab, t.exercise) for t in cases})
+    print(f"\n{checks} checks, {len(cases)} trials, {faults} faults")
     return 1 if faults else 0
 
 
 def unmatched(root: Path, gradings: Gradings) -> Iterator[str]:
-    """Exercises without a check, checks without an exercise, points that do not add up."""
+    """Yield exercises without a check, checks without an exercise, and points that differ."""
     declared = {(lab, name) for lab, module in modules().items() for name in checks_of(module)}
     written = {
         (lab.source.number, e.id): e.points for lab in read_labs(root) for e in lab.exercises

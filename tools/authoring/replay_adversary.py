@@ -1,8 +1,7 @@
-"""The learner who detects grading and returns stored answers, played for every exercise.
+"""Wrong solution that detects grading and returns stored answers.
 
-A `Memory` records what the reference answers to every call of an examination, and replays it. To a
-call that it does not know it gives the last answer that it has: a wrong solution that a check on
-fixed inputs cannot tell from a right one.
+An `AnswerReplayer` records the reference's answer to every call of an examination, and replays it. To an
+unknown call it gives its last answer. A check on fixed inputs can't tell it from a right solution.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ class _NoHandles:
         raise WireError("nothing was given")
 
 
-class Memory:
-    """What a reference answered, by what it was asked.
+class AnswerReplayer:
+    """Answers of a reference, by its calls.
 
     Args:
-        reference: a function or a class.
+        reference: Function or class.
     """
 
     def __init__(self, reference: Any) -> None:
         self.reference = reference
         self.classes: set[type] = set()
-        self.answers: dict[bytes, _Answer] = {}
-        self.last: _Answer | None = None
+        self.answers: dict[bytes, _StoredAnswer] = {}
+        self.last: _StoredAnswer | None = None
 
     def recorder(self) -> Any:
-        """The reference, watched."""
-        return self._made(self._record)
+        """Return the reference, with each of its answers recorded."""
+        return self._imitate(self._record)
 
     def replayer(self) -> Any:
-        """What answers from memory alone."""
-        return self._made(self._replay)
+        """Return a solution that only replays recorded answers."""
+        return self._imitate(self._replay)
 
-    def _made(self, answer: Callable[..., Any]) -> Any:
-        """A function or class like the reference that asks `answer(key, arguments, call)`."""
-        memory, reference = self, self.reference
+    def _imitate(self, answer: Callable[..., Any]) -> Any:
+        """Return a function or class like the reference that asks `answer(key, arguments, call)`."""
+        replayer, reference = self, self.reference
         if not isinstance(reference, type):
 
             @functools.wraps(reference)
@@ -70,13 +69,13 @@ class Memory:
                 arguments = [list(args), kwargs]
                 state["history"].append((name, copy.deepcopy(arguments)))
 
-                def made() -> Any:
+                def call_thing() -> Any:
                     result = call()
                     if name == "__init__":
                         state["thing"], result = result, None
                     return result
 
-                return answer(memory._key(state["history"], []), arguments, made)
+                return answer(replayer._key(state["history"], []), arguments, call_thing)
 
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("__"):
@@ -86,7 +85,7 @@ class Memory:
                     return lambda *args, **kwargs: self._ask(
                         name, args, kwargs, lambda: getattr(state["thing"], name)(*args, **kwargs)
                     )
-                key = memory._key(state["history"], [name])
+                key = replayer._key(state["history"], [name])
                 return answer(key, [], lambda: getattr(state["thing"], name))
 
         return type(reference.__name__, (Like,), {})
@@ -97,15 +96,15 @@ class Memory:
         try:
             result = call()
         except Exception as error:
-            self.answers[key] = self.last = _Answer(codec.encode([None, arguments]), error)
+            self.answers[key] = self.last = _StoredAnswer(codec.encode([None, arguments]), error)
             raise
-        self.answers[key] = self.last = _Answer(codec.encode([result, arguments]))
+        self.answers[key] = self.last = _StoredAnswer(codec.encode([result, arguments]))
         return result
 
     def _replay(self, key: bytes, arguments: Any, call: Callable[[], Any]) -> Any:
         codec = Codec(_NoHandles(), self.classes, agree=True)
         if key in self.answers:
-            codec.encode(arguments)  # the same objects, so that they change as they changed then
+            codec.encode(arguments)  # so that the same objects change as they did then
         stored = self.answers.get(key, self.last)
         assert stored is not None
         result, _ = codec.decode(stored.value)
@@ -118,8 +117,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """Result and arguments after a call, on the wire, and the exception that it raised."""
+class _StoredAnswer:
+    """Encoded result and arguments after a call, and the exception that it raised."""
 
     value: Any
     error: Exception | None = None
