@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from utils.benchmark.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    OWNERS,
+    RED,
+    remove_frame,
+)
 from utils.kvcache.radix import Node
 from utils.labs.lab_3_3_2.experiments import Hits, Point, Routed
-from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, OWNERS, RED
 
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
 
@@ -72,7 +79,7 @@ def plot_hits(
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("prompt tokens cached (%)")
     axes.set_ylim(0, 100)
-    _finish(axes)
+    remove_frame(axes)
     plt.close(figure)
     return figure
 
@@ -106,7 +113,7 @@ def plot_speedup(
     axes.set_yticks(ticks, [f"{tick}×" for tick in ticks])
     axes.set_xlabel("prompt tokens cached (%)")
     axes.set_ylabel("TTFT, cold over warm")
-    _finish(axes)
+    remove_frame(axes)
     plt.close(figure)
     return figure
 
@@ -159,8 +166,3 @@ def plot_routes(routed: Sequence[Routed]) -> Figure:
     right.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
-
-
-def _finish(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=False)

@@ -11,14 +11,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import ScalarFormatter
 
 from utils.benchmark.engine_run import Run
+from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, OWNERS, RED, SKY
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.simulate import Prediction
 from utils.labs.lab_3_3_3.experiments import latency_at, throughput_at
 from utils.labs.lab_3_3_3.fragmentation import MemoryRun
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#BBBBBB"
-OWNERS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 KINDS = {
     "used": (BLUE, "", "holds a token"),
     "reserved": (SKY, "//", "reserved, used later"),
