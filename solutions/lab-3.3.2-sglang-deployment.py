@@ -46,7 +46,7 @@ from utils.labs.lab_3_3_2 import plots
 from utils.labs.lab_3_3_2 import tables as words
 from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
-from utils.kvcache.replay import first_come, longest_prefix, work_off
+from utils.kvcache.replay import drain_queue, first_come, longest_prefix
 from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
 from utils.labs.lab_3_3_2.workloads import fresh_seed, workloads
 from utils.profiles import load_profile
@@ -658,12 +658,12 @@ next_request = checks.next_request(next_request)
 # %%
 queue, groups, capacity = experiments.small_cache_queue(profile)
 rules = {"first come": first_come, "longest prefix": longest_prefix, "yours, limit 2": partial(next_request, limit=2)}
-replayed = {name: work_off(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
+replayed = {name: drain_queue(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
 for name, served in replayed.items():
     print(f"{name:>14}: hit rate {served.hit_rate:.1%}, passed over at worst {served.worst_wait} times (derived)")
 stream, stranger = experiments.starving_queue(profile, followers=40)
 for name, rule in rules.items():
-    number = work_off(stream, OwnCache(), rule).order.index(stranger) + 1
+    number = drain_queue(stream, OwnCache(), rule).order.index(stranger) + 1
     print(f"{name:>14}: in front of 38 of one group, the third in the queue is served as number {number} (derived)")
 plots.plot_orders({name: served.order for name, served in replayed.items()}, groups)
 

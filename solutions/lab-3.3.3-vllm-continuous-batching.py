@@ -41,7 +41,7 @@ from utils.kvcache.blocks import BlockTable, OutOfBlocks
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
 from utils.benchmark.engine_run import make_requests, measure
 from utils.labs.lab_3_3_3.experiments import as_jobs, latency_at, run_variants, same_answers, sweep, sweep_table, too_slow_to_compile, waves
-from utils.kvcache.scheduler import Job, Limits
+from utils.kvcache.scheduler import Job, SchedulerLimits
 from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
 from utils.model_sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
 from utils.profiles import load_profile
@@ -644,7 +644,7 @@ jobs, cost = as_jobs(mixed, profile), fit_step_cost(tpot_s)
 slots = middle * profile.context_length
 static = simulate_static(jobs, cost, slots, profile.context_length, padding=False)
 continuous = simulate_continuous(
-    jobs, cost, slots // report.block_size, report.block_size, Limits(max_running=middle), decide=schedule
+    jobs, cost, slots // report.block_size, report.block_size, SchedulerLimits(max_running=middle), decide=schedule
 )
 in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
 flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")

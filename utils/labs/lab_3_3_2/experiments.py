@@ -45,7 +45,7 @@ class Hits:
 
     Attributes:
         run: The measured run.
-        cached: Cached prompt tokens of each request, as its ``usage`` says.
+        cached: Cached prompt tokens of each request, as its `usage` says.
         prompt: Prompt tokens of each, likewise.
     """
 
@@ -55,7 +55,7 @@ class Hits:
 
     @property
     def rate(self) -> float:
-        """Cached over all prompt tokens, by the requests' ``usage``, 0 to 1."""
+        """Cached over all prompt tokens, by the requests' `usage`, 0 to 1."""
         return sum(self.cached) / sum(self.prompt)
 
     @property
@@ -90,7 +90,7 @@ def measure_hits(
     label: str,
     concurrency: int = 1,
 ) -> Hits:
-    """Sends prompts in their order, ``concurrency`` at a time, and reads what was cached of each."""
+    """Sends prompts in their order, `concurrency` at a time, and reads what was cached of each."""
     requests = as_requests(prompts, ANSWER_TOKENS)
     return hits_of(measure(engine, profile, requests, concurrency, label))
 
@@ -114,7 +114,7 @@ class Point:
 
 
 def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label: str) -> Point:
-    """Measures TTFT where ``fraction`` of a prompt of ``UNITS`` units was sent before.
+    """Measures TTFT where `fraction` of a prompt of `UNITS` units was sent before.
 
     One request alone brings the prefix into the cache, and is not measured; a few follow, one after the
     other, each with an end of its own. No prompt occurs twice.
@@ -154,7 +154,7 @@ def fit_prefill(cold: Point, warm: Point) -> tuple[float, float]:
 def measure_curve(
     engine: RunningEngine, profile: Profile, fractions: Sequence[float], label: str
 ) -> list[Point]:
-    """TTFT for each share of the prompt, see :func:`curve_point`."""
+    """TTFT for each share of the prompt, see `curve_point`."""
     return [curve_point(engine, profile, fraction, label) for fraction in fractions]
 
 
@@ -170,9 +170,9 @@ def merge_turns(turns: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def prefill_work(config: Mapping[str, Any], parameters: int, length: int, cached: int) -> float:
-    """Floating-point operations to compute a prompt of which the first ``cached`` tokens are there.
+    """Floating-point operations to compute a prompt of which the first `cached` tokens are there.
 
-    Two per weight and new token; and in each layer, for each query head, two products of ``head_dim``
+    Two per weight and new token; and in each layer, for each query head, two products of `head_dim`
     numbers for every pair of a new token and one before it, itself included.
 
     Args:
@@ -264,7 +264,7 @@ class Structured:
     """Answers under one constraint.
 
     Attributes:
-        kind: ``free``, ``json_schema``, ``regex`` or ``choice``.
+        kind: `free`, `json_schema`, `regex` or `choice`.
         result: What the load generator saw.
         faults: Why an answer is not valid, for each that is not.
     """
@@ -288,7 +288,7 @@ def measure_structured(
     Args:
         engine: What serves.
         profile: Where.
-        constraint: As :mod:`utils.engines.structured`; empty for none.
+        constraint: As `utils.engines.structured`; empty for none.
         questions: Chat messages.
         max_tokens: Where an answer is cut off, valid or not.
         concurrency: Requests in flight.
@@ -416,7 +416,7 @@ def measure_routed(
     Args:
         workers: The engines.
         profile: Where.
-        policy: As :func:`utils.engines.router.route`.
+        policy: As `utils.engines.router.route`.
         prompts: Texts: this router takes no token ids.
         output_tokens: Of each answer.
         concurrency: Requests in flight.

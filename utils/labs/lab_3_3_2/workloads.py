@@ -41,11 +41,11 @@ class Maker:
         self._maker = PromptMaker(tokenizer_of(profile))
 
     def tokens(self, units: float) -> Tokens:
-        """About ``units`` x the unit tokens: lengths are uneven, as in real texts."""
+        """About `units` x the unit tokens: lengths are uneven, as in real texts."""
         return self.exactly(round(units * self.unit * self._rng.uniform(0.9, 1.1)))
 
     def exactly(self, count: int) -> Tokens:
-        """``count`` tokens."""
+        """`count` tokens."""
         made = self._maker.prompt(self._rng, count, token_ids=True)
         assert not isinstance(made, str)
         return list(made)
@@ -104,13 +104,13 @@ def tree_of_thoughts(problem: Tokens, thoughts: Sequence[Tokens]) -> Prompts:
 
 
 def partly_shared(make: Maker, length: int, fraction: float, count: int) -> tuple[Tokens, Prompts]:
-    """A prefix of ``fraction`` x ``length`` tokens, and prompts of ``length`` that begin with it."""
+    """A prefix of `fraction` x `length` tokens, and prompts of `length` that begin with it."""
     prefix = make.exactly(round(length * fraction))
     return prefix, [prefix + make.exactly(length - len(prefix)) for _ in range(count)]
 
 
 def as_requests(prompts: Sequence[Tokens], max_tokens: int, tag: str = "") -> list[Request]:
-    """Requests for ``/v1/completions``; each answer has exactly ``max_tokens``."""
+    """Requests for `/v1/completions`; each answer has exactly `max_tokens`."""
     return [
         Request(prompt=tuple(prompt), max_tokens=max_tokens, ignore_eos=True, tag=tag)
         for prompt in prompts

@@ -25,7 +25,7 @@ def as_jobs(requests: Sequence[Request], profile: Profile) -> list[Job]:
 
 
 def sweep(engine: RunningEngine, profile: Profile, levels: Sequence[int], label: str) -> list[Run]:
-    """Measures each concurrency level ``profile.load.repeats`` times, the levels in turn.
+    """Measures each concurrency level `profile.load.repeats` times, the levels in turn.
 
     Taking turns spreads a slow phase of the machine over all levels; no prompt occurs twice.
     """
@@ -101,7 +101,7 @@ def run_variants(
     """Starts vLLM with several sets of options, and does the same work on each in turn.
 
     Returns:
-        What ``work`` returned, by variant; and why a variant did not run, in words.
+        What `work` returned, by variant; and why a variant did not run, in words.
     """
     with Fleet(profile, variants) as fleet:
         found = fleet.each(lambda name, engine, turn: work(name, engine))

@@ -19,7 +19,7 @@ from utils.kvcache.contiguous import (
     SlotUse,
     reservation,
 )
-from utils.kvcache.scheduler import Job, Limits, Sequence, schedule
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence, schedule
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class MemoryRun:
         name: What is shown in tables and figures.
         steps: Decode steps until every request is done.
         mean_running: Requests in memory at once, mean over steps while others wait.
-        shares: Mean share of all slots per kind, while others wait: ``used``, ``reserved``,
-            ``internal``, ``external``, ``free``; they add up to 1.
+        shares: Mean share of all slots per kind, while others wait: `used`, `reserved`,
+            `internal`, `external`, `free`; they add up to 1.
         preemptions: Requests that lost their cache (paged memory only).
     """
 
@@ -51,7 +51,7 @@ def run_contiguous(
         jobs: Arrival times are ignored: all wait from the start.
         num_slots: Tokens that the memory holds.
         max_length: Longest sequence that the server admits.
-        rule: How much is reserved (:func:`utils.kvcache.contiguous.reservation`).
+        rule: How much is reserved (`utils.kvcache.contiguous.reservation`).
 
     Returns:
         The accounting.
@@ -94,7 +94,7 @@ def run_paged(jobs: List[Job], num_slots: int, block_size: int) -> MemoryRun:
 
     Args:
         jobs: Arrival times are ignored: all wait from the start.
-        num_slots: Tokens that the memory holds; the blocks are ``num_slots // block_size``.
+        num_slots: Tokens that the memory holds; the blocks are `num_slots // block_size`.
         block_size: Tokens per block.
 
     Returns:
@@ -104,7 +104,7 @@ def run_paged(jobs: List[Job], num_slots: int, block_size: int) -> MemoryRun:
     waiting = deque(Sequence(job, BlockTable(pool)) for job in jobs)
     running: list[Sequence] = []
     everyone = list(waiting)
-    limits = Limits(token_budget=10**9, max_running=len(jobs))
+    limits = SchedulerLimits(token_budget=10**9, max_running=len(jobs))
     samples: list[tuple[int, SlotUse]] = []
     steps = 0
     while waiting or running:
