@@ -10,7 +10,7 @@ from utils.engines import launch
 from utils.kvcache.radix import RadixCache
 from utils.kvcache.replay import hit_rate, serve_in_order
 from utils.labs.lab_3_3_2 import experiments
-from utils.labs.lab_3_3_2.tables import explain_death
+from utils.labs.lab_3_3_2.tables import lost_table
 from utils.labs.lab_3_3_2.workloads import Maker, as_requests, fresh_seed, workloads
 from utils.profiles import ENGINES
 from utils.telemetry.cache import cache_report
@@ -148,7 +148,7 @@ def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sg
         )
         assert not second.running() and sglang.running()
         # What had begun on the dead one is lost; what had not is sent again, and that may be all of it.
-        assert routed.failed < len(prompts) / 2, explain_death(routed)
+        assert routed.failed < len(prompts) / 2, lost_table(routed).to_string()
     assert experiments.say(sglang, {"messages": experiments._SAY, "max_tokens": 2}).startswith(
         "answered"
     )
