@@ -15,7 +15,7 @@ from tools.authoring.number_sources_lint import KINDS, check_claims, results
 from tools.authoring.references import check_links, check_names, check_sections, outside_links
 from tools.authoring.snippets import check_code
 from tools.lab.course_error import CourseError
-from utils.benchmark.recommend import FOLKLORE
+from utils.labs.lab_3_3_1.tables import FOLKLORE
 from utils.profiles import ROOT
 
 PAGE = ROOT / "PLANTED.md"
