@@ -501,8 +501,8 @@ if fleet.has("SGLang"):
 # faster than everything that isn't prefill. In a larger model the rest has a smaller share, so its curve follows the
 # roofline further.
 #
-# If the lowest and the highest TTFT of a row are far apart, something else kept the machine busy, and one point off
-# the curve proves nothing. If both points of SGLang without its radix cache are near 1, as they should be, you know
+# If the lowest and the highest TTFT of a row are far apart, something else kept the machine busy, and a point off the
+# curve proves nothing, even if a warm prompt seems slower than a cold one. If both points of SGLang without its radix cache are near 1, as they should be, you know
 # that the gain comes from the cache and not from the repetition.
 # </details>
 #
@@ -628,8 +628,9 @@ for name, kinds in answers.items():
 # Compare `json_schema` with `free`, because their answers have similar lengths. The answers of the other two have only
 # a few tokens. These wait mostly for the prefill of other requests, which isn't a cost of the constraint. The mask of
 # allowed tokens is computed on the CPU. Compared with a step of a large model it is cheap, and with a tiny model it is
-# just visible. If a difference is below a tenth, don't interpret it. The first request with a new schema also waits
-# until the grammar is compiled, but later requests find it ready.
+# just visible. If a difference is below a tenth, don't interpret it. If the constrained row is much faster than `free`,
+# something else kept the machine busy during one of the two, so measure again. The first request with a new schema also
+# waits until the grammar is compiled, but later requests find it ready.
 # </details>
 #
 # What an engine cannot turn into a grammar it has to refuse, and say so. These four are refused, or should be:
