@@ -701,7 +701,8 @@ display(tables.waves_table(flowing, in_waves))
 #
 # If half of the places in the waves are empty, you might expect twice the speed. The gain is smaller, because a step
 # with fewer requests is faster as well. If your scheduler predicts more than you measured, the wait for first tokens
-# and the client's own work are the likely reasons, because the simulation has no term for them.
+# and the client's own work are the likely reasons, because the simulation has no term for them. If you measured far more
+# than it predicts, the machine was probably busier during the waves, so measure both again.
 # </details>
 #
 # ## 6. Too little memory
@@ -782,7 +783,9 @@ if own_tight in squeezed:
 #
 # A prompt is admitted if *it* fits. The engine doesn't count that every running request will soon want more blocks. So
 # it admits too many requests, the cache fills up, and the youngest requests lose their blocks and are computed again.
-# That costs throughput, as the last column shows.
+# That costs throughput, as the last column shows. If a tight cache is faster than the one with room, something else kept
+# the machine busy during one of the runs, so don't compare their speeds. The preemptions are counts, and they remain
+# valid.
 #
 # Twice the blocks needn't mean half the preemptions. Twice as many requests run at once, and if they reach the end of
 # a block at the same step, they all want the next one. Four times the blocks hold this whole burst.
