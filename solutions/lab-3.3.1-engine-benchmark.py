@@ -28,13 +28,13 @@ import pandas as pd
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
-from utils.benchmark import recommend, report
-from utils.benchmark import stream_plot
+from utils.benchmark import report, stream_plot
 from utils.roofline import roofline
 from utils.benchmark.sweep import measure_prefill, prompts, sweep
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
 from utils.engines import ENGINES, NotRunHere, launch
+from utils.labs.lab_3_3_1 import tables
 from utils.profiles import load_profile
 
 profile = load_profile()
@@ -127,8 +127,8 @@ events = [
 print("".join(text for _, text in events))
 print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
 yours = stream_metrics(0.0, events, usage["completion_tokens"])
-theirs = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
-pd.DataFrame({"yours (ms)": yours, "the client's (ms)": theirs}).mul(1000)
+reference = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
+pd.DataFrame({"yours (ms)": yours, "the client's (ms)": reference}).mul(1000)
 
 # %% [markdown]
 # ## 2. Closed loop, open loop
@@ -206,10 +206,18 @@ pd.DataFrame(
 ).set_index("load")
 
 # %% [markdown]
-# Where the engine keeps up, the two columns should be close; where it does not, they part: the first
-# says that all is well, the second is what people who wait would say. Is that what *your* table shows?
-# Two things blur it on a small machine: the client shares the cores with the engine (the last column:
-# differences below it mean nothing), and with few requests the start and the end of a run weigh much.
+# **Read the table.** At which load do the two clocks begin to differ? Which of them would your users agree with? Is
+# the difference larger than the delay of the client itself?
+#
+# <details><summary>Our reading</summary>
+#
+# As long as the engine keeps up, the two columns should be close. If it doesn't, they differ: the clock that starts
+# when a request was sent reports that all is well, but the people who wait would report the other one.
+#
+# On a small machine two things blur this. The client shares the cores with the engine, so ignore differences that are
+# smaller than the last column. And if there are few requests, the start and the end of a run have a large weight.
+# </details>
+#
 # From here on, latency under an open loop counts from when a request was due.
 
 # %%
@@ -286,6 +294,15 @@ pd.DataFrame(
 ).set_index("load")
 
 # %% [markdown]
+# **Read the table.** At which load is goodput much lower than throughput? Why does the throughput hide that?
+#
+# <details><summary>Our reading</summary>
+#
+# If the load is above the capacity, the throughput stays near the capacity, because the engine is always busy. But the
+# requests wait longer and longer, so fewer of them meet the limit of TTFT, and goodput falls. If your columns are about
+# equal at every load, the run was too short for a queue to grow, or the limits are generous for this machine.
+# </details>
+#
 # A machine that others share gives a different number each time. Before "A is faster than B", ask
 # how far apart two runs of *A* are. `mean_interval` returns the confidence interval of the mean,
 # `(low, high)`, given Student's t for the number of runs.
@@ -331,9 +348,15 @@ print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat
 #
 # $$\text{tok/s} \le \frac{\text{batch} \times \text{bandwidth}}{\text{weight bytes} + \text{batch} \times \text{context} \times \text{KV bytes per token}}$$
 #
-# Llama-3.1-8B in bf16 on a DGX Spark (273 GB/s, [NVIDIA](https://www.nvidia.com/en-us/products/workstations/dgx-spark/)):
-# 8.03 billion weights, 0.53 of them in the embedding table: (8.03 - 0.53) × 2 = 15.0 GB, and 273 / 15.0 = 18.2 tok/s at
-# batch 1. No engine can beat that without fewer bytes (quantisation) or more tokens per step (batching, speculation).
+# As an example, here is Llama-3.1-8B in bf16 on a DGX Spark. The bandwidth is *cited* from
+# [NVIDIA](https://www.nvidia.com/en-us/products/workstations/dgx-spark/), and the rest is *derived* from the model's
+# `config.json`:
+#
+# | weights without the embedding table | bytes per step | bandwidth | decode ceiling at batch 1 |
+# |---|---|---|---|
+# | 7.5 billion | 15.0 GB | 273 GB/s | 18.2 tok/s |
+#
+# No engine can beat that without fewer bytes (quantisation) or more tokens per step (batching, speculation).
 #
 # Prefill reads the weights once for a whole prompt, so it waits for arithmetic instead, two operations per weight and
 # token (and attention, which grows with the prompt; lab 3.3.6 takes it up):
@@ -503,12 +526,22 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 # Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
 # the profile's data type (in llama.cpp: 16 bits).
 #
-# **Share of the ceiling** says how much an engine leaves. For an 8B model on a DGX Spark it is over a half: SGLang in FP8,
-# by LMSYS's 20.5 tok/s, reaches 20.5 × 7.5 / 273 = 0.56. Memory is the main limit there, and all engines read the same
-# bytes. For a model of a few megabytes it is small, and what you see
-# is *overhead*: Python, scheduling, HTTP. Batching divides that overhead by the batch. Which of your engines gain from it,
-# and which do not? An engine that pays little overhead has little to divide. **Carry the method to your machine, not these
-# numbers.**
+# **Read the table.** How large is the share of the ceiling at one request, and how does it change with more requests in
+# flight? Which of your engines gain from batching, and which don't?
+#
+# <details><summary>Our reading</summary>
+#
+# If the share is over a half, memory is the main limit, and engines that read the same bytes can't differ much. That is
+# usual for an 8B model on a DGX Spark. For example, compare LMSYS's row for SGLang in FP8 (in the next table) with twice
+# the ceiling of section 4, because FP8 halves the bytes. If the share is small, as for a model of a few megabytes, you see *overhead* instead: Python,
+# scheduling and HTTP. Batching divides that overhead by the batch, so the engines with the most overhead gain most from
+# it, and an engine with little overhead has little to divide.
+#
+# If a share is over 0.9, doubt the measurement, because no engine is known to come that close. If it is over 1, it
+# can't be right.
+# </details>
+#
+# **Take the method to your machine, not these numbers.**
 #
 # ## 7. Judge a published table
 #
@@ -519,6 +552,18 @@ roofline.compare(records, prefills, machine, model, decode_ceiling)
 roofline.judge_published()
 
 # %% [markdown]
+# **Read the table.** Which rows are impossible unless the weights have 4 bits? Which row may exceed the ceiling of one
+# token per step, and why? Which column is missing from the old table that would have prevented the confusion?
+#
+# <details><summary>Our reading</summary>
+#
+# The old table names no quantisation, so the roofline tries the common ones. If a row is possible only at 4 bits, it
+# can't be compared with a row in bf16 or FP8, because they don't read the same bytes. The row with speculation may
+# exceed the ceiling, because several tokens share one reading of the weights: divide it by the acceptance length
+# first. If a number is within a tenth of its ceiling, it is possible but not plausible. The table should have named the
+# source, the model, the quantisation and the date of each row.
+# </details>
+#
 # ## 8. Your recommendation
 
 # %% [markdown]
@@ -553,13 +598,13 @@ best_for_api = checks.best_for_api(best_for_api)
 # choose. If no engine meets it, raise it, and say what you gave up.
 
 # %%
-rows = recommend.rows(records)
+rows = tables.rows(records)
 limit_ms = 1000.0  # p95 of TTFT
-choices = recommend.guide(rows, best_for_api(rows, limit_ms), limit_ms)
-recommend.guide_table(choices)
+choices = tables.guide(rows, best_for_api(rows, limit_ms), limit_ms)
+tables.guide_table(choices)
 
 # %% [markdown]
-# The last columns hold your records against the table that everybody copies. **Your answer**, in three or four
+# The last column is the table that everybody copies. **Your answer**, in three or four
 # sentences of plain text in the cell below (your instructor reads it): take one row in which the two disagree, or agree by chance. Which
 # engine do you recommend for that use, which of your figures decide it, and how far does the recommendation
 # reach: another machine, another model size, an engine that did not run here?

@@ -41,12 +41,10 @@ from utils.checks import compare_prediction
 from utils.checks import lab_3_3_2 as checks
 from utils.engines.fleet import Fleet
 from utils.engines.structured import COMPACT_JSON
-from utils.labs.lab_3_3_2 import experiments
-from utils.labs.lab_3_3_2 import plots
-from utils.labs.lab_3_3_2 import tables as words
+from utils.labs.lab_3_3_2 import experiments, plots, tables
 from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
-from utils.kvcache.replay import first_come, longest_prefix, work_off
+from utils.kvcache.replay import drain_queue, first_come, longest_prefix
 from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
 from utils.labs.lab_3_3_2.workloads import fresh_seed, workloads
 from utils.profiles import load_profile
@@ -111,8 +109,8 @@ def shared_length(key: list[int], tokens: list[int], start: int, page_size: int)
     """Tokens that key and tokens[start:] have in common at their beginning, in whole pages."""
     ### BEGIN SOLUTION
     length = 0
-    for mine, other in zip(key, tokens[start:], strict=False):
-        if mine != other:
+    for own, other in zip(key, tokens[start:], strict=False):
+        if own != other:
             break
         length += 1
     return length // page_size * page_size
@@ -380,8 +378,7 @@ if fleet.has("SGLang"):
     worst = max(100 * abs(hits.rate - predicted["SGLang"][load]) for load, hits in found["SGLang"].items())
     compare_prediction(worst_difference, worst, what="worst difference of SGLang's hit rates", unit="points")
 if found:
-    print(words.explain_hits(predicted, found))
-    display(words.hits_table(predicted, found))
+    display(tables.hits_table(predicted, found))
     display(plots.plot_hits(predicted, found))
 
 # %% [markdown]
@@ -389,11 +386,27 @@ if found:
 # where your tree said it would end. "System prompt" is highest, "no sharing" is empty; vLLM is below SGLang, by up to
 # a block per prompt.*
 #
-# **In words.** The hit rate is a property of the *prompts and their order*, not of the model and not of the
-# hardware: you computed it without either. What can still move it: pages (whole ones only), memory (what was
-# evicted is not found), and time. Requests that arrive while the first with their prefix is still being computed
-# find nothing yet. And whoever puts the date or a user's name in front of the system prompt has no hits at all:
-# **what is shared goes first**.
+# **Read the table.** In which row is the difference from your tree largest, and in which direction? Is it large
+# enough to need a cause? How far is vLLM's row below SGLang's for the same workload, and why?
+#
+# <details><summary>Our reading</summary>
+#
+# You computed the hit rate without a model and without the hardware, because it is a property of the *prompts and
+# their order*. If a difference is below half a point, the tree and the engine therefore agree. Larger differences
+# have causes:
+#
+# | difference | likely cause |
+# |---|---|
+# | half a point to five points | A few tokens per prompt. A prompt happens to begin with the same word as an older one, or the engine shares only whole pages. |
+# | over five points less than your tree | The prefix was still being computed when the next request arrived, or it was evicted because the memory was needed, or the engine's pages are larger than you assumed. |
+# | over five points more than your tree | The engine had seen these prompts before. Run the cell that makes the workloads again, and then this one. |
+#
+# vLLM finds only whole blocks, so it loses up to a block less one token of every shared prefix. If the prefixes are
+# short, that is a visible share of the prompt.
+# </details>
+#
+# For your own prompts this means: **put the shared part first**. If the date or a user's name comes before the
+# system prompt, no request finds anything.
 #
 # ## 3. What it buys
 #
@@ -404,13 +417,25 @@ if fleet.has("SGLang"):
     with fleet.one("SGLang") as engine:
         cold, warm = cold_and_warm(engine, profile)
     prefill_s, rest_s = experiments.fit_prefill(cold, warm)
-    print(words.explain_cold(cold, warm))
+    for point in (cold, warm):
+        print(f"{point.fraction:.0%} cached: TTFT {1000 * point.median:.0f} ms (median of {len(point.ttft_s)}, measured)")
     print(f"Prefill of the whole prompt {1000 * prefill_s:.0f} ms, the rest {1000 * rest_s:.0f} ms (derived)")
 
 # %% [markdown]
-# TTFT has a part that grows with the tokens that must be computed (**prefill**), and a rest that does not care:
-# HTTP, tokenizer, scheduler, one step of the model. Two measurements give both, if the first part is taken to
-# grow in proportion.
+# TTFT has a part that grows with the tokens that must be computed (**prefill**), and a rest that doesn't: HTTP, the
+# tokenizer, the scheduler and one step of the model. If we assume that the first part grows in proportion, two
+# measurements give both parts.
+#
+# **Read the numbers.** In the warm prompt only a twentieth of the tokens is left to compute. Is the first token
+# twenty times as fast? Why not?
+#
+# <details><summary>Our reading</summary>
+#
+# The cache saves prefill only, and the rest remains. If the warm TTFT is at most a third of the cold one, prefill
+# takes most of the time, which is usual in float32 on a CPU. If the warm TTFT is over half of the cold one, the rest
+# takes most of the time, for example because the model is small for the machine. If both are about the same, nothing
+# was found in the cache: look at the cached share in front of each number.
+# </details>
 
 # %% [markdown]
 # Write `predict_speedup`: how many times as fast the first token comes if the share `fraction` (0 to 1) of the
@@ -458,7 +483,7 @@ if fleet.has("SGLang"):
     model = describe_model(profile.models["sglang"], profile.dtype)
     own = partial(predict_speedup, prefill_s=prefill_s, rest_s=rest_s)
     arithmetic = partial(experiments.roofline_speedup, model, experiments.UNITS * profile.load.prompt_tokens)
-    display(words.curve_table(curves), plots.plot_speedup(curves, own, arithmetic))
+    display(tables.curve_table(curves), plots.plot_speedup(curves, own, arithmetic))
 
 # %% [markdown]
 # *In the picture: speed-up on a logarithmic axis against the share cached. A grey dotted line, the roofline, climbs
@@ -466,9 +491,20 @@ if fleet.has("SGLang"):
 # lie near the red line; vLLM's rest is smaller, so its points may lie nearer to the grey one. Both points of SGLang
 # without its radix cache stand at the left end, near 1: nothing was cached, whatever was sent before.*
 #
-# **In words.** Up to about half, a cached prefix buys what arithmetic promises. Beyond that the rest takes over: a
-# first token cannot come faster than everything that is not prefill. The larger the model, the smaller the share of
-# that rest, so its curve follows the roofline further.
+# **Read the table and the plot.** Up to which share do your points follow the roofline? Why do they leave it? Would a
+# larger model leave it earlier or later?
+#
+# <details><summary>Our reading</summary>
+#
+# As long as prefill takes most of the time, a cached prefix saves as much as the arithmetic promises. In most runs
+# that holds up to about half of the prompt. If more is cached, the rest takes over, because a first token can't come
+# faster than everything that isn't prefill. In a larger model the rest has a smaller share, so its curve follows the
+# roofline further.
+#
+# If the lowest and the highest TTFT of a row are far apart, something else kept the machine busy, and a point off the
+# curve proves nothing, even if a warm prompt seems slower than a cold one. If both points of SGLang without its radix cache are near 1, as they should be, you know
+# that the gain comes from the cache and not from the repetition.
+# </details>
 #
 # And throughput? Six requests at once, behind a system prompt that the engine has seen before:
 
@@ -476,9 +512,23 @@ if fleet.has("SGLang"):
 crowds = fleet.each(
     lambda name, engine, turn: experiments.measure_crowd(engine, profile, f"{name}, crowd"), turns=2
 )
-print(words.explain_crowds(crowds))
+display(tables.crowd_table(crowds))
 
 # %% [markdown]
+# **Read the table.** By which factor does the radix cache raise SGLang's throughput? Is the gain larger than the
+# difference between two turns of the same engine? Would it grow or shrink with longer answers?
+#
+# <details><summary>Our reading</summary>
+#
+# Divide the mean of SGLang by the mean of SGLang without its radix cache. If each turn with the cache is above each
+# turn without it, the gain is more than noise. If they overlap, leave it open and repeat the cell.
+#
+# With the cache, each of the six requests computes only its own end, so the prefill of the system prompt is saved six
+# times. Decoding is not saved at all. Longer answers therefore dilute the gain, and longer system prompts raise it.
+# vLLM has a prefix cache too, but compare its speed with SGLang's only on a GPU, because here SGLang's attention is
+# plain PyTorch.
+# </details>
+#
 # ## 4. Answers that are valid by construction
 #
 # A program that reads a model's answer wants JSON, not "Sure! Here is your JSON:". **Constrained decoding** turns
@@ -555,10 +605,10 @@ def ask(name, engine, turn):
 
 answers = {name: once[0] for name, once in fleet.each(ask, only=pages).items()}
 if fleet.has("SGLang"):
-    left = words.pace_left(answers["SGLang"], "json_schema")
+    left = tables.pace_left(answers["SGLang"], "json_schema")
     compare_prediction(pace_left, left, what="pace under the JSON schema over free, SGLang")
 if answers:
-    display(words.structured_table(answers))
+    display(tables.structured_table(answers))
 
 # %%
 for name, kinds in answers.items():
@@ -567,10 +617,21 @@ for name, kinds in answers.items():
         print(f"{name:>7}, {one.kind:>11}: {sample!r}" + "".join(f"\n{'':>21}NOT VALID: {why}" for why in one.faults))
 
 # %% [markdown]
-# **In words.** The mask of allowed tokens is computed on the CPU: cheap beside a large model, and at most visible
-# beside a tiny one. Compare `json_schema` with `free`, whose answers are of like length, and not to the percent; the
-# few tokens of the other two wait mostly for the prefill of their neighbours, which is no cost of the constraint. The
-# first request with a new schema also waits until the grammar is compiled; later ones find it ready.
+# **Read the table.** Is every constrained answer valid? Which row can you compare with `free` to see the cost of a
+# constraint, and which rows can't you?
+#
+# <details><summary>Our reading</summary>
+#
+# Every answer should be valid. If one isn't, its reason is printed above, and most often the answer was cut off at
+# `max_tokens`.
+#
+# Compare `json_schema` with `free`, because their answers have similar lengths. The answers of the other two have only
+# a few tokens. These wait mostly for the prefill of other requests, which isn't a cost of the constraint. The mask of
+# allowed tokens is computed on the CPU. Compared with a step of a large model it is cheap, and with a tiny model it is
+# just visible. If a difference is below a tenth, don't interpret it. If the constrained row is much faster than `free`,
+# something else kept the machine busy during one of the two, so measure again. The first request with a new schema also
+# waits until the grammar is compiled, but later requests find it ready.
+# </details>
 #
 # What an engine cannot turn into a grammar it has to refuse, and say so. These four are refused, or should be:
 
@@ -658,12 +719,12 @@ next_request = checks.next_request(next_request)
 # %%
 queue, groups, capacity = experiments.small_cache_queue(profile)
 rules = {"first come": first_come, "longest prefix": longest_prefix, "yours, limit 2": partial(next_request, limit=2)}
-replayed = {name: work_off(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
+replayed = {name: drain_queue(queue, OwnCache(capacity), rule) for name, rule in rules.items()}
 for name, served in replayed.items():
     print(f"{name:>14}: hit rate {served.hit_rate:.1%}, passed over at worst {served.worst_wait} times (derived)")
 stream, stranger = experiments.starving_queue(profile, followers=40)
 for name, rule in rules.items():
-    number = work_off(stream, OwnCache(), rule).order.index(stranger) + 1
+    number = drain_queue(stream, OwnCache(), rule).order.index(stranger) + 1
     print(f"{name:>14}: in front of 38 of one group, the third in the queue is served as number {number} (derived)")
 plots.plot_orders({name: served.order for name, served in replayed.items()}, groups)
 
@@ -702,7 +763,7 @@ if len(orders) == 2:
 for name in pair.variants:
     pair.has(name)
 if orders:
-    print(words.explain_orders(orders, replayed, groups))
+    display(tables.orders_table(orders, replayed, groups))
     display(plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups))
 
 # %% [markdown]
@@ -749,24 +810,38 @@ else:
         for policy in ("round_robin", "cache_aware")
     ]
     compare_prediction(routed_rate, 100 * routed[-1].rate, what="hit rate of cache_aware", unit="%")
-    print(words.explain_routes(routed))
-    display(plots.plot_routes(routed))
+    display(tables.routes_table(routed), plots.plot_routes(routed))
     survivors = measure_routed(
         workers, profile, "cache_aware", experiments.router_prompts(profile), output_tokens=16, kill_after_s=1.5
     )
-    print(words.explain_death(survivors))
+    sent = len(survivors.result.traces)
+    print(f"Died: {tables.dead_workers(survivors)}. Answered: {sent - survivors.failed} of {sent} requests (measured)")
+    display(tables.lost_table(survivors))
 pair.stop()
 
 # %% [markdown]
 # *In the picture: left, the hit rate of each policy; right, the prompt tokens that each worker received.*
 #
-# **In words.** With `round_robin` each small cache sees all three groups and can hold little more than one; with
-# `cache_aware` a worker sees the groups it knows. The price is balance: with three groups on two workers one of
-# them has more to do. When a worker dies, what it was answering is lost: the router cannot know what the user has read
-# already, so such a stream ends with an error. And until the router has noticed (three failed health checks, one a
-# second, or ten failed attempts, which open the worker's *circuit breaker*), it may try the dead worker again, up to
-# five times for one request, and then answer HTTP 500: no token was lost, and a client may send it again. The lines
-# above say what happened here. Who retries what, and when, is a subject of lab 3.3.7.
+# **Read the tables.** Which policy has the higher hit rate, and which has the more even load? Of the requests that
+# were lost when the worker died, which may a client simply send again?
+#
+# <details><summary>Our reading</summary>
+#
+# With `round_robin` each small cache sees all three groups, but can hold little more than one of them. With
+# `cache_aware` a worker sees the groups that it knows, so its hit rate should be far higher. The price is balance: if
+# three groups share two workers, one worker has more to do.
+#
+# When a worker dies, the answers that it was writing are lost. The router can't know how much the user has read
+# already, so such a stream ends with an error. In the table these are the requests with one or more chunks. Requests
+# with 0 chunks lost no token, and a client may send them again. They fail because the router notices a death only after
+# three failed health checks (one a second) or ten failed attempts, which open the worker's *circuit breaker*. Until
+# then it may try the dead worker up to five times for one request and then answer HTTP 500.
+#
+# If the table is empty, the router sent the requests to the other worker in time. If no worker died, all requests were
+# answered before the worker was killed, so run the cell again.
+#
+# Lab 3.3.7 is about retries: who should repeat a request, and when.
+# </details>
 #
 # ## What you found
 #

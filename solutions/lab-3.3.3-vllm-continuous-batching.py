@@ -35,13 +35,14 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_3 as checks
 from utils.engines import EngineError, launch
-from utils.labs.lab_3_3_3 import tables
-from utils.labs.lab_3_3_3 import plots
+from utils.labs.lab_3_3_3 import plots, tables
 from utils.kvcache.blocks import BlockTable, OutOfBlocks
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
 from utils.benchmark.engine_run import make_requests, measure
-from utils.labs.lab_3_3_3.experiments import as_jobs, latency_at, run_variants, same_answers, sweep, sweep_table, too_slow_to_compile, waves
-from utils.kvcache.scheduler import Job, Limits
+from utils.labs.lab_3_3_3.experiments import (
+    as_jobs, latency_at, run_variants, same_answers, speedup, sweep, throughput_at, too_slow_to_compile, waves
+)
+from utils.kvcache.scheduler import Job, SchedulerLimits
 from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
 from utils.model_sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
 from utils.profiles import load_profile
@@ -120,15 +121,25 @@ pd.DataFrame(rows, columns=["model", "KV cache", "KiB per token (derived)", "tok
 
 # %%
 weights = 2 * decoder_parameters(qwen3_8b)
+rows = []
 for users, tokens in ((1, 8192), (32, 8192), (32, 32768)):
     plan = plan_memory(qwen3_8b, weights, users, tokens)
-    print(
-        f"{users:3} users × {tokens:6} tokens: weights {plan.weights / 1e9:5.1f} GB + KV cache "
-        f"{plan.kv_cache / 1e9:6.1f} GB + activations {plan.activations / 1e9:4.1f} GB = "
-        f"{plan.total / 1e9:6.1f} GB (derived): {'fits in' if plan.total < 128e9 else 'exceeds'} 128 GB"
-    )
+    parts = (plan.weights, plan.kv_cache, plan.activations, plan.total)
+    rows.append((users, tokens, *(round(part / 1e9, 1) for part in parts)))
+pd.DataFrame(
+    rows,
+    columns=["users", "tokens each", "weights (GB, derived)", "KV cache (GB, derived)", "activations (GB, derived)", "total (GB, derived)"],
+)
 
 # %% [markdown]
+# **Read the table.** Which of the three loads fit into the memory? Which column decides it?
+#
+# <details><summary>Our reading</summary>
+#
+# The first two fit and the third doesn't. The weights are the same in every row, and the activations stay small. The
+# KV cache grows with the users and with the tokens of each user, so it decides.
+# </details>
+#
 # vLLM cuts the cache into **blocks** of a few tokens and hands them out one by one. A block belongs to
 # one request (until section 2 lets them share), so each request's last block may be partly empty.
 
@@ -362,7 +373,7 @@ crowd = [
 memory_runs = [run_contiguous(crowd, 8192, 512, rule) for rule in ("max", "pow2", "oracle")]
 memory_runs.append(run_paged(crowd, 8192, block_size=16))
 gain = memory_runs[-1].mean_running / memory_runs[0].mean_running
-print(tables.beside(paged_gain, gain, "Requests in memory at once, paged over reserved, times", "derived"))
+compare_prediction(paged_gain, gain, what="requests in memory at once, paged over reserved", unit="times", origin="derived")
 plots.plot_memory(memory_runs)
 
 # %% [markdown]
@@ -371,11 +382,16 @@ plots.plot_memory(memory_runs)
 # better, and an oracle that knows each length beforehand still loses the light part (reserved for
 # tokens to come) and gaps that are too small. The paged bar is almost all blue.*
 #
-# **In words.** Three kinds of waste, three remedies. *Internal* fragmentation (the answer ends early)
-# and *reservation* (it has not come so far) vanish because a block is taken only when it is needed; what
-# remains is the empty part of each last block. *External* fragmentation vanishes because all blocks
-# have the same size. Even the oracle is beaten: knowing the length does not help against reserving it
-# from the first token on.
+# **Read the plot.** Which kinds of waste does paged memory avoid, and which one remains? The oracle knows every length
+# beforehand, so why does even the oracle lose memory?
+#
+# <details><summary>Our reading</summary>
+#
+# *Internal* fragmentation (the answer ends early) and *reservation* (the answer isn't that long yet) vanish, because
+# a block is taken only when it is needed. Only the empty part of each last block remains. *External* fragmentation
+# vanishes because all blocks have the same size. The oracle loses memory because it reserves the whole length from
+# the first token on, even though most of it is needed much later.
+# </details>
 #
 # So why not blocks of one token? Because kernels read memory in stretches, and tables grow: vLLM's block
 # size here is a choice of its makers. What does it cost?
@@ -501,8 +517,8 @@ schedule = checks.schedule(schedule)
 
 # %% [markdown]
 # Your scheduler against static batching: the same 300 requests, the same arrivals (50 a second), the
-# same 8,192 tokens of memory. What a step costs is **assumed** here, 10 ms plus 0.2 ms per token; section
-# 5 puts measured constants in their place.
+# same 8,192 tokens of memory. The cost of a step is **assumed** here (see `assumed` in the cell below). Section 5
+# replaces it by measured constants.
 #
 # **Predict**: how many times the throughput of static batching?
 
@@ -522,7 +538,7 @@ for run in (static, continuous):
         f"{run.mean_ttft_s:5.2f} s, {run.preemptions} preemptions ({run.origin})"
     )
 gain = continuous.output_throughput / static.output_throughput
-print(tables.beside(continuous_gain, gain, "Throughput, continuous over static, times", "predicted"))
+compare_prediction(continuous_gain, gain, what="throughput, continuous over static", unit="times", origin="simulated")
 plots.plot_schedules([static, continuous])
 
 # %% [markdown]
@@ -531,9 +547,15 @@ plots.plot_schedules([static, continuous])
 # orange wedge. Right, your scheduler: requests start and end one by one, as soon as there is a place, and
 # the wedge is a fraction of the one on the left.*
 #
-# **In words.** Three things add up: paged memory holds more requests at once (section 3), nobody waits for
-# the slowest of a batch, and no step is spent on padding. These are predictions of a model that knows
-# nothing of context lengths or of the network. So: to the real thing.
+# **Read the plot.** Name three reasons why the right side finishes earlier. Why could a real engine differ from it?
+#
+# <details><summary>Our reading</summary>
+#
+# Paged memory holds more requests at once (section 3), no request waits for the slowest of its batch, and no step is
+# spent on padding. A real engine may differ, because this model has no term for the context length or the network.
+# </details>
+#
+# So let's measure a real engine.
 #
 # ## 5. Real vLLM under load
 #
@@ -542,7 +564,7 @@ plots.plot_schedules([static, continuous])
 
 # %% tags=["measures"]
 runs = sweep(engine, profile, (low, middle), "vLLM")
-sweep_table(runs)
+tables.sweep_table(runs)
 
 # %% [markdown]
 # With more requests in flight a step takes longer (TPOT grows), but each step gives a token to *every*
@@ -561,7 +583,7 @@ sweep_table(runs)
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# In one step of 28 ms each of 10 requests gets one token: 10 / 0.028 tokens per second.
+# In one step of 28 ms each of 10 requests gets one token, so there are `10 / 0.028` tokens per second.
 # </details>
 
 # %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 points=3
@@ -594,13 +616,13 @@ speedup_at_top = 15
 
 # %% tags=["measures"]
 runs += sweep(engine, profile, (top,), "vLLM")
-ratio = tables.speedup(runs, low, top)
-print(f"\nThroughput with {top} in flight over {low} in flight: {ratio:.1f} times (measured)")
+ratio = speedup(runs, low, top)
 compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
 measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
 compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
-print(tables.explain_speedup(runs, low, top))
-sweep_table(runs)
+if warning := tables.busy_warning(runs, low, top):
+    print(warning)
+display(tables.speedup_table(runs, low, top), tables.sweep_table(runs))
 
 # %%
 plots.plot_sweep(runs, predicted)
@@ -610,9 +632,23 @@ plots.plot_sweep(runs, predicted)
 # repeats, your predictions as red diamonds, and a dotted line where it would be if a step cost the same
 # whatever the batch. Right, what it costs each user: compare how fast TPOT and TTFT grow.*
 #
-# **In words.** A step reads all weights and starts all kernels once, however many requests share it. One
-# request alone pays for all of that; many split the bill. The step does get longer, and the wait for
-# the first token too: throughput is bought with latency, at a very good price.
+# **Read the tables.** How many times as long does a step take at the top level (the factor of TPOT)? If that were the
+# only cost, by which factor would the throughput grow? What takes away the difference to the measured factor?
+#
+# <details><summary>Our reading</summary>
+#
+# Divide the ratio of the two levels by the factor of TPOT. This is the factor of the throughput that longer steps alone
+# would allow, because each step gives one token to every request in flight. Our simple formula predicts about that.
+#
+# If the measured factor is lower, look at the last row. The larger the share of TTFT at the top level is, the longer
+# the requests wait before their first token, for the prefill of the others and in the queue. The formula leaves this
+# wait out. If the measured factor is higher, the two levels that define the line were noisy: compare the intervals, and
+# repeat the sweep.
+#
+# A step reads all weights and starts all kernels once, however many requests share it. One request alone pays for all
+# of that, and many requests split the bill. The step gets longer and so does the wait for the first token, so
+# throughput is bought with latency, but at a very good price.
+# </details>
 #
 # The engine's own view of the last run, read from its Prometheus metrics while the requests ran:
 
@@ -644,15 +680,31 @@ jobs, cost = as_jobs(mixed, profile), fit_step_cost(tpot_s)
 slots = middle * profile.context_length
 static = simulate_static(jobs, cost, slots, profile.context_length, padding=False)
 continuous = simulate_continuous(
-    jobs, cost, slots // report.block_size, report.block_size, Limits(max_running=middle), decide=schedule
+    jobs, cost, slots // report.block_size, report.block_size, SchedulerLimits(max_running=middle), decide=schedule
 )
 in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
 flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
 gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
 compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
-print(tables.explain_waves(flowing, in_waves, static.makespan_s / continuous.makespan_s))
+simulated_gain = static.makespan_s / continuous.makespan_s
+compare_prediction(simulated_gain, gain, what="waves over continuous, your scheduler", unit="times")
+display(tables.waves_table(flowing, in_waves))
 
 # %% [markdown]
+# **Read the table.** In which row do more places stay empty, and why? Does this explain how much faster the same
+# requests are without waves?
+#
+# <details><summary>Our reading</summary>
+#
+# In the waves a place is empty from the end of its answer until the slowest answer of the wave is back. If they are
+# sent continuously, a place is filled at the next step, and only the end of the run leaves places empty.
+#
+# If half of the places in the waves are empty, you might expect twice the speed. The gain is smaller, because a step
+# with fewer requests is faster as well. If your scheduler predicts more than you measured, the wait for first tokens
+# and the client's own work are the likely reasons, because the simulation has no term for them. If you measured far more
+# than it predicts, the machine was probably busier during the waves, so measure both again.
+# </details>
+#
 # ## 6. Too little memory
 #
 # What if the cache is too small for all who are admitted? First a burst with room for everybody, as a
@@ -708,7 +760,7 @@ for name, run in squeezed.items():
     if name == own_tight:
         compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
     compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
-print(tables.explain_pressure(roomy, squeezed))
+display(tables.pressure_table(roomy, squeezed))
 for name, reason in reasons.items():
     print(f"{name}: not run here: {reason}")
 
@@ -722,13 +774,28 @@ if own_tight in squeezed:
 # run than were sent, the rest wait. Below, the cache is full, and triangles mark the moments at which
 # requests lost their blocks.*
 #
-# **In words.** A prompt is admitted when *it* fits; that every running request will want more blocks soon is
-# not counted. So the engine admits gladly, runs full, and throws the youngest out, whose work is done again.
-# Twice the blocks need not mean half the preemptions: twice as many run at once, and when they reach the end
-# of a block at the same step, they all want the next one. Four times the blocks hold this whole burst. (On a
-# CPU, vLLM keeps a cache in FP8 only with AVX-512 or AMX instructions: `v1/attention/backends/cpu_attn.py`;
-# without them its reason stands above.) Watch `vllm:num_preemptions_total` in production: a
-# steady climb says that the cache is too small or `--max-num-seqs` too large.
+# **Read the table.** Which cache has the most preemptions, and how much throughput does it lose? Do twice the blocks
+# mean half the preemptions?
+#
+# <details><summary>Our reading</summary>
+#
+# The first row is the yardstick. If it has preemptions too, the cache wasn't roomy, and its throughput is no yardstick.
+#
+# A prompt is admitted if *it* fits. The engine doesn't count that every running request will soon want more blocks. So
+# it admits too many requests, the cache fills up, and the youngest requests lose their blocks and are computed again.
+# That costs throughput, as the last column shows. If a tight cache is faster than the one with room, something else kept
+# the machine busy during one of the runs, so don't compare their speeds. The preemptions are counts, and they remain
+# valid.
+#
+# Twice the blocks needn't mean half the preemptions. Twice as many requests run at once, and if they reach the end of
+# a block at the same step, they all want the next one. Four times the blocks hold this whole burst.
+#
+# On a CPU, vLLM keeps a cache in FP8 only with AVX-512 or AMX instructions (`v1/attention/backends/cpu_attn.py`). If
+# this machine doesn't have them, the reason is printed above instead of a row.
+# </details>
+#
+# Watch `vllm:num_preemptions_total` in production. If it climbs steadily, the cache is too small or `--max-num-seqs` is
+# too large.
 #
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): how many preemptions did your two
 # engines count, and what had your scheduler predicted? Explain one difference, between the two or from the
@@ -803,8 +870,8 @@ try:
         other_runs = sweep(other, profile, (low, top), f"vLLM, {modes[1]}")
         starts = {modes[0]: engine.start_seconds, modes[1]: other.start_seconds}
     by_mode = {modes[0]: runs, modes[1]: other_runs}
-    print(tables.explain_modes(by_mode, starts, (low, top)))
-    alone = {mode: tables.throughput_at(by_mode[mode], low).value for mode in modes}
+    display(tables.modes_table(by_mode, starts, (low, top)))
+    alone = {mode: throughput_at(by_mode[mode], low).value for mode in modes}
     compare_prediction(
         compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
     )
@@ -812,11 +879,26 @@ except EngineError as reason:
     print(f"The {modes[1]} engine was not run here, so there is nothing to compare:\n{reason}")
 
 # %% [markdown]
-# **In words.** Compiling fuses kernels and removes work that is the same at every step: launching them one by
-# one from Python. Compare the two lines. Where the gain shrinks as more requests are in flight, arithmetic has
-# taken over from launching; where it stays, even a full step is mostly overhead, as with very small models.
-# Weigh the gain against the longer start: a server that lives for days pays it once (and finds its compiled code in a cache
-# the next time), a test that lives for a minute every time.
+# **Read the table.** Is one mode faster at both levels? At which level is the gain larger, and why? After how many
+# seconds has the compiled engine made up for its longer start?
+#
+# <details><summary>Our reading</summary>
+#
+# If the two intervals of a column overlap, these runs don't show which mode is faster. Otherwise divide the means.
+#
+# Compiling fuses kernels and removes work that is the same at every step, such as launching the kernels one by one from
+# Python. If the gain is smaller at the higher level, arithmetic takes most of a full step and launching matters less. If
+# the gain stays the same, even a full step is mostly overhead, as with very small models.
+#
+# To weigh the start against the gain, let the eager engine be ready after $s_e$ seconds with throughput $x_e$, and the
+# compiled one after $s_c$ seconds with throughput $x_c > x_e$. Both have written the same number of tokens at the time
+# $t$ after launch, and then the compiled engine is ahead:
+#
+# $$x_e (t - s_e) = x_c (t - s_c) \quad\Rightarrow\quad t = \frac{x_c s_c - x_e s_e}{x_c - x_e}$$
+#
+# A server that lives for days pays for the longer start once, and finds its compiled code in a cache the next time. A
+# test that lives for a minute pays for it every time.
+# </details>
 #
 # ## What you found
 #

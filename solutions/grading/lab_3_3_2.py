@@ -528,7 +528,7 @@ predict_hit_rate = Grading(
         "tokens in place of a share": Wrong(_tokens_not_share, says="2 of 8"),
         "never stores": Wrong(_never_stores, says="2 of 8"),
     },
-    twins=("utils.kvcache.replay.serve", "utils.kvcache.replay.hit_rate"),
+    twins=("utils.kvcache.replay.serve_in_order", "utils.kvcache.replay.hit_rate"),
 )
 
 

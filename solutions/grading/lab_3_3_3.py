@@ -13,7 +13,7 @@ from utils.checks import lab_3_3_3 as lab
 from utils.checks.lab_3_3_3 import Config, Decide, Queue
 from tools.lab.judge.hidden_tests import Grading, Wrong
 from utils.kvcache.blocks import BlockPool, BlockTable, OutOfBlocks
-from utils.kvcache.scheduler import Job, Limits, Sequence
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence
 from utils.kvcache.scheduler import schedule as _reference_schedule
 from utils.kvcache.simulate import StepCost, simulate_continuous
 
@@ -481,7 +481,7 @@ def _schedule_with(
 ) -> Decide:
     """A scheduler with one thing wrong."""
 
-    def schedule(waiting: Queue, running: list[Sequence], limits: Limits) -> dict[int, int]:
+    def schedule(waiting: Queue, running: list[Sequence], limits: SchedulerLimits) -> dict[int, int]:
         plan: dict[int, int] = {}
         left = limits.token_budget if budget else 10**9
         preempted, idle, position = False, not running, 0
@@ -548,7 +548,7 @@ schedule = Grading(
 )
 
 
-State = tuple[Queue, list[Sequence], Limits]
+State = tuple[Queue, list[Sequence], SchedulerLimits]
 
 
 def _state(rng: random.Random, blocks: int, tokens: int, running: int, budget: int) -> State:
@@ -569,7 +569,7 @@ def _state(rng: random.Random, blocks: int, tokens: int, running: int, budget: i
             sequence.take(part)
             sequence.generated = int(sequence.remaining == 0)
             started.append(sequence)
-    return deque(some(rng.randint(1, 5))), started, Limits(budget, rng.randint(3, 6), chunked)
+    return deque(some(rng.randint(1, 5))), started, SchedulerLimits(budget, rng.randint(3, 6), chunked)
 
 
 def _same_step(attempt: Decide, seed: int, **size: int) -> None:
@@ -611,7 +611,7 @@ def _(attempt: Decide, rng: random.Random) -> None:
     for blocks in (150, 22, 20):
         jobs = [Job(i, 0.04 * i, rng.randint(5, 60), rng.randint(1, 50)) for i in range(16)]
         chunked = blocks != 20  # without chunks, the longest request has to fit into a step
-        limits = Limits(rng.choice([48, 64] if chunked else [128, 200]), rng.randint(4, 6), chunked)
+        limits = SchedulerLimits(rng.choice([48, 64] if chunked else [128, 200]), rng.randint(4, 6), chunked)
         cost = StepCost(0.01, 0.0001)
         what = f"16 requests on {blocks} blocks of 8, {limits}"
         expected = simulate_continuous(jobs, cost, blocks, 8, limits)

@@ -8,9 +8,9 @@ from tools.setup.setup_steps import SGLANG
 from utils.benchmark import Client, ClosedLoop, run
 from utils.engines import launch
 from utils.kvcache.radix import RadixCache
-from utils.kvcache.replay import hit_rate, serve
+from utils.kvcache.replay import hit_rate, serve_in_order
 from utils.labs.lab_3_3_2 import experiments
-from utils.labs.lab_3_3_2.tables import explain_death
+from utils.labs.lab_3_3_2.tables import lost_table
 from utils.labs.lab_3_3_2.workloads import Maker, as_requests, fresh_seed, workloads
 from utils.profiles import ENGINES
 from utils.telemetry.cache import cache_report
@@ -36,7 +36,7 @@ def page_size(engine):
 def test_hit_rates_are_what_the_tree_predicts(engine, profile):
     for name, prompts in workloads(profile, seed=fresh_seed()).items():
         cache = RadixCache(page_size=page_size(engine))
-        predicted = hit_rate([serve(cache, prompt, 4) for prompt in prompts], prompts)
+        predicted = hit_rate(serve_in_order(prompts, cache, 4), prompts)
         hits = experiments.measure_hits(engine, profile, prompts, name)
         assert abs(hits.rate - predicted) < 0.05, name
         assert hits.counted == pytest.approx(hits.rate, abs=0.05), name
@@ -148,7 +148,7 @@ def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sg
         )
         assert not second.running() and sglang.running()
         # What had begun on the dead one is lost; what had not is sent again, and that may be all of it.
-        assert routed.failed < len(prompts) / 2, explain_death(routed)
+        assert routed.failed < len(prompts) / 2, lost_table(routed).to_string()
     assert experiments.say(sglang, {"messages": experiments._SAY, "max_tokens": 2}).startswith(
         "answered"
     )

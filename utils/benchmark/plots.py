@@ -19,11 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from utils.benchmark.plot_style import MARKERS, PALETTE
 from utils.benchmark.records import Record
-
-# Okabe and Ito (2008), without yellow, which is too faint for lines on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_throughput(records: Sequence[Record]) -> Figure:

@@ -1,74 +1,21 @@
-"""Which engine for which use, computed from records; never from a table of opinions."""
+"""Rule that chooses an engine for a high-throughput API from the figures of its runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
-
-from utils.benchmark.records import Record
-
-FOLKLORE = {
-    "development": "Ollama",
-    "interactive chat": "SGLang",
-    "high-throughput API": "vLLM",
-    "batch processing": "TensorRT-LLM",
-    "edge, CPU": "llama.cpp",
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One row of the selection guide.
-
-    Attributes:
-        use_case: What the engine is for.
-        rule: How it was chosen, in words.
-        winner: Label of the engine; None if no engine meets the rule.
-        value: The winner's figure, with its unit.
-        folklore: What the usual table says.
-    """
-
-    use_case: str
-    rule: str
-    winner: str | None
-    value: str
-    folklore: str
-
-
-def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The figures of each closed-loop record that the selection guide uses.
-
-    Keys: label, concurrency, output_throughput (tok/s), total_token_throughput (tok/s),
-    p95_ttft_ms, median_tpot_ms, start_seconds, memory_bytes, failed.
-    """
-    keys = ("output_throughput", "total_token_throughput", "p95_ttft_ms", "failed")
-    return [
-        {
-            "label": record.label,
-            "concurrency": record.load["concurrency"],
-            **{key: record.summary.get(key) for key in keys},
-            "median_tpot_ms": record.summary.get("median_tpot_ms"),
-            "start_seconds": record.extra.get("start_seconds"),
-            "memory_bytes": record.extra.get("memory_bytes"),
-        }
-        for record in records
-        if record.load.get("pattern") == "closed"
-    ]
 
 
 def best_for_api(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | None:
-    """The label with the highest output throughput at the highest concurrency within a TTFT limit.
+    """Return the label with the most output tokens per second within a TTFT limit.
 
     Args:
-        rows: As `rows` gives them.
-        ttft_limit_ms: Limit of p95 TTFT, milliseconds; a row at the limit meets it.
+        rows: Figures of the runs: `label`, `concurrency`, `output_throughput`, `p95_ttft_ms`, `failed`.
+        ttft_limit_ms: Limit of p95 TTFT, in milliseconds. A row at the limit meets it.
 
     Returns:
-        The label; None if no row at the highest concurrency meets the limit without failures.
+        Label, or None if no row at the highest concurrency meets the limit without failures.
     """
     top = max((row["concurrency"] for row in rows), default=None)
     good = [
@@ -76,7 +23,7 @@ def best_for_api(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | 
         for row in rows
         if row["concurrency"] == top
         and not row["failed"]
-        and _has(row, "p95_ttft_ms", "output_throughput")
+        and has_figures(row, "p95_ttft_ms", "output_throughput")
         and row["p95_ttft_ms"] <= ttft_limit_ms
     ]
     if not good:
@@ -84,102 +31,6 @@ def best_for_api(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | 
     return str(max(good, key=lambda row: row["output_throughput"])["label"])
 
 
-def guide(
-    rows: Sequence[dict[str, Any]], api_winner: str | None, ttft_limit_ms: float
-) -> list[Choice]:
-    """The selection guide for the measured engines.
-
-    A row with failed requests, or without the figure that a rule needs, does not take part in it.
-
-    Args:
-        rows: As `rows` gives them.
-        api_winner: Result of `best_for_api`.
-        ttft_limit_ms: The limit it was found with, milliseconds.
-    """
-    low = min((row["concurrency"] for row in rows), default=0)
-    top = max((row["concurrency"] for row in rows), default=0)
-    sound = [row for row in rows if not row["failed"]]
-    single = [row for row in sound if row["concurrency"] == low]
-    quick = _least(single, "start_seconds")
-    chat = min(
-        (row for row in single if _has(row, "p95_ttft_ms", "median_tpot_ms")),
-        key=_answer_ms,
-        default=None,
-    )
-    batch = max(
-        (row for row in sound if _has(row, "total_token_throughput")),
-        key=lambda row: row["total_token_throughput"],
-        default=None,
-    )
-    small = _least(single, "memory_bytes")
-    api = next((r for r in rows if r["label"] == api_winner and r["concurrency"] == top), None)
-    none = "no record gives it"
-    found = [
-        (
-            "development",
-            "ready soonest",
-            quick,
-            f"{quick['start_seconds']:.1f} s" if quick else none,
-        ),
-        (
-            "interactive chat",
-            f"p95 TTFT + 50 tokens × median TPOT at {low} in flight",
-            chat,
-            f"{_answer_ms(chat):.0f} ms" if chat else none,
-        ),
-        (
-            "high-throughput API",
-            f"most output tok/s at {top} in flight with p95 TTFT ≤ {ttft_limit_ms:.0f} ms",
-            api,
-            f"{api['output_throughput']:.0f} tok/s"
-            if api and _has(api, "output_throughput")
-            else "none meets it",
-        ),
-        (
-            "batch processing",
-            "most tokens per second, prompts included, whatever the latency",
-            batch,
-            f"{batch['total_token_throughput']:.0f} tok/s" if batch else none,
-        ),
-        (
-            "edge, CPU",
-            "least memory",
-            small,
-            f"{small['memory_bytes'] / 1e9:.2f} GB" if small else none,
-        ),
-    ]
-    return [
-        Choice(use, rule, row["label"] if row else None, value, FOLKLORE[use])
-        for use, rule, row, value in found
-    ]
-
-
-def guide_table(choices: Sequence[Choice]) -> pd.DataFrame:
-    """The guide as a table: use case, rule, your records say, figure, folklore says, agreed."""
-    return pd.DataFrame(
-        [
-            {
-                "use case": choice.use_case,
-                "rule": choice.rule,
-                "your records say": choice.winner or "none",
-                "figure": choice.value,
-                "the usual table says": choice.folklore,
-                "agreed": choice.winner is not None
-                and choice.winner.lower().startswith(choice.folklore.lower()),
-            }
-            for choice in choices
-        ]
-    ).set_index("use case")
-
-
-def _has(row: dict[str, Any], *keys: str) -> bool:
-    """Whether a row has a figure for every key; NaN and None are none."""
+def has_figures(row: dict[str, Any], *keys: str) -> bool:
+    """Return whether a row has a figure for every key. NaN and None aren't figures."""
     return all((v := row.get(key)) is not None and not math.isnan(v) for key in keys)
-
-
-def _least(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    return min((row for row in rows if _has(row, key)), key=lambda row: row[key], default=None)
-
-
-def _answer_ms(row: dict[str, Any]) -> float:
-    return float(row["p95_ttft_ms"] + 50 * row["median_tpot_ms"])

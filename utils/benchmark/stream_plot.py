@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.benchmark.plots import PALETTE
+from utils.benchmark.plot_style import BLUE, GREY
 from utils.benchmark.trace import RequestTrace
 
 
@@ -23,8 +23,8 @@ def draw_stream(trace: RequestTrace) -> Figure:
     ttft_ms = 1000 * trace.ttft()
     chunks_ms = [1000 * (at - trace.sent) for at in trace.chunk_times]
     figure, axes = plt.subplots(figsize=(9, 1.8), layout="constrained")
-    axes.barh([0], [ttft_ms], height=0.5, color="#bbbbbb")
-    axes.vlines(chunks_ms, -0.35, 0.35, color=PALETTE[0], linewidth=1)
+    axes.barh([0], [ttft_ms], height=0.5, color=GREY)
+    axes.vlines(chunks_ms, -0.35, 0.35, color=BLUE, linewidth=1)
     axes.annotate("TTFT: prefill", (ttft_ms / 2, 0.3), ha="center", va="bottom")
     if len(chunks_ms) > 1:
         middle = (chunks_ms[0] + chunks_ms[-1]) / 2

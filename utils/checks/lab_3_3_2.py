@@ -12,7 +12,7 @@ from utils.checks import CheckFailed, check, expect, expect_close, expect_equal,
 from utils.kvcache import radix
 from utils.kvcache.audit import damage, spelled
 from utils.kvcache.radix import Node, RadixCache, Tokens, walk
-from utils.kvcache.replay import hit_rate, work_off
+from utils.kvcache.replay import drain_queue, hit_rate
 
 Json = Mapping[str, Any]
 
@@ -152,19 +152,19 @@ def _grows_alike(attempt: Callable[..., Node], rng: random.Random, trees: int) -
     """Random sequences into the learner's tree and into the reference's."""
     for _ in range(trees):
         page_size = rng.choice([1, 1, 2, 3])
-        mine, theirs = Node([]), Node([])
+        actual, expected = Node([]), Node([])
         stored: list[Tokens] = []
         for now in range(1, 6):
             tokens = [rng.randrange(3) for _ in range(rng.randrange(10))]
             stored.append(tokens)
             given = list(tokens)
-            end = attempt(mine, given, page_size, now)
+            end = attempt(actual, given, page_size, now)
             expect_equal(given, tokens, what="the tokens that were handed in, afterwards")
-            wanted = radix.insert(theirs, tokens, page_size, now)
+            wanted = radix.insert(expected, tokens, page_size, now)
             case = f"{stored} in pages of {page_size}, one after the other"
             what = f"the tree, as (tokens from the root, lock_ref, last_used), after {case}"
-            expect_equal(drawn(mine), drawn(theirs), what=what)
-            if broken := damage(mine, page_size):
+            expect_equal(drawn(actual), drawn(expected), what=what)
+            if broken := damage(actual, page_size):
                 raise CheckFailed(f"{broken}, after {case}.")
             expect_type(end, Node, what=f"what is returned for the last of {case}")
             what = f"the tokens up to the node that is returned for the last of {case}"
@@ -233,17 +233,17 @@ def evict(attempt: Callable[..., int]) -> None:
 def _evicts_alike(attempt: Callable[..., int], rng: random.Random) -> None:
     page_size = rng.choice([1, 1, 2])
     stored = [[rng.randrange(3) for _ in range(rng.randrange(1, 9))] for _ in range(7)]
-    mine, theirs = (tree_of(*stored, page_size=page_size) for _ in range(2))
+    actual, expected = (tree_of(*stored, page_size=page_size) for _ in range(2))
     locked = rng.randrange(7)
-    for root in (mine, theirs):
+    for root in (actual, expected):
         radix.lock(radix.insert(root, stored[locked], page_size, 8))
     num_tokens = rng.randrange(12)
     case = f"{num_tokens} tokens where {stored} were stored in pages of {page_size}, no. {locked + 1} locked"
-    wanted = radix.evict(theirs, num_tokens)
-    expect_equal(attempt(mine, num_tokens), wanted, what=f"tokens removed of {case}")
+    wanted = radix.evict(expected, num_tokens)
+    expect_equal(attempt(actual, num_tokens), wanted, what=f"tokens removed of {case}")
     what = f"the tree, as (tokens from the root, lock_ref, last_used), after evicting {case}"
-    expect_equal(drawn(mine), drawn(theirs), what=what)
-    if broken := damage(mine, page_size):
+    expect_equal(drawn(actual), drawn(expected), what=what)
+    if broken := damage(actual, page_size):
         raise CheckFailed(f"{broken}, after evicting {case}.")
 
 
@@ -320,8 +320,8 @@ def next_request(attempt: Callable[..., int]) -> None:
     prompts = [[*rng.choice(prefixes), i] for i in range(30)]
     prompts.insert(2, [-1] * 30)
     for limit in (3, 10):
-        served = work_off(prompts, RadixCache(60), lambda c, p, n=limit: attempt(c, p, n))  # type: ignore[misc]
-        wanted = work_off(prompts, RadixCache(60), lambda c, p, n=limit: _next_request(c, p, n))  # type: ignore[misc]
+        served = drain_queue(prompts, RadixCache(60), lambda c, p, n=limit: attempt(c, p, n))  # type: ignore[misc]
+        wanted = drain_queue(prompts, RadixCache(60), lambda c, p, n=limit: _next_request(c, p, n))  # type: ignore[misc]
         what = f"the order of 31 requests, one of which shares nothing, with a limit of {limit}"
         expect_equal(served.order, wanted.order, what=what)
 

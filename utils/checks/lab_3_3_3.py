@@ -17,13 +17,13 @@ from utils.checks import (
     expect_type,
 )
 from utils.kvcache.blocks import BlockPool, BlockTable, OutOfBlocks
-from utils.kvcache.scheduler import Job, Limits, Sequence
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence
 from utils.kvcache.scheduler import schedule as _reference_schedule
 from utils.kvcache.simulate import StepCost, simulate_continuous
 
 Config = Mapping[str, Any]
 Queue = deque[Sequence]
-Decide = Callable[[Queue, list[Sequence], Limits], dict[int, int]]
+Decide = Callable[[Queue, list[Sequence], SchedulerLimits], dict[int, int]]
 
 # config.json of Qwen/Qwen3-8B, as published on the hub.
 QWEN3_8B: Config = {
@@ -269,7 +269,11 @@ def schedule(attempt: Decide) -> None:
     _room_for_all_tokens(attempt)
     rng = random.Random(3)
     cost = StepCost(0.01, 0.0001)
-    for blocks, limits in ((200, Limits(64, 6)), (24, Limits(64, 6)), (24, Limits(200, 6, False))):
+    for blocks, limits in (
+        (200, SchedulerLimits(64, 6)),
+        (24, SchedulerLimits(64, 6)),
+        (24, SchedulerLimits(200, 6, False)),
+    ):
         jobs = [Job(i, 0.05 * i, rng.randint(5, 60), rng.randint(1, 60)) for i in range(30)]
         expected = simulate_continuous(jobs, cost, blocks, 8, limits)
         what = f"30 requests on {blocks} blocks, {limits}"
@@ -295,44 +299,44 @@ def _admission(attempt: Decide) -> None:
     pool = BlockPool(100, 4)
     waiting, running = deque(_requests(pool, 6, 20, 20)), list[Sequence]()
     hint = "What is left of the budget goes to the next one as a chunk of its prompt."
-    plan = attempt(waiting, running, Limits(token_budget=24))
+    plan = attempt(waiting, running, SchedulerLimits(token_budget=24))
     expect_equal(plan, {0: 6, 1: 18}, what="prompts of 6, 20, 20 under a budget of 24", hint=hint)
     expect_equal(_ids(running), [0, 1], what="running after that step", hint="Oldest first.")
     running[0].generated = 1
-    plan = attempt(waiting, running, Limits(token_budget=24))
+    plan = attempt(waiting, running, SchedulerLimits(token_budget=24))
     hint = "The running go first: one token each, or the rest of the prompt; then, where a place is"
     hint += " free and budget is left, the waiting."
     expect_equal(plan, {0: 1, 1: 2, 2: 20}, what="the next step", hint=hint)
     waiting = deque(_requests(BlockPool(3, 4), 16, 2))
     hint = "The first in the queue does not fit yet; first come, first served: nobody overtakes."
     expect_equal(
-        attempt(waiting, [], Limits()), {}, what="prompts of 16 and 2, 12 slots", hint=hint
+        attempt(waiting, [], SchedulerLimits()), {}, what="prompts of 16 and 2, 12 slots", hint=hint
     )
     waiting = deque(_requests(BlockPool(3, 4), 16))
     hint = "Only 8 tokens are computed now, but admit a request only if its whole prompt has room."
-    plan = attempt(waiting, [], Limits(token_budget=8))
+    plan = attempt(waiting, [], SchedulerLimits(token_budget=8))
     expect_equal(plan, {}, what="a prompt of 16 in chunks of 8, 12 slots", hint=hint)
     waiting = deque(_requests(BlockPool(9, 4), 6, 6))
     hint = "Without chunked prefill a prompt is computed whole or not at all."
-    plan = attempt(waiting, [], Limits(token_budget=8, chunked_prefill=False))
+    plan = attempt(waiting, [], SchedulerLimits(token_budget=8, chunked_prefill=False))
     expect_equal(plan, {0: 6}, what="two prompts of 6, no chunks, a budget of 8", hint=hint)
     waiting = deque(_requests(BlockPool(9, 4), 6, 6, 2))
     hint = "The second does not fit this step's budget whole, so the queue stops: nobody overtakes."
-    plan = attempt(waiting, [], Limits(token_budget=8, chunked_prefill=False))
+    plan = attempt(waiting, [], SchedulerLimits(token_budget=8, chunked_prefill=False))
     expect_equal(plan, {0: 6}, what="prompts of 6, 6, 2, no chunks, a budget of 8", hint=hint)
     hint = "The first spends the budget: a request that gets no tokens is not in the plan."
     waiting, running = deque(_requests(BlockPool(9, 4), 8, 8)), []
-    plan = attempt(waiting, running, Limits(token_budget=8))
+    plan = attempt(waiting, running, SchedulerLimits(token_budget=8))
     expect_equal(plan, {0: 8}, what="two waiting prompts of 8, a budget of 8", hint=hint)
     expect_equal(_ids(running), [0], what="running after that step", hint=hint)
     running = _requests(BlockPool(9, 4), 12, 12)
     for sequence in running:
         sequence.take(4)
-    plan = attempt(deque(), running, Limits(token_budget=8))
+    plan = attempt(deque(), running, SchedulerLimits(token_budget=8))
     what = "two running requests with 8 tokens of their prompts left, a budget of 8"
     expect_equal(plan, {0: 8}, what=what, hint=hint)
     waiting = deque(_requests(BlockPool(9, 4), 1, 1, 1))
-    plan = attempt(waiting, [], Limits(max_running=2))
+    plan = attempt(waiting, [], SchedulerLimits(max_running=2))
     expect_equal(plan, {0: 1, 1: 1}, what="three requests, two of which may run")
 
 
@@ -344,7 +348,7 @@ def _pressure(attempt: Decide) -> None:
         sequence.take(4)
         sequence.generated = 1
     waiting = deque([newcomer])
-    plan = attempt(waiting, running, Limits())
+    plan = attempt(waiting, running, SchedulerLimits())
     hint = "All three need a block and one is free: the youngest running request is preempted for "
     hint += "the middle one, and its block is enough."
     lost = (oldest.preemptions, middle.preemptions, youngest.preemptions)
@@ -366,7 +370,7 @@ def _room_for_all_tokens(attempt: Decide) -> None:
     what = "12 more tokens of a running prompt, 2 blocks of 4 free, a younger request holding 2"
     hint = "Ask request.fits(n) for the n tokens that you take, not for fewer."
     try:
-        plan = attempt(waiting, running, Limits())
+        plan = attempt(waiting, running, SchedulerLimits())
     except OutOfBlocks as error:
         raise CheckFailed(f"{what}: take() raised OutOfBlocks. {hint}") from error
     expect_equal(plan, {0: 12}, what=f"the plan for {what}", hint=hint)

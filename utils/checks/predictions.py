@@ -1,4 +1,4 @@
-"""Predictions: what a learner said before a measurement, set beside what came out."""
+"""Comparison of a learner's prediction with the number that came out."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ _GREY, _BLUE = "#6b7280", "#2563eb"
 _AS_PREDICTED = 1.005
 
 
-def compare_prediction(predicted: Any, measured: float, *, what: str, unit: str = "") -> None:
-    """Show a prediction beside the measurement; says so when none was made.
+def compare_prediction(
+    predicted: Any, measured: float, *, what: str, unit: str = "", origin: str = "measured"
+) -> None:
+    """Show a prediction next to the number that came out.
 
     Args:
-        predicted: the learner's number; `None` or `...` when none was made.
-        measured: the number measured, in the same unit.
-        what: the quantity, as a noun ("throughput at 32 over throughput at 1").
-        unit: unit shown behind both numbers.
+        predicted: Learner's number. `None` or `...` if none was made.
+        measured: Number that came out, in the same unit.
+        what: Quantity, as a noun ("throughput at 32 over throughput at 1").
+        unit: Unit that follows both numbers.
+        origin: Origin of the second number, such as "measured", "derived" or "simulated".
 
     Raises:
-        TypeError: the prediction is not a number.
+        TypeError: If the prediction is not a number.
     """
     unit = f" {unit}" if unit else ""
     if predicted is None or predicted is ...:
-        text = f"{what}: measured {measured:.4g}{unit}. No prediction was made"
+        text = f"{what}: {origin} {measured:.4g}{unit}. No prediction was made"
         show("○", f"{text}: next time commit to a number first.", _GREY)
         return
     if isinstance(predicted, bool) or not isinstance(predicted, (int, float)):
         raise TypeError(f"the prediction of {what} is a number, not {predicted!r}")
-    text = f"{what}: predicted {predicted:.4g}{unit}, measured {measured:.4g}{unit}"
+    text = f"{what}: predicted {predicted:.4g}{unit}, {origin} {measured:.4g}{unit}"
     show("◆", f"{text}{_ratio(measured, predicted)}.", _BLUE)
 
 

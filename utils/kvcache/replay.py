@@ -1,6 +1,6 @@
-"""Requests played through a radix tree in place of an engine: hit rates, and who is served when.
+"""Replay of requests through a radix tree instead of an engine: hit rates and orders of service.
 
-Everything here is derived from the tree and the prompts: no engine, no clock.
+All results are derived from the tree and the prompts, without an engine or a clock.
 """
 
 from __future__ import annotations
@@ -12,19 +12,32 @@ from dataclasses import dataclass
 
 from utils.kvcache.radix import RadixCache, Tokens
 
-# Of the waiting requests: tokens each would find cached, and how often each has been passed over.
+# From the waiting requests' cached tokens and the number of requests served before each: whom to serve.
 Choose = Callable[[list[int], list[int]], int]
 _fresh = itertools.count(1)
 
 
-def serve(cache: RadixCache, prompt: Tokens, output_tokens: int) -> int:
-    """Plays one request, alone: looks its prompt up, then stores prompt and answer.
+def serve_in_order(
+    prompts: Iterable[Tokens], cache: RadixCache, output_tokens: int = 2
+) -> list[int]:
+    """Serve prompts one after the other, in their order.
 
-    What the model will answer is not known here, so the answer is stored as tokens that nobody else has.
-    An engine keeps no key and value of the last token that it writes.
+    Args:
+        prompts: Prompts in order of arrival.
+        cache: Cache that holds the prefixes. It also stores prompts and answers.
+        output_tokens: Tokens of each answer.
 
     Returns:
-        Prompt tokens that were cached.
+        Cached tokens of each prompt.
+    """
+    return [_serve(prompt, cache, output_tokens) for prompt in prompts]
+
+
+def _serve(prompt: Tokens, cache: RadixCache, output_tokens: int) -> int:
+    """Look a prompt up, then store prompt and answer. Return the prompt's cached tokens.
+
+    The model's answer isn't known here, so it is stored as tokens that no other request has. An engine
+    keeps no key and value of the last token that it writes.
     """
     cached = cache.match(prompt)
     cache.insert(prompt + [-next(_fresh) for _ in range(output_tokens - 1)])
@@ -32,28 +45,36 @@ def serve(cache: RadixCache, prompt: Tokens, output_tokens: int) -> int:
 
 
 def hit_rate(cached: Iterable[int], prompts: Iterable[Tokens]) -> float:
-    """Cached prompt tokens over all prompt tokens, 0 to 1."""
+    """Return cached prompt tokens over all prompt tokens, 0 to 1."""
     return sum(cached) / sum(map(len, prompts))
 
 
 def first_come(cached: list[int], passed_over: list[int]) -> int:
-    """First come, first served."""
+    """Pick the request that came first."""
     return 0
 
 
 def longest_prefix(cached: list[int], passed_over: list[int]) -> int:
-    """Whoever finds most of its prompt in the cache; the first of equals."""
+    """Pick the request with the longest cached prefix.
+
+    Args:
+        cached: Cached tokens at the start of each waiting request's prompt.
+        passed_over: Number of later requests served before each of these.
+
+    Returns:
+        Index of the request to serve next. Ties go to the earliest request.
+    """
     return cached.index(max(cached))
 
 
 @dataclass(frozen=True)
-class Served:
-    """A queue that was worked off.
+class DrainedQueue:
+    """Result of serving a whole queue.
 
     Attributes:
-        order: Positions of the requests in the queue, as they were served.
-        hit_rate: Of all prompt tokens, 0 to 1.
-        worst_wait: Requests that came later and were served before, at worst.
+        order: Positions of the requests in the queue, in the order of service.
+        hit_rate: Cached prompt tokens over all prompt tokens, 0 to 1.
+        worst_wait: Largest number of later requests that were served before one request.
     """
 
     order: tuple[int, ...]
@@ -61,20 +82,21 @@ class Served:
     worst_wait: int
 
 
-def work_off(
+def drain_queue(
     prompts: Sequence[Tokens], cache: RadixCache, choose: Choose, output_tokens: int = 2
-) -> Served:
-    """Serves a queue of prompts one after the other.
+) -> DrainedQueue:
+    """Serve a queue of prompts one after the other, in the order that a rule chooses.
 
     Args:
-        prompts: First come first.
-        cache: Where prefixes are found.
-        choose: Called before each request with what the waiting, first come first, would find cached,
-            and how often each was passed over by one that came later; returns the position of the next.
+        prompts: Prompts in order of arrival.
+        cache: Cache that holds the prefixes. It also stores prompts and answers.
+        choose: Rule that is called before each request. It gets the cached tokens of the waiting
+            requests and the number of later requests served before each, both in order of arrival. It
+            returns the position of the next request.
         output_tokens: Tokens of each answer.
 
     Raises:
-        ValueError: `choose` returned no position in the queue.
+        ValueError: If `choose` returns no position in the queue.
     """
     waiting = list(range(len(prompts)))
     passed = [0] * len(prompts)
@@ -88,5 +110,5 @@ def work_off(
             passed[overtaken] += 1
         index = waiting.pop(position)
         order.append(index)
-        cached.append(serve(cache, prompts[index], output_tokens))
-    return Served(tuple(order), hit_rate(cached, prompts), max(passed, default=0))
+        cached.append(_serve(prompts[index], cache, output_tokens))
+    return DrainedQueue(tuple(order), hit_rate(cached, prompts), max(passed, default=0))

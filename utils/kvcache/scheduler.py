@@ -1,11 +1,11 @@
-"""Iteration-level scheduling with preemption, as vLLM does it, in small.
+"""Small version of vLLM's iteration-level scheduling with preemption.
 
-*Iteration-level* scheduling (Yu et al., "Orca", OSDI 2022, section 3.1; "continuous batching"
-today) decides anew at every forward step who takes part. :func:`schedule` follows vLLM 0.32
-(``Scheduler.schedule`` in ``v1/core/sched/scheduler.py``): running requests first, oldest first;
-where blocks run out the youngest running request is preempted, loses its cache and is recomputed
-later (PagedAttention, arXiv 2309.06180, section 4.5); the waiting are admitted, first come first
-served, only in a step that preempted nobody, and only if their whole prompt fits.
+*Iteration-level* scheduling decides again before every forward step which requests take part (Yu et
+al., "Orca", OSDI 2022, section 3.1). Today it is called "continuous batching". `schedule` follows vLLM
+0.32 (`Scheduler.schedule` in `v1/core/sched/scheduler.py`). Running requests come first, oldest first.
+If blocks run out, the youngest running request is preempted: it loses its cache and is recomputed later
+(PagedAttention, arXiv 2309.06180, section 4.5). Waiting requests are admitted first come, first served,
+but only in a step without a preemption, and only if their whole prompt fits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from utils.kvcache.blocks import BlockTable
 
 @dataclass(frozen=True)
 class Job:
-    """A request before anybody serves it: arrival in seconds, lengths in tokens."""
+    """Request before it is served, with its arrival in seconds and its lengths in tokens."""
 
     job_id: int
     arrival: float
@@ -37,12 +37,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a step may hold (vLLM: ``max_num_batched_tokens``, ``max_num_seqs``).
+class SchedulerLimits:
+    """Limits of a step (vLLM: `max_num_batched_tokens`, `max_num_seqs`).
 
     Attributes:
-        token_budget: Tokens computed in one step, at most.
-        max_running: Requests that run at once, at most.
+        token_budget: Most tokens computed in one step.
+        max_running: Most requests that run at once.
         chunked_prefill: Whether a prompt may be computed over several steps.
     """
 
@@ -53,15 +53,15 @@ class Limits:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request being served.
+    """Request that is being served.
 
     Attributes:
-        job: What was asked for.
-        table: Its blocks.
-        generated: Output tokens so far; they survive a preemption, their cache does not.
-        preemptions: How often it lost its cache.
+        job: Job that it serves.
+        table: Block table.
+        generated: Number of output tokens so far. They survive a preemption, but their cache does not.
+        preemptions: Number of times that it lost its cache.
         first_token_at: Predicted time of the first output token, in seconds.
-        finished_at: Predicted time of the last one.
+        finished_at: Predicted time of the last output token, in seconds.
     """
 
     job: Job
@@ -73,36 +73,38 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Known tokens whose key and value are not in the cache: the work before the next one."""
+        """Known tokens whose keys and values are not in the cache, to be computed before the next one."""
         return self.job.prompt_tokens + self.generated - self.table.num_tokens
 
     def fits(self, tokens: int) -> bool:
-        """Whether the pool has the blocks that ``tokens`` more tokens need."""
+        """Return whether the pool has the blocks that `tokens` more tokens need."""
         return self.table.blocks_to_grow(tokens) <= len(self.table.pool.free)
 
     def take(self, tokens: int) -> None:
-        """Takes the blocks for ``tokens`` more tokens."""
+        """Take the blocks for `tokens` more tokens."""
         self.table.grow(tokens)
 
     def preempt(self) -> None:
-        """Gives all blocks back; prompt and output so far have to be computed again."""
+        """Return all blocks to the pool, so that prompt and output so far are computed again."""
         self.table.release()
         self.preemptions += 1
 
 
-Schedule = Callable[[deque[Sequence], list[Sequence], Limits], dict[int, int]]
+Schedule = Callable[[deque[Sequence], list[Sequence], SchedulerLimits], dict[int, int]]
 
 
-def schedule(waiting: deque[Sequence], running: list[Sequence], limits: Limits) -> dict[int, int]:
-    """Decides one step of iteration-level scheduling.
+def schedule(
+    waiting: deque[Sequence], running: list[Sequence], limits: SchedulerLimits
+) -> dict[int, int]:
+    """Decide one step of iteration-level scheduling.
 
     Args:
-        waiting: First come first; changed in place.
-        running: Oldest first; changed in place.
-        limits: What a step may hold.
+        waiting: Waiting requests in order of arrival, changed in place.
+        running: Running requests, oldest first, changed in place.
+        limits: Limits of the step.
 
     Returns:
-        Tokens to compute in this step, by job id; their blocks are taken.
+        Tokens to compute in this step, by job id. Their blocks are taken.
     """
     plan: dict[int, int] = {}
     budget, preempted = limits.token_budget, False

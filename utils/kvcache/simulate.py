@@ -1,7 +1,7 @@
-"""Predicted runs: iteration-level scheduling against static batching, on the same arrivals.
+"""Simulated runs that compare iteration-level scheduling with static batching on the same arrivals.
 
-Times are **predicted**: a step costs ``base_s + per_token_s x tokens``, both constants given by the
-caller. The model has no term for context length, sampling or the network.
+Times are **predicted**. A step costs `base_s + per_token_s x tokens`, and the caller gives both
+constants. The model has no term for context length, sampling or the network.
 
 *Static batching* keeps a batch together until its longest member is done; *iteration-level*
 scheduling fills a place as soon as it is free (Yu et al., "Orca", OSDI 2022, sections 2 and 3.1).
@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from utils.kvcache.blocks import BlockPool, BlockTable
-from utils.kvcache.scheduler import Job, Limits, Schedule, Sequence, schedule
+from utils.kvcache.scheduler import Job, Schedule, SchedulerLimits, Sequence, schedule
 from utils.model_sizes import blocks_for
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Predicted seconds of a forward step: ``base_s + per_token_s x tokens``."""
+    """Predicted seconds of a forward step: `base_s + per_token_s x tokens`."""
 
     base_s: float
     per_token_s: float
@@ -30,19 +30,19 @@ class StepCost:
             raise ValueError(f"A step takes time: {self}.")
 
     def seconds(self, tokens: int) -> float:
-        """Seconds of a step that computes ``tokens`` tokens."""
+        """Return the seconds of a step that computes `tokens` tokens."""
         return self.base_s + self.per_token_s * tokens
 
 
 def fit_step_cost(tpot_s: Mapping[int, float]) -> StepCost:
-    """Step cost from measured decode steps: the line through two batch sizes.
+    """Return the step cost that measured decode steps imply: the line through two batch sizes.
 
     Args:
-        tpot_s: Seconds per output token (of one request), by the number of requests in the batch;
-            exactly two.
+        tpot_s: Seconds per output token of one request, by the number of requests in the batch.
+            Exactly two batch sizes.
 
     Returns:
-        The cost; where noise would make a constant negative it is 0, and the other one carries all.
+        Cost of a step. If noise would make a constant negative, it is 0.
     """
     (low, fast), (high, slow) = sorted(tpot_s.items())
     per_token = max(0.0, (slow - fast) / (high - low))
@@ -51,8 +51,8 @@ def fit_step_cost(tpot_s: Mapping[int, float]) -> StepCost:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One predicted forward step."""
+class SimulatedStep:
+    """Predicted forward step."""
 
     start_s: float
     seconds: float
@@ -64,8 +64,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one job fared; predicted times in seconds from the start."""
+class SimulationOutcome:
+    """Predicted result of one job, with times in seconds from the start."""
 
     job: Job
     first_token_at: float
@@ -75,19 +75,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A simulated run. Every figure in it is predicted, none is measured.
+    """Simulated run. Every figure in it is predicted, and none is measured.
 
     Attributes:
-        policy: ``static`` or ``continuous``.
-        cost: The step-cost model behind the times.
-        outcomes: One per job, by job id.
-        steps: In order of time.
+        policy: `static` or `continuous`.
+        cost: Step-cost model that gives the times.
+        outcomes: Outcomes of the jobs, in the order of their ids.
+        steps: Steps in order of time.
     """
 
     policy: str
     cost: StepCost
-    outcomes: tuple[Outcome, ...]
-    steps: tuple[Step, ...] = field(repr=False)
+    outcomes: tuple[SimulationOutcome, ...]
+    steps: tuple[SimulatedStep, ...] = field(repr=False)
     origin: str = "predicted"
 
     @property
@@ -112,7 +112,7 @@ class Prediction:
 
     @property
     def preemptions(self) -> int:
-        """How often a request lost its cache."""
+        """Number of times that a request lost its cache."""
         return sum(outcome.preemptions for outcome in self.outcomes)
 
 
@@ -121,35 +121,35 @@ def simulate_continuous(
     cost: StepCost,
     num_blocks: int,
     block_size: int = 16,
-    limits: Limits | None = None,
+    limits: SchedulerLimits | None = None,
     decide: Schedule = schedule,
 ) -> Prediction:
-    """Predicts a run under iteration-level scheduling with paged memory.
+    """Predict a run under iteration-level scheduling with paged memory.
 
     Args:
-        jobs: In any order; served in order of arrival.
-        cost: Seconds of a step.
-        num_blocks: KV blocks in the pool.
+        jobs: Jobs in any order. They are served in order of arrival.
+        cost: Cost of a step.
+        num_blocks: Number of KV blocks in the pool.
         block_size: Tokens per block.
-        limits: What a step may hold.
-        decide: The scheduler: :func:`schedule`, or a learner's.
+        limits: Limits of a step.
+        decide: Scheduler, which is `schedule` or a learner's.
 
     Returns:
-        The prediction.
+        Predicted run.
 
     Raises:
-        ValueError: No jobs; a job that can never fit; or a scheduler that gets stuck, takes more
-            than the budget or computes tokens that it did not take blocks for.
+        ValueError: If there are no jobs, if a job can never fit, or if the scheduler gets stuck, exceeds
+            the budget or computes tokens that it didn't take blocks for.
     """
-    limits = limits or Limits()
+    limits = limits or SchedulerLimits()
     pool = BlockPool(num_blocks, block_size)
     todo = _in_order(jobs)
     for job in todo:
         _refuse_impossible(job, num_blocks * block_size, pool, limits)
     waiting: deque[Sequence] = deque()
     running: list[Sequence] = []
-    done: list[Outcome] = []
-    steps: list[Step] = []
+    done: list[SimulationOutcome] = []
+    steps: list[SimulatedStep] = []
     now = 0.0
     patience = 1000 + 10 * sum(job.total_tokens for job in todo)
     while todo or waiting or running:
@@ -166,7 +166,9 @@ def simulate_continuous(
         _audit(plan, waiting, running, stored, limits)
         seconds = cost.seconds(sum(plan.values()))
         steps.append(
-            Step(now, seconds, sum(plan.values()), len(running), len(waiting), pool.usage, lost)
+            SimulatedStep(
+                now, seconds, sum(plan.values()), len(running), len(waiting), pool.usage, lost
+            )
         )
         now += seconds
         done += _advance(running, plan, now)
@@ -181,25 +183,25 @@ def simulate_static(
     max_batch: int = 256,
     padding: bool = True,
 ) -> Prediction:
-    """Predicts a run under static batching with contiguous memory.
+    """Predict a run under static batching with contiguous memory.
 
-    Whenever the server is idle it takes the jobs that have arrived, up to what the memory holds at
-    ``max_length`` slots each; prompts are padded to the longest; a finished member keeps its place
-    as padding, and every answer returns when the batch is done (Orca, section 2).
+    Whenever the server is idle, it takes the jobs that have arrived, as many as the memory holds at
+    `max_length` slots each. Prompts are padded to the longest one. A finished request keeps its place
+    as padding, and all answers return when the batch is done (Orca, section 2).
 
     Args:
-        jobs: In any order; served in order of arrival.
-        cost: Seconds of a step.
-        num_slots: Tokens that the KV memory holds.
+        jobs: Jobs in any order. They are served in order of arrival.
+        cost: Cost of a step.
+        num_slots: Number of tokens that the KV memory holds.
         max_length: Slots reserved per request.
-        max_batch: Requests in a batch, at most.
-        padding: Whether padding is computed; without it only the wait for the longest is left.
+        max_batch: Most requests in a batch.
+        padding: Whether padding is computed. Without it, only the wait for the longest is left.
 
     Returns:
-        The prediction.
+        Predicted run.
 
     Raises:
-        ValueError: No jobs, or a memory that does not hold one reservation.
+        ValueError: If there are no jobs, or if the memory doesn't hold one reservation.
     """
     batch_limit = min(max_batch, num_slots // max_length)
     if batch_limit < 1:
@@ -208,8 +210,8 @@ def simulate_static(
     for job in todo:
         if job.total_tokens > max_length:
             raise ValueError(f"{job} is longer than the reservation of {max_length} slots.")
-    done: list[Outcome] = []
-    steps: list[Step] = []
+    done: list[SimulationOutcome] = []
+    steps: list[SimulatedStep] = []
     now = 0.0
     while todo:
         now = max(now, todo[0].arrival)
@@ -222,10 +224,10 @@ def simulate_static(
         for index in range(max(job.output_tokens for job in batch)):
             tokens = _static_tokens(batch, index, padding)
             seconds = cost.seconds(tokens)
-            steps.append(Step(now, seconds, tokens, len(batch), waiting, usage, 0))
+            steps.append(SimulatedStep(now, seconds, tokens, len(batch), waiting, usage, 0))
             now += seconds
             first = first or now
-        done += [Outcome(job, first, now, 0) for job in batch]
+        done += [SimulationOutcome(job, first, now, 0) for job in batch]
     return Prediction("static", cost, _by_id(done), tuple(steps))
 
 
@@ -246,7 +248,7 @@ def _in_order(jobs: Iterable[Job]) -> deque[Job]:
     return todo
 
 
-def _refuse_impossible(job: Job, slots: int, pool: BlockPool, limits: Limits) -> None:
+def _refuse_impossible(job: Job, slots: int, pool: BlockPool, limits: SchedulerLimits) -> None:
     if blocks_for(job.total_tokens, pool.block_size) > pool.num_blocks:
         raise ValueError(f"{job} can never fit: the pool holds {slots} tokens in all.")
     if not limits.chunked_prefill and job.total_tokens > limits.token_budget:
@@ -258,7 +260,7 @@ def _audit(
     waiting: deque[Sequence],
     running: list[Sequence],
     stored: dict[int, int],
-    limits: Limits,
+    limits: SchedulerLimits,
 ) -> None:
     if not plan:
         raise ValueError("The scheduler is stuck: nothing runs, although requests are left.")
@@ -281,7 +283,7 @@ def _audit(
             raise ValueError(f"Request {sequence.job.job_id} waits and still holds blocks.")
 
 
-def _advance(running: list[Sequence], plan: dict[int, int], now: float) -> list[Outcome]:
+def _advance(running: list[Sequence], plan: dict[int, int], now: float) -> list[SimulationOutcome]:
     finished = []
     for sequence in list(running):
         if sequence.job.job_id not in plan or sequence.remaining:
@@ -294,10 +296,10 @@ def _advance(running: list[Sequence], plan: dict[int, int], now: float) -> list[
             sequence.table.release()
             running.remove(sequence)
             finished.append(
-                Outcome(sequence.job, sequence.first_token_at, now, sequence.preemptions)
+                SimulationOutcome(sequence.job, sequence.first_token_at, now, sequence.preemptions)
             )
     return finished
 
 
-def _by_id(outcomes: list[Outcome]) -> tuple[Outcome, ...]:
+def _by_id(outcomes: list[SimulationOutcome]) -> tuple[SimulationOutcome, ...]:
     return tuple(sorted(outcomes, key=lambda outcome: outcome.job.job_id))

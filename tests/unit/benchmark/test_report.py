@@ -15,7 +15,7 @@ import pytest
 from benchmark_records import record, scaled
 
 from utils.benchmark import Cited, ClosedLoop, OpenLoop, Record, RecordError
-from utils.benchmark.plots import MARKERS
+from utils.benchmark.plot_style import MARKERS
 from utils.benchmark.report import (
     alt_text,
     plot_distributions,

@@ -22,6 +22,11 @@ def test_in_words(predicted, measured, says, capsys):
     assert says in said and "speed-up: " in said
 
 
+def test_compare_prediction_names_other_origin(capsys):
+    compare_prediction(2, 4, what="requests", origin="derived")
+    assert "predicted 2, derived 4: 2 × the prediction." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("predicted", ["14", True, [14]])
 def test_a_prediction_is_a_number(predicted):
     with pytest.raises(TypeError, match="the prediction of speed-up is a number"):

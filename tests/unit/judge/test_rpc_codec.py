@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tools.lab.judge.rpc_codec import MAX_BYTES, Codec, WireError, from_bytes, to_bytes
 from utils.checks.expect import expect_equal
 from utils.kvcache.blocks import BlockPool, BlockTable
-from utils.kvcache.scheduler import Job, Limits, Sequence
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence
 
 
 class Handles:
@@ -159,21 +159,21 @@ def test_objects_of_the_course_keep_their_identity_and_work_there():
         running[0].take(3)
         return {running[0].job.job_id: limits.token_budget}
 
-    assert call(admit, waiting, running, Limits(8)) == {0: 8}
+    assert call(admit, waiting, running, SchedulerLimits(8)) == {0: 8}
     assert list(waiting) == [second] and running == [first]
     assert first.table.blocks == [0, 1] and first.table.pool is pool is second.table.pool
     assert list(pool.free) == [2, 3] and pool.references == [1, 1, 0, 0]
 
 
 def test_what_cannot_change_is_not_changed_from_afar():
-    limits, job = Limits(8), Job(1, 0.0, 3, 5)
+    limits, job = SchedulerLimits(8), Job(1, 0.0, 3, 5)
 
     def tamper(limits, job):
         vars(limits)["token_budget"] = 10**9
         vars(job)["prompt_tokens"] = 1
 
     call(tamper, limits, job)
-    assert limits == Limits(8) and job == Job(1, 0.0, 3, 5)
+    assert limits == SchedulerLimits(8) and job == Job(1, 0.0, 3, 5)
 
 
 def test_classes_nobody_agreed_to_stay_there():
@@ -235,7 +235,7 @@ kinds = st.sampled_from(KINDS.split())
 def test_a_forged_message_is_refused_and_nothing_else_happens(kind, one, two, three):
     ours, _ = pair()
     known = [1, 2]
-    ours.encode([known, Limits(3)])
+    ours.encode([known, SchedulerLimits(3)])
     node = {"t": kind, "n": one, "v": two, "k": three, "c": one, "d": two, "s": one, "b": two}
     try:
         ours.decode(across({**node, "m": three, "h": one}))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from utils.kvcache.radix import RadixCache
-from utils.kvcache.replay import first_come, hit_rate, longest_prefix, serve, work_off
+from utils.kvcache.replay import drain_queue, first_come, hit_rate, longest_prefix, serve_in_order
 from utils.labs.lab_3_3_2 import experiments
 from utils.labs.lab_3_3_2.workloads import (
     Maker,
@@ -21,10 +21,10 @@ CPU = load_profile("cpu")
 
 
 def rate(prompts, cache):
-    return hit_rate([serve(cache, prompt, 4) for prompt in prompts], prompts)
+    return hit_rate(serve_in_order(prompts, cache, 4), prompts)
 
 
-def test_workloads_share_what_their_names_say():
+def test_workloads_share_as_much_as_derived_by_hand():
     made = workloads(CPU)
     rates = {name: rate(prompts, RadixCache()) for name, prompts in made.items()}
     shapes = {  # shared units over all units; single lengths vary by a tenth
@@ -41,13 +41,13 @@ def test_workloads_share_what_their_names_say():
     assert max(map(len, made["system prompt"])) > 400
 
 
-def test_workloads_of_a_larger_profile_are_larger_and_as_shared():
+def test_workloads_grow_with_the_profile():
     big = replace(CPU, load=replace(CPU.load, prompt_tokens=256))
     for name, prompts in workloads(big).items():
         assert sum(map(len, prompts)) > 3 * sum(map(len, workloads(CPU)[name]))
 
 
-def test_shapes():
+def test_workload_builders_order_their_parts():
     assert few_shot([[1], [2]], [[7], [8], [9]]) == [[1, 7], [2, 8], [1, 9]]
     assert chat([[1], [2]], [[[3], [4], [5]], [[6], [7], [8]]]) == [
         [1, 3],
@@ -65,47 +65,47 @@ def test_shapes():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.94])
-def test_a_partly_shared_prompt_has_its_length_and_its_share(fraction):
+def test_partly_shared_prompts_have_their_length_and_share(fraction):
     prefix, prompts = partly_shared(Maker(CPU, 3), 768, fraction, 4)
     assert len(prefix) == round(768 * fraction) and {len(p) for p in prompts} == {768}
     assert all(p[: len(prefix)] == prefix for p in prompts)
     assert len({tuple(p) for p in prompts}) == 4
 
 
-def test_a_replay_stores_answers_that_nobody_shares():
+def test_replay_stores_answers_that_no_request_shares():
     cache = RadixCache()
-    assert serve(cache, [1, 2, 3], 4) == 0
+    assert serve_in_order([[1, 2, 3]], cache, 4) == [0]
     assert cache.size == 6, "the last of 4 answer tokens has no key and value"
-    assert serve(cache, [1, 2, 3], 4) == 2
+    assert serve_in_order([[1, 2, 3]], cache, 4) == [2]
     assert cache.size == 9
 
 
-def test_a_queue_is_served_by_the_rule_and_waits_are_counted():
+def test_drain_queue_follows_rule_and_counts_waits():
     prompts = [[1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 1, 5], [1, 1, 1, 6]]
-    in_order = work_off(prompts, RadixCache(), first_come)
+    in_order = drain_queue(prompts, RadixCache(), first_come)
     assert in_order.order == (0, 1, 2, 3) and in_order.worst_wait == 0
-    greedy = work_off(prompts, RadixCache(), longest_prefix)
+    greedy = drain_queue(prompts, RadixCache(), longest_prefix)
     assert greedy.order == (0, 2, 3, 1) and greedy.worst_wait == 2
     assert greedy.hit_rate == in_order.hit_rate == 6 / 16
 
 
 @pytest.mark.parametrize("answer", [7, -1, None, "0"])
-def test_a_rule_that_names_no_request_is_refused(answer):
+def test_drain_queue_refuses_rule_that_names_no_request(answer):
     with pytest.raises(ValueError, match="no position in a queue of 1"):
-        work_off([[1]], RadixCache(), lambda cached, passed_over: answer)
+        drain_queue([[1]], RadixCache(), lambda cached, passed_over: answer)
 
 
-def test_the_small_cache_queue_is_served_better_by_the_longest_prefix():
+def test_longest_prefix_serves_small_cache_better():
     prompts, groups, capacity = experiments.small_cache_queue(CPU)
     assert len(prompts) == len(groups) == 13 and groups.count(-1) == 1
     assert max(map(len, prompts)) + experiments.ANSWER_TOKENS < capacity
-    first = work_off(prompts, RadixCache(capacity), first_come)
-    longest = work_off(prompts, RadixCache(capacity), longest_prefix)
+    first = drain_queue(prompts, RadixCache(capacity), first_come)
+    longest = drain_queue(prompts, RadixCache(capacity), longest_prefix)
     assert first.hit_rate < 0.1 and longest.hit_rate > 0.4
     assert longest.worst_wait > first.worst_wait == 0
 
 
-def test_a_stranger_starves_behind_the_longest_prefix():
+def test_longest_prefix_starves_request_without_prefix():
     queue, stranger = experiments.starving_queue(CPU, followers=12)
-    assert work_off(queue, RadixCache(), longest_prefix).order[-1] == stranger
-    assert work_off(queue, RadixCache(), first_come).order[stranger] == stranger
+    assert drain_queue(queue, RadixCache(), longest_prefix).order[-1] == stranger
+    assert drain_queue(queue, RadixCache(), first_come).order[stranger] == stranger

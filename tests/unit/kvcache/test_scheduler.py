@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.kvcache.blocks import BlockPool, BlockTable
-from utils.kvcache.scheduler import Job, Limits, Sequence, schedule
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence, schedule
 from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
 
 COST = StepCost(0.002, 0.00004)
@@ -13,9 +13,9 @@ JOB = st.tuples(st.floats(0, 2), st.integers(1, 60), st.integers(1, 40))
 JOBS = st.lists(JOB, min_size=1, max_size=25).map(
     lambda rows: [Job(i, *row) for i, row in enumerate(rows)]
 )
-LIMITS = st.builds(Limits, st.integers(1, 200), st.integers(1, 30), st.just(True)) | st.builds(
-    Limits, st.integers(100, 200), st.integers(1, 30), st.just(False)
-)
+LIMITS = st.builds(
+    SchedulerLimits, st.integers(1, 200), st.integers(1, 30), st.just(True)
+) | st.builds(SchedulerLimits, st.integers(100, 200), st.integers(1, 30), st.just(False))
 
 
 def sequences(pool, *lengths):
@@ -55,7 +55,7 @@ def test_first_come_first_served(jobs, blocks):
 def test_with_equal_room_continuous_is_never_slower_than_static(jobs):
     jobs = [Job(j.job_id, 0.0, j.prompt_tokens, j.output_tokens) for j in jobs]
     static = simulate_static(jobs, COST, num_slots=800, max_length=100)
-    continuous = simulate_continuous(jobs, COST, 60, limits=Limits(max_running=8))
+    continuous = simulate_continuous(jobs, COST, 60, limits=SchedulerLimits(max_running=8))
     assert continuous.preemptions == 0
     assert continuous.makespan_s <= static.makespan_s + 1e-9
     assert static.origin == continuous.origin == "predicted"
@@ -80,7 +80,7 @@ def test_without_padding_a_static_batch_computes_only_what_is_asked_for():
 
 def test_continuous_batching_fills_the_place_at_once():
     jobs = [Job(0, 0, 10, 2), Job(1, 0, 10, 100), Job(2, 0, 10, 2)]
-    run = simulate_continuous(jobs, StepCost(1, 0), 100, limits=Limits(max_running=2))
+    run = simulate_continuous(jobs, StepCost(1, 0), 100, limits=SchedulerLimits(max_running=2))
     assert [outcome.finished_at for outcome in run.outcomes] == [2, 100, 4]
 
 
@@ -92,7 +92,7 @@ def test_the_youngest_running_request_is_preempted_and_keeps_its_output():
     old.take(1)
     old.table.num_tokens, old.generated = 8, 5
     waiting, running = deque(), [old, young]
-    plan = schedule(waiting, running, Limits())
+    plan = schedule(waiting, running, SchedulerLimits())
     assert plan == {0: 1}
     assert list(waiting) == [young] and running == [old]
     assert young.preemptions == 1 and young.generated == 3 and young.remaining == 7
@@ -107,7 +107,7 @@ def test_no_admission_in_a_step_that_preempted():
     pool.allocate()
     pool.allocate()
     waiting, running = deque([newcomer]), [old, young]
-    assert schedule(waiting, running, Limits()) == {0: 1}
+    assert schedule(waiting, running, SchedulerLimits()) == {0: 1}
     assert list(waiting) == [young, newcomer]
 
 
@@ -115,11 +115,11 @@ def test_a_prompt_is_chunked_only_where_allowed():
     pool = BlockPool(10, 4)
     first, second = sequences(pool, 6, 6)
     waiting, running = deque([first, second]), []
-    assert schedule(waiting, running, Limits(token_budget=8)) == {0: 6, 1: 2}
+    assert schedule(waiting, running, SchedulerLimits(token_budget=8)) == {0: 6, 1: 2}
     assert second.remaining == 4
     first, second = sequences(BlockPool(10, 4), 6, 6)
     waiting, running = deque([first, second]), []
-    assert schedule(waiting, running, Limits(8, 8, chunked_prefill=False)) == {0: 6}
+    assert schedule(waiting, running, SchedulerLimits(8, 8, chunked_prefill=False)) == {0: 6}
     assert list(waiting) == [second]
 
 
@@ -127,7 +127,7 @@ def test_head_of_the_line_blocks_smaller_requests_behind_it():
     pool = BlockPool(2, 4)
     big, small = sequences(pool, 12, 1)
     waiting, running = deque([big, small]), []
-    assert schedule(waiting, running, Limits()) == {}
+    assert schedule(waiting, running, SchedulerLimits()) == {}
 
 
 def test_small_memory_preempts_and_still_finishes():
@@ -179,7 +179,7 @@ def test_impossible_work_is_refused_before_it_starts():
     with pytest.raises(ValueError, match="same id"):
         simulate_continuous([Job(0, 0, 1, 1), Job(0, 0, 1, 1)], COST, 10)
     with pytest.raises(ValueError, match="budget"):
-        limits = Limits(token_budget=8, chunked_prefill=False)
+        limits = SchedulerLimits(token_budget=8, chunked_prefill=False)
         simulate_continuous([Job(0, 0, 9, 1)], COST, 10, limits=limits)
     with pytest.raises(ValueError, match="one reservation"):
         simulate_static([Job(0, 0, 1, 1)], COST, 10, 20)

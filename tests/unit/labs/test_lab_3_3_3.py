@@ -1,4 +1,4 @@
-"""The words, tables and pictures of lab 3.3.3 on made-up runs: no engine, no clock."""
+"""Tables, guards and plots of lab 3.3.3 on invented runs, without an engine or a clock."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -47,73 +47,65 @@ def make_run(level, tpot_s, ttft_s=0.1, tokens=11, text="a", preemptions=(0, 0),
     return Run(result, Series(readings, (), 100.0, 1.0), record)
 
 
-def test_throughput_is_the_mean_and_latency_the_median_over_repeats():
+def test_sweep_table_has_mean_throughput_and_median_latency():
     runs = [make_run(2, 0.01), make_run(2, 0.03), make_run(4, 0.01)]
     expected = (22 / 0.2 + 22 / 0.4) / 2
     assert experiments.throughput_at(runs, 2).value == pytest.approx(expected)
     assert experiments.throughput_at(runs, 2).count == 2
     assert experiments.latency_at(runs, 2, "median_tpot_ms") == pytest.approx(20)
-    table = experiments.sweep_table(runs)
+    table = tables.sweep_table(runs)
     assert list(table.index) == [2, 4]
-    assert table.loc[2, "requests"] == 4 and table.loc[2, "failed"] == 0
+    assert table.loc[2, "requests"] == 4
+    assert table.loc[2, "failed"] == 0
     assert table.loc[4, "TPOT median (ms)"] == 10
 
 
-def test_the_speed_up_is_explained_from_its_records():
+def test_speedup_table_has_both_levels_and_their_factor():
     runs = [make_run(1, 0.010, 0.1), make_run(8, 0.020, 0.3)]
-    assert tables.speedup(runs, 1, 8) == pytest.approx(8 * 0.2 / 0.5)
-    words = tables.explain_speedup(runs, 1, 8)
-    assert "a token takes 10.00 ms" in words and "2.00 times as long" in words
-    assert "make 4.0 times the throughput; measured: 3.2 times" in words
-    assert "100 ms of 200 (50%)" in words and "300 ms of 500 (60%)" in words
-    assert "Beware" not in words
+    assert experiments.speedup(runs, 1, 8) == pytest.approx(8 * 0.2 / 0.5)
+    table = tables.speedup_table(runs, 1, 8)
+    assert list(table.loc["TPOT median (ms)"]) == [10, 20, 2]
+    assert list(table.loc["TTFT as a share of E2E"]) == [0.5, 0.6, 1.2]
+    assert table.loc["output tok/s", "factor"] == 3.2
 
 
-def test_a_client_that_was_late_is_said_to_be():
+def test_busy_warning_is_empty_on_quiet_machine():
+    assert tables.busy_warning([make_run(1, 0.010), make_run(8, 0.020)], 1, 8) == ""
+
+
+def test_busy_warning_names_delay_of_late_client():
     late = make_run(8, 0.020, 0.3)
     late = replace(late, result=replace(late.result, client_lag=0.4))
     runs = [make_run(1, 0.010, 0.1), late]
-    assert "late by up to 400 ms" in tables.explain_speedup(runs, 1, 8)
-    assert experiments.sweep_table(runs).loc[8, "client late by, worst (ms)"] == 400
+    assert "late by up to 400 ms" in tables.busy_warning(runs, 1, 8)
+    assert tables.sweep_table(runs).loc[8, "client late by, worst (ms)"] == 400
 
 
-def test_waves_are_explained_with_their_empty_places():
+def test_waves_table_counts_empty_places():
     slow = make_run(2, 0.010)
     uneven = replace(slow.result.traces[0], finished=100.1)
     wave = replace(slow, result=replace(slow.result, traces=(uneven, slow.result.traces[1])))
-    words = tables.explain_waves(make_run(4, 0.010), [wave, wave], 1.5)
-    assert "took 0.40 s, continuously 0.20 s: 2.00 times as fast; predicted: 1.50" in words
-    assert "25% of the places stood empty" in words
+    table = tables.waves_table(make_run(4, 0.010), [wave, wave])
+    assert list(table.loc["in waves"]) == [4, 0.4, "25%"]
+    assert list(table.loc["continuously"]) == [4, 0.2, "0%"]
 
 
-def test_pressure_names_preemptions_or_that_they_are_not_reported():
+def test_pressure_table_counts_preemptions_or_says_not_reported():
     roomy, tight = make_run(4, 0.01), make_run(4, 0.03, preemptions=(2, 7), usage=1.0)
     silent = make_run(4, 0.03, preemptions=(None, None), usage=None)
-    words = tables.explain_pressure(roomy, {"tight": tight, "silent": silent})
-    assert "no request lost its cache" in words
-    assert "tight: 5 preemptions, KV cache at most 100% in use" in words and "50% of that" in words
-    assert "silent: not reported preemptions;" in words
-    assert "Even with room, 5" in tables.explain_pressure(tight, {})
+    table = tables.pressure_table(roomy, {"tight": tight, "silent": silent})
+    assert list(table.loc["room for all"]) == ["0", "50%", 220, "100%"]
+    assert list(table.loc["tight"]) == ["5", "100%", 110, "50%"]
+    assert list(table.loc["silent"])[:2] == ["not reported", "not reported"]
 
 
-def test_modes_are_called_faster_only_when_the_intervals_do_not_overlap():
+def test_modes_table_has_start_and_intervals():
     eager = [make_run(4, 0.020), make_run(4, 0.021), make_run(4, 0.0205)]
     compiled = [make_run(4, 0.010), make_run(4, 0.011), make_run(4, 0.0105)]
     starts = {"eager": 20.0, "compiled": 50.0}
-    words = tables.explain_modes({"eager": eager, "compiled": compiled}, starts, (4,))
-    assert "compiled is 1.49 times as fast" in words
-    assert "ready after 20 s; compiled: after 50 s" in words
-    break_even = 30 + 30 / 0.488
-    assert f"made good {break_even:.0f} s after launch" in words
-    same = tables.explain_modes({"eager": eager, "compiled": eager}, starts, (4,))
-    assert "neither is called faster" in same and "made good" not in same
-
-
-def test_a_guess_beside_a_figure_that_is_not_measured():
-    assert tables.beside(4, 3.912, "Gain, times", "derived") == (
-        "Gain, times: 3.91 (derived); you said 4."
-    )
-    assert "you made no prediction" in tables.beside(None, 1, "x", "predicted")
+    table = tables.modes_table({"eager": eager, "compiled": compiled}, starts, (4,))
+    assert list(table["ready after (s)"]) == [20, 50]
+    assert table.loc["eager", "4 in flight (tok/s)"] == str(experiments.throughput_at(eager, 4))
 
 
 def test_same_answers_counts_texts():
@@ -124,7 +116,7 @@ def test_same_answers_counts_texts():
     assert experiments.same_answers(first, replace(second, result=changed)) == 0.75
 
 
-def test_requests_and_jobs_have_the_profiles_lengths():
+def test_requests_and_jobs_have_lengths_of_profile():
     even = engine_run.make_requests(CPU, 5, seed=1)
     assert {request.max_tokens for request in even} == {CPU.load.output_tokens}
     mixed = engine_run.make_requests(CPU, 40, seed=1, spread=0.5)
@@ -167,7 +159,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
     assert max(most) == together and set(stopped) == {"1", "2"} and not alive
 
 
-def test_compiling_is_left_out_where_it_would_take_too_much_of_the_lab():
+def test_compiled_engine_is_left_out_when_too_slow():
     quick, slow = SimpleNamespace(start_seconds=20), SimpleNamespace(start_seconds=60)
     assert experiments.too_slow_to_compile(quick, CPU) == ""
     reason = experiments.too_slow_to_compile(slow, CPU)
@@ -175,7 +167,7 @@ def test_compiling_is_left_out_where_it_would_take_too_much_of_the_lab():
     assert experiments.too_slow_to_compile(slow, load_profile("spark")) == ""
 
 
-def test_pictures_show_what_they_are_given():
+def test_plots_show_their_data():
     pool = BlockPool(6, 4)
     table = BlockTable(pool)
     table.grow(5)

@@ -1,4 +1,4 @@
-"""The measured runs of lab 3.3.2: what an engine's prefix cache finds, and what that buys."""
+"""Measured runs of lab 3.3.2: hit rates of an engine's prefix cache, and their effect on TTFT."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ ANSWER_TOKENS = 2  # enough to see a first token; the lab's subject is the promp
 
 @dataclass(frozen=True)
 class Hits:
-    """What the prefix cache found of one workload.
+    """Hits of the prefix cache in one workload.
 
     Attributes:
-        run: The measured run.
-        cached: Cached prompt tokens of each request, as its ``usage`` says.
-        prompt: Prompt tokens of each, likewise.
+        run: Measured run.
+        cached: Cached prompt tokens of each request, from its `usage`.
+        prompt: Prompt tokens of each request, from its `usage`.
     """
 
     run: Run
@@ -55,22 +55,22 @@ class Hits:
 
     @property
     def rate(self) -> float:
-        """Cached over all prompt tokens, by the requests' ``usage``, 0 to 1."""
+        """Cached over all prompt tokens, by the requests' `usage`, 0 to 1."""
         return sum(self.cached) / sum(self.prompt)
 
     @property
     def counted(self) -> float | None:
-        """The same by the engine's own counters; None where it has none."""
+        """Hit rate by the engine's own counters, or None if it has none."""
         hits = self.run.series.increase("prefix_hits")
         looked_up = self.run.series.increase("prefix_queries")
         return None if hits is None or not looked_up else hits / looked_up
 
 
 def hits_of(measured: Run) -> Hits:
-    """Reads the cached tokens of a run.
+    """Read the cached tokens of a run.
 
     Raises:
-        EngineError: A request failed.
+        EngineError: If a request failed.
     """
     failed = [trace.error for trace in measured.result.traces if not trace.ok]
     if failed:
@@ -90,7 +90,7 @@ def measure_hits(
     label: str,
     concurrency: int = 1,
 ) -> Hits:
-    """Sends prompts in their order, ``concurrency`` at a time, and reads what was cached of each."""
+    """Send prompts in their order, `concurrency` at a time, and read the cached tokens of each."""
     requests = as_requests(prompts, ANSWER_TOKENS)
     return hits_of(measure(engine, profile, requests, concurrency, label))
 
@@ -101,7 +101,7 @@ class Point:
 
     Attributes:
         fraction: Share of the prompt that was cached, 0 to 1, as the engine counted it.
-        ttft_s: Of each request, seconds.
+        ttft_s: TTFT of each request, in seconds.
     """
 
     fraction: float
@@ -114,10 +114,10 @@ class Point:
 
 
 def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label: str) -> Point:
-    """Measures TTFT where ``fraction`` of a prompt of ``UNITS`` units was sent before.
+    """Measure TTFT after `fraction` of a prompt of `UNITS` units was sent.
 
-    One request alone brings the prefix into the cache, and is not measured; a few follow, one after the
-    other, each with an end of its own. No prompt occurs twice.
+    One request brings the prefix into the cache, and isn't measured. A few follow one after the other,
+    each with its own end. No prompt occurs twice.
     """
     make = Maker(profile, fresh_seed())
     prefix, prompts = partly_shared(make, UNITS * make.unit, fraction, count=2)
@@ -130,17 +130,17 @@ def curve_point(engine: RunningEngine, profile: Profile, fraction: float, label:
 
 
 def cold_and_warm(engine: RunningEngine, profile: Profile) -> tuple[Point, Point]:
-    """TTFT with nothing cached, and with all but the last 5 % of the prompt; twice, in turn."""
+    """Measure TTFT with nothing cached and with 95 % of the prompt cached, each twice in turn."""
     turns = [measure_curve(engine, profile, (0.0, WARM), "SGLang, shared prefix") for _ in range(2)]
     cold, warm = merge_turns(turns)
     return cold, warm
 
 
 def fit_prefill(cold: Point, warm: Point) -> tuple[float, float]:
-    """Seconds of prefill of the whole prompt, and of the rest: the line through two points.
+    """Return the seconds of prefill of the whole prompt and of the rest, from the line through two points.
 
     Raises:
-        EngineError: Both points have about the same share cached.
+        EngineError: If both points have about the same share cached.
     """
     if warm.fraction - cold.fraction < 0.1:
         raise EngineError(
@@ -154,12 +154,12 @@ def fit_prefill(cold: Point, warm: Point) -> tuple[float, float]:
 def measure_curve(
     engine: RunningEngine, profile: Profile, fractions: Sequence[float], label: str
 ) -> list[Point]:
-    """TTFT for each share of the prompt, see :func:`curve_point`."""
+    """Measure TTFT for each share of the prompt (see `curve_point`)."""
     return [curve_point(engine, profile, fraction, label) for fraction in fractions]
 
 
 def merge_turns(turns: Sequence[Sequence[Point]]) -> list[Point]:
-    """The curves of several turns as one: shares averaged, times put together."""
+    """Merge the curves of several turns: average the shares and collect the times."""
     return [
         Point(
             sum(point.fraction for point in same) / len(same),
@@ -170,16 +170,16 @@ def merge_turns(turns: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def prefill_work(config: Mapping[str, Any], parameters: int, length: int, cached: int) -> float:
-    """Floating-point operations to compute a prompt of which the first ``cached`` tokens are there.
+    """Return the floating-point operations for a prompt whose first `cached` tokens are cached.
 
-    Two per weight and new token; and in each layer, for each query head, two products of ``head_dim``
-    numbers for every pair of a new token and one before it, itself included.
+    Each new token takes two operations per weight. In each layer and query head, every pair of a new
+    token and a token up to itself also takes two products of `head_dim` numbers.
 
     Args:
-        config: The model's Hugging Face config.
+        config: Hugging Face config of the model.
         parameters: Weights that every prompt token is multiplied with.
         length: Tokens of the prompt.
-        cached: Of these, in the cache.
+        cached: Tokens of the prompt that are cached.
     """
     shape = cache_shape(config)
     pairs = (length * (length + 1) - cached * (cached + 1)) / 2
@@ -188,19 +188,19 @@ def prefill_work(config: Mapping[str, Any], parameters: int, length: int, cached
 
 
 def roofline_speedup(model: Model, length: int, fraction: float) -> float:
-    """How many times as fast a prompt is computed if arithmetic were all that costs time.
+    """Return the speed-up of a partly cached prompt if only arithmetic took time.
 
     Args:
-        model: What is computed.
+        model: Model that computes the prompt.
         length: Tokens of the prompt.
-        fraction: Share of them that is cached, 0 to 1; at least the last one is computed.
+        fraction: Share of the prompt that is cached, 0 to 1. At least the last token is computed.
     """
     work = partial(prefill_work, model.config, model.weights.prefill_parameters, length)
     return work(0) / work(min(length - 1, round(fraction * length)))
 
 
 def measure_crowd(engine: RunningEngine, profile: Profile, label: str) -> Run:
-    """Six requests at once behind a system prompt that was sent before, alone and not measured."""
+    """Measure six requests at once after a system prompt that was sent before."""
     make = Maker(profile, fresh_seed())
     system = make.tokens(7)
     send_alone(engine, system)
@@ -209,17 +209,17 @@ def measure_crowd(engine: RunningEngine, profile: Profile, label: str) -> Run:
 
 
 def send_alone(engine: RunningEngine, prompt: Tokens) -> None:
-    """Brings a prompt into the engine's cache, without a measurement."""
+    """Bring a prompt into the engine's cache, without a measurement."""
     client = Client(engine.base_url, engine.model, "completions")
     run(client, as_requests([prompt], 1), ClosedLoop(1), progress=False)
 
 
 def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[int], int]:
-    """A queue for a cache that is too small: three groups whose members come in turn, and a stranger.
+    """Return a queue for a cache that is too small: three groups in turn, and a stranger.
 
     Returns:
-        The prompts, first come first; the group of each, -1 for the stranger, who shares nothing; and the
-        tokens that the cache may hold: enough for one group, and little more.
+        Prompts in order of arrival, the group of each (-1 for the stranger, which shares nothing), and the
+        number of tokens that the cache may hold, which is enough for little more than one group.
     """
     make = Maker(profile, seed)
     prefixes = [make.tokens(6) for _ in range(3)]
@@ -231,7 +231,7 @@ def small_cache_queue(profile: Profile, seed: int = 7) -> tuple[Prompts, list[in
 
 
 def starving_queue(profile: Profile, followers: int) -> tuple[Prompts, int]:
-    """A queue of one group, which goes on and on, and a stranger; and the stranger's position."""
+    """Return a long queue of one group with a stranger in it, and the stranger's position."""
     make = Maker(profile, seed=8)
     prefix = make.tokens(4)
     prompts = [prefix + make.tokens(1) for _ in range(followers)]
@@ -240,7 +240,7 @@ def starving_queue(profile: Profile, followers: int) -> tuple[Prompts, int]:
 
 
 def half_a_gpu(profile: Profile) -> dict[str, Any]:
-    """Options for an engine that shares its GPU with another one; none where there is no GPU."""
+    """Return the options of an engine that shares its GPU with another one, or none without a GPU."""
     share = profile.gpu_memory_utilization
     return {} if share is None else {"gpu_memory_utilization": round(share / 2, 2)}
 
@@ -248,10 +248,10 @@ def half_a_gpu(profile: Profile) -> dict[str, Any]:
 def measure_order(
     engine: RunningEngine, profile: Profile, prompts: Sequence[Tokens], label: str
 ) -> tuple[Hits, tuple[int, ...]]:
-    """Sends a whole queue at once to an engine that serves one request at a time.
+    """Send a whole queue at once to an engine that serves one request at a time.
 
     Returns:
-        What was cached, and the positions of the requests in the order in which they were served.
+        Hits, and the positions of the requests in the order of service.
     """
     hits = measure_hits(engine, profile, prompts, label, concurrency=len(prompts))
     traces = hits.run.result.traces
@@ -264,9 +264,9 @@ class Structured:
     """Answers under one constraint.
 
     Attributes:
-        kind: ``free``, ``json_schema``, ``regex`` or ``choice``.
-        result: What the load generator saw.
-        faults: Why an answer is not valid, for each that is not.
+        kind: `free`, `json_schema`, `regex` or `choice`.
+        result: Result of the load generator.
+        faults: Reasons why answers are not valid, one for each such answer.
     """
 
     kind: str
@@ -283,14 +283,14 @@ def measure_structured(
     max_tokens: int,
     concurrency: int = 32,
 ) -> Structured:
-    """Asks every question under a constraint and checks every answer.
+    """Ask every question under a constraint and check every answer.
 
     Args:
-        engine: What serves.
-        profile: Where.
-        constraint: As :mod:`utils.engines.structured`; empty for none.
+        engine: Engine to ask.
+        profile: Profile of this machine.
+        constraint: Constraint of `utils.engines.structured`, or an empty one for none.
         questions: Chat messages.
-        max_tokens: Where an answer is cut off, valid or not.
+        max_tokens: Length at which an answer is cut off, valid or not.
         concurrency: Requests in flight.
     """
     kind = next(iter(constraint), "free")
@@ -321,14 +321,14 @@ QUESTIONS = {
 
 
 def questions(kind: str, count: int) -> list[str]:
-    """Chat messages for one kind of constraint, no two alike."""
+    """Return chat messages for one kind of constraint, no two alike."""
     return [QUESTIONS[kind].format(n=n) for n in range(1, count + 1)]
 
 
 def impossible_requests(
     engine: RunningEngine, profile: Profile
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Requests that an engine cannot serve: what is wrong with each, and fields of its JSON body."""
+    """Return requests that an engine can't serve: the fault of each and the fields of its JSON body."""
 
     def constrained(constraint: Constraint) -> dict[str, Any]:
         return {"messages": _SAY, "max_tokens": 16} | request_fields(engine.spec, constraint)
@@ -346,7 +346,7 @@ _SAY = [{"role": "user", "content": "Say something."}]
 
 
 def say(engine: RunningEngine, fields: Mapping[str, Any]) -> str:
-    """What an engine answers to a chat request, refusal or text, in one line."""
+    """Send a chat request and return the answer or the refusal in one line."""
     url = f"{engine.base_url}/v1/chat/completions"
     try:
         response = httpx.post(url, json={"model": engine.model, **fields}, timeout=60.0)
@@ -358,13 +358,13 @@ def say(engine: RunningEngine, fields: Mapping[str, Any]) -> str:
 
 
 def as_text(profile: Profile, prompts: Sequence[Tokens]) -> list[str]:
-    """Prompts as text, for a router that takes no token ids."""
+    """Return prompts as text, because the router takes no token ids."""
     tokenizer = load_tokenizer(tokenizer_of(profile))
     return [tokenizer.decode(prompt) for prompt in prompts]
 
 
 def router_prompts(profile: Profile) -> list[str]:
-    """Three groups of four prompts behind three prefixes, as text; always in the same mixed order."""
+    """Return three groups of four prompts with a prefix per group, as text in a fixed mixed order."""
     make = Maker(profile, fresh_seed())
     prompts = [
         prefix + make.tokens(1) for prefix in (make.tokens(6) for _ in range(3)) for _ in range(4)
@@ -375,13 +375,12 @@ def router_prompts(profile: Profile) -> list[str]:
 
 @dataclass(frozen=True)
 class Routed:
-    """A load that went through a router.
+    """Result of a load that went through a router.
 
     Attributes:
-        policy: The router's.
-        result: What the load generator saw.
-        shares: Prompt tokens that each worker received, by its own counter; not a number for a worker
-            that died.
+        policy: Policy of the router.
+        result: Result of the load generator.
+        shares: Prompt tokens that each worker received, by its own counter. NaN for a worker that died.
     """
 
     policy: str
@@ -397,7 +396,7 @@ class Routed:
 
     @property
     def failed(self) -> int:
-        """Requests without a whole answer."""
+        """Number of requests without a whole answer."""
         return sum(not trace.ok for trace in self.result.traces)
 
 
@@ -411,16 +410,16 @@ def measure_routed(
     concurrency: int = 2,
     kill_after_s: float | None = None,
 ) -> Routed:
-    """Sends prompts through SGLang's router to workers that serve the same model.
+    """Send prompts through SGLang's router to workers that serve the same model.
 
     Args:
-        workers: The engines.
-        profile: Where.
-        policy: As :func:`utils.engines.router.route`.
-        prompts: Texts: this router takes no token ids.
-        output_tokens: Of each answer.
+        workers: Engines that serve the same model.
+        profile: Profile of this machine.
+        policy: Policy of the router (see `utils.engines.router.route`).
+        prompts: Prompts as text, because this router takes no token ids.
+        output_tokens: Tokens of each answer.
         concurrency: Requests in flight.
-        kill_after_s: Kills the last worker after so many seconds; None for not.
+        kill_after_s: Seconds after which the last worker is killed, or None for never.
     """
     requests = [Request(prompt, max_tokens=output_tokens, ignore_eos=True) for prompt in prompts]
     before = [_received(worker) for worker in workers]
@@ -443,7 +442,7 @@ def measure_routed(
 
 
 def _received(worker: RunningEngine) -> float:
-    """Prompt tokens that an engine has processed; not a number if it cannot be asked any more."""
+    """Return the prompt tokens that an engine has processed, or NaN if it can't be asked any more."""
     try:
         return scrape(worker).prompt_tokens or 0.0
     except ScrapeError:

@@ -1,4 +1,4 @@
-"""Pictures of lab 3.3.2. Colours are Okabe and Ito's, told apart by people with colour-blindness."""
+"""Plots of lab 3.3.2."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from utils.benchmark.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    OWNERS,
+    RED,
+    remove_frame,
+)
 from utils.kvcache.radix import Node
 from utils.labs.lab_3_3_2.experiments import Hits, Point, Routed
-from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, OWNERS, RED
 
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
 
 
 def plot_tree(root: Node, text: Callable[[list[int]], str] = str) -> Figure:
-    """Draws a radix tree, one box per node: its tokens, how many, and who has it locked.
+    """Draw a radix tree with one box per node, its tokens, their number and its locks.
 
     Args:
-        root: The tree.
-        text: How a run of tokens is written.
+        root: Root of the tree.
+        text: Function that writes a run of tokens.
     """
     rows: list[tuple[int, Node]] = []
 
@@ -42,8 +49,8 @@ def plot_tree(root: Node, text: Callable[[list[int]], str] = str) -> Figure:
         axes.add_patch(Rectangle((depth, y - 0.32), 0.28, 0.64, facecolor=colour, alpha=0.6))
         axes.text(depth + 0.14, y, str(len(node.key)), ha="center", va="center", fontsize=9)
         locked = f"  [locked by {node.lock_ref}]" if node.lock_ref else ""
-        words = text(node.key)
-        shown = words if len(words) <= 56 else words[:53] + "..."
+        key = text(node.key)
+        shown = key if len(key) <= 56 else key[:53] + "..."
         axes.text(depth + 0.36, y, shown + locked, va="center", fontsize=9, family="monospace")
     depths = [depth for depth, _ in rows] or [0]
     axes.set_xlim(-1, max(depths) + 5)
@@ -57,22 +64,22 @@ def plot_tree(root: Node, text: Callable[[list[int]], str] = str) -> Figure:
 def plot_hits(
     predicted: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, Hits]]
 ) -> Figure:
-    """Hit rates by workload: a bar per engine as measured, a line across it as predicted."""
+    """Plot hit rates by workload, with measured bars and predicted lines."""
     names = list(next(iter(measured.values())))
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     width = 0.8 / len(measured)
     for index, (engine, by_workload) in enumerate(measured.items()):
         at = np.arange(len(names)) + (index - (len(measured) - 1) / 2) * width
         rates = [100 * by_workload[name].rate for name in names]
-        said = [100 * predicted[engine][name] for name in names]
+        shares = [100 * predicted[engine][name] for name in names]
         colour = MARKS[index][0]
         axes.bar(at, rates, 0.9 * width, color=colour, alpha=0.6, label=f"{engine}, measured")
         label = "predicted by your tree" if index == 0 else "_nolegend_"
-        axes.hlines(said, at - width / 2, at + width / 2, color="black", lw=2, label=label)
+        axes.hlines(shares, at - width / 2, at + width / 2, color="black", lw=2, label=label)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("prompt tokens cached (%)")
     axes.set_ylim(0, 100)
-    _finish(axes)
+    remove_frame(axes)
     plt.close(figure)
     return figure
 
@@ -82,12 +89,12 @@ def plot_speedup(
     predicted: Callable[[float], float],
     arithmetic: Callable[[float], float],
 ) -> Figure:
-    """Speed-up of TTFT against the share of the prompt that is cached.
+    """Plot the speed-up of TTFT against the share of the prompt that is cached.
 
     Args:
-        curves: Measured points by engine; the first of each is the one with nothing cached.
-        predicted: The learner's prediction, speed-up for a share.
-        arithmetic: The roofline's: what the saved arithmetic alone would give.
+        curves: Measured points by engine. The first point of each has nothing cached.
+        predicted: Learner's prediction of the speed-up for a share.
+        arithmetic: Roofline's speed-up for a share, if only arithmetic took time.
     """
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     shares = np.linspace(0, 0.95, 60)
@@ -106,17 +113,17 @@ def plot_speedup(
     axes.set_yticks(ticks, [f"{tick}×" for tick in ticks])
     axes.set_xlabel("prompt tokens cached (%)")
     axes.set_ylabel("TTFT, cold over warm")
-    _finish(axes)
+    remove_frame(axes)
     plt.close(figure)
     return figure
 
 
 def plot_orders(orders: Mapping[str, Sequence[int]], groups: Sequence[int]) -> Figure:
-    """Who was served when: a row per rule, a box per request in the colour of its group.
+    """Plot the order of service: a row per rule, and a box per request in the colour of its group.
 
     Args:
         orders: Positions in the queue, in the order of service, by rule.
-        groups: The group of each request, -1 for the one that shares nothing.
+        groups: Group of each request, and -1 for the request that shares nothing.
     """
     figure, axes = plt.subplots(figsize=(9, 0.7 + 0.5 * len(orders)), layout="constrained")
     for row, order in enumerate(orders.values()):
@@ -142,7 +149,7 @@ def plot_orders(orders: Mapping[str, Sequence[int]], groups: Sequence[int]) -> F
 
 
 def plot_routes(routed: Sequence[Routed]) -> Figure:
-    """Per policy of the router: its hit rate, and the prompt tokens that each worker received."""
+    """Plot the hit rate of each policy and the prompt tokens that each worker received."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
     names = [one.policy for one in routed]
     left.barh(names, [100 * one.rate for one in routed], color=BLUE, alpha=0.6)
@@ -159,8 +166,3 @@ def plot_routes(routed: Sequence[Routed]) -> Figure:
     right.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)
     return figure
-
-
-def _finish(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=False)

@@ -1,4 +1,4 @@
-"""The measurements of lab 3.3.2 in words and tables, computed from the runs handed in."""
+"""Tables of lab 3.3.2."""
 
 from __future__ import annotations
 
@@ -9,72 +9,35 @@ from statistics import mean
 import pandas as pd
 
 from utils.benchmark.engine_run import Run
-from utils.kvcache.replay import Served
+from utils.kvcache.replay import DrainedQueue
 from utils.labs.lab_3_3_2.experiments import Hits, Point, Routed, Structured
-
-Rates = Mapping[str, Mapping[str, float]]
-NOISE_POINTS = 0.5
-TARGET_POINTS = 5.0
 
 
 def hits_table(
     predicted: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, Hits]]
 ) -> pd.DataFrame:
-    """One row per engine and workload: predicted, measured, counted by the engine, and the difference."""
+    """Return the predicted and the measured hit rate of each engine and workload."""
     rows = []
     for engine, by_workload in measured.items():
         for workload, hits in by_workload.items():
-            said = predicted[engine][workload]
+            rate = predicted[engine][workload]
             counted = "" if hits.counted is None else f"{hits.counted:.1%}"
             rows.append(
                 {
                     "engine": engine,
                     "workload": workload,
                     "prompt tokens": sum(hits.prompt),
-                    "predicted": f"{said:.1%}",
+                    "predicted": f"{rate:.1%}",
                     "measured (usage)": f"{hits.rate:.1%}",
                     "its own counters": counted,
-                    "difference, points": round(100 * (hits.rate - said), 1),
+                    "difference, points": round(100 * (hits.rate - rate), 1),
                 }
             )
     return pd.DataFrame(rows).set_index(["engine", "workload"])
 
 
-def explain_hits(predicted: Rates, measured: Mapping[str, Mapping[str, Hits]]) -> str:
-    """Per engine: the worst difference from the prediction; where it is large, what can be the cause."""
-    words = []
-    for engine, by_workload in measured.items():
-        off = {name: 100 * (h.rate - predicted[engine][name]) for name, h in by_workload.items()}
-        worst = max(off, key=lambda name: abs(off[name]))
-        words.append(f"{engine}: at most {abs(off[worst]):.1f} points from your tree ({worst}).")
-        if off[worst] < -TARGET_POINTS:
-            words.append(
-                "  It found less: requests whose common prefix was still being computed, memory that was "
-                "needed for others (evictions), or pages of another size than you assumed."
-            )
-        elif off[worst] > TARGET_POINTS:
-            words.append(
-                "  It found more than these prompts share: it had seen them before. Start it again."
-            )
-        elif abs(off[worst]) > NOISE_POINTS:
-            words.append(
-                "  Differences of a few tokens: prompts that happen to begin with the same word as "
-                "something that is cached from before, or the end of a page."
-            )
-    return "\n".join(words)
-
-
-def explain_cold(cold: Point, warm: Point) -> str:
-    """TTFT cold against warm."""
-    return (
-        f"Nothing cached: TTFT {1000 * cold.median:.0f} ms. {warm.fraction:.0%} cached: "
-        f"{1000 * warm.median:.0f} ms, {warm.median / cold.median:.2f} of it (measured, medians of "
-        f"{len(cold.ttft_s)} and {len(warm.ttft_s)} requests)."
-    )
-
-
 def curve_table(curves: Mapping[str, Sequence[Point]]) -> pd.DataFrame:
-    """One row per engine and share: TTFT, and how many times as fast as with nothing cached."""
+    """Return TTFT and its speed-up over a cold prompt, by engine and cached share."""
     rows = [
         {
             "engine": engine,
@@ -90,22 +53,17 @@ def curve_table(curves: Mapping[str, Sequence[Point]]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["engine", "cached"])
 
 
-def explain_crowds(crowds: Mapping[str, Sequence[Run]]) -> str:
-    """Throughput of many requests behind one system prompt, by engine."""
-    words = []
-    pace = {}
-    for name, runs in crowds.items():
-        pace[name] = mean(run.throughput for run in runs)
-        each = ", ".join(f"{run.throughput:.0f}" for run in runs)
-        words.append(f"{name}: {pace[name]:.0f} output tok/s (measured; {each})")
-    with_cache, without = pace.get("SGLang"), pace.get("SGLang, no radix cache")
-    if with_cache and without:
-        words.append(f"The radix cache makes {with_cache / without:.2f} times the throughput here.")
-    return "\n".join(words)
+def crowd_table(crowds: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """Return the throughput of each engine in each turn, and the mean, in output tokens per second."""
+    rows = {}
+    for engine, runs in crowds.items():
+        turns = {f"turn {i}": round(run.throughput, 1) for i, run in enumerate(runs, 1)}
+        rows[engine] = turns | {"mean": round(mean(run.throughput for run in runs), 1)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("output tok/s of")
 
 
 def structured_table(answers: Mapping[str, Sequence[Structured]]) -> pd.DataFrame:
-    """One row per engine and constraint: valid answers, and the pace of decoding."""
+    """Return valid answers and the pace of decoding, by engine and constraint."""
     rows = []
     for engine, kinds in answers.items():
         free = next(one for one in kinds if one.kind == "free").result.summary()
@@ -130,53 +88,70 @@ def structured_table(answers: Mapping[str, Sequence[Structured]]) -> pd.DataFram
 
 
 def pace_left(kinds: Sequence[Structured], kind: str) -> float:
-    """Pace of decoding under a constraint over that of free decoding, from the median TPOT."""
+    """Return the pace of decoding under a constraint over that of free decoding."""
     tpot = {one.kind: one.result.summary()["median_tpot_ms"] for one in kinds}
     return float(tpot["free"] / tpot[kind])
 
 
-def explain_orders(
+def orders_table(
     measured: Mapping[str, tuple[Hits, Sequence[int]]],
-    replayed: Mapping[str, Served],
+    replayed: Mapping[str, DrainedQueue],
     groups: Sequence[int],
-) -> str:
-    """Per rule: hit rate measured and derived, and when the one who shares nothing was served."""
+) -> pd.DataFrame:
+    """Return, by rule, the hit rates and when the request that shares nothing was served.
+
+    Args:
+        measured: Hits and order of service of each rule.
+        replayed: Result of the learner's tree for each rule.
+        groups: Group of each request, and -1 for the request that shares nothing.
+    """
     stranger = groups.index(-1)
-    words = []
-    for name, (hits, order) in measured.items():
-        said = replayed[name]
-        words.append(
-            f"{name}: hit rate {hits.rate:.1%} (measured), {said.hit_rate:.1%} (your tree); the request "
-            f"that shares nothing came as number {stranger + 1} and was served as number "
-            f"{order.index(stranger) + 1} (measured), {said.order.index(stranger) + 1} (your tree)."
-        )
-    return "\n".join(words)
+    rows = [
+        {
+            "rule": rule,
+            "hit rate, measured": f"{hits.rate:.1%}",
+            "hit rate, your tree": f"{replayed[rule].hit_rate:.1%}",
+            "stranger came as number": stranger + 1,
+            "served as number, measured": order.index(stranger) + 1,
+            "served as number, your tree": replayed[rule].order.index(stranger) + 1,
+        }
+        for rule, (hits, order) in measured.items()
+    ]
+    return pd.DataFrame(rows).set_index("rule")
 
 
-def explain_routes(routed: Sequence[Routed]) -> str:
-    """Per policy: hit rate, balance between the workers, and TTFT."""
-    words = []
+def routes_table(routed: Sequence[Routed]) -> pd.DataFrame:
+    """Return hit rate, balance, TTFT and failures of each policy."""
+    rows = []
     for one in routed:
         total = sum(one.shares)
-        split = " : ".join(f"{share / total:.0%}" for share in one.shares) if total else "unknown"
-        ttft = one.result.summary()["median_ttft_ms"]
-        words.append(
-            f"{one.policy}: hit rate {one.rate:.1%}, prompt tokens {split}, TTFT median {ttft:.0f} ms, "
-            f"{one.failed} of {len(one.result.traces)} failed (measured)."
+        shares = {
+            f"prompt tokens, worker {i}": f"{share / total:.0%}" if total else "unknown"
+            for i, share in enumerate(one.shares, 1)
+        }
+        rows.append(
+            {
+                "policy": one.policy,
+                "hit rate": f"{one.rate:.1%}",
+                **shares,
+                "TTFT median (ms)": round(one.result.summary()["median_ttft_ms"]),
+                "failed": f"{one.failed} of {len(one.result.traces)}",
+            }
         )
-    return "\n".join(words)
+    return pd.DataFrame(rows).set_index("policy")
 
 
-def explain_death(routed: Routed) -> str:
-    """What became of the requests when a worker was killed."""
-    traces = routed.result.traces
-    cut = [trace for trace in traces if not trace.ok]
-    died = [f"worker {i + 1}" for i, share in enumerate(routed.shares) if math.isnan(share)]
-    words = [
-        f"{', '.join(died) or 'No worker'} died: {len(traces) - len(cut)} of {len(traces)} requests were "
-        f"answered, {len(cut)} not (measured)."
+def lost_table(routed: Routed) -> pd.DataFrame:
+    """Return the requests without a whole answer: how far each came, and its error."""
+    rows = [
+        {"request": trace.index, "chunks received": len(trace.chunk_times), "error": trace.error}
+        for trace in routed.result.traces
+        if not trace.ok
     ]
-    words += [
-        f"  after {len(trace.chunk_times)} chunks of the answer: {trace.error}" for trace in cut
-    ]
-    return "\n".join(words)
+    return pd.DataFrame(rows, columns=["request", "chunks received", "error"]).set_index("request")
+
+
+def dead_workers(routed: Routed) -> str:
+    """Return the names of the workers that died during a run, or "none"."""
+    died = [f"worker {i}" for i, share in enumerate(routed.shares, 1) if math.isnan(share)]
+    return ", ".join(died) or "none"

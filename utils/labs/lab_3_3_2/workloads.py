@@ -23,16 +23,16 @@ _seeds = itertools.count()
 
 
 def fresh_seed() -> int:
-    """A seed that this process has not had: what an engine has seen before, it finds in its cache."""
+    """Return a new seed, because an engine finds prompts that it has seen before in its cache."""
     return next(_seeds)
 
 
 class Maker:
-    """Random words as token ids; no two calls give the same.
+    """Maker of random words as token ids. No two calls return the same tokens.
 
     Args:
-        profile: Gives the unit and the tokenizer, that of the profile's SGLang model.
-        seed: Same seed, same tokens.
+        profile: Profile with the unit and the SGLang model, whose tokenizer is used.
+        seed: Seed. The same seed gives the same tokens.
     """
 
     def __init__(self, profile: Profile, seed: int) -> None:
@@ -41,24 +41,24 @@ class Maker:
         self._maker = PromptMaker(tokenizer_of(profile))
 
     def tokens(self, units: float) -> Tokens:
-        """About ``units`` x the unit tokens: lengths are uneven, as in real texts."""
+        """Return about `units` times the unit in tokens. Lengths are uneven, as in real texts."""
         return self.exactly(round(units * self.unit * self._rng.uniform(0.9, 1.1)))
 
     def exactly(self, count: int) -> Tokens:
-        """``count`` tokens."""
-        made = self._maker.prompt(self._rng, count, token_ids=True)
-        assert not isinstance(made, str)
-        return list(made)
+        """Return `count` tokens."""
+        prompt = self._maker.prompt(self._rng, count, token_ids=True)
+        assert not isinstance(prompt, str)
+        return list(prompt)
 
 
 def tokenizer_of(profile: Profile) -> str:
-    """A `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
+    """Return the `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
     model = profile.models["sglang"]
     return model if Path(model).exists() else str(from_hub(model, "tokenizer.json"))
 
 
 def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:
-    """Five lists of prompts, each in the order in which they are sent."""
+    """Return five lists of prompts, each in the order in which they are sent."""
     make = Maker(profile, seed).tokens
     return {
         "system prompt": system_prompt(make(8), [make(1) for _ in range(7)]),
@@ -70,33 +70,34 @@ def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:
 
 
 def system_prompt(system: Tokens, questions: Sequence[Tokens]) -> Prompts:
-    """Every question behind the same instructions."""
+    """Return the questions, each after the same instructions."""
     return [system + question for question in questions]
 
 
 def few_shot(examples: Sequence[Tokens], questions: Sequence[Tokens]) -> Prompts:
-    """Several tasks, each with examples of its own; their questions come in turn."""
+    """Return the questions of several tasks in turn, each after the examples of its task."""
     return [examples[i % len(examples)] + question for i, question in enumerate(questions)]
 
 
 def chat(systems: Sequence[Tokens], turns: Sequence[Sequence[Tokens]]) -> Prompts:
-    """Conversations in turn: each prompt is all before it, the answer, and the next message.
+    """Return the prompts of conversations in turn. Each repeats the conversation and adds a message.
 
-    The answers in the history are given, not the engine's own, as in a chat that is continued elsewhere.
+    The answers in the history are given instead of the engine's own, as in a chat that is continued
+    on another engine.
 
     Args:
-        systems: How each conversation begins.
-        turns: Of each conversation, message, answer, message, ..., the last a message.
+        systems: System prompt of each conversation.
+        turns: Messages and answers of each conversation in turn. The last one is a message.
     """
     prompts = []
     for end in range(1, max(map(len, turns)) + 1, 2):
-        for system, said in zip(systems, turns, strict=True):
-            prompts.append(system + [token for part in said[:end] for token in part])
+        for system, messages in zip(systems, turns, strict=True):
+            prompts.append(system + [token for part in messages[:end] for token in part])
     return prompts
 
 
 def tree_of_thoughts(problem: Tokens, thoughts: Sequence[Tokens]) -> Prompts:
-    """A problem, then every node of a binary tree of thoughts below it, breadth first."""
+    """Return a problem, then every node of a binary tree of thoughts below it, breadth first."""
     prompts = [problem]
     for index, thought in enumerate(thoughts):
         prompts.append(prompts[index // 2] + thought)
@@ -104,13 +105,13 @@ def tree_of_thoughts(problem: Tokens, thoughts: Sequence[Tokens]) -> Prompts:
 
 
 def partly_shared(make: Maker, length: int, fraction: float, count: int) -> tuple[Tokens, Prompts]:
-    """A prefix of ``fraction`` x ``length`` tokens, and prompts of ``length`` that begin with it."""
+    """Return a prefix of `fraction` x `length` tokens, and prompts of `length` tokens that begin with it."""
     prefix = make.exactly(round(length * fraction))
     return prefix, [prefix + make.exactly(length - len(prefix)) for _ in range(count)]
 
 
 def as_requests(prompts: Sequence[Tokens], max_tokens: int, tag: str = "") -> list[Request]:
-    """Requests for ``/v1/completions``; each answer has exactly ``max_tokens``."""
+    """Return requests for `/v1/completions` whose answers have exactly `max_tokens`."""
     return [
         Request(prompt=tuple(prompt), max_tokens=max_tokens, ignore_eos=True, tag=tag)
         for prompt in prompts

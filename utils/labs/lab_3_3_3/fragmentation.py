@@ -1,8 +1,8 @@
-"""How much of a KV cache holds tokens: paged against contiguous memory, on the same requests.
+"""Share of a KV cache that holds tokens, with paged and with contiguous memory.
 
-Re-enacts figure 2 of the PagedAttention paper (arXiv 2309.06180) without a model: requests wait in
-a queue, each running one grows by a token per step, and every slot is accounted for. The unit is
-the slot (room for one token); the results are *derived* from the lengths given.
+This repeats figure 2 of the PagedAttention paper (arXiv 2309.06180) without a model. Requests wait in a
+queue, each running request grows by a token per step, and every slot is accounted for. A slot is room
+for one token. The results are *derived* from the given lengths.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from utils.kvcache.contiguous import (
     SlotUse,
     reservation,
 )
-from utils.kvcache.scheduler import Job, Limits, Sequence, schedule
+from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence, schedule
 
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """One way of managing memory, over a whole run.
+    """Result of one way of managing memory, over a whole run.
 
     Attributes:
-        name: What is shown in tables and figures.
-        steps: Decode steps until every request is done.
-        mean_running: Requests in memory at once, mean over steps while others wait.
-        shares: Mean share of all slots per kind, while others wait: ``used``, ``reserved``,
-            ``internal``, ``external``, ``free``; they add up to 1.
-        preemptions: Requests that lost their cache (paged memory only).
+        name: Name in tables and figures.
+        steps: Number of decode steps until every request is done.
+        mean_running: Mean number of requests in memory over the steps while others wait.
+        shares: Mean share of all slots per kind, while others wait: `used`, `reserved`,
+            `internal`, `external` and `free`. They add up to 1.
+        preemptions: Number of times that a request lost its cache (paged memory only).
     """
 
     name: str
@@ -45,19 +45,16 @@ class MemoryRun:
 def run_contiguous(
     jobs: List[Job], num_slots: int, max_length: int, rule: Reservation
 ) -> MemoryRun:
-    """Serves jobs first come first served, each in an unbroken range.
+    """Serve jobs first come, first served, each in an unbroken range.
 
     Args:
-        jobs: Arrival times are ignored: all wait from the start.
-        num_slots: Tokens that the memory holds.
+        jobs: Jobs, all of which wait from the start. Their arrival times are ignored.
+        num_slots: Number of tokens that the memory holds.
         max_length: Longest sequence that the server admits.
-        rule: How much is reserved (:func:`utils.kvcache.contiguous.reservation`).
-
-    Returns:
-        The accounting.
+        rule: Rule for the reserved length (see `utils.kvcache.contiguous.reservation`).
 
     Raises:
-        ValueError: A reservation exceeds the memory.
+        ValueError: If a reservation exceeds the memory.
     """
     pool, waiting = ContiguousPool(num_slots), deque(jobs)
     left: dict[int, int] = {}
@@ -90,21 +87,18 @@ def run_contiguous(
 
 
 def run_paged(jobs: List[Job], num_slots: int, block_size: int) -> MemoryRun:
-    """Serves the same jobs from blocks, with preemption where they run out.
+    """Serve the same jobs from blocks, with preemption if the blocks run out.
 
     Args:
-        jobs: Arrival times are ignored: all wait from the start.
-        num_slots: Tokens that the memory holds; the blocks are ``num_slots // block_size``.
+        jobs: Jobs, all of which wait from the start. Their arrival times are ignored.
+        num_slots: Number of tokens that the memory holds, in `num_slots // block_size` blocks.
         block_size: Tokens per block.
-
-    Returns:
-        The accounting.
     """
     pool = BlockPool(num_slots // block_size, block_size)
     waiting = deque(Sequence(job, BlockTable(pool)) for job in jobs)
     running: list[Sequence] = []
     everyone = list(waiting)
-    limits = Limits(token_budget=10**9, max_running=len(jobs))
+    limits = SchedulerLimits(token_budget=10**9, max_running=len(jobs))
     samples: list[tuple[int, SlotUse]] = []
     steps = 0
     while waiting or running:

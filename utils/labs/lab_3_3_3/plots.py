@@ -1,4 +1,4 @@
-"""Pictures of lab 3.3.3. Colours are Okabe and Ito's, told apart by people with colour-blindness."""
+"""Plots of lab 3.3.3."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import ScalarFormatter
 
 from utils.benchmark.engine_run import Run
+from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, OWNERS, RED, SKY
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.simulate import Prediction
 from utils.labs.lab_3_3_3.experiments import latency_at, throughput_at
 from utils.labs.lab_3_3_3.fragmentation import MemoryRun
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#BBBBBB"
-OWNERS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 KINDS = {
     "used": (BLUE, "", "holds a token"),
     "reserved": (SKY, "//", "reserved, used later"),
@@ -29,10 +27,10 @@ KINDS = {
 
 
 def plot_blocks(pool: BlockPool, tables: Mapping[str, BlockTable]) -> Figure:
-    """Draws physical blocks with who holds them, and the block table of each sequence.
+    """Draw physical blocks with their holders, and the block table of each sequence.
 
     Args:
-        pool: The blocks; a number in a block is its reference count.
+        pool: Pool of blocks. The number in a block is its reference count.
         tables: Block tables by the name of their sequence.
     """
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.35 * len(tables)), layout="constrained")
@@ -47,9 +45,9 @@ def plot_blocks(pool: BlockPool, tables: Mapping[str, BlockTable]) -> Figure:
         text = f"{block}\n×{pool.references[block]}" if holders else f"{block}"
         axes.text(block + 0.47, 0.5, text, ha="center", va="center", fontsize=8)
     for row, (name, table) in enumerate(tables.items()):
-        words = f"{name}: {table.num_tokens} tokens in blocks {table.blocks}"
+        text = f"{name}: {table.num_tokens} tokens in blocks {table.blocks}"
         place = (0, -0.45 - 0.4 * row)
-        axes.text(*place, "■ " + words, color=colours[name], fontsize=10, va="center")
+        axes.text(*place, "■ " + text, color=colours[name], fontsize=10, va="center")
     axes.set_xlim(-0.1, pool.num_blocks)
     axes.set_ylim(-0.5 - 0.4 * len(tables), 1.1)
     axes.set_title(f"physical blocks of {pool.block_size} tokens, × = references", fontsize=10)
@@ -59,7 +57,7 @@ def plot_blocks(pool: BlockPool, tables: Mapping[str, BlockTable]) -> Figure:
 
 
 def plot_memory(runs: Sequence[MemoryRun]) -> Figure:
-    """Draws where the slots of a KV cache go, one bar per way of managing it."""
+    """Draw the use of a KV cache's slots, with one bar per way of managing it."""
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.6 * len(runs)), layout="constrained")
     names = [f"{run.name}\n{run.mean_running:.0f} requests at once" for run in runs]
     left = [0.0] * len(runs)
@@ -81,7 +79,7 @@ def plot_memory(runs: Sequence[MemoryRun]) -> Figure:
 
 
 def plot_schedules(predictions: Sequence[Prediction]) -> Figure:
-    """Draws when each job waits and runs, one panel per policy, all times predicted."""
+    """Draw when each job waits and runs, with one panel per policy and predicted times."""
     figure, panels = plt.subplots(
         1,
         len(predictions),
@@ -109,7 +107,7 @@ def plot_schedules(predictions: Sequence[Prediction]) -> Figure:
 
 
 def plot_sweep(runs: Sequence[Run], predicted: Mapping[int, float] | None = None) -> Figure:
-    """Draws throughput and latency against concurrency, with intervals over the repeats.
+    """Draw throughput and latency against concurrency, with intervals over the repeats.
 
     Args:
         runs: Measured runs at several levels.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from utils.speculative.training import LogLine
 from utils.speculative.tree import Tree
 

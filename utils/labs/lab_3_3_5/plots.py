@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, RED
+from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, RED
 from utils.labs.lab_3_3_4.plots import finish, layout
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.tables import TARGET_ACCEPTANCE, TARGET_SPEEDUP, ratios

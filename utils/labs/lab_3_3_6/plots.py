@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, RED
+from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, RED
 from utils.labs.lab_3_3_6.chunked_prefill import Waits, typical
 from utils.labs.lab_3_3_6.quantisation import Variant
 from utils.labs.lab_3_3_6.ridge_point import Work, measured_knee

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.benchmark.plots import MARKERS, PALETTE, log_axis
+from utils.benchmark.plot_style import MARKERS, PALETTE
+from utils.benchmark.plots import log_axis
 from utils.labs.lab_3_3_7.experiments import FATES, Day
 
 

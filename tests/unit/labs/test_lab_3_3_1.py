@@ -1,4 +1,4 @@
-"""The selection guide, with records in which requests failed or figures are missing."""
+"""Selection guide of lab 3.3.1 with failed requests and missing figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from utils.benchmark.recommend import best_for_api, guide, guide_table
+from utils.benchmark.recommend import best_for_api
+from utils.labs.lab_3_3_1.tables import guide, guide_table
 
 
 def row(label: str, concurrency: int = 32, **changes: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ FIGURES = ("output_throughput", "total_token_throughput", "p95_ttft_ms", "median
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan])
-def test_an_engine_that_failed_takes_no_part(nothing: float | None) -> None:
+def test_guide_leaves_out_engine_with_failed_requests(nothing: float | None) -> None:
     failed = row("broken", failed=8, **dict.fromkeys(FIGURES, nothing))
     rows = [failed, row("good")]
     assert best_for_api(rows, 100) == "good"
@@ -41,7 +42,7 @@ def test_an_engine_that_failed_takes_no_part(nothing: float | None) -> None:
     assert len(guide_table(none)) == 5
 
 
-def test_a_missing_figure_leaves_a_row_out_of_its_rule_only() -> None:
+def test_guide_leaves_row_without_figure_out_of_that_rule() -> None:
     rows = [row("a", start_seconds=None, memory_bytes=None), row("b", p95_ttft_ms=None)]
     winners = {choice.use_case: choice.winner for choice in guide(rows, "a", 100)}
     assert winners["development"] == winners["edge, CPU"] == "b"
@@ -49,6 +50,6 @@ def test_a_missing_figure_leaves_a_row_out_of_its_rule_only() -> None:
     assert best_for_api(rows, 100) == "a"
 
 
-def test_no_rows() -> None:
+def test_guide_has_no_winner_without_rows() -> None:
     assert best_for_api([], 1) is None
     assert {choice.winner for choice in guide([], None, 1)} == {None}

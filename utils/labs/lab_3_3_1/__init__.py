@@ -1,0 +1,1 @@
+"""Tables of lab 3.3.1, the benchmark of all engines."""
