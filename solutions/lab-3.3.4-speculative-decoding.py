@@ -53,11 +53,11 @@ from utils.labs.lab_3_3_4 import tables as words
 from utils.speculative.dataset import (
     TRAINED, UNLIKE, held_out, prompts_of, record_all, self_generated, tokenizer_of, training_prompts,
 )
-from utils.speculative.drafters import Medusa, NGram, Plain
+from utils.speculative.drafters import MedusaDrafter, NGramDrafter, PlainDrafter
 from utils.speculative.generate import acceptance_length
 from utils.speculative.pretrained import calibration, load_medusa
 from utils.speculative.target import load_target
-from utils.speculative.tree import Tree, best_choices
+from utils.speculative.tree import DraftTree, best_choices
 from utils.speculative.verify import SpeculativeSampling, Typical
 
 engines = start_later(profile, runs.vllm_variants(profile))  # for section 9, meanwhile
@@ -218,7 +218,7 @@ position_ids = checks.position_ids(position_ids)
 
 # %%
 choices = best_choices(accuracy, 8)
-drafter = Medusa(heads, choices)
+drafter = MedusaDrafter(heads, choices)
 parents = list(drafter.tree.parents)
 labels = ["root"] + [str(path) for path in drafter.tree.choices]
 print("positions behind 10 cached tokens:", position_ids(parents, 10))
@@ -248,7 +248,7 @@ for name, mask, positions in (
     ("plain attention, your positions", triangle, position_ids),
     ("your mask, running numbers", tree_mask, counted),
 ):
-    tree = runs.own_tree(Tree(parents), mask, positions)
+    tree = runs.own_tree(DraftTree(parents), mask, positions)
     error = runs.tree_error(target, text, tree, [text[-1], *guesses])
     print(f"{name:>32}: logits differ by at most {error:.1e}")
 
@@ -320,14 +320,14 @@ tree_16_length = 2.5
 # %% tags=["measures"]
 def medusa(nodes=None):
     """The shipped heads over a chain, or over the best tree of so many nodes, with your mask and positions."""
-    drafter = Medusa(heads, nodes and best_choices(accuracy, nodes))
+    drafter = MedusaDrafter(heads, nodes and best_choices(accuracy, nodes))
     runs.own_tree(drafter.tree, tree_mask, position_ids)
     return drafter
 
 
 limit = sizes.answer_tokens // 3  # longest answer: many prompts tell more than long answers
 asked = prompts_of(tokenizer, -(-sizes.same // len(TRAINED)))
-methods = {"n-gram": NGram(4), "Medusa, chain of 4": medusa(), "Medusa, 8": medusa(8), "Medusa, 16": medusa(16)}
+methods = {"n-gram": NGramDrafter(4), "Medusa, chain of 4": medusa(), "Medusa, 8": medusa(8), "Medusa, 16": medusa(16)}
 answers = runs.answer_all(target, methods, asked, limit, runs.OwnRule(accept_greedy))
 length = acceptance_length(answers["Medusa, 16"])
 compare_prediction(tree_16_length, length, what="acceptance length, tree of 16", unit="tokens a step")
@@ -464,7 +464,7 @@ learn = training_prompts(tokenizer, sizes.training_prompts, seed=1)
 written = self_generated(
     target, [p.ids for p in learn], [p.answer for p in learn], (target.shape.layers,), max_new_tokens=sizes.answer_tokens
 )
-settings = training.Settings(steps=sizes.training_steps, rate=1e-2, rows=256)
+settings = training.TrainingConfig(steps=sizes.training_steps, rate=1e-2, rows=256)
 own_heads, log = training.train_medusa(target, written, settings)
 tried = record_all(
     target, prompts_of(tokenizer, sizes.prompts, seed=5), (target.shape.layers,), max_new_tokens=limit
@@ -590,7 +590,7 @@ fleet = engines.result()
 timed = target if profile.dtype == "float32" else load_target(target.path, device=device, dtype=getattr(torch, profile.dtype))
 timed_heads = load_medusa(timed)
 trees = {"chain of 4": None, "tree of 4": 4, "tree of 8": 8, "tree of 16": 16}
-drafters = {name: Medusa(timed_heads, nodes and best_choices(accuracy, nodes)) for name, nodes in trees.items()}
+drafters = {name: MedusaDrafter(timed_heads, nodes and best_choices(accuracy, nodes)) for name, nodes in trees.items()}
 costs = comparison.step_costs(timed, sorted({1, *(drafter.nodes for drafter in drafters.values())}))
 print(f"T(1) is {1000 * costs[1]:.2f} ms in {profile.dtype}, T(17)/T(1) is {costs[17] / costs[1]:.2f} (measured)")
 display(plots.plot_costs(costs))
@@ -626,7 +626,7 @@ best_speedup = max(row["speedup"] for row in predicted.values())
 # %% tags=["measures"]
 fair = runs.fair_prompts(asked, answers["plain"], sizes.prompts // 3 or 1)
 outcomes = comparison.compare(
-    timed, {"n-gram": NGram(4), **drafters}, [p.ids for p in fair], label="lab 3.3.4: trees", profile=profile,
+    timed, {"n-gram": NGramDrafter(4), **drafters}, [p.ids for p in fair], label="lab 3.3.4: trees", profile=profile,
     max_new_tokens=limit, repeats=sizes.repeats,
 )
 best = runs.best_of(outcomes, list(drafters))
@@ -696,10 +696,10 @@ if "medusa_heads" not in profile.models:
 sent = runs.prompts_for_engine(profile, fair[::2])
 served = runs.serve(fleet, profile, [p.ids for p in sent], limit, turns=sizes.repeats)
 if "Medusa" in served:
-    ours = comparison.in_batches(target, Medusa(heads), sent, limit)
+    ours = comparison.in_batches(target, MedusaDrafter(heads), sent, limit)
     compare_prediction(served_medusa, words.served_speedup(served, "Medusa"), what="vLLM with Medusa", unit="times plain vLLM")
     print(words.explain_served(served, ours))
-    same = runs.same_texts(comparison.in_batches(target, Plain(), sent, limit), served["plain"][-1].texts, tokenizer)
+    same = runs.same_texts(comparison.in_batches(target, PlainDrafter(), sent, limit), served["plain"][-1].texts, tokenizer)
     print(words.explain_own_and_served(same, len(sent), profile.dtype))
 elif "n-gram" in served:
     print(words.explain_served(served, []))
@@ -759,7 +759,7 @@ fleet.stop()
 #
 # ## What to try next
 #
-# * Train longer (`training.Settings(steps=600, ...)`) on more prompts, and watch which head gains most.
+# * Train longer (`training.TrainingConfig(steps=600, ...)`) on more prompts, and watch which head gains most.
 # * `best_choices(accuracy, 32)`: predict E and the speed-up before you measure.
 # * Calibrate a tree on prose alone (`training.medusa_accuracy` on recorded prose), and try it on prose and on code.
 # * Serve with `num_speculative_tokens` of 2 in place of 4. What do the counters say, and what the clock?

@@ -24,7 +24,7 @@ from utils.engines import EngineError, RunningEngine
 from utils.files import to_json, write_whole
 from utils.profiles import Profile
 from utils.speculative.dataset import Prompt
-from utils.speculative.drafters import Drafter, Plain
+from utils.speculative.drafters import Drafter, PlainDrafter
 from utils.speculative.generate import Generation, acceptance_length, generate
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
@@ -43,7 +43,7 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SpeculationResult:
     """What one way of decoding did with a set of prompts.
 
     Attributes:
@@ -88,7 +88,7 @@ def compare(
     repeats: int = 5,
     rule: Rule | None = None,
     profile: Profile | None = None,
-) -> dict[str, Outcome]:
+) -> dict[str, SpeculationResult]:
     """Decodes the same prompts with every drafter and plainly, one prompt at a time, in turn.
 
     Each prompt is answered by every method before the next one comes, so a slow moment of the machine meets
@@ -114,7 +114,7 @@ def compare(
         raise SpeculationError(
             "A comparison needs a prompt, a repeat, and answers of 2 tokens or more: the first is prefill's."
         )
-    methods: dict[str, Drafter] = {"plain": Plain(), **drafters}
+    methods: dict[str, Drafter] = {"plain": PlainDrafter(), **drafters}
     names = list(methods)
     speeds: dict[str, list[float]] = {name: [] for name in names}
     drafting = dict.fromkeys(names, 0.0)
@@ -144,7 +144,7 @@ def compare(
                 )
             speeds[name].append(tokens[name] / seconds[name])
     outcomes = {
-        name: Outcome(
+        name: SpeculationResult(
             name,
             last[name],
             speeds[name],
@@ -166,7 +166,7 @@ def same_share(plain_: Sequence[Generation], others: Sequence[Generation]) -> fl
 
 def _record(
     target: Target,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, SpeculationResult],
     prompts: Sequence[Sequence[int]],
     label: str,
     began: float,
@@ -209,7 +209,7 @@ def _record(
     write_whole(records_dir() / FOLDER / name, to_json(values))
 
 
-def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+def outcome_table(outcomes: Mapping[str, SpeculationResult]) -> pd.DataFrame:
     """One row per method: speed, acceptance, and what shows whether the comparison is fair."""
     rows = {
         name: {
@@ -247,7 +247,7 @@ def loop_free(
     target: Target, prompts: Sequence[Prompt], max_new_tokens: int, batch: int = 16
 ) -> list[Prompt]:
     """The prompts whose plain answer does not go round in circles: a loop is accepted by any drafter."""
-    answers = in_batches(target, Plain(), prompts, max_new_tokens, batch=batch)
+    answers = in_batches(target, PlainDrafter(), prompts, max_new_tokens, batch=batch)
     return [p for p, g in zip(prompts, answers, strict=True) if not has_loop(g.tokens)]
 
 
@@ -278,7 +278,7 @@ def step_costs(
     return {n: median(values) for n, values in taken.items()}
 
 
-def draft_cost(outcome: Outcome) -> float:
+def draft_cost(outcome: SpeculationResult) -> float:
     """Seconds that one draft took on average in a measured comparison."""
     steps = sum(len(g.accepted) for g in outcome.generations)
     tokens = sum(len(g.tokens) - 1 for g in outcome.generations)
@@ -286,7 +286,7 @@ def draft_cost(outcome: Outcome) -> float:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedSpeculation:
     """What an engine did with a set of prompts.
 
     Attributes:
@@ -339,7 +339,7 @@ def measure_served(
     concurrency: int = 1,
     max_tokens: int = 128,
     temperature: float = 0.0,
-) -> Served:
+) -> ServedSpeculation:
     """Sends prompts to a running engine, and reads its counters of speculation before and after.
 
     Raises:
@@ -354,4 +354,6 @@ def measure_served(
     if failed:
         raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
     increase = run.series.increase
-    return Served(run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens"))
+    return ServedSpeculation(
+        run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens")
+    )

@@ -9,17 +9,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from utils.speculative.heads import Eagle, Eagle3, MedusaHeads
+from utils.speculative.heads import Eagle, Eagle3Draft, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import KVCache, Target, attend, attention_mask, positions_of
-from utils.speculative.tree import ChoiceTree, Tree, chain, rerank, subtree
+from utils.speculative.tree import ChoiceTree, DraftTree, chain, rerank, subtree
 
 
 @dataclass(frozen=True)
 class Draft:
     """A tree and its tokens; tokens[0] is the root's."""
 
-    tree: Tree
+    tree: DraftTree
     tokens: list[int]
 
 
@@ -54,7 +54,7 @@ class Drafter(Protocol):
         ...
 
 
-class Plain:
+class PlainDrafter:
     """No guess at all: plain decoding, as a tree of one node."""
 
     name = "plain"
@@ -99,7 +99,7 @@ class Reference:
         return Draft(chain(len(rest)), [tokens[-1], *rest])
 
 
-class NGram:
+class NGramDrafter:
     """N-gram lookup: what followed the last few tokens the last time they occurred, if they did.
 
     The control for every other drafter: it needs no training and costs nothing.
@@ -143,7 +143,7 @@ class NGram:
         return Draft(chain(0), [tokens[-1]])
 
 
-class Medusa:
+class MedusaDrafter:
     """Medusa's heads over a static tree.
 
     Args:
@@ -234,7 +234,7 @@ class EagleDrafter:
         self.eagle, self.depth, self.width, self.threshold = eagle, depth, width, threshold
         self.kept = depth if width == 1 else (depth * width if nodes is None else nodes)
         self.nodes = 1 + self.kept
-        self.name = "EAGLE-3" if isinstance(eagle, Eagle3) else "EAGLE-1"
+        self.name = "EAGLE-3" if isinstance(eagle, Eagle3Draft) else "EAGLE-1"
         self.aux_layers = eagle.shape.aux_layers
 
     def start(self, target: Target, rows: int, slots: int) -> None:
@@ -272,7 +272,7 @@ class EagleDrafter:
             return self._chain(root, output[:, -1:], cache)
         return self._tree(root, output[:, -1:], cache)
 
-    def _run(self, ids: Tensor, feature: Tensor, tree: Tree, cache: KVCache) -> Tensor:
+    def _run(self, ids: Tensor, feature: Tensor, tree: DraftTree, cache: KVCache) -> Tensor:
         """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
         start, n = cache.lengths[0], ids.shape[1]
         position = positions_of([tree], cache.lengths, n).to(ids.device)

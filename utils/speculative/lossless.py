@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.speculative.target import Target
-from utils.speculative.tree import Tree, chain
+from utils.speculative.tree import DraftTree, chain
 from utils.speculative.verify import Rule
 
 Array = np.ndarray[Any, Any]
@@ -172,7 +172,7 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
     at = n // 2 + int(entropy[n // 2 :].argmax())
     tokens = logits[at].topk(size).indices
     ids = [*text[: at + 1], *tokens.tolist()]
-    tree = Tree([*range(-1, at), *[at] * size])
+    tree = DraftTree([*range(-1, at), *[at] * size])
     cache = target.cache(1, len(ids))
     seen = target(torch.tensor([ids], device=target.device), [tree], cache)
     below = target.head(seen.hidden[0, -size:]).float()
@@ -197,7 +197,7 @@ def count_pairs(rule: Rule, language: SmallLanguage, draws: int, seed: int = 0) 
     torch.manual_seed(seed)
     one, two = language.first.topk(2).indices.tolist()
     behind = language.second.argmax(-1).tolist()
-    tree = Tree([-1, 0, 0, 1, 2])
+    tree = DraftTree([-1, 0, 0, 1, 2])
     tokens = [0, one, two, behind[one], behind[two]]
     logits = torch.stack([language.first, *(language.second[token] for token in tokens[1:])])
     seconds = torch.softmax(language.second, -1)

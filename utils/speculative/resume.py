@@ -51,7 +51,7 @@ def digest(values: Iterable[object]) -> str:
     return found.hexdigest()[:16]
 
 
-def go_on(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
+def resume(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
     """What a stopped run left, if it is this run's.
 
     Args:

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 PAD_ATTENTION = 64  # attention runs over a multiple of this many slots, so shapes seldom change
 
 
 @dataclass(frozen=True)
-class Shape:
+class TargetShape:
     """Sizes of a decoder of the Llama family, of which Qwen3 is one.
 
     Attributes:
@@ -52,7 +52,7 @@ class Shape:
         return self.heads // self.kv_heads
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
+    def of(cls, config: Any) -> TargetShape:
         """The shape in a transformers configuration of a Llama or Qwen3 model."""
         if config.model_type not in ("llama", "qwen3"):
             raise SpeculationError(
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
         inputs: Width of what queries, keys and values are computed from: `hidden`, or 2 x hidden in EAGLE-3.
     """
 
-    def __init__(self, shape: Shape, inputs: int | None = None) -> None:
+    def __init__(self, shape: TargetShape, inputs: int | None = None) -> None:
         super().__init__()
         self.shape = shape
         heads = shape.heads + 2 * shape.kv_heads
@@ -208,7 +208,7 @@ class KVCache:
 
     def __init__(
         self,
-        shape: Shape,
+        shape: TargetShape,
         rows: int,
         slots: int,
         device: torch.device | str = "cpu",
@@ -263,7 +263,7 @@ class KVCache:
 
 
 def attention_mask(
-    trees: list[Tree], lengths: list[int], slots: int, group: int, like: Tensor
+    trees: list[DraftTree], lengths: list[int], slots: int, group: int, like: Tensor
 ) -> Tensor:
     """Additive mask for `attend`: a node sees the sequence so far, its ancestors and itself.
 
@@ -320,7 +320,7 @@ class Target(nn.Module):
         path: Where it was read from.
     """
 
-    def __init__(self, shape: Shape, rotary: Rotary) -> None:
+    def __init__(self, shape: TargetShape, rotary: Rotary) -> None:
         super().__init__()
         self.shape, self.rotary = shape, rotary
         self.embed = nn.Embedding(shape.vocab, shape.hidden)
@@ -359,7 +359,7 @@ class Target(nn.Module):
             )
         return KVCache(self.shape, rows, slots, self.device, self.dtype)
 
-    def forward(self, ids: Tensor, trees: list[Tree], cache: KVCache) -> Seen:
+    def forward(self, ids: Tensor, trees: list[DraftTree], cache: KVCache) -> Seen:
         """Computes the nodes of one tree per row behind what the cache holds; commits nothing.
 
         Args:
@@ -407,7 +407,7 @@ class Target(nn.Module):
         return rms_norm(x, self.norm, self.shape.eps)
 
 
-def positions_of(trees: list[Tree], lengths: list[int], n: int) -> Tensor:
+def positions_of(trees: list[DraftTree], lengths: list[int], n: int) -> Tensor:
     """Position of each node: its row's length plus its depth; int64 [rows, n]."""
     rows = [
         F.pad(tree.depths, (0, n - tree.size)) + length
@@ -430,7 +430,7 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path)
-    shape = Shape.of(config)
+    shape = TargetShape.of(config)
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     rope = theirs.model.rotary_emb
     target = Target(
@@ -449,7 +449,7 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
     return target.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
-def _translate(theirs: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+def _translate(theirs: dict[str, Tensor], shape: TargetShape) -> dict[str, Tensor]:
     """Transformers' tensors under our names, those that are multiplied together joined."""
     ours = {
         "embed.weight": theirs["model.embed_tokens.weight"],
@@ -462,7 +462,7 @@ def _translate(theirs: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     return ours
 
 
-def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: Shape) -> dict[str, Tensor]:
+def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
     """One decoder layer of transformers' naming as a `DecoderLayer`'s state."""
 
     def get(name: str) -> Tensor:
@@ -483,7 +483,7 @@ def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: Shape) -> dict[
     return ours
 
 
-def layer_to_theirs(ours: dict[str, Tensor], prefix: str, shape: Shape) -> dict[str, Tensor]:
+def layer_to_theirs(ours: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
     """The inverse of `layer_tensors`, without norms of queries and keys."""
     d = shape.head_dim
     sizes = [shape.heads * d, shape.kv_heads * d, shape.kv_heads * d]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.speculative.dataset import Recorded, batches
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
-from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.resume import digest, resume, write_torch
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Shape, Target
+from utils.speculative.target import Target, TargetShape
 
 DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)
 LOG_EVERY = 10
@@ -46,7 +46,7 @@ class LogLine:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingConfig:
     """How to train.
 
     Attributes:
@@ -68,7 +68,7 @@ Loss = Callable[[int], tuple[Tensor, list[float]]]
 
 
 def fit(
-    module: nn.Module, loss_at: Loss, settings: Settings, name: str, data: Sequence[Recorded]
+    module: nn.Module, loss_at: Loss, settings: TrainingConfig, name: str, data: Sequence[Recorded]
 ) -> list[LogLine]:
     """Minimizes a loss.
 
@@ -97,7 +97,7 @@ def fit(
     file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
     about = _about(module, settings, data) if file else {}
     if file and file.exists():
-        saved = go_on(file, about)
+        saved = resume(file, about)
         module.load_state_dict(saved["module"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -144,7 +144,7 @@ def fit(
 
 
 def _about(
-    module: nn.Module, settings: Settings, data: Sequence[Recorded]
+    module: nn.Module, settings: TrainingConfig, data: Sequence[Recorded]
 ) -> dict[str, int | float | str]:
     """What a training is made of: its settings, its data, and the module as it begins."""
     shape = getattr(module, "shape", None)
@@ -206,7 +206,7 @@ def _usable(
 
 
 def train_medusa(
-    target: Target, data: Sequence[Recorded], settings: Settings, heads: int = 4
+    target: Target, data: Sequence[Recorded], settings: TrainingConfig, heads: int = 4
 ) -> tuple[MedusaHeads, list[LogLine]]:
     """Medusa-1: the backbone stays as it is; cross-entropy of each head, later ones weighing less.
 
@@ -236,7 +236,7 @@ def train_medusa2(
     target: Target,
     heads: MedusaHeads,
     data: Sequence[Recorded],
-    settings: Settings,
+    settings: TrainingConfig,
     weight: float = 0.2,
 ) -> tuple[Target, MedusaHeads, list[LogLine]]:
     """Medusa-2: heads and backbone learn together, from heads that Medusa-1 has trained.
@@ -343,12 +343,12 @@ def medusa_accuracy(
 
 @torch.no_grad()
 def eagle_accuracy(
-    target: Target, eagle: Eagle3 | Eagle1, data: Sequence[Recorded], steps: int
+    target: Target, eagle: Eagle3Draft | Eagle1Draft, data: Sequence[Recorded], steps: int
 ) -> list[float]:
     """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
     width = len(eagle.shape.aux_layers) * target.shape.hidden or None
     data = _usable(data, 1, length=steps + 2, width=width)
-    settings = Settings(steps=1, rate=0.0, rows=len(data))
+    settings = TrainingConfig(steps=1, rate=0.0, rows=len(data))
     head = target.head.weight.float()[eagle.d2t]
     return _eagle_loss(target, eagle, data, settings, steps, head, 0.0)(0)[1]
 
@@ -369,11 +369,11 @@ def train_eagle3(
     target: Target,
     data: Sequence[Recorded],
     aux_layers: tuple[int, ...],
-    settings: Settings,
+    settings: TrainingConfig,
     *,
     unrolled: int = 4,
     draft_vocab: int = 1024,
-) -> tuple[Eagle3, list[LogLine]]:
+) -> tuple[Eagle3Draft, list[LogLine]]:
     """EAGLE-3: cross-entropy against the target's distribution, over several steps of drafting on.
 
     Args:
@@ -397,7 +397,7 @@ def train_eagle3(
         )
     torch.manual_seed(settings.seed)
     shape = EagleShape(draft_layer(target), draft_vocab, aux_layers)
-    eagle = Eagle3(shape)
+    eagle = Eagle3Draft(shape)
     eagle.d2t.copy_(draft_vocabulary(data, draft_vocab))
     with torch.no_grad():
         eagle.lm_head.weight.copy_(target.head.weight.float().cpu()[eagle.d2t])
@@ -408,8 +408,8 @@ def train_eagle3(
 
 
 def train_eagle1(
-    target: Target, data: Sequence[Recorded], settings: Settings
-) -> tuple[Eagle1, list[LogLine]]:
+    target: Target, data: Sequence[Recorded], settings: TrainingConfig
+) -> tuple[Eagle1Draft, list[LogLine]]:
     """EAGLE-1: regression of the next feature (smooth L1) plus 0.1 of the cross-entropy, one step.
 
     Returns:
@@ -419,21 +419,21 @@ def train_eagle1(
     torch.manual_seed(settings.seed)
     head = target.head.weight.float()
     shape = EagleShape(draft_layer(target), target.shape.vocab, ())
-    eagle = Eagle1(shape, head.cpu()).to(target.device)
+    eagle = Eagle1Draft(shape, head.cpu()).to(target.device)
     loss_at = _eagle_loss(target, eagle, data, settings, 1, head, 1.0)
     return eagle, fit(eagle, loss_at, settings, "EAGLE-1", data)
 
 
-def draft_layer(target: Target) -> Shape:
+def draft_layer(target: Target) -> TargetShape:
     """Sizes of an EAGLE draft's layer: the target's, without norms of queries and keys."""
     return replace(target.shape, layers=1, qk_norm=False)
 
 
 def _eagle_loss(
     target: Target,
-    eagle: Eagle3 | Eagle1,
+    eagle: Eagle3Draft | Eagle1Draft,
     data: Sequence[Recorded],
-    settings: Settings,
+    settings: TrainingConfig,
     unrolled: int,
     head: Tensor,
     regression: float,
@@ -450,7 +450,7 @@ def _eagle_loss(
         hidden = _stacked([s.hidden for s in rows], longest - 1).to(device)
         features = (
             _stacked([s.features for s in rows], longest - 1).to(device)
-            if isinstance(eagle, Eagle3)
+            if isinstance(eagle, Eagle3Draft)
             else hidden
         )
         answer = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)

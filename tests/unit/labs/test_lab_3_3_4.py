@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from utils.labs.lab_3_3_4 import tables as words
-from utils.labs.lab_3_3_4.experiments import Baseline, Kind
-from utils.speculative.comparison import Outcome, Served
+from utils.labs.lab_3_3_4.experiments import KindAcceptance, TransformersBaseline
+from utils.speculative.comparison import ServedSpeculation, SpeculationResult
 from utils.speculative.generate import Generation
 from utils.speculative.lossless import ChiSquare
 
@@ -16,13 +16,13 @@ def answer(tokens, accepted):
 
 
 def outcome(name, speedups, accepted=(3,), share=0.1):
-    return Outcome(
+    return SpeculationResult(
         name, [answer(range(20), accepted)], [100.0] * len(speedups), speedups, 1.0, share
     )
 
 
 def kind(medusa, ngram, asked=5, good=4):
-    return Kind(asked, good, [0.6, 0.4], medusa, ngram, 0.02)
+    return KindAcceptance(asked, good, [0.6, 0.4], medusa, ngram, 0.02)
 
 
 def test_equal_answers_are_called_equal_and_others_are_named():
@@ -117,11 +117,11 @@ def test_a_missed_target_is_said_with_its_arithmetic():
 
 
 def test_a_slow_baseline_is_not_passed_over():
-    good = Baseline([100.0, 100.0], [140.0, 150.0], 1.0, 1)
+    good = TransformersBaseline([100.0, 100.0], [140.0, 150.0], 1.0, 1)
     assert good.ratio == pytest.approx(1.45)
     assert "1.45 of it" in words.explain_baseline(good)
     assert "No speed-up here comes" in words.explain_baseline(good)
-    assert "TOO SLOW" in words.explain_baseline(Baseline([100.0], [50.0], 1.0, 1))
+    assert "TOO SLOW" in words.explain_baseline(TransformersBaseline([100.0], [50.0], 1.0, 1))
 
 
 def served(texts, seconds, drafts=None, accepted=None):
@@ -130,7 +130,7 @@ def served(texts, seconds, drafts=None, accepted=None):
         for text in texts
     ]
     run = SimpleNamespace(result=SimpleNamespace(traces=traces))
-    return Served(run, drafts, None, accepted)
+    return ServedSpeculation(run, drafts, None, accepted)
 
 
 def test_an_engine_is_compared_with_plain_and_its_counters_with_ours():

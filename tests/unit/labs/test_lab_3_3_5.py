@@ -9,11 +9,11 @@ from utils.labs.lab_3_3_5 import experiments as runs
 from utils.labs.lab_3_3_5 import tables as words
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.hidden_state_probe import probe
-from utils.speculative.comparison import Outcome, Served
+from utils.speculative.comparison import ServedSpeculation, SpeculationResult
 from utils.speculative.dataset import Prompt, Recorded, tokenizer_of
 from utils.speculative.drafters import EagleDrafter
 from utils.speculative.generate import Generation
-from utils.speculative.heads import Eagle3, EagleShape
+from utils.speculative.heads import Eagle3Draft, EagleShape
 from utils.speculative.target import load_target
 from utils.speculative.training import draft_layer
 from utils.speculative.tree import rerank
@@ -30,13 +30,13 @@ def target():
 @pytest.fixture(scope="module")
 def eagle(target):
     torch.manual_seed(0)
-    return Eagle3(EagleShape(draft_layer(target), 256, (2, 12, 21))).eval()
+    return Eagle3Draft(EagleShape(draft_layer(target), 256, (2, 12, 21))).eval()
 
 
 def outcome(name, accepted, drafted, speedup, draft_share=0.1):
     tokens = list(range(1 + sum(accepted)))
     generation = Generation([1], tokens, accepted, drafted)
-    return Outcome(name, [generation], [100 * speedup], [speedup], 1.0, draft_share)
+    return SpeculationResult(name, [generation], [100 * speedup], [speedup], 1.0, draft_share)
 
 
 def outcomes(eagle=2.0, lookup=1.2):
@@ -52,7 +52,7 @@ def served(texts, throughput, drafts=None, accepted=None):
         throughput=throughput,
         result=SimpleNamespace(traces=[SimpleNamespace(text=text) for text in texts]),
     )
-    return Served(run, drafts, drafts and 3 * drafts, accepted)
+    return ServedSpeculation(run, drafts, drafts and 3 * drafts, accepted)
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])

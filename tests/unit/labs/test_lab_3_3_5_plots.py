@@ -5,7 +5,7 @@ import pytest
 
 from utils.labs.lab_3_3_5 import plots
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
-from utils.speculative.comparison import Outcome
+from utils.speculative.comparison import SpeculationResult
 from utils.speculative.generate import Generation
 from utils.speculative.ttt import ttt_mask
 
@@ -48,7 +48,9 @@ def test_the_tree_is_drawn_with_what_is_kept_and_accepted():
 
 
 def outcome(name, speedup):
-    return Outcome(name, [Generation([1], [1, 2], [1], [3])], [9.0], [speedup, speedup], 1.0, 0.1)
+    return SpeculationResult(
+        name, [Generation([1], [1, 2], [1], [3])], [9.0], [speedup, speedup], 1.0, 0.1
+    )
 
 
 def test_every_method_but_plain_has_two_bars():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from utils.speculative.training import LogLine
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
 
@@ -101,7 +101,7 @@ def layout(parents: Sequence[int]) -> tuple[list[int], dict[int, float], int]:
     Returns:
         Depth of each node; its height, by node: lines 0, -1, -2, ...; how many lines there are.
     """
-    tree = Tree(parents)
+    tree = DraftTree(parents)
     height: dict[int, float] = {}
     lines = 0
 

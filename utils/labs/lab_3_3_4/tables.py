@@ -8,11 +8,11 @@ from statistics import median
 import pandas as pd
 
 from utils.labs.lab_3_3_4.experiments import (
-    Baseline,
-    Kind,
+    KindAcceptance,
+    TransformersBaseline,
     served_speed,
 )
-from utils.speculative.comparison import Outcome, Served, same_share
+from utils.speculative.comparison import ServedSpeculation, SpeculationResult, same_share
 from utils.speculative.dataset import UNLIKE
 from utils.speculative.generate import Generation, acceptance_length
 from utils.speculative.lossless import ChiSquare
@@ -141,7 +141,7 @@ def explain_training(
     )
 
 
-def kinds_table(kinds: Mapping[str, Kind]) -> pd.DataFrame:
+def kinds_table(kinds: Mapping[str, KindAcceptance]) -> pd.DataFrame:
     """One row per kind of text: acceptance of Medusa's chain by head, the control, and repeats."""
     rows = {}
     for name, kind in kinds.items():
@@ -156,7 +156,7 @@ def kinds_table(kinds: Mapping[str, Kind]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def explain_kinds(kinds: Mapping[str, Kind]) -> str:
+def explain_kinds(kinds: Mapping[str, KindAcceptance]) -> str:
     """Where the heads are good, whether they beat the control, and what unlike text does to them."""
     best = max(kinds, key=lambda name: kinds[name].medusa)
     worst = min(kinds, key=lambda name: kinds[name].medusa)
@@ -199,7 +199,7 @@ def prediction_table(predicted: Mapping[str, Mapping[str, float]]) -> pd.DataFra
 
 
 def measured_table(
-    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, Outcome]
+    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, SpeculationResult]
 ) -> pd.DataFrame:
     """One row per tree: acceptance and speed-up, predicted and measured."""
     rows = {}
@@ -216,7 +216,7 @@ def measured_table(
 
 
 def explain_optimum(
-    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, Outcome]
+    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, SpeculationResult]
 ) -> str:
     """Which tree is the best one, predicted and measured, and what the largest one accepts."""
     names = list(predicted)
@@ -246,7 +246,7 @@ def explain_optimum(
 
 
 def speedup_series(
-    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, Outcome]
+    predicted: Mapping[str, Mapping[str, float]], outcomes: Mapping[str, SpeculationResult]
 ) -> tuple[dict[str, int], dict[str, float], dict[str, list[float]], dict[str, float]]:
     """What `plots.plot_speedups` draws: nodes, predicted and measured speed-ups, tokens a step."""
     return (
@@ -258,7 +258,11 @@ def speedup_series(
 
 
 def explain_targets(
-    best: Outcome, ngram: Outcome, costs: Mapping[int, float], nodes: int, dtype: str
+    best: SpeculationResult,
+    ngram: SpeculationResult,
+    costs: Mapping[int, float],
+    nodes: int,
+    dtype: str,
 ) -> str:
     """The course's targets beside what was measured; where one is missed, the arithmetic of why."""
     ratio = costs[nodes] / costs[1]
@@ -275,7 +279,7 @@ def explain_targets(
     return "\n".join(words)
 
 
-def _why(best: Outcome, ratio: float, nodes: int, dtype: str) -> str:
+def _why(best: SpeculationResult, ratio: float, nodes: int, dtype: str) -> str:
     """The arithmetic of a speed-up below the target."""
     price = (
         f"Why: here, in {dtype}, verifying {nodes} nodes takes {ratio:.2f} times as long as one token "
@@ -305,7 +309,7 @@ def _target(what: str, measured: float, target: float) -> str:
     return f"{what}: {measured:.2f} (measured), target {target}: {verdict}."
 
 
-def explain_baseline(baseline: Baseline) -> str:
+def explain_baseline(baseline: TransformersBaseline) -> str:
     """How good the plain loop is that all speed-ups are counted against."""
     theirs, ours = median(baseline.theirs), median(baseline.ours)
     good = baseline.ratio >= GOOD_BASELINE
@@ -321,7 +325,7 @@ def explain_baseline(baseline: Baseline) -> str:
     )
 
 
-def served_table(served: Mapping[str, Sequence[Served]]) -> pd.DataFrame:
+def served_table(served: Mapping[str, Sequence[ServedSpeculation]]) -> pd.DataFrame:
     """One row per engine: decoding speed over the turns, and its own counters of speculation."""
     plain = [served_speed(one) for one in served.get("plain", [])]
     rows = {}
@@ -340,13 +344,15 @@ def served_table(served: Mapping[str, Sequence[Served]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def served_speedup(served: Mapping[str, Sequence[Served]], name: str) -> float:
+def served_speedup(served: Mapping[str, Sequence[ServedSpeculation]], name: str) -> float:
     """Median over the turns of an engine's decoding speed over that of the plain engine."""
     pairs = zip(served[name], served["plain"], strict=True)
     return median(served_speed(a) / served_speed(b) for a, b in pairs)
 
 
-def explain_served(served: Mapping[str, Sequence[Served]], ours: Sequence[Generation]) -> str:
+def explain_served(
+    served: Mapping[str, Sequence[ServedSpeculation]], ours: Sequence[Generation]
+) -> str:
     """VLLM's counters beside our own verification, and whether speculation changed its answers."""
     words = []
     plain = served["plain"][-1].texts if "plain" in served else []

@@ -16,7 +16,7 @@ from utils.engines import EngineError, RunningEngine, launch
 from utils.engines.fleet import Fleet
 from utils.engines.registry import get_spec
 from utils.profiles import Profile
-from utils.speculative.comparison import Served, in_batches, loop_free, measure_served
+from utils.speculative.comparison import ServedSpeculation, in_batches, loop_free, measure_served
 from utils.speculative.dataset import (
     TRAINED,
     UNLIKE,
@@ -28,12 +28,20 @@ from utils.speculative.dataset import (
     self_generated,
     training_prompts,
 )
-from utils.speculative.drafters import Draft, Drafter, EagleDrafter, Medusa, News, NGram, Plain
+from utils.speculative.drafters import (
+    Draft,
+    Drafter,
+    EagleDrafter,
+    MedusaDrafter,
+    News,
+    NGramDrafter,
+    PlainDrafter,
+)
 from utils.speculative.generate import Generation, generate
-from utils.speculative.heads import Eagle3, default_aux_layers
+from utils.speculative.heads import Eagle3Draft, default_aux_layers
 from utils.speculative.pretrained import Shipped, calibration
 from utils.speculative.target import Seen, Target
-from utils.speculative.training import LogLine, Settings, eagle_accuracy, train_eagle3
+from utils.speculative.training import LogLine, TrainingConfig, eagle_accuracy, train_eagle3
 from utils.speculative.tree import best_choices, chain
 from utils.speculative.verify import SpeculativeSampling
 
@@ -50,9 +58,9 @@ def drafters(shipped: Shipped) -> dict[str, Drafter]:
     """Every way of drafting that section 6 compares, by name; fresh objects."""
     choices = best_choices(calibration(), TREE["nodes"])
     return {
-        "n-gram": NGram(),
-        "Medusa, chain": Medusa(shipped.medusa),
-        "Medusa, tree": Medusa(shipped.medusa, choices),
+        "n-gram": NGramDrafter(),
+        "Medusa, chain": MedusaDrafter(shipped.medusa),
+        "Medusa, tree": MedusaDrafter(shipped.medusa, choices),
         "EAGLE-1, chain of 3": EagleDrafter(shipped.eagle1, 3),
         **{f"EAGLE-3, chain of {k}": EagleDrafter(shipped.eagle3, k) for k in CHAINS},
         "EAGLE-3, dynamic tree": EagleDrafter(shipped.eagle3, **TREE),
@@ -96,7 +104,7 @@ def hidden_states(target: Target, ids: Sequence[int]) -> Tensor:
 class Trained:
     """A small draft, the log of its training, and its accuracy by step on answers held out from it."""
 
-    eagle: Eagle3
+    eagle: Eagle3Draft
     log: list[LogLine]
     accuracy: list[float]
 
@@ -120,7 +128,7 @@ def train_small(
     learn, test = data
     steps = profile.load.speculation.training_steps
     aux = default_aux_layers(target.shape.layers)
-    settings = Settings(steps=steps, rate=4e-3, rows=ROWS)
+    settings = TrainingConfig(steps=steps, rate=4e-3, rows=ROWS)
     eagle, log = train_eagle3(
         target, learn, aux, settings, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
     )
@@ -167,7 +175,7 @@ class _Keeping(EagleDrafter):
 
 def expand(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompt: Sequence[int],
     depth: int,
     width: int,
@@ -185,7 +193,7 @@ def expand(
             the best first guess is nearest to `HESITATES`.
     """
     limit = max(behind) + depth + 1
-    answer = generate(target, [prompt], Plain(), max_new_tokens=limit).generations[0].tokens
+    answer = generate(target, [prompt], PlainDrafter(), max_new_tokens=limit).generations[0].tokens
     places = [n for n in behind if n < len(answer)] or [0]
     trees = [_expand_at(target, eagle, prompt, answer, n, depth, width) for n in places]
     return min(trees, key=lambda tree: abs(tree.probabilities[1] - HESITATES))
@@ -193,7 +201,7 @@ def expand(
 
 def _expand_at(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompt: Sequence[int],
     answer: list[int],
     skip: int,
@@ -259,7 +267,7 @@ def limit_of(profile: Profile) -> int:
 
 def by_temperature(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompts: Sequence[Sequence[int]],
     profile: Profile,
     temperatures: Sequence[float] = (0.0, 0.5, 1.0, 1.5),
@@ -299,7 +307,7 @@ def check_same(
     each = -(-sizes.same // len(TRAINED))
     prompts = prompts_of(tokenizer, each, seed=6)[: sizes.same]
     limit = sizes.answer_tokens // 3
-    wanted = in_batches(target, Plain(), prompts, limit, batch=batch)
+    wanted = in_batches(target, PlainDrafter(), prompts, limit, batch=batch)
     found = {}
     for name, drafter in methods.items():
         made = in_batches(target, drafter, prompts, limit, batch=batch)
@@ -358,7 +366,9 @@ def crossover(
     prompts = [p.ids for row in zip(*kinds, strict=False) for p in row]
     turns = min(2, load.repeats)
 
-    def work(name: str, engine: RunningEngine, turn: int) -> list[tuple[int, float, Served]]:
+    def work(
+        name: str, engine: RunningEngine, turn: int
+    ) -> list[tuple[int, float, ServedSpeculation]]:
         found = []
         for temperature in temperatures:
             for level in load.levels:

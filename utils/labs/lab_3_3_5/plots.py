@@ -13,7 +13,7 @@ from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, RED
 from utils.labs.lab_3_3_4.plots import finish, layout
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.tables import TARGET_ACCEPTANCE, TARGET_SPEEDUP, ratios
-from utils.speculative.comparison import Outcome
+from utils.speculative.comparison import SpeculationResult
 
 DROPPED = "#777777"  # darker than GREY: it is text
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
@@ -94,7 +94,9 @@ def plot_expansion(
     return figure
 
 
-def plot_outcomes(outcomes: Mapping[str, Outcome], unlike: Mapping[str, Outcome]) -> Figure:
+def plot_outcomes(
+    outcomes: Mapping[str, SpeculationResult], unlike: Mapping[str, SpeculationResult]
+) -> Figure:
     """Speed-up and acceptance length of every method, on known kinds of text and on unlike text."""
     names = [name for name in outcomes if name != "plain"]
     at = np.arange(len(names))

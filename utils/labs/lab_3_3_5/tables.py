@@ -8,7 +8,7 @@ from statistics import mean
 import pandas as pd
 
 from utils.labs.lab_3_3_5.experiments import Level
-from utils.speculative.comparison import Outcome, Served
+from utils.speculative.comparison import ServedSpeculation, SpeculationResult
 
 TARGET_SPEEDUP = 2.5
 TARGET_ACCEPTANCE = 3.0
@@ -41,7 +41,7 @@ def explain_ablation(accuracy: Mapping[str, Sequence[float]]) -> str:
 
 
 def explain_targets(
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, SpeculationResult],
     costs: Mapping[int, float],
     drafting: Mapping[str, float],
 ) -> str:
@@ -82,7 +82,9 @@ def explain_targets(
     return "\n".join(words)
 
 
-def _reason(name: str, outcome: Outcome, costs: Mapping[int, float], draft_s: float) -> str:
+def _reason(
+    name: str, outcome: SpeculationResult, costs: Mapping[int, float], draft_s: float
+) -> str:
     most = 1 + max(n for g in outcome.generations for n in g.drafted)
     verify = costs[min(costs, key=lambda n: abs(n - most))] / costs[1]
     draft = draft_s / costs[1]
@@ -96,7 +98,9 @@ def _reason(name: str, outcome: Outcome, costs: Mapping[int, float], draft_s: fl
 
 
 def cost_table(
-    outcomes: Mapping[str, Outcome], costs: Mapping[int, float], drafting: Mapping[str, float]
+    outcomes: Mapping[str, SpeculationResult],
+    costs: Mapping[int, float],
+    drafting: Mapping[str, float],
 ) -> pd.DataFrame:
     """One row per method: what a cycle costs in plain steps, and what speed-up that explains."""
     rows = {}
@@ -137,7 +141,7 @@ def explain_same(same: Mapping[str, tuple[int, int]]) -> str:
     )
 
 
-def explain_agreement(ours: Outcome, theirs: Served) -> str:
+def explain_agreement(ours: SpeculationResult, theirs: ServedSpeculation) -> str:
     """Acceptance in our own loop and by the engine's counters."""
     difference = theirs.acceptance_length / ours.acceptance_length - 1
     steps = sum(len(g.accepted) for g in ours.generations)
@@ -151,7 +155,7 @@ def explain_agreement(ours: Outcome, theirs: Served) -> str:
     )
 
 
-def served_table(served: Mapping[str, Served], base: str = "plain") -> pd.DataFrame:
+def served_table(served: Mapping[str, ServedSpeculation], base: str = "plain") -> pd.DataFrame:
     """One row per way of serving: speed of one request at a time, acceptance, same answers."""
     plain = served[base]
     rows = {
@@ -170,7 +174,7 @@ def _same(first: Sequence[str], second: Sequence[str]) -> int:
     return sum(a == b for a, b in zip(first, second, strict=True))
 
 
-def explain_served(served: Mapping[str, Served], dtype: str, base: str = "plain") -> str:
+def explain_served(served: Mapping[str, ServedSpeculation], dtype: str, base: str = "plain") -> str:
     """Whether the engine's answers are plain's, and what explains a difference."""
     words = []
     for name, one in served.items():
@@ -234,7 +238,9 @@ def explain_crossover(found: Mapping[str, Sequence[Level]], name: str, base: str
     return "\n".join(words)
 
 
-def explain_published(served: Mapping[str, Served], heads: str, base: str = "plain") -> str:
+def explain_published(
+    served: Mapping[str, ServedSpeculation], heads: str, base: str = "plain"
+) -> str:
     """Published heads on the served model, beside what their model card reports."""
     words = []
     for name, one in served.items():
