@@ -1,4 +1,4 @@
-"""Pictures of lab 3.3.5. Colours are Okabe and Ito's, told apart by people with colour-blindness."""
+"""Plots of lab 3.3.5, in the colours of Okabe and Ito, which colour-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils.labs.lab_3_3_3.plots import BLUE, GREEN, GREY, ORANGE, RED
-from utils.labs.lab_3_3_4.plots import finish, layout
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.tables import TARGET_ACCEPTANCE, TARGET_SPEEDUP, ratios
 from utils.speculative.comparison import SpeculationResult
+from utils.speculative.plot_helpers import finish_axes, tree_layout
 
 DROPPED = "#777777"  # darker than GREY: it is text
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
@@ -57,7 +57,7 @@ def plot_steps(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("guess of the draft, counted from the last token known")
     axes.set_ylabel("right (%)")
     axes.set_ylim(0, 100)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
 
@@ -72,7 +72,7 @@ def plot_expansion(
         kept: Nodes that re-ranking keeps, the root among them.
         text: How a token is written.
     """
-    depth, height, lines = layout(tree.parents)
+    depth, height, lines = tree_layout(tree.parents)
     accepted = set(tree.accepted(kept))
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.24 * lines), layout="constrained")
     for node, x in enumerate(depth):
@@ -137,7 +137,7 @@ def plot_chains(predicted: Mapping[int, float], measured: Mapping[int, float]) -
     axes.set_xlabel("guesses in a chain")
     axes.set_ylabel("speed-up")
     axes.set_ylim(bottom=0)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
 
@@ -165,6 +165,6 @@ def plot_crossover(found: Mapping[str, Sequence[Level]], base: str = "plain") ->
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("throughput over plain vLLM's")
     axes.set_ylim(bottom=0)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
