@@ -209,7 +209,7 @@ def _record(
     write_whole(records_dir() / FOLDER / name, to_json(values))
 
 
-def outcome_table(outcomes: Mapping[str, SpeculationResult]) -> pd.DataFrame:
+def result_table(outcomes: Mapping[str, SpeculationResult]) -> pd.DataFrame:
     """One row per method: speed, acceptance, and what shows whether the comparison is fair."""
     rows = {
         name: {

@@ -55,7 +55,7 @@ def outcome(name, speedup):
 
 def test_every_method_but_plain_has_two_bars():
     found = {name: outcome(name, 1.5) for name in ("plain", "a", "b")}
-    left, right = drawn(plots.plot_outcomes(found, found))
+    left, right = drawn(plots.plot_results(found, found))
     assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b"]
     assert len(right.patches) == 4
 

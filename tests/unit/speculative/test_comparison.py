@@ -55,7 +55,7 @@ def test_a_comparison_is_fair_and_leaves_a_record(target, tmp_path, monkeypatch)
     assert (record["origin"], record["label"], record["prompts"]) == ("measured", "x", 2)
     assert record["summary"]["lookup"]["same"] == 1.0 and record["model_sha256"]
     assert len(record["summary"]["lookup"]["speedups"]) == 3
-    table = comparison.outcome_table(found)
+    table = comparison.result_table(found)
     assert table.loc["lookup", "same as plain"] == "100%"
     assert comparison.draft_cost(found["lookup"]) > 0
 

@@ -233,13 +233,13 @@ class TransformersBaseline:
     """Plain decoding by transformers beside our own, on the same prompts and threads.
 
     Attributes:
-        theirs: Decoding tokens per second of transformers, one per repeat.
+        transformers: Decoding tokens per second of transformers, one per repeat.
         ours: Of the own loop.
         same: Share of answers that are the same.
         threads: Of PyTorch.
     """
 
-    theirs: list[float]
+    transformers: list[float]
     ours: list[float]
     same: float
     threads: int
@@ -247,7 +247,7 @@ class TransformersBaseline:
     @property
     def ratio(self) -> float:
         """Own loop over transformers, median of the repeats."""
-        return median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        return median(a / b for a, b in zip(self.ours, self.transformers, strict=True))
 
 
 @torch.inference_mode()
@@ -263,22 +263,22 @@ def transformers_baseline(
 
     model = AutoModelForCausalLM.from_pretrained(target.path, dtype=target.dtype)
     model.to(target.device).eval()
-    theirs, ours, same = [], [], 0
+    transformers, ours, same = [], [], 0
     _with_transformers(model, prompts[0], 4)
     for _ in range(repeats):
-        spent = {"theirs": [0, 0.0], "ours": [0, 0.0]}
+        spent = {"transformers": [0, 0.0], "ours": [0, 0.0]}
         same = 0
         for prompt in prompts:
             tokens, seconds = _with_transformers(model, prompt, max_new_tokens)
-            spent["theirs"][0] += len(tokens) - 1
-            spent["theirs"][1] += seconds
+            spent["transformers"][0] += len(tokens) - 1
+            spent["transformers"][1] += seconds
             run = generate(target, [prompt], PlainDrafter(), max_new_tokens=max_new_tokens)
             spent["ours"][0] += run.decoded
             spent["ours"][1] += run.decode_seconds
             same += tokens == run.generations[0].tokens
-        theirs.append(spent["theirs"][0] / spent["theirs"][1])
+        transformers.append(spent["transformers"][0] / spent["transformers"][1])
         ours.append(spent["ours"][0] / spent["ours"][1])
-    return TransformersBaseline(theirs, ours, same / len(prompts), torch.get_num_threads())
+    return TransformersBaseline(transformers, ours, same / len(prompts), torch.get_num_threads())
 
 
 def _with_transformers(model: Any, prompt: Sequence[int], limit: int) -> tuple[list[int], float]:
@@ -315,8 +315,8 @@ def serve(
 
     def ask(name: str, engine: RunningEngine, turn: int) -> ServedSpeculation:
         label = f"vLLM, {name}, warm-up" if turn == 0 else f"vLLM, {name}"
-        some = prompts[:2] if turn == 0 else prompts
-        return measure_served(engine, profile, some, label, max_tokens=limit)
+        asked = prompts[:2] if turn == 0 else prompts
+        return measure_served(engine, profile, asked, label, max_tokens=limit)
 
     return {name: each[1:] for name, each in fleet.each(ask, turns=turns + 1).items()}
 
@@ -335,6 +335,6 @@ def same_texts(answers: Sequence[Generation], texts: Sequence[str], tokenizer: A
     return sum(a == b for a, b in zip(ours, texts, strict=True)) / len(texts)
 
 
-def best_of(outcomes: Mapping[str, SpeculationResult], names: Sequence[str]) -> str:
+def best_of(results: Mapping[str, SpeculationResult], names: Sequence[str]) -> str:
     """The method with the highest measured speed-up."""
-    return max(names, key=lambda name: outcomes[name].speedup)
+    return max(names, key=lambda name: results[name].speedup)

@@ -94,17 +94,17 @@ def plot_expansion(
     return figure
 
 
-def plot_outcomes(
-    outcomes: Mapping[str, SpeculationResult], unlike: Mapping[str, SpeculationResult]
+def plot_results(
+    results: Mapping[str, SpeculationResult], unlike: Mapping[str, SpeculationResult]
 ) -> Figure:
-    """Speed-up and acceptance length of every method, on known kinds of text and on unlike text."""
-    names = [name for name in outcomes if name != "plain"]
+    """Plot speed-up and acceptance length of every method, on known kinds of text and on unlike text."""
+    names = [name for name in results if name != "plain"]
     at = np.arange(len(names))
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 0.9 + 0.42 * len(names)), sharey=True, layout="constrained"
     )
     for shift, colour, label, found in (
-        (-0.2, BLUE, "kinds the heads know", outcomes),
+        (-0.2, BLUE, "kinds the heads know", results),
         (0.2, ORANGE, "unlike text (prose)", unlike),
     ):
         speed = [found[name].speedup for name in names]
