@@ -200,17 +200,17 @@ def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monk
     class Stop(Exception):
         pass
 
-    real = training._save
+    save = training.TrainingState.save
 
-    def save_and_stop(*args):
-        real(*args)
+    def save_and_stop(state):
+        save(state)
         raise Stop
 
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(training, "_save", save_and_stop)
+    monkeypatch.setattr(training.TrainingState, "save", save_and_stop)
     with pytest.raises(Stop):
         train_eagle3(target, data, AUX, kept, unrolled=2, draft_vocab=10)
-    monkeypatch.setattr(training, "_save", real)
+    monkeypatch.setattr(training.TrainingState, "save", save)
     resumed, log = train_eagle3(target, data, AUX, kept, unrolled=2, draft_vocab=10)
     assert log[-1].step == 12
     for name, value in whole.state_dict().items():
