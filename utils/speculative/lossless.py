@@ -58,6 +58,12 @@ def chi_square(counts: Sequence[int] | Array, probabilities: Sequence[float] | A
     return ChiSquare(statistic, degrees, p_value, int(counted.sum()))
 
 
+def _drafted(q: Array, draws: int, seed: int) -> tuple[np.random.Generator, Array]:
+    """Draw tokens from the drafter's distribution; return the generator and the tokens."""
+    rng = np.random.default_rng(seed)
+    return rng, rng.choice(len(q), draws, p=q)
+
+
 def draw_sampled(
     p: Array, q: Array, left_over: Callable[[Array, Array], Array], draws: int, seed: int = 0
 ) -> Array:
@@ -76,8 +82,7 @@ def draw_sampled(
     Returns:
         Counts [vocab].
     """
-    rng = np.random.default_rng(seed)
-    drafted = rng.choice(len(q), draws, p=q)
+    rng, drafted = _drafted(q, draws, seed)
     accepted = rng.random(draws) * q[drafted] < p[drafted]
     rest = np.asarray(left_over(p, q), dtype=float)
     redrawn = rng.choice(len(p), draws, p=rest / rest.sum())
@@ -119,8 +124,7 @@ def draw_accepted(
     Returns:
         Counts [vocab].
     """
-    rng = np.random.default_rng(seed)
-    drafted = rng.choice(len(q), draws, p=q)
+    _, drafted = _drafted(q, draws, seed)
     good = np.array([bool(accepts(p, token)) for token in range(len(p))])
     return np.bincount(np.where(good[drafted], drafted, p.argmax()), minlength=len(p))
 
