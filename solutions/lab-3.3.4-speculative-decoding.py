@@ -514,10 +514,10 @@ display(plots.plot_training({"yours": log}), plots.plot_accuracy(accuracies))
 # <details><summary>Our reading</summary>
 #
 # Both sets have the same size, the same target and the same code. If your heads are behind, they lack only data and
-# steps. You get a large part of head 0's accuracy from a small part of the data, because frequent continuations are
-# learned first and each further answer teaches less. If your head 0 isn't behind, more data wouldn't have helped on
-# these prompts, or the sample is too small to tell. Later heads usually keep the larger gap, because what they have to
-# guess depends less on the hidden state they see.
+# steps. Compare the shares: yours reach more of the accuracy than they have of the data, because frequent continuations
+# are learned first and each further answer teaches less. If your head 0 isn't behind, more data wouldn't have helped on
+# these prompts, or the sample is too small to tell. The head with the largest gap has most to gain, but a few prompts
+# leave each share uncertain by several points, so trust only large differences.
 # </details>
 #
 # **In words.** A head starts as a copy of the target's LM head and a block that adds nothing, so it first has to unlearn
@@ -558,10 +558,10 @@ plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="
 # <details><summary>Our reading</summary>
 #
 # If a kind repeats a form (code, tables, lists), each next token is nearly certain, so heads that saw this kind accept
-# most there. If n-gram lookup is as good or better in a kind, its answers copy from their prompts, and trained heads
-# add nothing that the copyist doesn't have for free. Prose gives the least, or nearly so, because the heads were not
-# trained on it: the hidden states are the target's, but the heads never learned which words follow them. Compare its
-# row with the mean of the other rows. Prompts with loops are left out because any drafter guesses a loop, so they would
+# most there. If n-gram lookup is as good or better in a kind, its answers copy from their prompts or from themselves, and
+# trained heads add nothing that the copyist doesn't have for free. If prose gives the least, or nearly so, the reason is
+# that the heads were not trained on it: they never learned which words follow its hidden states. Compare its row with the
+# mean of the other rows. Prompts with loops are left out because any drafter guesses a loop, so they would
 # flatter every method.
 # </details>
 #
@@ -694,6 +694,9 @@ display(plots.plot_speedups(*tables.speedup_series(predicted, results)))
 # prediction name the fastest tree?
 #
 # <details><summary>Our reading</summary>
+#
+# First check whether the ranges `least ... most` of the two fastest trees overlap. If they do, these runs can't tell which
+# of the two is faster.
 #
 # If the fastest tree isn't the one that accepts most, the larger tree pays more for its nodes than its extra tokens
 # bring: going from one tree to the other, T(n)/T(1) grows by a larger factor than the acceptance length. If they are the

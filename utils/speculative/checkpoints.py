@@ -31,7 +31,7 @@ from utils.speculative.heads import (
 )
 from utils.speculative.resume import read_torch
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Target, TargetShape, layer_tensors, layer_to_theirs
+from utils.speculative.target import Target, TargetShape, layer_tensors, layer_to_transformers
 
 WEIGHTS = (
     "model.safetensors",
@@ -306,7 +306,7 @@ def _eagle3_out(
     known[heads.d2t.cpu()] = True
     tensors = {
         "fc.weight": state["fc.weight"],
-        **layer_to_theirs(layer, "midlayer.", heads.shape.layer),
+        **layer_to_transformers(layer, "midlayer.", heads.shape.layer),
         "midlayer.hidden_norm.weight": state["feature_norm"],
         "midlayer.input_layernorm.weight": layer["input_norm"],
         "norm.weight": state["norm"],
@@ -429,7 +429,7 @@ def _eagle1_out(heads: Eagle1Draft, target: Target) -> tuple[dict[str, Any], dic
     tensors = {
         "fc.weight": state["fc.weight"],
         "fc.bias": state["fc.bias"],
-        **layer_to_theirs(layer, "layers.0.", heads.shape.layer),
+        **layer_to_transformers(layer, "layers.0.", heads.shape.layer),
     }
     return config, tensors
 

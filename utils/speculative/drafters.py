@@ -167,7 +167,7 @@ class MedusaDrafter:
         self.tree = ChoiceTree(chain_ if choices is None else choices)
         if self.tree.depth < 1:
             raise SpeculationError(
-                "A tree without choices guesses nothing: leave them out for a chain, or use Plain()."
+                "A tree without choices guesses nothing: leave them out for a chain, or use PlainDrafter()."
             )
         if self.tree.depth > heads.count:
             raise SpeculationError(
@@ -239,11 +239,11 @@ class EagleDrafter:
 
     def start(self, target: Target, rows: int, slots: int) -> None:
         """See `Drafter`."""
-        mine, theirs = self.eagle.shape.layer, target.shape
-        if (mine.hidden, mine.vocab) != (theirs.hidden, theirs.vocab):
+        layer, shape = self.eagle.shape.layer, target.shape
+        if (layer.hidden, layer.vocab) != (shape.hidden, shape.vocab):
             raise SpeculationError(
-                f"This {self.name} draft is for hidden size {mine.hidden} and {mine.vocab} tokens; the "
-                f"target has {theirs.hidden} and {theirs.vocab}."
+                f"This {self.name} draft is for hidden size {layer.hidden} and {layer.vocab} tokens; the "
+                f"target has {shape.hidden} and {shape.vocab}."
             )
         _refuse_types(self.name, self.eagle.fc.weight, target)
         needed = (
@@ -256,7 +256,7 @@ class EagleDrafter:
             )
         self.target = target
         room = slots + self.depth * self.width
-        self.caches = [KVCache(mine, 1, room, target.device, target.dtype) for _ in range(rows)]
+        self.caches = [KVCache(layer, 1, room, target.device, target.dtype) for _ in range(rows)]
         self._to_target = self.eagle.d2t.tolist()
 
     def draft(self, row: int, news: News) -> Draft:
@@ -372,10 +372,10 @@ class EagleDrafter:
 
 def _refuse_types(name: str, weight: Tensor, target: Target) -> None:
     """Heads and target multiply each other's numbers: one data type, one device."""
-    mine, theirs = (weight.dtype, weight.device), (target.dtype, target.device)
-    if mine != theirs:
+    own, wanted = (weight.dtype, weight.device), (target.dtype, target.device)
+    if own != wanted:
         raise SpeculationError(
-            f"The {name} heads are {mine[0]} on {mine[1]}, the target is {theirs[0]} on {theirs[1]}: load "
+            f"The {name} heads are {own[0]} on {own[1]}, the target is {wanted[0]} on {wanted[1]}: load "
             "them for this target (load_heads), or move them with .to(device, dtype)."
         )
 

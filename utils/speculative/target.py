@@ -431,8 +431,8 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
 
     config = AutoConfig.from_pretrained(path)
     shape = TargetShape.of(config)
-    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    rope = theirs.model.rotary_emb
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    rope = model.model.rotary_emb
     target = Target(
         shape,
         Rotary(
@@ -442,31 +442,31 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
             {"rope_parameters": config.rope_parameters},
         ),
     )
-    target.load_state_dict(_translate(theirs.state_dict(), shape), strict=False, assign=True)
+    target.load_state_dict(_translate(model.state_dict(), shape), strict=False, assign=True)
     target.path = str(path)
-    ends = theirs.generation_config.eos_token_id
+    ends = model.generation_config.eos_token_id
     target.end_of_text = frozenset(ends if isinstance(ends, list) else [ends])
     return target.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
-def _translate(theirs: dict[str, Tensor], shape: TargetShape) -> dict[str, Tensor]:
+def _translate(tensors: dict[str, Tensor], shape: TargetShape) -> dict[str, Tensor]:
     """Transformers' tensors under our names, those that are multiplied together joined."""
     ours = {
-        "embed.weight": theirs["model.embed_tokens.weight"],
-        "norm": theirs["model.norm.weight"],
-        "head.weight": theirs["lm_head.weight"],
+        "embed.weight": tensors["model.embed_tokens.weight"],
+        "norm": tensors["model.norm.weight"],
+        "head.weight": tensors["lm_head.weight"],
     }
     for i in range(shape.layers):
-        layer = layer_tensors(theirs, f"model.layers.{i}.", shape)
+        layer = layer_tensors(tensors, f"model.layers.{i}.", shape)
         ours |= {f"layers.{i}.{name}": value for name, value in layer.items()}
     return ours
 
 
-def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
+def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
     """One decoder layer of transformers' naming as a `DecoderLayer`'s state."""
 
     def get(name: str) -> Tensor:
-        return theirs[f"{prefix}{name}.weight"]
+        return tensors[f"{prefix}{name}.weight"]
 
     ours = {
         "qkv.weight": torch.cat([get(f"self_attn.{p}_proj") for p in "qkv"]),
@@ -475,7 +475,7 @@ def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: TargetShape) ->
         "down.weight": get("mlp.down_proj"),
         "post_norm": get("post_attention_layernorm"),
     }
-    if f"{prefix}input_layernorm.weight" in theirs:
+    if f"{prefix}input_layernorm.weight" in tensors:
         ours["input_norm"] = get("input_layernorm")
     if shape.qk_norm:
         q, k = get("self_attn.q_norm"), get("self_attn.k_norm")
@@ -483,7 +483,9 @@ def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: TargetShape) ->
     return ours
 
 
-def layer_to_theirs(ours: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
+def layer_to_transformers(
+    ours: dict[str, Tensor], prefix: str, shape: TargetShape
+) -> dict[str, Tensor]:
     """The inverse of `layer_tensors`, without norms of queries and keys."""
     d = shape.head_dim
     sizes = [shape.heads * d, shape.kv_heads * d, shape.kv_heads * d]

@@ -64,10 +64,10 @@ def accept_greedy(tree: DraftTree, tokens: Sequence[int], best: Sequence[int]) -
     path = [0]
     while True:
         node = path[-1]
-        right = [child for child in tree.children[node] if tokens[child] == best[node]]
-        if not right:
+        matching = [child for child in tree.children[node] if tokens[child] == best[node]]
+        if not matching:
             return path
-        path.append(right[0])
+        path.append(matching[0])
 
 
 class Greedy:

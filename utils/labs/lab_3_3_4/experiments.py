@@ -1,4 +1,4 @@
-"""The runs of lab 3.3.4: what its cells call, so that they stay short."""
+"""Measured runs of lab 3.3.4, which its cells call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measured runs of lab 3.3.5: what its cells call, so that they stay short."""
+"""Measured runs of lab 3.3.5, which its cells call."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ def train_small(
     learn, test = data
     steps = profile.load.speculation.training_steps
     aux = default_aux_layers(target.shape.layers)
-    settings = TrainingConfig(steps=steps, rate=4e-3, rows=ROWS)
+    config = TrainingConfig(steps=steps, rate=4e-3, rows=ROWS)
     eagle, log = train_eagle3(
-        target, learn, aux, settings, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
+        target, learn, aux, config, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
     )
     return Trained(eagle, log, eagle_accuracy(target, eagle, test, looked_at))
 
@@ -168,9 +168,9 @@ class _Keeping(EagleDrafter):
     first: Draft | None = None
 
     def draft(self, row: int, news: News) -> Draft:
-        made = super().draft(row, news)
-        self.first = self.first or made
-        return made
+        draft = super().draft(row, news)
+        self.first = self.first or draft
+        return draft
 
 
 def expand(
@@ -310,8 +310,8 @@ def check_same(
     wanted = in_batches(target, PlainDrafter(), prompts, limit, batch=batch)
     found = {}
     for name, drafter in methods.items():
-        made = in_batches(target, drafter, prompts, limit, batch=batch)
-        same = sum(a.tokens == b.tokens for a, b in zip(wanted, made, strict=True))
+        answers = in_batches(target, drafter, prompts, limit, batch=batch)
+        same = sum(a.tokens == b.tokens for a, b in zip(wanted, answers, strict=True))
         found[name] = (same, len(prompts))
     return found
 
@@ -323,12 +323,12 @@ def acceptance_rate(generations: Sequence[Generation]) -> float:
     guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
     it off, and what was cut off was not found wrong.
     """
-    right = looked_at = 0
+    correct = looked_at = 0
     for g in generations:
         for gained, drafted in list(zip(g.accepted, g.drafted, strict=True))[:-1]:
-            right += gained - 1
+            correct += gained - 1
             looked_at += min(gained, drafted)
-    return right / max(1, looked_at)
+    return correct / max(1, looked_at)
 
 
 @dataclass(frozen=True)
@@ -361,8 +361,8 @@ def crossover(
         Points by engine, in the same order for each.
     """
     load = profile.load
-    most = max(load.requests_at(level) for level in load.levels)
-    kinds = [held_out(tokenizer, kind, -(-most // len(TRAINED)), seed=8) for kind in TRAINED]
+    highest = max(load.requests_at(level) for level in load.levels)
+    kinds = [held_out(tokenizer, kind, -(-highest // len(TRAINED)), seed=8) for kind in TRAINED]
     prompts = [p.ids for row in zip(*kinds, strict=False) for p in row]
     turns = min(2, load.repeats)
 
@@ -372,12 +372,12 @@ def crossover(
         found = []
         for temperature in temperatures:
             for level in load.levels:
-                some = [prompts[i % len(prompts)] for i in range(load.requests_at(level))]
+                asked = [prompts[i % len(prompts)] for i in range(load.requests_at(level))]
                 label = f"{name}, temperature {temperature:g}"
                 served = measure_served(
                     engine,
                     profile,
-                    some,
+                    asked,
                     label,
                     concurrency=level,
                     max_tokens=load.output_tokens,
@@ -443,5 +443,5 @@ def try_sglang(profile: Profile) -> str:
         text=True,
         timeout=60,
     )
-    said = called.stderr.strip().splitlines()
-    return "SGLang with EAGLE-3: not run here. " + (said[-1] if said else f"{kernel} is there.")
+    errors = called.stderr.strip().splitlines()
+    return "SGLang with EAGLE-3: not run here. " + (errors[-1] if errors else f"{kernel} is there.")
