@@ -55,10 +55,8 @@ print(f"Profile {profile.name}: {profile.description}")
 # %%
 import torch
 
-from utils.labs.lab_3_3_5 import plots
-from utils.labs.lab_3_3_5 import experiments as runs
-from utils.labs.lab_3_3_5 import tables as words
-from utils.speculative import comparison
+from utils.labs.lab_3_3_5 import experiments, plots, tables
+from utils.speculative import comparison, result_guards
 from utils.speculative.dataset import load_tokenizer, tokenizer_of
 from utils.labs.lab_3_3_5.hidden_state_probe import probe
 from utils.speculative.pretrained import load_shipped
@@ -107,14 +105,24 @@ probe_gain = 25
 ### END SOLUTION
 
 # %% tags=["measures"]
-learn, test = data = runs.make_data(target, tokenizer, profile, shipped.eagle3.shape.aux_layers)
+learn, test = data = experiments.make_data(target, tokenizer, profile, shipped.eagle3.shape.aux_layers)
 print(f"{len(learn)} answers to learn from, {len(test)} to test on")
 probed = probe(target, learn, test)
 alone, *_, fused = probed.values()
 compare_prediction(probe_gain, 100 * (fused - alone), what="gain of three hidden states", unit="points")
-print(words.explain_probe(probed))
+tables.probe_table(probed)
 
 # %% [markdown]
+# **Read the table.** Which input is worth most? Do the low and the middle hidden state add something to the last one?
+#
+# <details><summary>Our reading</summary>
+#
+# If the inputs with hidden states are far ahead of the token alone, the target had already worked out more than it said.
+# If the three states are ahead of the last one alone, the lower layers hold something that the last one no longer has. If
+# they aren't, your sample may be too small: three states give the probe three times as many weights to fit, so it needs
+# more answers.
+# </details>
+#
 # **In words.** The token alone says what often comes after it. The hidden state says what the target was about
 # to write. The last one is shaped for the *next* token, which is known by now; the lower ones still hold what the
 # later ones need. That is EAGLE-3's reason to fuse several. Together with giving up the aim of foretelling the next
@@ -182,10 +190,10 @@ shift = checks.shift(shift)
 
 # %%
 ids = test[0].ids[: test[0].prompt].tolist()
-states, aux = runs.hidden_states(target, ids[:-1]), list(shipped.eagle3.shape.aux_layers)
+states, aux = experiments.hidden_states(target, ids[:-1]), list(shipped.eagle3.shape.aux_layers)
 mixed = fuse(states.numpy(), aux, shipped.eagle3.fc.weight.float().cpu().numpy())
-theirs = shipped.eagle3.fuse(torch.cat([states[k] for k in aux], -1).to(device)).cpu().numpy()
-print(f"states {states.shape}, fused {mixed.shape}: at most {np.abs(mixed - theirs).max():.1e} from the module's (measured)")
+module_fused = shipped.eagle3.fuse(torch.cat([states[k] for k in aux], -1).to(device)).cpu().numpy()
+print(f"states {states.shape}, fused {mixed.shape}: at most {np.abs(mixed - module_fused).max():.1e} from the module's (measured)")
 for i, (_, token, wanted) in list(enumerate(shift(list(mixed), ids)))[-3:]:
     behind = "the first token of the answer" if wanted is None else repr(tokenizer.decode([wanted]))
     print(f"feature of {tokenizer.decode([ids[i]])!r}, token {tokenizer.decode([token])!r}: guess {behind}")
@@ -333,8 +341,8 @@ fall_without = 30
 ### END SOLUTION
 
 # %% tags=["measures"]
-without = runs.train_small(target, data, profile, unrolled=1, looked_at=4)
-with_test = runs.train_small(target, data, profile, unrolled=3, looked_at=4)
+without = experiments.train_small(target, data, profile, unrolled=1, looked_at=4)
+with_test = experiments.train_small(target, data, profile, unrolled=3, looked_at=4)
 by_guess = {
     "small, without training-time test": without.accuracy,
     "small, with (3 steps)": with_test.accuracy,
@@ -342,7 +350,7 @@ by_guess = {
 }
 fall = 100 * (without.accuracy[0] - without.accuracy[3])
 compare_prediction(fall_without, fall, what="fall from the first to the fourth guess, without", unit="points")
-print(words.explain_ablation(by_guess))
+display(tables.guess_table(by_guess))
 plots.plot_steps(by_guess)
 
 # %% [markdown]
@@ -350,6 +358,18 @@ plots.plot_steps(by_guess)
 # training-time test the line breaks off behind the first guess. With it the line starts lower, since the same steps had
 # three things to teach, and holds as far as was trained: three guesses. The shipped draft, longer trained with four
 # steps, lies above both and is nearly level.*
+#
+# **Read the table.** Call a line level if it changes by less than 10 points from the first to the last guess. Which of the
+# three drafts is level? Which small draft has the better *first* guess, and which would you use for a chain of three?
+#
+# <details><summary>Our reading</summary>
+#
+# If the draft without training-time test falls by much more than 10 points, this is the effect that EAGLE-3's paper
+# describes: from its second guess on it reads its own output, which training never showed. If the small draft with the
+# test has a worse first guess, it had to learn three tasks in the same number of steps. For a chain of three, multiply
+# the shares of guesses 1 to 3 for each draft. The larger product is the better draft, even if its first guess is worse.
+# If both fall alike on your machine, the training was too short: train longer before you conclude anything.
+# </details>
 #
 # **In words.** Without training-time test the second guess reads something that training never showed. Acceptance
 # is a *product*: a chain of three is right only if all three are, so the slope costs more than it looks. With a true
@@ -412,8 +432,8 @@ def rerank(parents: list[int], scores: list[float], nodes: int) -> list[int]:
 rerank = checks.rerank(rerank)
 
 # %%
-known_prompts, unlike_prompts = runs.held_out_prompts(target, tokenizer, profile)
-tree = runs.expand(target, shipped.eagle3, known_prompts[-1].ids, depth=4, width=3)
+known_prompts, unlike_prompts = experiments.held_out_prompts(target, tokenizer, profile)
+tree = experiments.expand(target, shipped.eagle3, known_prompts[-1].ids, depth=4, width=3)
 kept = rerank(tree.parents, path_scores(tree.parents, tree.probabilities), nodes=8)
 print(f"{len(tree.parents) - 1} nodes expanded, {len(kept) - 1} kept, {len(tree.accepted(kept)) - 1} accepted")
 plots.plot_expansion(tree, kept, lambda token: tokenizer.decode([token]))
@@ -429,10 +449,13 @@ plots.plot_expansion(tree, kept, lambda token: tokenizer.decode([token]))
 
 # %% tags=["measures"]
 names = ("EAGLE-1, chain of 3", "EAGLE-3, chain of 3", "EAGLE-3, dynamic tree")
-same = runs.check_same(target, {n: runs.drafters(shipped)[n] for n in names}, tokenizer, profile)
-print(words.explain_same(same))
+same = experiments.check_same(target, {n: experiments.drafters(shipped)[n] for n in names}, tokenizer, profile)
+display(tables.same_table(same))
+result_guards.warn_not_lossless({name: equal / count for name, (equal, count) in same.items()})
 
 # %% [markdown]
+# Every row has to show 100 %. If one doesn't, the method isn't lossless, and its speed doesn't count.
+#
 # Now the time. All methods answer the same held-out prompts, whose plain answers do not run in circles (a loop
 # is easy to guess for anybody): code, lists, data and questions, the kinds that target and heads were trained on.
 # Each prompt is answered by every method before the next one comes, one at a time, and all of it is repeated.
@@ -450,10 +473,10 @@ eagle3_speedup = 1.5
 # %% tags=["measures"]
 fleet = starting.result()  # engines that still start would disturb the clock
 costs = comparison.step_costs(timed, range(1, 10), repeats=20)
-drafters, limit = runs.drafters(shipped_timed), runs.limit_of(profile)
-prompts = runs.fit_prompts(known_prompts, costs[1], profile)
+drafters, limit = experiments.drafters(shipped_timed), experiments.limit_of(profile)
+prompts = experiments.fit_prompts(known_prompts, costs[1], profile)
 print(f"{len(prompts)} of {len(known_prompts)} loop-free prompts: as many as there is time for (T(1) decides)")
-outcomes = comparison.compare(
+results = comparison.compare(
     timed,
     drafters,
     prompts,
@@ -462,9 +485,9 @@ outcomes = comparison.compare(
     repeats=sizes.repeats,
     profile=profile,
 )
-chain = outcomes["EAGLE-3, chain of 3"]
+chain = results["EAGLE-3, chain of 3"]
 compare_prediction(eagle3_speedup, chain.speedup, what="speed-up of EAGLE-3, chain of 3", unit="times")
-display(comparison.outcome_table(outcomes))
+display(comparison.result_table(results))
 
 # %% tags=["measures"]
 unlike = comparison.compare(
@@ -476,22 +499,38 @@ unlike = comparison.compare(
     repeats=1,
     profile=profile,
 )
-display(comparison.outcome_table(unlike))
-display(plots.plot_outcomes(outcomes, unlike))
+display(comparison.result_table(unlike))
+display(plots.plot_results(results, unlike))
 
 # %% [markdown]
 # *In the picture: left, speed against plain decoding (black whiskers: slowest and fastest repeat), right, tokens per
 # verification; blue for the kinds that the heads know, orange for prose, which they do not.*
 #
 # The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
-# lookup. Whether your machine reached them, and if not, what stood in the way:
+# lookup. The first table compares them with your measurements. The second one shows the cost of a cycle of each method,
+# in plain steps: *speed-up, derived* is the acceptance length divided by the cost of a verification and a draft.
 
 # %%
-drafting = {name: comparison.draft_cost(o) for name, o in outcomes.items() if name != "plain"}
-print(words.explain_targets(outcomes, costs, drafting))
-display(words.cost_table(outcomes, costs, drafting))
+drafting = {name: comparison.draft_cost(o) for name, o in results.items() if name != "plain"}
+display(tables.targets_table(results), tables.cost_table(results, costs, drafting))
 
 # %% [markdown]
+# **Read the tables.** Which targets did your machine reach? Which method accepts most, and is it the fastest? If a target
+# is missed, say whether verification, drafting or acceptance is to blame.
+#
+# <details><summary>Our reading</summary>
+#
+# * If the speed-up is missed, compare three numbers in the row of the fastest EAGLE-3 method. With verification and drafts
+#   for free, its speed-up would be its acceptance length. The two costs divide it. If their sum is well above 1, the
+#   machine is to blame, and the larger of the two tells you where.
+# * If the acceptance length is missed, the draft is to blame. Better data and longer training raise it, but a faster
+#   machine doesn't.
+# * If n-gram lookup is faster than EAGLE-3, the answers repeat their prompts. Lookup costs nothing, so each token that it
+#   gets right is pure gain.
+# * If the derived and the measured speed-up differ by much, the cycle costs something that the table leaves out, for
+#   example moving keys and values.
+# </details>
+#
 # **In words.** A cycle costs one verification and the drafts before it. On a GPU with a large model, a step is paid for
 # reading the weights, and verifying eight tokens costs hardly more than one. On a CPU arithmetic is scarce: a step
 # over several tokens costs visibly more than one over a single token, and so do the drafts. So what is accepted most
@@ -533,14 +572,14 @@ expected_speedup = checks.expected_speedup(expected_speedup)
 # highest value.
 
 # %%
-a = runs.acceptance_rate(outcomes["EAGLE-3, chain of 5"].generations)
+a = experiments.acceptance_rate(results["EAGLE-3, chain of 5"].generations)
 guess = drafting["EAGLE-3, chain of 5"] / 5 / costs[1]
 curve = {k: expected_speedup(a, k, guess, costs[k + 1] / costs[1]) for k in range(1, 9)}
 best = max(curve, key=curve.get)
 print(f"a = {a:.2f}, a guess costs {guess:.3f} T(1) (measured)")
 print("T(n) / T(1):", {n: round(cost / costs[1], 2) for n, cost in costs.items()}, "(measured)")
 print(f"Best k: {best}, {curve[best]:.2f} times plain decoding (derived)")
-measured = {k: outcomes[f"EAGLE-3, chain of {k}"].speedup for k in runs.CHAINS}
+measured = {k: results[f"EAGLE-3, chain of {k}"].speedup for k in experiments.CHAINS}
 plots.plot_chains(curve, measured)
 
 # %% [markdown]
@@ -566,7 +605,7 @@ ready = [name for name in fleet.variants if fleet.has(name)]
 print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 own_model = str(MODELS / "tiny") == profile.models["vllm"]
 serving = tokenizer if own_model else load_tokenizer(profile.models["vllm"])
-asked = prompts if own_model else runs.served_prompts(serving, profile)
+asked = prompts if own_model else experiments.served_prompts(serving, profile)
 found = fleet.each(
     lambda name, engine, turn: comparison.measure_served(
         engine, profile, asked, f"vLLM, {name}, one at a time", max_tokens=limit
@@ -575,14 +614,28 @@ found = fleet.each(
 )
 served = {name: turns[-1] for name, turns in found.items()}
 if "plain" in served:
-    display(words.served_table(served))
-    print(words.explain_served(served, profile.dtype))
+    display(tables.served_table(served))
 if "EAGLE-3" in served and own_model:
-    print(words.explain_agreement(chain, served["EAGLE-3"]))
+    display(tables.agreement_table(chain, served["EAGLE-3"]))
+    result_guards.warn_disagreement(served["EAGLE-3"].acceptance_length, chain.acceptance_length)
 elif "EAGLE-3" in served:
-    print("Our own loop on the served model: not run here, two copies of it do not fit beside each other.")
+    print("Our own loop on the served model: not run here, because two copies of it do not fit into the memory.")
 
 # %% [markdown]
+# **Read the tables.** Is vLLM faster with EAGLE-3 than without, and than with n-gram lookup? Do all answers equal plain
+# vLLM's? Do both programs agree on the acceptance length within 10 %?
+#
+# <details><summary>Our reading</summary>
+#
+# * If EAGLE-3 gains more in vLLM than in our own loop, vLLM's step has costs that don't grow with the tokens (scheduler,
+#   HTTP, sampling), and speculation spreads them over more tokens.
+# * If some answers differ, the reason is rounding. A product of several rows is rounded differently from that of one row,
+#   and if two tokens have nearly the same probability, the other one may come first. In 16-bit types this happens more
+#   often than in float32.
+# * The acceptance lengths should agree within 10 %, because draft, target and text are the same. If they don't, compare
+#   the auxiliary layers first (see question 1 below).
+# </details>
+#
 # **The crossover.** Speculation buys time with arithmetic. With one request in flight arithmetic lies idle. With
 # many, the engine's batch uses it already, and every guess that is thrown away was work for nobody. And at a higher
 # **temperature** the target draws its tokens: there is no single next token, and a draft's best guess is right less often.
@@ -596,14 +649,15 @@ ratio_at_most = 0.9
 ### END SOLUTION
 
 # %% tags=["measures"]
-temperatures = (0.0,) if profile.runtime == "process" else (0.0, 1.0)  # why: below
-levels = runs.crossover(fleet, profile, serving, ("plain", "EAGLE-3"), temperatures)
+temperatures = (0.0,) if profile.runtime == "process" else (0.0, 1.0)
+levels = experiments.crossover(fleet, profile, serving, ("plain", "EAGLE-3"), temperatures)
+if len(temperatures) == 1:
+    print("Throughput at temperature 1: not run here, because vLLM's sampling can't be trusted on a CPU; see below.")
 if len(levels) == 2:
-    most = profile.load.levels[-1]
-    at_most = words.ratios(levels, 0.0, "EAGLE-3")[most]
-    compare_prediction(ratio_at_most, at_most, what=f"EAGLE-3 over plain, {most} in flight", unit="times")
-    print(words.explain_crossover(levels, "EAGLE-3"))
-    display(words.crossover_table(levels), plots.plot_crossover(levels))
+    highest = profile.load.levels[-1]
+    ratio = tables.ratios(levels, 0.0, "EAGLE-3")[highest]
+    compare_prediction(ratio_at_most, ratio, what=f"EAGLE-3 over plain, {highest} in flight", unit="times")
+    display(tables.crossover_table(levels), plots.plot_crossover(levels))
 else:
     print("Crossover: not run here, it needs plain vLLM and vLLM with EAGLE-3; see above for what is missing.")
 
@@ -611,21 +665,48 @@ else:
 # *In the picture: throughput with EAGLE-3 over throughput without, against the requests in flight, a line per
 # temperature. Where a line falls below the grey one at 1, speculation costs more than it brings.*
 #
+# **Read the table.** From how many requests in flight on does EAGLE-3 no longer pay? Does the acceptance length change with
+# the level, or only the ratio?
+#
+# <details><summary>Our reading</summary>
+#
+# The crossover is the first level whose ratio is below 1. If no ratio is below 1, your machine still has idle arithmetic
+# at the highest level, and the crossover is further out. If every ratio is below 1, plain decoding leaves nothing idle
+# even with one request, so verification costs more than the accepted tokens bring. The acceptance length stays about
+# the same at all levels, because it belongs to draft and text. Therefore the falling ratio is due to the cost of a step.
+# </details>
+#
 # Temperature, in our own loop first, whose sampling is exact (lab 3.3.4 tests that): how many guesses are accepted? Then
 # the same in vLLM, on the same prompts. Two programs that sample from the same distribution accept about as much.
 
 # %% tags=["measures"]
-accepted = runs.by_temperature(target, shipped.eagle3, prompts, profile)
-print(words.explain_temperature(accepted))
+accepted = experiments.by_temperature(target, shipped.eagle3, prompts, profile)
+display(tables.temperature_table(accepted))
 if own_model and fleet.has("EAGLE-3"):
     with fleet.one("EAGLE-3") as engine:
         drawn = comparison.measure_served(
             engine, profile, asked[:4], "vLLM, EAGLE-3, temperature 1", max_tokens=limit, temperature=1.0
         )
-    print(words.explain_sampling(accepted[1.0], drawn.acceptance_length))
+    print(f"vLLM, temperature 1: acceptance length {drawn.acceptance_length:.2f}; our own loop: {accepted[1.0]:.2f} (measured)")
+    tables.warn_other_sampling(drawn.acceptance_length, accepted[1.0])
 fleet.stop()
 
 # %% [markdown]
+# **Read the table.** How much of the acceptance is lost from temperature 0 to 1? Does vLLM accept as much at temperature 1
+# as our own loop?
+#
+# <details><summary>Our reading</summary>
+#
+# A higher temperature flattens the target's distribution, so its draws agree less often with the draft's best guess. If
+# your table hardly falls, the target is sure of its answers. Two programs that sample exactly accept about as much. If
+# vLLM accepts fewer than half of the guesses that our loop accepts, temperature can't be the reason.
+#
+# On a CPU we know the reason. In the CPU build of vLLM 0.32.0, the temperatures of the drafted tokens are written into a
+# copy that is thrown away (`_expand_kernel_impl` in `vllm/utils/cpu_triton_utils.py`, if the numbers aren't integers). The
+# logits are then divided by the values that happened to be in memory, so the answers are no longer the target's. Don't
+# sample with speculation there. The crossover above leaves out temperature 1 on a CPU for the same reason.
+# </details>
+#
 # **In words.** The gain shrinks with the number of requests, and with temperature the acceptance falls, the more the
 # less sure the target is: this one, trained on tasks with one right answer, is often sure. An acceptance length that
 # two programs do not share is worth a look into their sources: vLLM says nothing when guesses are refused, or when
@@ -659,7 +740,7 @@ fleet.stop()
 # are kernels of its own. Here is what it says:
 
 # %% tags=["measures"]
-print(runs.try_sglang(profile))
+print(experiments.try_sglang(profile))
 
 # %% [markdown]
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it). A service
@@ -683,11 +764,20 @@ print(runs.try_sglang(profile))
 #
 # On a DGX Spark or another NVIDIA GPU section 7 has just served Qwen3-8B with a **published** EAGLE-3 draft,
 # `Tengyunw/qwen3_8b_eagle3`: the same code, other names in the profile. Its model card reports 187 tok/s without and 365
-# tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). What to expect elsewhere follows from your formula: reading
-# the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. Plain decoding reads all of
-# Qwen3-8B's 8.191 billion weights for a token but the embedding matrix, of which it reads one row: 151,936 x 4,096 =
-# 0.622 billion weights less. In bfloat16 that is (8.191 - 0.622) x 2 = 15.1 GB, so on a Spark, at 273 GB/s, at most
-# 273 / 15.1 = 18 tok/s (derived). An acceptance length of 2.2 would make that 18 x 2.2 = 40 tok/s, if drafting were free.
+# tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). What to expect elsewhere follows from your formula. Reading
+# the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. Plain decoding reads all weights of
+# Qwen3-8B for a token, except the embedding matrix, of which it reads one row.
+#
+# Bound on decoding Qwen3-8B in bfloat16 on a DGX Spark (derived from the model's sizes and the memory bandwidth):
+#
+# | quantity | value |
+# |---|---|
+# | all weights | 8.191 billion |
+# | embedding matrix, 151,936 rows of 4,096 | 0.622 billion |
+# | bytes read per token, 2 for each other weight | 15.1 GB |
+# | memory bandwidth | 273 GB/s |
+# | plain decoding, at most | 18 tok/s |
+# | with an acceptance length of 2.2 and free drafts, at most | 40 tok/s |
 #
 # Published **Medusa** heads for Qwen3-8B we found none, and vLLM alone still serves Medusa: that comparison
 # stays with the tiny model.
@@ -699,11 +789,19 @@ if own_model:
         "with docker (16.4 GB of weights in bfloat16), where this notebook runs it in section 7."
     )
 elif len(served) > 1:
-    print(words.explain_published(served, profile.models["eagle3_heads"]))
+    display(tables.served_table(served))
 else:
     print("8B model: not run here, see section 7 for what is missing.")
 
 # %% [markdown]
+# If the 8B model ran, compare its row of EAGLE-3 with the 1.95 times of the model card.
+#
+# <details><summary>Our reading</summary>
+#
+# If your factor is smaller, compare the acceptance length first: the card's prompts aren't yours. If the acceptance is
+# alike, the cost of a verification is larger on your GPU, or the engine spends more time on drafts.
+# </details>
+#
 # ## What you found
 #
 # | | the idea | where it was measured |
@@ -725,11 +823,20 @@ else:
 #
 # <details><summary>1. A colleague serves EAGLE-3 with the wrong auxiliary layers. Which error does he see?</summary>
 #
-# None. The answers are right, since the target verifies, and the acceptance length can look plausible. Our own loop, the
-# shipped draft, a chain of 3, 16 held-out prompts: 2.87 with states 2, 12 and 21, on which it was trained; 2.26 with
-# 3, 13 and 22; 2.45 with 5, 9 and 17; 1.67 with 0, 6 and 12; 1.37 with 22, 23 and 24 (measured, 2026-11-26). Neighbouring
-# states are alike, so a mistake of one layer costs a part of the gain and looks like a weak draft. Compare
-# the acceptance length with a known one, always.
+# None. The answers are right, since the target verifies, and the acceptance length can look plausible. Neighbouring states
+# are alike, so a mistake of one layer costs a part of the gain and looks like a weak draft. Compare the acceptance length
+# with a known one, always.
+#
+# Acceptance length of the shipped draft by the hidden states that it reads (measured on 2026-11-26 with our own loop on
+# two x86-64 cores; a chain of 3, 16 held-out prompts):
+#
+# | hidden states | acceptance length |
+# |---|---|
+# | 2, 12 and 21, on which it was trained | 2.87 |
+# | 3, 13 and 22 | 2.26 |
+# | 5, 9 and 17 | 2.45 |
+# | 0, 6 and 12 | 1.67 |
+# | 22, 23 and 24 | 1.37 |
 # </details>
 # <details><summary>2. Why does position i read token i + 1, and not token i?</summary>
 #
@@ -753,12 +860,12 @@ else:
 #
 # ## What to try next
 #
-# * Train the small draft on twice the data, or with 5 steps of training-time test (`runs.train_small(..., unrolled=5)`).
+# * Train the small draft on twice the data, or with 5 steps of training-time test (`experiments.train_small(..., unrolled=5)`).
 #   What moves the line more?
-# * Give `runs.expand` a prompt of `unlike_prompts`. How do probabilities and the accepted path change?
+# * Give `experiments.expand` a prompt of `unlike_prompts`. How do probabilities and the accepted path change?
 # * `EagleDrafter(..., threshold=0.3)` ends a chain where the draft is unsure. What does that do to acceptance, and what to
 #   the clock?
-# * If EAGLE-3 paid at every level of section 7: give `runs.crossover` higher ones
+# * If EAGLE-3 paid at every level of section 7: give `experiments.crossover` higher ones
 #   (`dataclasses.replace(profile, load=dataclasses.replace(profile.load, levels=(32, 64)))`).
 # * Start vLLM with `num_speculative_tokens` 1 and 5. Does your formula name the better one?
 # * Lab 3.3.6 serves with TensorRT-LLM, which has EAGLE-3 as well.

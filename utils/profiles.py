@@ -60,7 +60,7 @@ class Speculation:
 
 
 @dataclass(frozen=True)
-class Inside:
+class PrefillDecodeSizes:
     """Sizes of lab 3.3.6, which looks inside prefill, decode and quantisation.
 
     Attributes:
@@ -89,9 +89,9 @@ class Inside:
     quality_texts: int = 4
     quality_tokens: int = 24
 
-    def quick(self) -> Inside:
+    def quick(self) -> PrefillDecodeSizes:
         """As little as the lab still runs with."""
-        return Inside(
+        return PrefillDecodeSizes(
             tokens=(1, 4, 16, 64, 256),
             batches=(1, 4),
             layers=2,
@@ -150,7 +150,7 @@ class Load:
     output_tokens: int
     repeats: int
     speculation: Speculation = Speculation()
-    inside: Inside = Inside()
+    inside: PrefillDecodeSizes = PrefillDecodeSizes()
     serving: Serving = Serving()
 
     def requests_at(self, level: int) -> int:
@@ -268,7 +268,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             prompt_tokens=64,
             output_tokens=48,
             repeats=3,
-            inside=Inside(chunks=(128, 2048)),
+            inside=PrefillDecodeSizes(chunks=(128, 2048)),
         ),
     }
 )

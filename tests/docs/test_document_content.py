@@ -9,8 +9,8 @@ from documents import read_documents
 from tools.authoring import generated_tables
 from tools.authoring.build import read_labs
 from tools.lab.course_error import CourseError
-from utils.benchmark.recommend import FOLKLORE
 from utils.engines import ENGINES
+from utils.labs.lab_3_3_1.tables import FOLKLORE
 from utils.profiles import ROOT
 
 LABS = {lab.source.number: lab for lab in read_labs(ROOT)}

@@ -7,7 +7,7 @@ from utils.engines.fleet import Fleet
 from utils.speculative.checkpoints import load_heads
 from utils.speculative.comparison import measure_served, speculation
 from utils.speculative.dataset import TRAINED, held_out, tokenizer_of
-from utils.speculative.drafters import EagleDrafter, Medusa
+from utils.speculative.drafters import EagleDrafter, MedusaDrafter
 from utils.speculative.generate import generate
 from utils.speculative.target import load_target
 
@@ -48,7 +48,7 @@ def served(profile, prompts, tmp_path_factory):
 @pytest.mark.parametrize("method", ["medusa", "eagle3"])
 def test_vllm_accepts_what_our_own_verification_accepts(method, profile, target, prompts, served):
     heads = load_heads(profile.models[f"{method}_heads"], target)
-    drafter = Medusa(heads) if method == "medusa" else EagleDrafter(heads, 3)
+    drafter = MedusaDrafter(heads) if method == "medusa" else EagleDrafter(heads, 3)
     own = generate(target, prompts, drafter, max_new_tokens=LIMIT)
     engine = served[method]
     assert engine.accepted > 0

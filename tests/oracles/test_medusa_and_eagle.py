@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from utils.speculative.checkpoints import save_heads
-from utils.speculative.heads import Eagle1, EagleShape, unroll
-from utils.speculative.target import Rotary, Shape, Target
+from utils.speculative.heads import Eagle1Draft, EagleShape, unroll
+from utils.speculative.target import Rotary, Target, TargetShape
 from utils.speculative.tree import ChoiceTree
 from utils.speculative.verify import Greedy, Typical, accept_greedy
 
@@ -91,11 +91,11 @@ def test_typical_acceptance_is_medusas(oracles, seed):
 
 def test_the_eagle1_draft_computes_what_eagles_own_does(oracles, tmp_path):
     """Its names are read by their model, and row i of ours is row i of theirs."""
-    shape = Shape(3, 32, 48, 4, 2, 8, 50, 1e-6, qk_norm=False)
+    shape = TargetShape(3, 32, 48, 4, 2, 8, 50, 1e-6, qk_norm=False)
     inverse = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     target = Target(shape, Rotary(inverse, 64, config={"rope_theta": 10000.0}))
-    layer = Shape(1, 32, 48, 4, 2, 8, 50, 1e-6, qk_norm=False)
-    mine = Eagle1(EagleShape(layer, 50, ()), target.head.weight.detach())
+    layer = TargetShape(1, 32, 48, 4, 2, 8, 50, 1e-6, qk_norm=False)
+    mine = Eagle1Draft(EagleShape(layer, 50, ()), target.head.weight.detach())
     save_heads(mine, target, tmp_path, torch.float32)
     config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
     config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,17 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
-def imported_modules(source: str) -> Iterator[str]:
-    """Yield the dotted name of each module of ours that a file imports, anywhere in it."""
+def imported_modules(source: str, packages: Collection[str] = ()) -> Iterator[str]:
+    """Yield the dotted name of each module of ours that a file imports, anywhere in it.
+
+    Args:
+        source: Text of the file.
+        packages: Packages besides `utils` and `tools` whose modules are imported by name.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
-            whole = node.module in ("utils", "tools")
-            yield from [f"{node.module}.{a.name}" for a in node.names] if whole else [node.module]
+            by_name = node.module in ("utils", "tools", *packages)
+            yield from [f"{node.module}.{a.name}" for a in node.names] if by_name else [node.module]
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -59,12 +64,27 @@ def upward_imports(root: Path) -> list[str]:
     return found
 
 
+def imports_of_other_labs(root: Path) -> list[str]:
+    """Return the imports in a lab's package that go to another lab's package."""
+    return [
+        f"{path.relative_to(root)} imports {name}"
+        for path in sorted((root / "utils" / "labs").glob("lab_*/**/*.py"))
+        for name in imported_modules(path.read_text(), packages=("utils.labs",))
+        if name.startswith("utils.labs.lab_")
+        and name.split(".")[2] != path.relative_to(root / "utils" / "labs").parts[0]
+    ]
+
+
 def test_utils_never_imports_tools():
     assert imports_of_tools(ROOT) == []
 
 
 def test_utils_packages_import_only_lower_layers():
     assert upward_imports(ROOT) == []
+
+
+def test_labs_never_import_another_lab():
+    assert imports_of_other_labs(ROOT) == []
 
 
 @pytest.mark.parametrize(
@@ -94,3 +114,19 @@ def test_upward_import_is_found_when_planted(tmp_path, package, line):
     (tmp_path / "utils" / package).mkdir(parents=True)
     (tmp_path / "utils" / package / "planted.py").write_text(line)
     assert len(upward_imports(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from utils.labs.lab_3_3_1.plots import draw\n",
+        "from utils.labs.lab_3_3_1 import plots\n",
+        "from utils.labs import lab_3_3_1\n",
+        "import utils.labs.lab_3_3_1.plots\n",
+    ],
+)
+def test_import_of_another_lab_is_found_when_planted(tmp_path, line):
+    (tmp_path / "utils" / "labs" / "lab_3_3_2").mkdir(parents=True)
+    planted = tmp_path / "utils" / "labs" / "lab_3_3_2" / "planted.py"
+    planted.write_text(f"from utils.labs.lab_3_3_2 import tables\n{line}")
+    assert len(imports_of_other_labs(tmp_path)) == 1

@@ -46,7 +46,7 @@ def chat_pieces(messages: list[tasks.Message]) -> list[tuple[str, float]]:
     return [*pieces, (END_OF_TEXT, 0.0)]
 
 
-class Sampler:
+class BatchSampler:
     """Draws documents of each source and packs them."""
 
     def __init__(self, tokenizer: Tokenizer, shares: Mapping[str, float]) -> None:

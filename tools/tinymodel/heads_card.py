@@ -13,9 +13,9 @@ import torch
 
 from utils.benchmark.host import describe_host
 from utils.speculative import train_config
-from utils.speculative.comparison import Outcome, compare, loop_free, step_costs
+from utils.speculative.comparison import SpeculationResult, compare, loop_free, step_costs
 from utils.speculative.dataset import TRAINED, UNLIKE, held_out, prompts_of, record_all
-from utils.speculative.drafters import Drafter, EagleDrafter, Medusa, NGram
+from utils.speculative.drafters import Drafter, EagleDrafter, MedusaDrafter, NGramDrafter
 from utils.speculative.pretrained import CALIBRATION, Shipped, load_shipped
 from utils.speculative.target import Target
 from utils.speculative.training import eagle_accuracy, medusa_accuracy
@@ -80,9 +80,9 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
 def drafters(heads: Shipped, accuracy: list[list[float]]) -> dict[str, Drafter]:
     """The methods that the card compares."""
     return {
-        "n-gram, 4": NGram(4),
-        "Medusa, chain of 4": Medusa(heads.medusa),
-        "Medusa, tree of 8": Medusa(heads.medusa, best_choices(accuracy, 8)),
+        "n-gram, 4": NGramDrafter(4),
+        "Medusa, chain of 4": MedusaDrafter(heads.medusa),
+        "Medusa, tree of 8": MedusaDrafter(heads.medusa, best_choices(accuracy, 8)),
         "EAGLE-1, chain of 4": EagleDrafter(heads.eagle1, 4),
         "EAGLE-3, chain of 4": EagleDrafter(heads.eagle3, 4),
         "EAGLE-3, chain of 6": EagleDrafter(heads.eagle3, 6),
@@ -94,7 +94,7 @@ def _rounded(values: list[float]) -> list[float]:
     return [round(value, 3) for value in values]
 
 
-def _row(o: Outcome) -> dict[str, float]:
+def _row(o: SpeculationResult) -> dict[str, float]:
     return {
         "tokens_per_second": round(median(o.speeds), 1),
         "speedup": round(o.speedup, 2),

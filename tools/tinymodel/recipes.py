@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from utils.tinymodel.model import Shape
+from utils.tinymodel.model import ModelShape
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
     """A whole training: shape, stages, learning rates (warm-up, constant, linear decay to zero)."""
 
     name: str
-    shape: Shape
+    shape: ModelShape
     stages: tuple[Stage, ...]
     decay: int  # the last steps, over which the learning rates fall to zero
     workers: int = 2
@@ -69,7 +69,7 @@ _FINAL = {"copy": 0.03, "task": 0.67, "qa": 0.15, "prose": 0.15}
 RECIPES = {
     "tiny": Recipe(
         "tiny",
-        Shape(),
+        ModelShape(),
         (
             Stage(476, 8, 4096, (256,), _INDUCTION),
             Stage(641, 8, 4096, (*[256] * 15, 1024), _MIX),
@@ -80,7 +80,7 @@ RECIPES = {
     # the same steps in a few minutes: a shallow model that learns the formats and part of the copying
     "demo": Recipe(
         "demo",
-        Shape(layers=4, hidden=128, ffn=320, heads=2),
+        ModelShape(layers=4, hidden=128, ffn=320, heads=2),
         (
             Stage(120, 2, 2048, (128,), _INDUCTION),
             Stage(240, 4, 2048, (128,), _FINAL),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 
-from tools.tinymodel.data import SOURCES, Sampler
+from tools.tinymodel.data import SOURCES, BatchSampler
 from tools.tinymodel.recipes import Recipe
 from utils.tinymodel import corpus
 from utils.tinymodel import tokenizer as tok
@@ -65,7 +65,7 @@ class Trainer:
         ]
         self.rates = [self.recipe.muon_lr, self.recipe.adam_lr]
         self.layers = layers
-        self.sampler: tuple[Any, Sampler] | None = None
+        self.sampler: tuple[Any, BatchSampler] | None = None
 
     def _resume(self) -> None:
         saved = torch.load(self.folder / CHECKPOINT, weights_only=True)
@@ -95,7 +95,7 @@ class Trainer:
         if stage.layers > self.layers:
             self._build(stage.layers, grow(self.model.state_dict(), self.layers, stage.layers))
         if self.sampler is None or self.sampler[0] != stage.shares:
-            self.sampler = (stage.shares, Sampler(self.tokenizer, stage.shares))
+            self.sampler = (stage.shares, BatchSampler(self.tokenizer, stage.shares))
         batch = self.sampler[1].batch(
             self.recipe.seed, self.step, self.rank, stage.tokens // length, length
         )

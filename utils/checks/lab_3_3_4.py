@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.checks import check, expect, expect_close, expect_equal
 from utils.speculative import verify
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 Array = np.ndarray[Any, Any]
 Choices = Sequence[tuple[int, ...]]
@@ -26,7 +26,7 @@ def random_parents(rng: random.Random, nodes: int) -> list[int]:
 
 
 def _accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> list[int]:
-    return verify.accept_greedy(Tree(parents), tokens, best)
+    return verify.accept_greedy(DraftTree(parents), tokens, best)
 
 
 @check(reference=_accept_greedy)
@@ -87,7 +87,7 @@ def same_path(
 
 
 def _tree_mask(parents: list[int]) -> list[list[bool]]:
-    rows: list[list[bool]] = Tree(parents).mask.tolist()
+    rows: list[list[bool]] = DraftTree(parents).mask.tolist()
     return rows
 
 
@@ -115,7 +115,7 @@ def tree_mask(attempt: Callable[..., list[list[bool]]]) -> None:
 
 
 def _position_ids(parents: list[int], length: int) -> list[int]:
-    return [length + depth for depth in Tree(parents).depths.tolist()]
+    return [length + depth for depth in DraftTree(parents).depths.tolist()]
 
 
 @check(reference=_position_ids)

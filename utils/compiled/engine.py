@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.compiled.prefill_decode import Cache, Decode, Prefill
+from utils.compiled.prefill_decode import Cache, DecodeModule, PrefillModule
 from utils.speculative.target import Target
 
 # Of the code that calls the kernels, not of the kernels: a third of the build time, and as fast.
@@ -91,7 +91,7 @@ def require_compiler() -> str:
 
 def eager(target: Target) -> Steps:
     """The steps as PyTorch runs them operation by operation."""
-    return Steps(Prefill(target).eval(), Decode(target).eval())
+    return Steps(PrefillModule(target).eval(), DecodeModule(target).eval())
 
 
 def just_in_time(target: Target) -> Steps:
@@ -120,7 +120,7 @@ def build_prefill(target: Target, folder: Path, slots: int) -> Built:
     length = torch.export.Dim("length", min=2, max=slots)
     dynamic = ({1: length}, layers, layers)
     arguments = (ids, cache.keys, cache.values)
-    return build(Prefill(target), arguments, folder / "prefill.pt2", dynamic)
+    return build(PrefillModule(target), arguments, folder / "prefill.pt2", dynamic)
 
 
 def build_decode(target: Target, folder: Path, slots: int) -> Built:
@@ -128,7 +128,7 @@ def build_decode(target: Target, folder: Path, slots: int) -> Built:
     cache = Cache.empty(target.shape, slots, target.dtype)
     one, place = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     arguments = (one, place, cache.keys, cache.values)
-    return build(Decode(target), arguments, folder / "decode.pt2", None)
+    return build(DecodeModule(target), arguments, folder / "decode.pt2", None)
 
 
 @torch.no_grad()

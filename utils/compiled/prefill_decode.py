@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.speculative.target import Shape, Target, attend, rms_norm
+from utils.speculative.target import Target, TargetShape, attend, rms_norm
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cache:
     values: list[Tensor]
 
     @classmethod
-    def empty(cls, shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Cache:
+    def empty(cls, shape: TargetShape, slots: int, dtype: torch.dtype = torch.float32) -> Cache:
         """A cache for `slots` tokens."""
         size = (1, shape.kv_heads, slots, shape.head_dim)
         keys, values = ([torch.zeros(size, dtype=dtype) for _ in range(shape.layers)] for _ in "kv")
@@ -34,7 +34,7 @@ class Cache:
         return Cache([k.clone() for k in self.keys], [v.clone() for v in self.values])
 
 
-class Prefill(nn.Module):
+class PrefillModule(nn.Module):
     """A whole prompt into an empty cache; causal attention over the prompt itself."""
 
     def __init__(self, target: Target) -> None:
@@ -65,7 +65,7 @@ class Prefill(nn.Module):
         return _logits(target, x[:, -1])
 
 
-class Decode(nn.Module):
+class DecodeModule(nn.Module):
     """One token behind those in the cache."""
 
     def __init__(self, target: Target) -> None:

@@ -22,10 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, default_aux_layers
+from utils.speculative.heads import (
+    Eagle1Draft,
+    Eagle3Draft,
+    EagleShape,
+    MedusaHeads,
+    default_aux_layers,
+)
 from utils.speculative.resume import read_torch
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Shape, Target, layer_tensors, layer_to_theirs
+from utils.speculative.target import Target, TargetShape, layer_tensors, layer_to_transformers
 
 WEIGHTS = (
     "model.safetensors",
@@ -35,7 +41,7 @@ WEIGHTS = (
 )
 ENGINES = {"vllm": 0, "sglang": 1}  # what each adds to an auxiliary layer id to get a hidden state
 LAYER_IDS_OF = "layer_ids_of"  # in `eagle_config`: the engine, if it is not vLLM
-Heads = MedusaHeads | Eagle3 | Eagle1
+Heads = MedusaHeads | Eagle3Draft | Eagle1Draft
 
 
 def save_heads(
@@ -65,7 +71,7 @@ def save_heads(
         raise SpeculationError(f"Heads are written for {' or '.join(ENGINES)}, not for {engine!r}.")
     if isinstance(heads, MedusaHeads):
         config, tensors = _medusa_out(heads)
-    elif isinstance(heads, Eagle3):
+    elif isinstance(heads, Eagle3Draft):
         config, tensors = _eagle3_out(heads, target, engine)
     else:
         config, tensors = _eagle1_out(heads, target)
@@ -277,7 +283,7 @@ def _draft_config(target: Target) -> dict[str, Any]:
 
 
 def _eagle3_out(
-    heads: Eagle3, target: Target, engine: str
+    heads: Eagle3Draft, target: Target, engine: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     aux, last = heads.shape.aux_layers, target.shape.layers - 1
     if engine == "sglang" and not (min(aux) >= 1 and max(aux) <= last):
@@ -300,7 +306,7 @@ def _eagle3_out(
     known[heads.d2t.cpu()] = True
     tensors = {
         "fc.weight": state["fc.weight"],
-        **layer_to_theirs(layer, "midlayer.", heads.shape.layer),
+        **layer_to_transformers(layer, "midlayer.", heads.shape.layer),
         "midlayer.hidden_norm.weight": state["feature_norm"],
         "midlayer.input_layernorm.weight": layer["input_norm"],
         "norm.weight": state["norm"],
@@ -387,7 +393,7 @@ def _draft_ids(tensors: Mapping[str, Tensor], size: int, vocab: int, folder: Pat
 
 def _eagle3_in(
     config: dict[str, Any], tensors: dict[str, Tensor], target: Target, folder: Path
-) -> Eagle3:
+) -> Eagle3Draft:
     tensors = {re.sub(r"^layers\.0\.", "midlayer.", name): t for name, t in tensors.items()}
     if config.get("norm_before_residual") or config.get("norm_before_fc"):
         raise SpeculationError(
@@ -402,7 +408,7 @@ def _eagle3_in(
         )
     size = _count(config, ("draft_vocab_size",), folder, layer.vocab)
     shape = EagleShape(layer, size, aux)
-    heads = Eagle3(shape)
+    heads = Eagle3Draft(shape)
     state = _eagle_layer(tensors, "midlayer.", shape.layer, folder)
     names = {
         "fc.weight": "fc.weight",
@@ -416,21 +422,21 @@ def _eagle3_in(
     return heads
 
 
-def _eagle1_out(heads: Eagle1, target: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _eagle1_out(heads: Eagle1Draft, target: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = heads.state_dict()
     layer = {k.removeprefix("layer."): v for k, v in state.items() if k.startswith("layer.")}
     config = {"architectures": ["EagleLlamaForCausalLM"], **_draft_config(target), "bias": True}
     tensors = {
         "fc.weight": state["fc.weight"],
         "fc.bias": state["fc.bias"],
-        **layer_to_theirs(layer, "layers.0.", heads.shape.layer),
+        **layer_to_transformers(layer, "layers.0.", heads.shape.layer),
     }
     return config, tensors
 
 
-def _eagle1_in(tensors: dict[str, Tensor], target: Target, folder: Path) -> Eagle1:
+def _eagle1_in(tensors: dict[str, Tensor], target: Target, folder: Path) -> Eagle1Draft:
     shape = replace(target.shape, layers=1, qk_norm=False)
-    heads = Eagle1(EagleShape(shape, shape.vocab, ()), target.head.weight.cpu())
+    heads = Eagle1Draft(EagleShape(shape, shape.vocab, ()), target.head.weight.cpu())
     state = _eagle_layer(tensors, "layers.0.", shape, folder)
     state["fc.weight"] = tensors["fc.weight"]
     state["fc.bias"] = tensors.get("fc.bias", torch.zeros(shape.hidden))
@@ -439,7 +445,7 @@ def _eagle1_in(tensors: dict[str, Tensor], target: Target, folder: Path) -> Eagl
 
 
 def _eagle_layer(
-    tensors: dict[str, Tensor], prefix: str, shape: Shape, folder: Path
+    tensors: dict[str, Tensor], prefix: str, shape: TargetShape, folder: Path
 ) -> dict[str, Tensor]:
     try:
         layer = layer_tensors(tensors, prefix, shape)
@@ -448,7 +454,7 @@ def _eagle_layer(
     return {f"layer.{name}": tensor for name, tensor in layer.items()}
 
 
-def _layer_shape(config: dict[str, Any], target: Shape, folder: Path) -> Shape:
+def _layer_shape(config: dict[str, Any], target: TargetShape, folder: Path) -> TargetShape:
     """Sizes of a draft's layer as its configuration gives them."""
 
     def size(name: str, default: int) -> int:
@@ -461,7 +467,7 @@ def _layer_shape(config: dict[str, Any], target: Shape, folder: Path) -> Shape:
         raise SpeculationError(
             f"{folder}: {heads} attention heads cannot share {kv_heads} key heads evenly."
         )
-    return Shape(
+    return TargetShape(
         layers=1,
         hidden=hidden,
         ffn=size("intermediate_size", target.ffn),

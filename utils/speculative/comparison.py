@@ -1,4 +1,4 @@
-"""The measured runs of labs 3.3.4 and 3.3.5: our own loop against itself, and the same heads in vLLM."""
+"""Measurements of speculation: our own loop with several drafters, and the same heads in vLLM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -24,8 +24,8 @@ from utils.engines import EngineError, RunningEngine
 from utils.files import to_json, write_whole
 from utils.profiles import Profile
 from utils.speculative.dataset import Prompt
-from utils.speculative.drafters import Drafter, Plain
-from utils.speculative.generate import Generation, acceptance_length, generate
+from utils.speculative.drafters import Drafter, PlainDrafter
+from utils.speculative.generate import Generation, GenerationRun, acceptance_length, generate
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.speculative.tree import chain
@@ -43,14 +43,14 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one way of decoding did with a set of prompts.
+class SpeculationResult:
+    """Result of one way of decoding a set of prompts.
 
     Attributes:
-        name: Of the method.
+        name: Name of the method.
         generations: Answers of the last repeat.
         speeds: Decoding tokens per second, one per repeat.
-        speedups: Over plain decoding in the same repeat.
+        speedups: Speed over plain decoding's in the same repeat.
         same: Share of answers equal to plain decoding's.
         draft_share: Share of decoding time that drafting took.
     """
@@ -78,6 +78,64 @@ class Outcome:
         return repeats([g.tokens for g in self.generations])
 
 
+@dataclass
+class MethodTally:
+    """Sums of one method while a comparison runs.
+
+    Attributes:
+        drafter: Drafter of the method.
+        speeds: Decoding tokens per second of each finished repeat.
+        generations: Answers of the present repeat.
+        seconds: Decoding time of the present repeat.
+        tokens: Tokens decoded in the present repeat.
+        total_seconds: Decoding time of all repeats.
+        draft_seconds: Drafting time of all repeats.
+    """
+
+    drafter: Drafter
+    speeds: list[float] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+    seconds: float = 0.0
+    tokens: int = 0
+    total_seconds: float = 0.0
+    draft_seconds: float = 0.0
+
+    def begin_repeat(self) -> None:
+        """Forget the answers and the time of the repeat before."""
+        self.generations, self.seconds, self.tokens = [], 0.0, 0
+
+    def add(self, run: GenerationRun) -> None:
+        """Count one answer."""
+        self.generations += run.generations
+        self.tokens += run.decoded
+        self.seconds += run.decode_seconds
+        self.total_seconds += run.decode_seconds
+        self.draft_seconds += run.draft_seconds
+
+    def end_repeat(self) -> None:
+        """Keep the speed of the repeat.
+
+        Raises:
+            SpeculationError: Nothing was decoded.
+        """
+        if not self.tokens:
+            raise SpeculationError(
+                "Every answer ends with its first token, so nothing was decoded. Use other prompts."
+            )
+        self.speeds.append(self.tokens / self.seconds)
+
+    def result(self, name: str, plain: MethodTally) -> SpeculationResult:
+        """Return the result, compared with plain decoding."""
+        return SpeculationResult(
+            name,
+            self.generations,
+            self.speeds,
+            [own / base for own, base in zip(self.speeds, plain.speeds, strict=True)],
+            same_share(plain.generations, self.generations),
+            self.draft_seconds / self.total_seconds,
+        )
+
+
 def compare(
     target: Target,
     drafters: Mapping[str, Drafter],
@@ -88,8 +146,8 @@ def compare(
     repeats: int = 5,
     rule: Rule | None = None,
     profile: Profile | None = None,
-) -> dict[str, Outcome]:
-    """Decodes the same prompts with every drafter and plainly, one prompt at a time, in turn.
+) -> dict[str, SpeculationResult]:
+    """Decode the same prompts with every drafter and plainly, one prompt at a time, in turn.
 
     Each prompt is answered by every method before the next one comes, so a slow moment of the machine meets
     all of them; which method begins changes with each prompt.
@@ -105,7 +163,7 @@ def compare(
         profile: Named in the record.
 
     Returns:
-        Outcomes by name, "plain" first.
+        Results by name, "plain" first.
 
     Raises:
         SpeculationError: Nothing to decode, so no speed.
@@ -114,59 +172,37 @@ def compare(
         raise SpeculationError(
             "A comparison needs a prompt, a repeat, and answers of 2 tokens or more: the first is prefill's."
         )
-    methods: dict[str, Drafter] = {"plain": Plain(), **drafters}
-    names = list(methods)
-    speeds: dict[str, list[float]] = {name: [] for name in names}
-    drafting = dict.fromkeys(names, 0.0)
-    total = dict.fromkeys(names, 0.0)
-    last: dict[str, list[Generation]] = {}
+    tallies = {name: MethodTally(d) for name, d in {"plain": PlainDrafter(), **drafters}.items()}
+    names = list(tallies)
     began = time.time()
-    for name in names:  # warm-up
-        generate(target, prompts[:1], methods[name], max_new_tokens=8, rule=rule)
+    for tally in tallies.values():  # warm-up
+        generate(target, prompts[:1], tally.drafter, max_new_tokens=8, rule=rule)
     for repeat in range(repeats):
-        seconds, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-        last = {name: [] for name in names}
+        for tally in tallies.values():
+            tally.begin_repeat()
         for i, prompt in enumerate(prompts):
             first = (i + repeat) % len(names)
             for name in names[first:] + names[:first]:
-                run = generate(
-                    target, [prompt], methods[name], max_new_tokens=max_new_tokens, rule=rule
+                drafter = tallies[name].drafter
+                tallies[name].add(
+                    generate(target, [prompt], drafter, max_new_tokens=max_new_tokens, rule=rule)
                 )
-                seconds[name] += run.decode_seconds
-                tokens[name] += run.decoded
-                drafting[name] += run.draft_seconds
-                total[name] += run.decode_seconds
-                last[name] += run.generations
-        for name in names:
-            if not tokens[name]:
-                raise SpeculationError(
-                    "Every answer ends with its first token: nothing was decoded."
-                )
-            speeds[name].append(tokens[name] / seconds[name])
-    outcomes = {
-        name: Outcome(
-            name,
-            last[name],
-            speeds[name],
-            [mine / base for mine, base in zip(speeds[name], speeds["plain"], strict=True)],
-            same_share(last["plain"], last[name]),
-            drafting[name] / total[name],
-        )
-        for name in names
-    }
-    _record(target, outcomes, prompts, label, began, max_new_tokens, rule or Greedy(), profile)
-    return outcomes
+        for tally in tallies.values():
+            tally.end_repeat()
+    results = {name: tally.result(name, tallies["plain"]) for name, tally in tallies.items()}
+    _record(target, results, prompts, label, began, max_new_tokens, rule or Greedy(), profile)
+    return results
 
 
-def same_share(plain_: Sequence[Generation], others: Sequence[Generation]) -> float:
-    """Share of answers that are the same, token for token."""
-    pairs = list(zip(plain_, others, strict=True))
+def same_share(plain: Sequence[Generation], others: Sequence[Generation]) -> float:
+    """Return the share of answers that are the same, token for token."""
+    pairs = list(zip(plain, others, strict=True))
     return sum(a.tokens == b.tokens for a, b in pairs) / len(pairs)
 
 
 def _record(
     target: Target,
-    outcomes: Mapping[str, Outcome],
+    results: Mapping[str, SpeculationResult],
     prompts: Sequence[Sequence[int]],
     label: str,
     began: float,
@@ -184,7 +220,7 @@ def _record(
             "same": o.same,
             "repeated_8grams": o.repeated,
         }
-        for name, o in outcomes.items()
+        for name, o in results.items()
     }
     values = {
         "origin": "measured",
@@ -209,8 +245,8 @@ def _record(
     write_whole(records_dir() / FOLDER / name, to_json(values))
 
 
-def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
-    """One row per method: speed, acceptance, and what shows whether the comparison is fair."""
+def result_table(results: Mapping[str, SpeculationResult]) -> pd.DataFrame:
+    """Return a row per method: speed, acceptance, and the signs of a fair comparison."""
     rows = {
         name: {
             "tok/s": round(median(o.speeds), 1),
@@ -221,7 +257,7 @@ def outcome_table(outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
             "same as plain": f"{o.same:.0%}",
             "repeated 8-grams": f"{o.repeated:.1%}",
         }
-        for name, o in outcomes.items()
+        for name, o in results.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -234,11 +270,11 @@ def in_batches(
     rule: Rule | None = None,
     batch: int = 16,
 ) -> list[Generation]:
-    """Answers prompts in batches; answers come in the order of the prompts."""
+    """Answer prompts in batches, and return the answers in the order of the prompts."""
     answers: list[Generation] = []
     for start in range(0, len(prompts), batch):
-        some = [p.ids for p in prompts[start : start + batch]]
-        run = generate(target, some, drafter, max_new_tokens=max_new_tokens, rule=rule)
+        ids = [p.ids for p in prompts[start : start + batch]]
+        run = generate(target, ids, drafter, max_new_tokens=max_new_tokens, rule=rule)
         answers += run.generations
     return answers
 
@@ -247,7 +283,7 @@ def loop_free(
     target: Target, prompts: Sequence[Prompt], max_new_tokens: int, batch: int = 16
 ) -> list[Prompt]:
     """The prompts whose plain answer does not go round in circles: a loop is accepted by any drafter."""
-    answers = in_batches(target, Plain(), prompts, max_new_tokens, batch=batch)
+    answers = in_batches(target, PlainDrafter(), prompts, max_new_tokens, batch=batch)
     return [p for p, g in zip(prompts, answers, strict=True) if not has_loop(g.tokens)]
 
 
@@ -278,16 +314,16 @@ def step_costs(
     return {n: median(values) for n, values in taken.items()}
 
 
-def draft_cost(outcome: Outcome) -> float:
-    """Seconds that one draft took on average in a measured comparison."""
-    steps = sum(len(g.accepted) for g in outcome.generations)
-    tokens = sum(len(g.tokens) - 1 for g in outcome.generations)
-    return outcome.draft_share * tokens / median(outcome.speeds) / max(1, steps)
+def draft_cost(result: SpeculationResult) -> float:
+    """Return the seconds that one draft took on average in a measured comparison."""
+    steps = sum(len(g.accepted) for g in result.generations)
+    tokens = sum(len(g.tokens) - 1 for g in result.generations)
+    return result.draft_share * tokens / median(result.speeds) / max(1, steps)
 
 
 @dataclass(frozen=True)
-class Served:
-    """What an engine did with a set of prompts.
+class ServedSpeculation:
+    """Result of an engine with a set of prompts, and its counters of speculation.
 
     Attributes:
         run: The measured run.
@@ -339,7 +375,7 @@ def measure_served(
     concurrency: int = 1,
     max_tokens: int = 128,
     temperature: float = 0.0,
-) -> Served:
+) -> ServedSpeculation:
     """Sends prompts to a running engine, and reads its counters of speculation before and after.
 
     Raises:
@@ -354,4 +390,6 @@ def measure_served(
     if failed:
         raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
     increase = run.series.increase
-    return Served(run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens"))
+    return ServedSpeculation(
+        run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens")
+    )

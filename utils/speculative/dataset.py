@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.speculative.drafters import News, Reference
 from utils.speculative.generate import generate
-from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.resume import digest, resume, write_torch
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.tinymodel import corpus, tasks
@@ -148,7 +148,7 @@ def self_generated(
             "max_new_tokens": max_new_tokens,
         }
         if file and file.exists():
-            data += [Recorded(*row) for row in go_on(file, about)["rows"]]
+            data += [Recorded(*row) for row in resume(file, about)["rows"]]
             continue
         made = record(
             target, prompts[some], answers[some], aux_layers, max_new_tokens=max_new_tokens

@@ -9,17 +9,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from utils.speculative.heads import Eagle, Eagle3, MedusaHeads
+from utils.speculative.heads import Eagle, Eagle3Draft, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import KVCache, Target, attend, attention_mask, positions_of
-from utils.speculative.tree import ChoiceTree, Tree, chain, rerank, subtree
+from utils.speculative.tree import ChoiceTree, DraftTree, chain, rerank, subtree
 
 
 @dataclass(frozen=True)
 class Draft:
     """A tree and its tokens; tokens[0] is the root's."""
 
-    tree: Tree
+    tree: DraftTree
     tokens: list[int]
 
 
@@ -54,7 +54,7 @@ class Drafter(Protocol):
         ...
 
 
-class Plain:
+class PlainDrafter:
     """No guess at all: plain decoding, as a tree of one node."""
 
     name = "plain"
@@ -99,7 +99,7 @@ class Reference:
         return Draft(chain(len(rest)), [tokens[-1], *rest])
 
 
-class NGram:
+class NGramDrafter:
     """N-gram lookup: what followed the last few tokens the last time they occurred, if they did.
 
     The control for every other drafter: it needs no training and costs nothing.
@@ -143,7 +143,7 @@ class NGram:
         return Draft(chain(0), [tokens[-1]])
 
 
-class Medusa:
+class MedusaDrafter:
     """Medusa's heads over a static tree.
 
     Args:
@@ -167,7 +167,7 @@ class Medusa:
         self.tree = ChoiceTree(chain_ if choices is None else choices)
         if self.tree.depth < 1:
             raise SpeculationError(
-                "A tree without choices guesses nothing: leave them out for a chain, or use Plain()."
+                "A tree without choices guesses nothing: leave them out for a chain, or use PlainDrafter()."
             )
         if self.tree.depth > heads.count:
             raise SpeculationError(
@@ -234,16 +234,16 @@ class EagleDrafter:
         self.eagle, self.depth, self.width, self.threshold = eagle, depth, width, threshold
         self.kept = depth if width == 1 else (depth * width if nodes is None else nodes)
         self.nodes = 1 + self.kept
-        self.name = "EAGLE-3" if isinstance(eagle, Eagle3) else "EAGLE-1"
+        self.name = "EAGLE-3" if isinstance(eagle, Eagle3Draft) else "EAGLE-1"
         self.aux_layers = eagle.shape.aux_layers
 
     def start(self, target: Target, rows: int, slots: int) -> None:
         """See `Drafter`."""
-        mine, theirs = self.eagle.shape.layer, target.shape
-        if (mine.hidden, mine.vocab) != (theirs.hidden, theirs.vocab):
+        layer, shape = self.eagle.shape.layer, target.shape
+        if (layer.hidden, layer.vocab) != (shape.hidden, shape.vocab):
             raise SpeculationError(
-                f"This {self.name} draft is for hidden size {mine.hidden} and {mine.vocab} tokens; the "
-                f"target has {theirs.hidden} and {theirs.vocab}."
+                f"This {self.name} draft is for hidden size {layer.hidden} and {layer.vocab} tokens; the "
+                f"target has {shape.hidden} and {shape.vocab}."
             )
         _refuse_types(self.name, self.eagle.fc.weight, target)
         needed = (
@@ -256,7 +256,7 @@ class EagleDrafter:
             )
         self.target = target
         room = slots + self.depth * self.width
-        self.caches = [KVCache(mine, 1, room, target.device, target.dtype) for _ in range(rows)]
+        self.caches = [KVCache(layer, 1, room, target.device, target.dtype) for _ in range(rows)]
         self._to_target = self.eagle.d2t.tolist()
 
     def draft(self, row: int, news: News) -> Draft:
@@ -272,7 +272,7 @@ class EagleDrafter:
             return self._chain(root, output[:, -1:], cache)
         return self._tree(root, output[:, -1:], cache)
 
-    def _run(self, ids: Tensor, feature: Tensor, tree: Tree, cache: KVCache) -> Tensor:
+    def _run(self, ids: Tensor, feature: Tensor, tree: DraftTree, cache: KVCache) -> Tensor:
         """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
         start, n = cache.lengths[0], ids.shape[1]
         position = positions_of([tree], cache.lengths, n).to(ids.device)
@@ -372,10 +372,10 @@ class EagleDrafter:
 
 def _refuse_types(name: str, weight: Tensor, target: Target) -> None:
     """Heads and target multiply each other's numbers: one data type, one device."""
-    mine, theirs = (weight.dtype, weight.device), (target.dtype, target.device)
-    if mine != theirs:
+    own, wanted = (weight.dtype, weight.device), (target.dtype, target.device)
+    if own != wanted:
         raise SpeculationError(
-            f"The {name} heads are {mine[0]} on {mine[1]}, the target is {theirs[0]} on {theirs[1]}: load "
+            f"The {name} heads are {own[0]} on {own[1]}, the target is {wanted[0]} on {wanted[1]}: load "
             "them for this target (load_heads), or move them with .to(device, dtype)."
         )
 

@@ -35,7 +35,7 @@ class Generation:
 
 
 @dataclass
-class Run:
+class GenerationRun:
     """A batch of answers with the time they took.
 
     Attributes:
@@ -82,7 +82,7 @@ def generate(
     rule: Rule | None = None,
     ignore_end: bool = False,
     listen: Callable[[int, News], None] | None = None,
-) -> Run:
+) -> GenerationRun:
     """Answers a batch of prompts.
 
     Args:
@@ -132,7 +132,7 @@ class _Loop:
         self.cache = target.cache(len(prompts), slots)
         drafter.start(target, len(prompts), slots)
         target.aux_layers = drafter.aux_layers
-        self.run = Run([Generation(list(prompt)) for prompt in prompts])
+        self.run = GenerationRun([Generation(list(prompt)) for prompt in prompts])
         self.texts = [list(prompt) for prompt in prompts]
         self.news: dict[int, News] = {}
         self.rows = list(range(len(prompts)))  # which answer each row of the cache belongs to

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.speculative.target import DecoderLayer, Shape, rms_norm
+from utils.speculative.target import DecoderLayer, TargetShape, rms_norm
 
 
 class MedusaHeads(nn.Module):
@@ -54,7 +54,7 @@ class EagleShape:
         aux_layers: Hidden states of the target that it fuses (EAGLE-3); empty for EAGLE-1.
     """
 
-    layer: Shape
+    layer: TargetShape
     draft_vocab: int
     aux_layers: tuple[int, ...]
 
@@ -64,7 +64,7 @@ def default_aux_layers(layers: int) -> tuple[int, int, int]:
     return 2, layers // 2, layers - 3
 
 
-class Eagle3(nn.Module):
+class Eagle3Draft(nn.Module):
     """EAGLE-3: one decoder layer over a token's embedding and a fused feature of the target.
 
     Position i reads the embedding of token i + 1 and g_i = fc([low; middle; high hidden state of token i]),
@@ -114,7 +114,7 @@ class Eagle3(nn.Module):
         return logits
 
 
-class Eagle1(nn.Module):
+class Eagle1Draft(nn.Module):
     """EAGLE-1: regresses the target's next feature, and reads it with the target's own head.
 
     x_i = fc([embedding of token i + 1; last hidden state of token i]) goes through one decoder layer without
@@ -155,7 +155,7 @@ class Eagle1(nn.Module):
         return F.linear(output, self.head)
 
 
-Eagle = Eagle3 | Eagle1
+Eagle = Eagle3Draft | Eagle1Draft
 
 
 def unroll(

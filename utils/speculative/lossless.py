@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.speculative.target import Target
-from utils.speculative.tree import Tree, chain
+from utils.speculative.tree import DraftTree, chain
 from utils.speculative.verify import Rule
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +58,12 @@ def chi_square(counts: Sequence[int] | Array, probabilities: Sequence[float] | A
     return ChiSquare(statistic, degrees, p_value, int(counted.sum()))
 
 
+def _drafted(q: Array, draws: int, seed: int) -> tuple[np.random.Generator, Array]:
+    """Draw tokens from the drafter's distribution; return the generator and the tokens."""
+    rng = np.random.default_rng(seed)
+    return rng, rng.choice(len(q), draws, p=q)
+
+
 def draw_sampled(
     p: Array, q: Array, left_over: Callable[[Array, Array], Array], draws: int, seed: int = 0
 ) -> Array:
@@ -76,8 +82,7 @@ def draw_sampled(
     Returns:
         Counts [vocab].
     """
-    rng = np.random.default_rng(seed)
-    drafted = rng.choice(len(q), draws, p=q)
+    rng, drafted = _drafted(q, draws, seed)
     accepted = rng.random(draws) * q[drafted] < p[drafted]
     rest = np.asarray(left_over(p, q), dtype=float)
     redrawn = rng.choice(len(p), draws, p=rest / rest.sum())
@@ -119,8 +124,7 @@ def draw_accepted(
     Returns:
         Counts [vocab].
     """
-    rng = np.random.default_rng(seed)
-    drafted = rng.choice(len(q), draws, p=q)
+    _, drafted = _drafted(q, draws, seed)
     good = np.array([bool(accepts(p, token)) for token in range(len(p))])
     return np.bincount(np.where(good[drafted], drafted, p.argmax()), minlength=len(p))
 
@@ -172,7 +176,7 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
     at = n // 2 + int(entropy[n // 2 :].argmax())
     tokens = logits[at].topk(size).indices
     ids = [*text[: at + 1], *tokens.tolist()]
-    tree = Tree([*range(-1, at), *[at] * size])
+    tree = DraftTree([*range(-1, at), *[at] * size])
     cache = target.cache(1, len(ids))
     seen = target(torch.tensor([ids], device=target.device), [tree], cache)
     below = target.head(seen.hidden[0, -size:]).float()
@@ -197,7 +201,7 @@ def count_pairs(rule: Rule, language: SmallLanguage, draws: int, seed: int = 0) 
     torch.manual_seed(seed)
     one, two = language.first.topk(2).indices.tolist()
     behind = language.second.argmax(-1).tolist()
-    tree = Tree([-1, 0, 0, 1, 2])
+    tree = DraftTree([-1, 0, 0, 1, 2])
     tokens = [0, one, two, behind[one], behind[two]]
     logits = torch.stack([language.first, *(language.second[token] for token in tokens[1:])])
     seconds = torch.softmax(language.second, -1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.profiles import MODELS
 from utils.speculative.checkpoints import load_heads
-from utils.speculative.heads import Eagle1, Eagle3, MedusaHeads
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 
@@ -21,8 +21,8 @@ class Shipped:
     """Heads of each kind."""
 
     medusa: MedusaHeads
-    eagle1: Eagle1
-    eagle3: Eagle3
+    eagle1: Eagle1Draft
+    eagle3: Eagle3Draft
 
 
 def load_shipped(target: Target, folder: Path = FOLDER) -> Shipped:
@@ -32,7 +32,7 @@ def load_shipped(target: Target, folder: Path = FOLDER) -> Shipped:
         SpeculationError: They are not there, or are another model's.
     """
     eagle1, eagle3 = (load_heads(folder / name, target) for name in ("eagle1", "eagle3"))
-    if not isinstance(eagle1, Eagle1) or not isinstance(eagle3, Eagle3):
+    if not isinstance(eagle1, Eagle1Draft) or not isinstance(eagle3, Eagle3Draft):
         raise SpeculationError(f"{folder} holds other heads than EAGLE-1's and EAGLE-3's.")
     return Shipped(load_medusa(target, folder), eagle1, eagle3)
 

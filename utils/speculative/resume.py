@@ -1,4 +1,4 @@
-"""Torch files that a stopped run goes on from: read whole or refused, and only where they belong."""
+"""Torch files from which a stopped run resumes: each is read whole or refused, and only by its own run."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from utils.speculative.speculation_error import SpeculationError
 
 
 def read_torch(file: Path) -> Any:
-    """What `torch.save` wrote, on the CPU, tensors and plain values alone.
+    """Read a file of `torch.save` onto the CPU, with tensors and plain values only.
 
     Raises:
-        SpeculationError: It is cut off, or no such file at all (a web page, a git-lfs pointer).
+        SpeculationError: The file is incomplete, or of another kind (a web page, a git-lfs pointer).
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        said = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
         raise SpeculationError(
-            f"{file} cannot be read ({said}). It is probably incomplete, or a page or pointer in place "
-            "of the file: delete it, then download or make it again."
+            f"{file} cannot be read ({reason}). It is probably incomplete, or a web page or a git-lfs "
+            "pointer. Delete it, then download or make it again."
         ) from error
 
 
 def write_torch(value: object, file: Path) -> None:
-    """Writes a file whole or not at all; its folder is made if needed."""
+    """Write a file whole or not at all, and make its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     torch.save(value, part)
@@ -39,7 +39,7 @@ def write_torch(value: object, file: Path) -> None:
 
 
 def digest(values: Iterable[object]) -> str:
-    """A short hash of tensors (their float32 or integer values) and of anything with a plain `repr`."""
+    """Return a short hash of tensors (their float32 or integer values) and of values with a plain `repr`."""
     found = hashlib.sha256()
     for value in values:
         if isinstance(value, Tensor):
@@ -51,27 +51,27 @@ def digest(values: Iterable[object]) -> str:
     return found.hexdigest()[:16]
 
 
-def go_on(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
-    """What a stopped run left, if it is this run's.
+def resume(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
+    """Read the checkpoint of a stopped run, if it is this run's.
 
     Args:
-        file: Of `write_torch`, a dictionary whose "about" says what it was made of.
-        about: What this run is made of.
+        file: File of `write_torch`, a dictionary with the run's description as "about".
+        about: Description of this run.
 
     Raises:
-        SpeculationError: It cannot be read, or was made of something else; says of what.
+        SpeculationError: The file cannot be read, or is another run's.
     """
     saved: dict[str, Any] = read_torch(file)
     old = saved.get("about") if isinstance(saved, dict) else None
     if not isinstance(old, dict):
         raise SpeculationError(
-            f"{file} does not say what it was made of, so it cannot be gone on from: use another "
-            "folder, or delete it to begin anew."
+            f"{file} does not say what it was made of, so no run can resume from it. Use another "
+            "folder, or delete the file to start again."
         )
     if other := [name for name in about if old.get(name) != about[name]]:
         name = other[0]
         raise SpeculationError(
             f"{file} is another run's: {', '.join(other)} differ ({name}: {old.get(name)} there, "
-            f"{about[name]} here). Use another folder, or delete it to begin anew."
+            f"{about[name]} here). Use another folder, or delete the file to start again."
         )
     return saved

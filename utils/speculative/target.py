@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 PAD_ATTENTION = 64  # attention runs over a multiple of this many slots, so shapes seldom change
 
 
 @dataclass(frozen=True)
-class Shape:
+class TargetShape:
     """Sizes of a decoder of the Llama family, of which Qwen3 is one.
 
     Attributes:
@@ -52,7 +52,7 @@ class Shape:
         return self.heads // self.kv_heads
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
+    def of(cls, config: Any) -> TargetShape:
         """The shape in a transformers configuration of a Llama or Qwen3 model."""
         if config.model_type not in ("llama", "qwen3"):
             raise SpeculationError(
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
         inputs: Width of what queries, keys and values are computed from: `hidden`, or 2 x hidden in EAGLE-3.
     """
 
-    def __init__(self, shape: Shape, inputs: int | None = None) -> None:
+    def __init__(self, shape: TargetShape, inputs: int | None = None) -> None:
         super().__init__()
         self.shape = shape
         heads = shape.heads + 2 * shape.kv_heads
@@ -208,7 +208,7 @@ class KVCache:
 
     def __init__(
         self,
-        shape: Shape,
+        shape: TargetShape,
         rows: int,
         slots: int,
         device: torch.device | str = "cpu",
@@ -263,7 +263,7 @@ class KVCache:
 
 
 def attention_mask(
-    trees: list[Tree], lengths: list[int], slots: int, group: int, like: Tensor
+    trees: list[DraftTree], lengths: list[int], slots: int, group: int, like: Tensor
 ) -> Tensor:
     """Additive mask for `attend`: a node sees the sequence so far, its ancestors and itself.
 
@@ -320,7 +320,7 @@ class Target(nn.Module):
         path: Where it was read from.
     """
 
-    def __init__(self, shape: Shape, rotary: Rotary) -> None:
+    def __init__(self, shape: TargetShape, rotary: Rotary) -> None:
         super().__init__()
         self.shape, self.rotary = shape, rotary
         self.embed = nn.Embedding(shape.vocab, shape.hidden)
@@ -359,7 +359,7 @@ class Target(nn.Module):
             )
         return KVCache(self.shape, rows, slots, self.device, self.dtype)
 
-    def forward(self, ids: Tensor, trees: list[Tree], cache: KVCache) -> Seen:
+    def forward(self, ids: Tensor, trees: list[DraftTree], cache: KVCache) -> Seen:
         """Computes the nodes of one tree per row behind what the cache holds; commits nothing.
 
         Args:
@@ -407,7 +407,7 @@ class Target(nn.Module):
         return rms_norm(x, self.norm, self.shape.eps)
 
 
-def positions_of(trees: list[Tree], lengths: list[int], n: int) -> Tensor:
+def positions_of(trees: list[DraftTree], lengths: list[int], n: int) -> Tensor:
     """Position of each node: its row's length plus its depth; int64 [rows, n]."""
     rows = [
         F.pad(tree.depths, (0, n - tree.size)) + length
@@ -430,9 +430,9 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path)
-    shape = Shape.of(config)
-    theirs = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    rope = theirs.model.rotary_emb
+    shape = TargetShape.of(config)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    rope = model.model.rotary_emb
     target = Target(
         shape,
         Rotary(
@@ -442,31 +442,31 @@ def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.fl
             {"rope_parameters": config.rope_parameters},
         ),
     )
-    target.load_state_dict(_translate(theirs.state_dict(), shape), strict=False, assign=True)
+    target.load_state_dict(_translate(model.state_dict(), shape), strict=False, assign=True)
     target.path = str(path)
-    ends = theirs.generation_config.eos_token_id
+    ends = model.generation_config.eos_token_id
     target.end_of_text = frozenset(ends if isinstance(ends, list) else [ends])
     return target.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
-def _translate(theirs: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+def _translate(tensors: dict[str, Tensor], shape: TargetShape) -> dict[str, Tensor]:
     """Transformers' tensors under our names, those that are multiplied together joined."""
     ours = {
-        "embed.weight": theirs["model.embed_tokens.weight"],
-        "norm": theirs["model.norm.weight"],
-        "head.weight": theirs["lm_head.weight"],
+        "embed.weight": tensors["model.embed_tokens.weight"],
+        "norm": tensors["model.norm.weight"],
+        "head.weight": tensors["lm_head.weight"],
     }
     for i in range(shape.layers):
-        layer = layer_tensors(theirs, f"model.layers.{i}.", shape)
+        layer = layer_tensors(tensors, f"model.layers.{i}.", shape)
         ours |= {f"layers.{i}.{name}": value for name, value in layer.items()}
     return ours
 
 
-def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: Shape) -> dict[str, Tensor]:
+def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
     """One decoder layer of transformers' naming as a `DecoderLayer`'s state."""
 
     def get(name: str) -> Tensor:
-        return theirs[f"{prefix}{name}.weight"]
+        return tensors[f"{prefix}{name}.weight"]
 
     ours = {
         "qkv.weight": torch.cat([get(f"self_attn.{p}_proj") for p in "qkv"]),
@@ -475,7 +475,7 @@ def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: Shape) -> dict[
         "down.weight": get("mlp.down_proj"),
         "post_norm": get("post_attention_layernorm"),
     }
-    if f"{prefix}input_layernorm.weight" in theirs:
+    if f"{prefix}input_layernorm.weight" in tensors:
         ours["input_norm"] = get("input_layernorm")
     if shape.qk_norm:
         q, k = get("self_attn.q_norm"), get("self_attn.k_norm")
@@ -483,7 +483,9 @@ def layer_tensors(theirs: dict[str, Tensor], prefix: str, shape: Shape) -> dict[
     return ours
 
 
-def layer_to_theirs(ours: dict[str, Tensor], prefix: str, shape: Shape) -> dict[str, Tensor]:
+def layer_to_transformers(
+    ours: dict[str, Tensor], prefix: str, shape: TargetShape
+) -> dict[str, Tensor]:
     """The inverse of `layer_tensors`, without norms of queries and keys."""
     d = shape.head_dim
     sizes = [shape.heads * d, shape.kv_heads * d, shape.kv_heads * d]

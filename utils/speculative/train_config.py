@@ -8,11 +8,11 @@ from pathlib import Path
 
 from utils.speculative.checkpoints import save_heads
 from utils.speculative.dataset import Recorded
-from utils.speculative.heads import Eagle1, Eagle3, MedusaHeads
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, MedusaHeads
 from utils.speculative.target import Target
 from utils.speculative.training import (
     LogLine,
-    Settings,
+    TrainingConfig,
     train_eagle1,
     train_eagle3,
     train_medusa,
@@ -25,9 +25,9 @@ MEDUSA_HEADS = 4
 DRAFT_VOCAB = 1024
 UNROLLED = 4
 SETTINGS = {
-    "medusa": Settings(steps=2000, rate=2e-3, rows=512),
-    "eagle1": Settings(steps=600, rate=4e-3, rows=12),
-    "eagle3": Settings(steps=1100, rate=4e-3, rows=12),
+    "medusa": TrainingConfig(steps=2000, rate=2e-3, rows=512),
+    "eagle1": TrainingConfig(steps=600, rate=4e-3, rows=12),
+    "eagle3": TrainingConfig(steps=1100, rate=4e-3, rows=12),
 }
 HEADS = tuple(SETTINGS)
 
@@ -48,7 +48,7 @@ def train(
         The log.
     """
     settings = replace(SETTINGS[name], folder=run)
-    heads: MedusaHeads | Eagle1 | Eagle3
+    heads: MedusaHeads | Eagle1Draft | Eagle3Draft
     if name == "medusa":
         heads, log = train_medusa(target, data, settings, MEDUSA_HEADS)
     elif name == "eagle1":

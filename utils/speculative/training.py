@@ -7,9 +7,10 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.speculative.dataset import Recorded, batches
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
-from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.resume import digest, resume, write_torch
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Shape, Target
+from utils.speculative.target import Target, TargetShape
 
 DECAY = 0.8  # weight of each later guess in a loss (Medusa, section 2.2; EAGLE-3's code)
 LOG_EVERY = 10
@@ -46,8 +47,8 @@ class LogLine:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train.
+class TrainingConfig:
+    """Settings of a training.
 
     Attributes:
         steps: Optimizer steps.
@@ -67,114 +68,166 @@ class Settings:
 Loss = Callable[[int], tuple[Tensor, list[float]]]
 
 
+def make_optimizers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Return AdamW for vectors and language-model heads, and Muon for the other matrices if there are any."""
+    matrices = [p for n, p in module.named_parameters() if p.ndim == 2 and "lm_head" not in n]
+    others = [p for n, p in module.named_parameters() if p.ndim != 2 or "lm_head" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    ]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=rate, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Return the share of the highest learning rate: warm-up over a twentieth, then a cosine to zero."""
+    warm_up = min(1.0, (step + 1) / max(1, steps // 20))
+    return warm_up * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+@dataclass
+class TrainingState:
+    """All that a stopped training needs to resume.
+
+    Attributes:
+        module: Module that is trained.
+        optimizers: Its optimizers.
+        file: Checkpoint, or None to keep none.
+        about: Description of the training. A checkpoint of another training is refused.
+        step: Optimizer steps done.
+        log: Log so far.
+        seconds: Time spent before this process.
+    """
+
+    module: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    file: Path | None
+    about: dict[str, int | float | str]
+    step: int = 0
+    log: list[LogLine] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(
+        cls, module: nn.Module, config: TrainingConfig, name: str, data: Sequence[Recorded]
+    ) -> TrainingState:
+        """Return the state of a new training, or that of its checkpoint if there is one."""
+        file = config.folder / f"{name}.checkpoint.pt" if config.folder else None
+        about = _about(module, config, data) if file else {}
+        state = cls(module, make_optimizers(module, config.rate), file, about)
+        if file and file.exists():
+            state.load(resume(file, about))
+        return state
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over a checkpoint."""
+        self.module.load_state_dict(saved["module"])
+        for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.log = [LogLine(**line) for line in saved["log"]]
+
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
+        if self.file is None:
+            return
+        values = {
+            "about": dict(self.about),
+            "module": self.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.log[-1].seconds,
+            "log": [vars(line) for line in self.log],
+        }
+        write_torch(values, self.file)
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """Do one optimizer step."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+
 def fit(
-    module: nn.Module, loss_at: Loss, settings: Settings, name: str, data: Sequence[Recorded]
+    module: nn.Module, loss_at: Loss, config: TrainingConfig, name: str, data: Sequence[Recorded]
 ) -> list[LogLine]:
-    """Minimizes a loss.
+    """Minimize a loss.
 
     Args:
-        module: What is trained.
+        module: Module to train.
         loss_at: Loss and accuracies of a step.
-        settings: How.
-        name: For the progress bar and the checkpoint.
-        data: What `loss_at` reads; a checkpoint of other data is refused.
+        config: Steps, rate and checkpoints.
+        name: Name for the progress bar and the checkpoint.
+        data: Data that `loss_at` reads. A checkpoint of other data is refused.
 
     Returns:
         The log.
 
     Raises:
-        SpeculationError: The loss is no number any more (the last checkpoint is kept); or the checkpoint is
-            cut off, or another training's.
+        SpeculationError: The loss is NaN or infinite (the last checkpoint is kept), or the checkpoint is
+            incomplete or another training's.
     """
-    matrices = [p for n, p in module.named_parameters() if p.ndim == 2 and "lm_head" not in n]
-    others = [p for n, p in module.named_parameters() if p.ndim != 2 or "lm_head" in n]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0)
-    ]
-    if matrices:
-        optimizers.append(Muon(matrices, lr=settings.rate, adjust_lr_fn="match_rms_adamw"))
-    step, log, spent = 0, [], 0.0
-    file = settings.folder / f"{name}.checkpoint.pt" if settings.folder else None
-    about = _about(module, settings, data) if file else {}
-    if file and file.exists():
-        saved = go_on(file, about)
-        module.load_state_dict(saved["module"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        step, spent = saved["step"], saved["seconds"]
-        log = [LogLine(**line) for line in saved["log"]]
+    state = TrainingState.begin(module, config, name, data)
     began = saved_at = time.monotonic()
     losses: list[float] = []
-    right: list[list[float]] = []
-    bar = tqdm(total=settings.steps, initial=step, desc=name)
-    while step < settings.steps:
-        factor = min(1.0, (step + 1) / max(1, settings.steps // 20))
-        factor *= 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
-        loss, accuracy = loss_at(step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SpeculationError(
-                f"The loss of {name} is {value} at step {step}: the learning rate "
-                f"{settings.rate} is too high, or the data holds hidden states that are no numbers."
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = settings.rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        step += 1
-        losses.append(value)
-        right.append(accuracy)
-        bar.update()
-        if step % LOG_EVERY == 0 or step == settings.steps:
-            count = min(map(len, right))
-            means = [sum(row[i] for row in right) / len(right) for i in range(count)]
-            seconds = spent + time.monotonic() - began
-            log.append(LogLine(step, sum(losses) / len(losses), means, seconds))
-            bar.set_postfix(loss=f"{log[-1].loss:.3f}", right=" ".join(f"{m:.2f}" for m in means))
-            losses, right = [], []
-            if file and time.monotonic() - saved_at > SAVE_SECONDS:
-                _save(file, module, optimizers, step, log, about)
+    accuracies: list[list[float]] = []
+    with tqdm(total=config.steps, initial=state.step, desc=name) as bar:
+        while state.step < config.steps:
+            loss, accuracy = loss_at(state.step)
+            losses.append(_finite(loss, name, state.step, config.rate))
+            accuracies.append(accuracy)
+            state.update(loss, config.rate * lr_factor(state.step, config.steps))
+            bar.update()
+            if state.step % LOG_EVERY and state.step < config.steps:
+                continue
+            seconds = state.seconds + time.monotonic() - began
+            line = LogLine(state.step, sum(losses) / len(losses), _means(accuracies), seconds)
+            state.log.append(line)
+            right = " ".join(f"{mean:.2f}" for mean in line.accuracy)
+            bar.set_postfix(loss=f"{line.loss:.3f}", right=right)
+            losses, accuracies = [], []
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                state.save()
                 saved_at = time.monotonic()
-    bar.close()
-    if file:
-        _save(file, module, optimizers, step, log, about)
-    return log
+    state.save()
+    return state.log
+
+
+def _finite(loss: Tensor, name: str, step: int, rate: float) -> float:
+    """Return the loss as a number, or raise an error if it is NaN or infinite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise SpeculationError(
+            f"The loss of {name} is {value} at step {step}. Lower the learning rate {rate}, or check the "
+            "hidden states in the data for NaN."
+        )
+    return value
+
+
+def _means(accuracies: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of each column, as many as the shortest row has."""
+    count = min(map(len, accuracies))
+    return [sum(row[i] for row in accuracies) / len(accuracies) for i in range(count)]
 
 
 def _about(
-    module: nn.Module, settings: Settings, data: Sequence[Recorded]
+    module: nn.Module, config: TrainingConfig, data: Sequence[Recorded]
 ) -> dict[str, int | float | str]:
-    """What a training is made of: its settings, its data, and the module as it begins."""
+    """Describe a training: its settings, its data, and the module as it begins."""
     shape = getattr(module, "shape", None)
     return {
-        "steps": settings.steps,
-        "rate": settings.rate,
-        "rows": settings.rows,
-        "seed": settings.seed,
+        "steps": config.steps,
+        "rate": config.rate,
+        "rows": config.rows,
+        "seed": config.seed,
         "data": digest(s.ids for s in data),
         "weights at the start": digest([shape, *module.state_dict().values()]),
     }
-
-
-def _save(
-    file: Path,
-    module: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    step: int,
-    log: Sequence[LogLine],
-    about: Mapping[str, object],
-) -> None:
-    state = {
-        "about": dict(about),
-        "module": module.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-        "seconds": log[-1].seconds,
-        "log": [vars(line) for line in log],
-    }
-    write_torch(state, file)
 
 
 def _usable(
@@ -206,7 +259,7 @@ def _usable(
 
 
 def train_medusa(
-    target: Target, data: Sequence[Recorded], settings: Settings, heads: int = 4
+    target: Target, data: Sequence[Recorded], config: TrainingConfig, heads: int = 4
 ) -> tuple[MedusaHeads, list[LogLine]]:
     """Medusa-1: the backbone stays as it is; cross-entropy of each head, later ones weighing less.
 
@@ -217,26 +270,26 @@ def train_medusa(
         SpeculationError: No answer is long enough for the last head.
     """
     data = _usable(data, heads + 1)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     module = MedusaHeads(heads, target.shape.hidden, target.shape.vocab)
     module.start_from(target.head.weight.float().cpu())
     module.to(target.device)
     hidden, labels = medusa_examples(data, heads)
 
     def loss_at(step: int) -> tuple[Tensor, list[float]]:
-        rng = random.Random(f"{settings.seed} {step}")
-        picked = torch.tensor([rng.randrange(len(hidden)) for _ in range(settings.rows)])
+        rng = random.Random(f"{config.seed} {step}")
+        picked = torch.tensor([rng.randrange(len(hidden)) for _ in range(config.rows)])
         logits = module(hidden[picked].float().to(target.device))
         return medusa_loss(logits, labels[picked].t().to(target.device))
 
-    return module, fit(module, loss_at, settings, "Medusa", data)
+    return module, fit(module, loss_at, config, "Medusa", data)
 
 
 def train_medusa2(
     target: Target,
     heads: MedusaHeads,
     data: Sequence[Recorded],
-    settings: Settings,
+    config: TrainingConfig,
     weight: float = 0.2,
 ) -> tuple[Target, MedusaHeads, list[LogLine]]:
     """Medusa-2: heads and backbone learn together, from heads that Medusa-1 has trained.
@@ -248,7 +301,7 @@ def train_medusa2(
         target: Is copied.
         heads: Are copied; start of the training.
         data: The target's own answers, which keep it what it was (section 2.3.2).
-        settings: How; `rows` are sequences.
+        config: Steps, rate and checkpoints; `rows` are sequences.
         weight: Of the heads' loss.
 
     Returns:
@@ -257,10 +310,10 @@ def train_medusa2(
     data = _usable(data, 1)
     both = nn.ModuleDict({"target": copy.deepcopy(target), "heads": copy.deepcopy(heads)})
     both.requires_grad_(True)
-    tuned, mine = both["target"], both["heads"]
+    tuned, tuned_heads = both["target"], both["heads"]
     assert isinstance(tuned, Target)
-    assert isinstance(mine, MedusaHeads)
-    batch_at = batches(data, settings.rows, settings.seed)
+    assert isinstance(tuned_heads, MedusaHeads)
+    batch_at = batches(data, config.rows, config.seed)
 
     def loss_at(step: int) -> tuple[Tensor, list[float]]:
         rows = batch_at(step)
@@ -270,17 +323,17 @@ def train_medusa2(
         states, labels = [], []
         for row, s in enumerate(rows):
             states.append(hidden[row, s.prompt - 1 : len(s.ids) - 1])
-            labels.append(_tokens_ahead(s, mine.count + 1))
+            labels.append(_tokens_ahead(s, tuned_heads.count + 1))
         flat, wanted = torch.cat(states), torch.cat(labels).t().to(target.device)
         logits = tuned.head(flat)
         own = F.cross_entropy(logits, wanted[0])
-        theirs, accuracy = medusa_loss(mine(flat), wanted[1:])
-        right = float((logits.argmax(-1) == wanted[0]).float().mean())
-        return own + weight * theirs, [right, *accuracy]
+        of_heads, accuracy = medusa_loss(tuned_heads(flat), wanted[1:])
+        own_accuracy = float((logits.argmax(-1) == wanted[0]).float().mean())
+        return own + weight * of_heads, [own_accuracy, *accuracy]
 
-    log = fit(both, loss_at, settings, "Medusa-2", data)
+    log = fit(both, loss_at, config, "Medusa-2", data)
     both.requires_grad_(False)
-    return tuned, mine, log
+    return tuned, tuned_heads, log
 
 
 def medusa_examples(data: Sequence[Recorded], heads: int) -> tuple[Tensor, Tensor]:
@@ -309,10 +362,10 @@ def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
     """
     total = logits.new_zeros(())
     accuracy = []
-    for k, (mine, wanted) in enumerate(zip(logits, labels, strict=True)):
+    for k, (own, wanted) in enumerate(zip(logits, labels, strict=True)):
         known = max(1, int((wanted >= 0).sum()))
-        total = total + DECAY**k * F.cross_entropy(mine, wanted, reduction="sum") / known
-        accuracy.append(float((mine.argmax(-1) == wanted).sum()) / known)
+        total = total + DECAY**k * F.cross_entropy(own, wanted, reduction="sum") / known
+        accuracy.append(float((own.argmax(-1) == wanted).sum()) / known)
     return total, accuracy
 
 
@@ -343,14 +396,16 @@ def medusa_accuracy(
 
 @torch.no_grad()
 def eagle_accuracy(
-    target: Target, eagle: Eagle3 | Eagle1, data: Sequence[Recorded], steps: int
+    target: Target, eagle: Eagle3Draft | Eagle1Draft, data: Sequence[Recorded], steps: int
 ) -> list[float]:
     """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
     width = len(eagle.shape.aux_layers) * target.shape.hidden or None
     data = _usable(data, 1, length=steps + 2, width=width)
-    settings = Settings(steps=1, rate=0.0, rows=len(data))
-    head = target.head.weight.float()[eagle.d2t]
-    return _eagle_loss(target, eagle, data, settings, steps, head, 0.0)(0)[1]
+    rows = batches(data, len(data), seed=0)(0)
+    return [
+        _accuracy(eagle, eagle.logits(step.outputs), step.tokens)
+        for step in eagle_steps(target, eagle, rows, steps)
+    ]
 
 
 def draft_vocabulary(data: Sequence[Recorded], size: int) -> Tensor:
@@ -358,29 +413,29 @@ def draft_vocabulary(data: Sequence[Recorded], size: int) -> Tensor:
     counts: Counter[int] = Counter()
     for s in data:
         counts.update(s.ids[s.prompt :].tolist())
-    most = [token for token, _ in counts.most_common(size)]
+    kept = [token for token, _ in counts.most_common(size)]
     spare = (token for token in range(10**9) if token not in counts)
-    while len(most) < size:
-        most.append(next(spare))
-    return torch.tensor(sorted(most))
+    while len(kept) < size:
+        kept.append(next(spare))
+    return torch.tensor(sorted(kept))
 
 
 def train_eagle3(
     target: Target,
     data: Sequence[Recorded],
     aux_layers: tuple[int, ...],
-    settings: Settings,
+    config: TrainingConfig,
     *,
     unrolled: int = 4,
     draft_vocab: int = 1024,
-) -> tuple[Eagle3, list[LogLine]]:
+) -> tuple[Eagle3Draft, list[LogLine]]:
     """EAGLE-3: cross-entropy against the target's distribution, over several steps of drafting on.
 
     Args:
         target: Whose draft this becomes.
         data: Its answers, with features of `aux_layers`.
         aux_layers: See `Target`.
-        settings: How.
+        config: Steps, rate and checkpoints.
         unrolled: Steps of training-time test; 1 leaves it out.
         draft_vocab: Tokens that can be guessed, at most the target's.
 
@@ -395,94 +450,136 @@ def train_eagle3(
         raise SpeculationError(
             f"A draft vocabulary of {draft_vocab} tokens: the target has {target.shape.vocab}."
         )
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     shape = EagleShape(draft_layer(target), draft_vocab, aux_layers)
-    eagle = Eagle3(shape)
+    eagle = Eagle3Draft(shape)
     eagle.d2t.copy_(draft_vocabulary(data, draft_vocab))
     with torch.no_grad():
         eagle.lm_head.weight.copy_(target.head.weight.float().cpu()[eagle.d2t])
     eagle.to(target.device)
     head = target.head.weight.float()[eagle.d2t]
-    loss_at = _eagle_loss(target, eagle, data, settings, unrolled, head, 0.0)
-    return eagle, fit(eagle, loss_at, settings, f"EAGLE-3 ({unrolled} steps)", data)
+    batch_at = batches(data, config.rows, config.seed)
+
+    def loss_at(step: int) -> tuple[Tensor, list[float]]:
+        return eagle3_loss(eagle, eagle_steps(target, eagle, batch_at(step), unrolled), head)
+
+    return eagle, fit(eagle, loss_at, config, f"EAGLE-3 ({unrolled} steps)", data)
 
 
 def train_eagle1(
-    target: Target, data: Sequence[Recorded], settings: Settings
-) -> tuple[Eagle1, list[LogLine]]:
+    target: Target, data: Sequence[Recorded], config: TrainingConfig
+) -> tuple[Eagle1Draft, list[LogLine]]:
     """EAGLE-1: regression of the next feature (smooth L1) plus 0.1 of the cross-entropy, one step.
 
     Returns:
         Draft and log.
     """
     data = _usable(data, 1, length=3)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     head = target.head.weight.float()
     shape = EagleShape(draft_layer(target), target.shape.vocab, ())
-    eagle = Eagle1(shape, head.cpu()).to(target.device)
-    loss_at = _eagle_loss(target, eagle, data, settings, 1, head, 1.0)
-    return eagle, fit(eagle, loss_at, settings, "EAGLE-1", data)
+    eagle = Eagle1Draft(shape, head.cpu()).to(target.device)
+    batch_at = batches(data, config.rows, config.seed)
+
+    def loss_at(step: int) -> tuple[Tensor, list[float]]:
+        return eagle1_loss(eagle, eagle_steps(target, eagle, batch_at(step), 1), head)
+
+    return eagle, fit(eagle, loss_at, config, "EAGLE-1", data)
 
 
-def draft_layer(target: Target) -> Shape:
+def draft_layer(target: Target) -> TargetShape:
     """Sizes of an EAGLE draft's layer: the target's, without norms of queries and keys."""
     return replace(target.shape, layers=1, qk_norm=False)
 
 
-def _eagle_loss(
-    target: Target,
-    eagle: Eagle3 | Eagle1,
-    data: Sequence[Recorded],
-    settings: Settings,
-    unrolled: int,
-    head: Tensor,
-    regression: float,
-) -> Loss:
-    """The loss of a step; `head` [draft vocab, hidden] gives the target's distribution over those tokens."""
-    batch_at = batches(data, settings.rows, settings.seed)
+@dataclass(frozen=True)
+class EagleStep:
+    """One step of drafting on, at the places of the answers.
+
+    Attributes:
+        outputs: Outputs of the draft [n, hidden].
+        states: The target's hidden states that they stand for [n, hidden].
+        tokens: Tokens that came next [n].
+    """
+
+    outputs: Tensor
+    states: Tensor
+    tokens: Tensor
+
+
+def eagle_steps(
+    target: Target, eagle: Eagle3Draft | Eagle1Draft, rows: Sequence[Recorded], unrolled: int
+) -> Iterator[EagleStep]:
+    """Let a draft draft on from every position of some answers, and yield each step."""
+    device, longest = target.device, max(len(s.ids) for s in rows)
     embed = target.embed.weight.float()
-    device = target.device
-
-    def loss_at(step: int) -> tuple[Tensor, list[float]]:
-        rows = batch_at(step)
-        longest = max(len(s.ids) for s in rows)
-        ids = torch.stack([F.pad(s.ids, (0, longest - len(s.ids))) for s in rows]).to(device)
-        hidden = _stacked([s.hidden for s in rows], longest - 1).to(device)
-        features = (
-            _stacked([s.features for s in rows], longest - 1).to(device)
-            if isinstance(eagle, Eagle3)
-            else hidden
+    ids = torch.stack([F.pad(s.ids, (0, longest - len(s.ids))) for s in rows]).to(device)
+    hidden = _stacked([s.hidden for s in rows], longest - 1).to(device)
+    features = hidden
+    if isinstance(eagle, Eagle3Draft):
+        features = _stacked([s.features for s in rows], longest - 1).to(device)
+    answer = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
+    for row, s in enumerate(rows):
+        answer[row, s.prompt : len(s.ids)] = True
+    tables = target.rotary.at(torch.arange(longest + unrolled, device=device)[None], embed.dtype)
+    outputs = unroll(eagle, embed, tables, ids, F.pad(features, (0, 0, 0, 1)), unrolled)
+    for ahead, output in enumerate(outputs):
+        count = output.shape[1] - 1  # the last row's guess is beyond the data
+        wanted = answer[:, 2 + ahead : 2 + ahead + count]
+        yield EagleStep(
+            output[:, :count][wanted],
+            hidden[:, 1 + ahead : 1 + ahead + count][wanted],
+            ids[:, 2 + ahead : 2 + ahead + count][wanted],
         )
-        answer = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
-        for row, s in enumerate(rows):
-            answer[row, s.prompt : len(s.ids)] = True
-        tables = target.rotary.at(
-            torch.arange(longest + unrolled, device=device)[None], embed.dtype
-        )
-        features = F.pad(features, (0, 0, 0, 1))
-        outputs = unroll(eagle, embed, tables, ids, features, unrolled)
-        total = hidden.new_zeros(())
-        accuracy = []
-        for ahead, output in enumerate(outputs):
-            count = output.shape[1] - 1  # the last row's guess lies beyond the data
-            wanted = answer[:, 2 + ahead : 2 + ahead + count]
-            mine = output[:, :count][wanted]
-            states = hidden[:, 1 + ahead : 1 + ahead + count][wanted]
-            with torch.no_grad():
-                theirs = F.linear(states, head)
-                right = torch.softmax(theirs, -1)
-            logits = eagle.logits(mine)
-            cross = -(right * torch.log_softmax(logits, -1)).sum(-1).mean()
-            if regression:
-                total = total + regression * F.smooth_l1_loss(mine, states) + 0.1 * cross
-            else:
-                total = total + DECAY**ahead * cross
-            best = eagle.d2t[logits.argmax(-1)]
-            token = ids[:, 2 + ahead : 2 + ahead + count][wanted]
-            accuracy.append(float((best == token).float().mean()))
-        return total, accuracy
 
-    return loss_at
+
+def eagle3_loss(
+    eagle: Eagle3Draft, steps: Iterable[EagleStep], head: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Return the cross-entropy over all steps, later ones weighing less, and each step's accuracy.
+
+    Args:
+        eagle: The draft.
+        steps: Steps of drafting on.
+        head: Rows of the target's head for the draft's tokens [draft vocab, hidden].
+    """
+    total, accuracy = head.new_zeros(()), []
+    for ahead, step in enumerate(steps):
+        logits = eagle.logits(step.outputs)
+        total = total + DECAY**ahead * _cross_entropy(logits, step.states, head)
+        accuracy.append(_accuracy(eagle, logits, step.tokens))
+    return total, accuracy
+
+
+def eagle1_loss(
+    eagle: Eagle1Draft, steps: Iterable[EagleStep], head: Tensor
+) -> tuple[Tensor, list[float]]:
+    """Return the regression of the next feature plus 0.1 of the cross-entropy, and the accuracy.
+
+    Args:
+        eagle: The draft.
+        steps: Steps of drafting on.
+        head: The target's head [vocab, hidden].
+    """
+    total, accuracy = head.new_zeros(()), []
+    for step in steps:
+        logits = eagle.logits(step.outputs)
+        cross = _cross_entropy(logits, step.states, head)
+        total = total + F.smooth_l1_loss(step.outputs, step.states) + 0.1 * cross
+        accuracy.append(_accuracy(eagle, logits, step.tokens))
+    return total, accuracy
+
+
+def _cross_entropy(logits: Tensor, states: Tensor, head: Tensor) -> Tensor:
+    """Return the cross-entropy against the distribution that the target gives at some states."""
+    with torch.no_grad():
+        expected = torch.softmax(F.linear(states, head), -1)
+    return -(expected * torch.log_softmax(logits, -1)).sum(-1).mean()
+
+
+def _accuracy(eagle: Eagle3Draft | Eagle1Draft, logits: Tensor, tokens: Tensor) -> float:
+    """Return the share of best guesses that came."""
+    return float((eagle.d2t[logits.argmax(-1)] == tokens).float().mean())
 
 
 def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:

@@ -18,7 +18,7 @@ from utils.speculative.speculation_error import SpeculationError
 Choice = tuple[int, ...]
 
 
-class Tree:
+class DraftTree:
     """The shape of a draft tree; which tokens its nodes hold is kept beside it.
 
     Args:
@@ -92,7 +92,7 @@ class Tree:
         return rows
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tree) and self.parents == other.parents
+        return isinstance(other, DraftTree) and self.parents == other.parents
 
     def __hash__(self) -> int:
         return hash(self.parents)
@@ -102,12 +102,12 @@ class Tree:
 
 
 @lru_cache(maxsize=4096)
-def chain(guesses: int) -> Tree:
+def chain(guesses: int) -> DraftTree:
     """The trivial tree: the root and `guesses` nodes, one behind the other."""
-    return Tree(range(-1, guesses))
+    return DraftTree(range(-1, guesses))
 
 
-class ChoiceTree(Tree):
+class ChoiceTree(DraftTree):
     """Medusa's static tree.
 
     Args:
@@ -182,7 +182,7 @@ def rerank(parents: Sequence[int], scores: Sequence[float], nodes: int) -> list[
     return [0, *sorted(order[:nodes])]
 
 
-def subtree(parents: Sequence[int], kept: Sequence[int]) -> Tree:
+def subtree(parents: Sequence[int], kept: Sequence[int]) -> DraftTree:
     """The tree of some nodes of a larger one, numbered anew in their order."""
     at = {node: i for i, node in enumerate(kept)}
-    return Tree([at.get(parents[node], -1) for node in kept])
+    return DraftTree([at.get(parents[node], -1) for node in kept])

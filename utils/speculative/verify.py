@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 LEAST_TEMPERATURE = 1e-6  # below it logits over temperature may leave float32
 
@@ -35,7 +35,7 @@ class Rule(Protocol):
     lossless: bool
 
     def __call__(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
+        self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """Walks the tree.
 
@@ -50,7 +50,7 @@ class Rule(Protocol):
         ...
 
 
-def accept_greedy(tree: Tree, tokens: Sequence[int], best: Sequence[int]) -> list[int]:
+def accept_greedy(tree: DraftTree, tokens: Sequence[int], best: Sequence[int]) -> list[int]:
     """The longest path whose every token is the target's own best one.
 
     Args:
@@ -64,10 +64,10 @@ def accept_greedy(tree: Tree, tokens: Sequence[int], best: Sequence[int]) -> lis
     path = [0]
     while True:
         node = path[-1]
-        right = [child for child in tree.children[node] if tokens[child] == best[node]]
-        if not right:
+        matching = [child for child in tree.children[node] if tokens[child] == best[node]]
+        if not matching:
             return path
-        path.append(right[0])
+        path.append(matching[0])
 
 
 class Greedy:
@@ -76,7 +76,7 @@ class Greedy:
     name, lossless = "greedy", True
 
     def __call__(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
+        self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """See `Rule`."""
         best = logits.argmax(-1).tolist()
@@ -122,7 +122,7 @@ class SpeculativeSampling:
         _refuse_temperature(self.temperature)
 
     def __call__(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
+        self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """See `Rule`."""
         probabilities = torch.softmax(logits.float() / self.temperature, -1)
@@ -186,7 +186,7 @@ class Typical:
             )
 
     def __call__(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
+        self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """See `Rule`."""
         p = torch.softmax(logits.float() / self.temperature, -1)

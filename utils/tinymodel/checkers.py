@@ -1,4 +1,4 @@
-"""What makes an answer right, per format: parse the text, compare the meaning with the spec.
+"""Checks of an answer, one per format: parse the text, then compare its meaning with the spec.
 
 Each function takes the model's text and a task's spec and returns whether they agree. A text that does not
 parse may raise `ValueError` or `SyntaxError`; `tasks.check` counts that as wrong.
@@ -16,13 +16,13 @@ import yaml
 Spec = dict[str, Any]
 
 
-def listed(text: str, items: list[str]) -> bool:
-    """The text is these items, separated by commas, spaces or lines."""
+def check_list(text: str, items: list[str]) -> bool:
+    """Return whether the text is these items, separated by commas, spaces or lines."""
     return [part for part in re.split(r"[,\s]+", text.strip(" .\n")) if part] == items
 
 
-def numbered(text: str, items: list[str]) -> bool:
-    """The text is a numbered list of these items."""
+def check_numbered(text: str, items: list[str]) -> bool:
+    """Return whether the text is a numbered list of these items."""
     wanted = [[str(i), item] for i, item in enumerate(items, 1)]
     return [re.split(r"[.)]\s*", line.strip(), maxsplit=1) for line in text.splitlines()] == wanted
 
@@ -35,7 +35,7 @@ def _class(text: str, name: str) -> ast.ClassDef:
 
 
 def _mentions(node: ast.AST, owner: str) -> list[str]:
-    """Names of attributes of `owner` read anywhere inside `node`, in order of appearance."""
+    """Return the attributes of `owner` that are read inside `node`, in order of appearance."""
     return [
         part.attr
         for part in ast.walk(node)
@@ -45,8 +45,8 @@ def _mentions(node: ast.AST, owner: str) -> list[str]:
     ]
 
 
-def python_class(text: str, spec: Spec) -> bool:
-    """A class with __init__ taking and storing the fields in order, and the asked methods over all fields."""
+def check_class(text: str, spec: Spec) -> bool:
+    """Return whether the text is a class that stores the fields and has the wanted methods over them."""
     node = _class(text, spec["name"])
     methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
     if set(methods) != {"__init__", *spec["methods"]}:
@@ -67,8 +67,8 @@ def python_class(text: str, spec: Spec) -> bool:
     return shown and compared
 
 
-def python_dataclass(text: str, spec: Spec) -> bool:
-    """A dataclass with the fields and types, in order."""
+def check_dataclass(text: str, spec: Spec) -> bool:
+    """Return whether the text is a dataclass with these fields and types, in order."""
     node = _class(text, spec["name"])
     if [ast.unparse(d).split("(")[0] for d in node.decorator_list] not in (
         ["dataclass"],
@@ -79,8 +79,8 @@ def python_dataclass(text: str, spec: Spec) -> bool:
     return [ast.unparse(line) for line in node.body] == wanted
 
 
-def python_function(text: str, spec: Spec) -> bool:
-    """A function of two arguments that returns the asked result: run on numbers by its syntax tree."""
+def check_function(text: str, spec: Spec) -> bool:
+    """Return whether the text is a function of two arguments that returns the wanted result."""
     body = ast.parse(text).body
     if len(body) != 1 or not isinstance(body[0], ast.FunctionDef):
         return False
@@ -96,8 +96,8 @@ def python_function(text: str, spec: Spec) -> bool:
     )
 
 
-def argparse_script(text: str, spec: Spec) -> bool:
-    """A script whose add_argument calls declare exactly the options, types and defaults."""
+def check_argparse(text: str, spec: Spec) -> bool:
+    """Return whether a script declares exactly these options, types and defaults."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")):
@@ -111,22 +111,22 @@ def argparse_script(text: str, spec: Spec) -> bool:
     return found == spec["options"] and "parse_args()" in text
 
 
-def sql_create(text: str, spec: Spec) -> bool:
-    """The statement, run by sqlite, makes the table with these columns and types."""
+def check_sql_create(text: str, spec: Spec) -> bool:
+    """Return whether sqlite makes the table with these columns and types from the statement."""
     return _sqlite(text, "", f"SELECT name, type FROM pragma_table_info('{spec['table']}')") == [
         tuple(column) for column in spec["columns"]
     ]
 
 
-def sql_insert(text: str, spec: Spec) -> bool:
-    """The statement, run by sqlite, fills the table with these rows."""
+def check_sql_insert(text: str, spec: Spec) -> bool:
+    """Return whether sqlite fills the table with these rows from the statement."""
     table = f"CREATE TABLE {spec['table']} ({', '.join(spec['columns'])})"
     rows = _sqlite(table, text, f"SELECT * FROM {spec['table']}")
     return rows == [tuple(row) for row in spec["rows"]]
 
 
 def _sqlite(setup: str, statement: str, query: str) -> list[tuple[Any, ...]]:
-    """Rows of `query` after the statements, in a database in memory."""
+    """Return the rows of `query` after the statements, in a database in memory."""
     database = sqlite3.connect(":memory:")
     try:
         for text in (setup, statement):
@@ -138,8 +138,8 @@ def _sqlite(setup: str, statement: str, query: str) -> list[tuple[Any, ...]]:
         database.close()
 
 
-def sql_same(text: str, wanted: str) -> bool:
-    """Two statements are the same up to white space, letter case of keywords and the last semicolon."""
+def check_sql_equal(text: str, wanted: str) -> bool:
+    """Return whether two statements differ only in white space, letter case and the last semicolon."""
 
     def parts(sql: str) -> list[str]:
         return re.findall(r"\w+|[^\s\w]", sql.rstrip("; \n").lower().replace(" asc", ""))
@@ -147,18 +147,18 @@ def sql_same(text: str, wanted: str) -> bool:
     return parts(text) == parts(wanted)
 
 
-def json_object(text: str, spec: Spec) -> bool:
-    """The text is a JSON object equal to the spec's data."""
-    return json_equal(text, spec["data"])
+def check_json(text: str, spec: Spec) -> bool:
+    """Return whether the text is a JSON object equal to the spec's data."""
+    return check_json_equal(text, spec["data"])
 
 
-def json_equal(text: str, wanted: Any) -> bool:
-    """The text is JSON for `wanted`, with the same types (True is not 1)."""
+def check_json_equal(text: str, wanted: Any) -> bool:
+    """Return whether the text is JSON for `wanted`, with the same types (True is not 1)."""
     return json.dumps(json.loads(text), sort_keys=True) == json.dumps(wanted, sort_keys=True)
 
 
-def yaml_object(text: str, spec: Spec) -> bool:
-    """The text is YAML for the spec's data, with the same types."""
+def check_yaml(text: str, spec: Spec) -> bool:
+    """Return whether the text is YAML for the spec's data, with the same types."""
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -170,15 +170,15 @@ def _cells(spec: Spec) -> list[list[str]]:
     return [[str(cell) for cell in row] for row in [spec["columns"], *spec["rows"]]]
 
 
-def markdown_table(text: str, spec: Spec) -> bool:
-    """The text is one Markdown table with these columns and rows."""
+def check_markdown_table(text: str, spec: Spec) -> bool:
+    """Return whether the text is one Markdown table with these columns and rows."""
     rows = [[c.strip() for c in line.strip().strip("|").split("|")] for line in text.splitlines()]
     if len(rows) < 2 or not all(re.fullmatch(r":?-+:?", cell) for cell in rows[1]):
         return False
     return len(rows[1]) == len(rows[0]) and [rows[0], *rows[2:]] == _cells(spec)
 
 
-def csv_table(text: str, spec: Spec) -> bool:
-    """The text is CSV with these columns and rows."""
+def check_csv(text: str, spec: Spec) -> bool:
+    """Return whether the text is CSV with these columns and rows."""
     rows = csv.reader(text.splitlines(), skipinitialspace=True)
     return list(rows) == _cells(spec)

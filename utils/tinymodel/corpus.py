@@ -20,7 +20,7 @@ SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo",
 
 
 @dataclass(frozen=True)
-class Document:
+class CorpusDocument:
     """A piece of prose: the file it comes from (relative to the library) and its text."""
 
     source: str
@@ -38,7 +38,7 @@ def _docstrings(tree: ast.Module) -> list[str]:
 
 
 @cache
-def prose() -> tuple[Document, ...]:
+def prose() -> tuple[CorpusDocument, ...]:
     """Docstrings and topics of this Python's standard library, one document per file or topic."""
     library = Path(sysconfig.get_paths()["stdlib"])
     found = []
@@ -51,10 +51,10 @@ def prose() -> tuple[Document, ...]:
         except (SyntaxError, UnicodeDecodeError):
             continue
         if texts:
-            found.append(Document(str(name), "\n\n".join(texts)))
+            found.append(CorpusDocument(str(name), "\n\n".join(texts)))
     from pydoc_data import topics
 
-    found += [Document(f"topics/{k}", v.strip()) for k, v in sorted(topics.topics.items())]
+    found += [CorpusDocument(f"topics/{k}", v.strip()) for k, v in sorted(topics.topics.items())]
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.tinymodel import tokenizer as tok
 from utils.tinymodel.files import write_whole
-from utils.tinymodel.model import Shape, grow
+from utils.tinymodel.model import ModelShape, grow
 
 CHECKPOINT = "checkpoint.pt"  # of a training folder
 GGUF_TYPES = {
@@ -24,7 +24,7 @@ GGUF_TYPES = {
 SHIPPED_TYPES = ("BF16", "Q8_0")  # in models/tiny; lab 3.3.6 makes the other
 
 
-def export(run: Path, shape: Shape, folder: Path) -> None:
+def export(run: Path, shape: ModelShape, folder: Path) -> None:
     """Write the model of a training folder for transformers, at the recipe's full depth.
 
     An unfinished training may still be shallower; the missing layers are added as in `model.grow`, so the
@@ -45,7 +45,9 @@ def _ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return end, text_end
 
 
-def _write(part: Path, tensors: dict[str, Tensor], shape: Shape, ends: tuple[int, int]) -> None:
+def _write(
+    part: Path, tensors: dict[str, Tensor], shape: ModelShape, ends: tuple[int, int]
+) -> None:
     from transformers import GenerationConfig, Qwen3Config
 
     end, text_end = ends

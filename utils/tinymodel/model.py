@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Sizes of a Qwen3 model, named as in the code; `transformers` names are in `config`."""
 
     layers: int = 24
@@ -59,7 +59,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 class Attention(nn.Module):
     """Causal grouped-query attention with normed queries and keys, and rotary positions."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: ModelShape) -> None:
         super().__init__()
         self.shape = s
         self.q_proj = _linear(s.hidden, s.heads * s.head_dim)
@@ -94,7 +94,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: ModelShape) -> None:
         super().__init__()
         self.gate_proj = _linear(s.hidden, s.ffn)
         self.up_proj = _linear(s.hidden, s.ffn)
@@ -106,10 +106,10 @@ class MLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: ModelShape) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(s.hidden, s.eps)
         self.self_attn = Attention(s)
@@ -126,17 +126,17 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers and last norm, under transformers' names."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: ModelShape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(s.vocab, s.hidden)
-        self.layers = nn.ModuleList(Block(s) for _ in range(s.layers))
+        self.layers = nn.ModuleList(TransformerBlock(s) for _ in range(s.layers))
         self.norm = RMSNorm(s.hidden, s.eps)
 
 
 class TinyQwen3(nn.Module):
     """The model. `forward` gives the cross-entropy of each target token, float32 [batch, length]."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
         self.model = Decoder(shape)

@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskKind:
     """A kind of task: how to draw a spec, ask for it, answer it and check an answer."""
 
     draw: Callable[[random.Random], Spec]
@@ -410,102 +410,104 @@ def _answer_yaml(spec: Spec) -> str:
     )
 
 
-KINDS: dict[str, Kind] = {
-    "repeat": Kind(
+KINDS: dict[str, TaskKind] = {
+    "repeat": TaskKind(
         _draw_words(3, 10),
         _ask_list("Repeat these words: {}.", "Repeat: {}."),
         lambda spec: ", ".join(spec["items"]),
-        lambda text, spec: checkers.listed(text, spec["items"]),
+        lambda text, spec: checkers.check_list(text, spec["items"]),
     ),
-    "reverse": Kind(
+    "reverse": TaskKind(
         _draw_words(3, 7),
         _ask_list("Reverse this list: {}.", "Write these words in reverse order: {}."),
         lambda spec: ", ".join(reversed(spec["items"])),
-        lambda text, spec: checkers.listed(text, spec["items"][::-1]),
+        lambda text, spec: checkers.check_list(text, spec["items"][::-1]),
         share=2.0,
     ),
-    "nth": Kind(
+    "nth": TaskKind(
         _draw_nth,
         lambda rng, spec: (
             f"What is the {_ORDINALS[spec['n'] - 1]} word of this list: {', '.join(spec['items'])}?"
         ),
         lambda spec: str(spec["items"][spec["n"] - 1]),
-        lambda text, spec: checkers.listed(text, [spec["items"][spec["n"] - 1]]),
+        lambda text, spec: checkers.check_list(text, [spec["items"][spec["n"] - 1]]),
         share=3.0,
     ),
-    "count": Kind(
+    "count": TaskKind(
         _draw_words(2, 9),
         _ask_list("How many words are in this list: {}?", "Count these words: {}."),
         lambda spec: str(len(spec["items"])),
-        lambda text, spec: checkers.listed(text, [str(len(spec["items"]))]),
+        lambda text, spec: checkers.check_list(text, [str(len(spec["items"]))]),
         share=3.0,
     ),
-    "bullets": Kind(
+    "bullets": TaskKind(
         _draw_words(3, 8),
         _ask_list("Write a numbered list of these items: {}.", "Number these items: {}."),
         lambda spec: "\n".join(f"{i}. {item}" for i, item in enumerate(spec["items"], 1)),
-        lambda text, spec: checkers.numbered(text, spec["items"]),
+        lambda text, spec: checkers.check_numbered(text, spec["items"]),
     ),
-    "range": Kind(
+    "range": TaskKind(
         _draw_range,
         _ask_range,
         lambda spec: ", ".join(map(str, _range(spec))),
-        lambda text, spec: checkers.listed(text, list(map(str, _range(spec)))),
+        lambda text, spec: checkers.check_list(text, list(map(str, _range(spec)))),
         share=2.0,
     ),
-    "sort": Kind(
+    "sort": TaskKind(
         _draw_numbers,
         _ask_list("Sort these numbers: {}.", "Sort in ascending order: {}."),
         lambda spec: ", ".join(map(str, sorted(spec["items"]))),
-        lambda text, spec: checkers.listed(text, list(map(str, sorted(spec["items"])))),
+        lambda text, spec: checkers.check_list(text, list(map(str, sorted(spec["items"])))),
         share=3.0,
     ),
-    "largest": Kind(
+    "largest": TaskKind(
         _draw_numbers,
         _ask_list("What is the largest of these numbers: {}?"),
         lambda spec: str(max(spec["items"])),
-        lambda text, spec: checkers.listed(text, [str(max(spec["items"]))]),
+        lambda text, spec: checkers.check_list(text, [str(max(spec["items"]))]),
         share=3.0,
     ),
-    "class": Kind(_draw_class, _ask_class, _answer_class, checkers.python_class),
-    "dataclass": Kind(_draw_typed, _ask_dataclass, _answer_dataclass, checkers.python_dataclass),
-    "function": Kind(_draw_function, _ask_function, _answer_function, checkers.python_function),
-    "argparse": Kind(_draw_argparse, _ask_argparse, _answer_argparse, checkers.argparse_script),
-    "sql_create": Kind(_draw_create, _ask_create, _answer_create, checkers.sql_create),
-    "sql_select": Kind(
+    "class": TaskKind(_draw_class, _ask_class, _answer_class, checkers.check_class),
+    "dataclass": TaskKind(_draw_typed, _ask_dataclass, _answer_dataclass, checkers.check_dataclass),
+    "function": TaskKind(_draw_function, _ask_function, _answer_function, checkers.check_function),
+    "argparse": TaskKind(_draw_argparse, _ask_argparse, _answer_argparse, checkers.check_argparse),
+    "sql_create": TaskKind(_draw_create, _ask_create, _answer_create, checkers.check_sql_create),
+    "sql_select": TaskKind(
         _draw_select,
         _ask_select,
         _answer_select,
-        lambda text, spec: checkers.sql_same(text, _answer_select(spec)),
+        lambda text, spec: checkers.check_sql_equal(text, _answer_select(spec)),
     ),
-    "sql_insert": Kind(_draw_rows(2, 5), _ask_insert, _answer_insert, checkers.sql_insert),
-    "json_object": Kind(
+    "sql_insert": TaskKind(
+        _draw_rows(2, 5), _ask_insert, _answer_insert, checkers.check_sql_insert
+    ),
+    "json_object": TaskKind(
         _draw_object,
         _ask_object("Write a JSON object with {}.", "JSON object: {}."),
         _answer_json,
-        checkers.json_object,
+        checkers.check_json,
     ),
-    "json_list": Kind(
+    "json_list": TaskKind(
         _draw_rows(2, 4),
         _ask_rows("Write a JSON list of objects with the keys {columns} from these rows: {rows}."),
         _answer_json_list,
-        lambda text, spec: checkers.json_equal(text, _records(spec)),
+        lambda text, spec: checkers.check_json_equal(text, _records(spec)),
     ),
-    "yaml": Kind(_draw_yaml, _ask_yaml, _answer_yaml, checkers.yaml_object),
-    "markdown": Kind(
+    "yaml": TaskKind(_draw_yaml, _ask_yaml, _answer_yaml, checkers.check_yaml),
+    "markdown": TaskKind(
         _draw_rows(2, 5),
         _ask_rows(
             "Write a Markdown table with the columns {columns} and these rows: {rows}.",
             "Markdown table with {columns}: {rows}.",
         ),
         _answer_markdown,
-        checkers.markdown_table,
+        checkers.check_markdown_table,
     ),
-    "csv": Kind(
+    "csv": TaskKind(
         _draw_rows(2, 5),
         _ask_rows("Write CSV with the columns {columns} and these rows: {rows}."),
         _answer_csv,
-        checkers.csv_table,
+        checkers.check_csv,
     ),
 }
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from utils.compiled import engine
-from utils.compiled.prefill_decode import Cache, Decode, Prefill, first_layers
+from utils.compiled.prefill_decode import Cache, DecodeModule, PrefillModule, first_layers
 from utils.labs.lab_3_3_6 import experiments, ridge_point, tables
 from utils.roofline.machine import Bandwidth, Machine
-from utils.speculative.target import Rotary, Shape, Target
+from utils.speculative.target import Rotary, Target, TargetShape
 
-SHAPE = Shape(
+SHAPE = TargetShape(
     layers=3,
     hidden=16,
     ffn=24,
@@ -41,12 +41,12 @@ def expected(target, ids):
 def test_prefill_and_decode_compute_what_the_decoder_does(target):
     ids = [3, 9, 1, 30, 7, 7, 2]
     cache = Cache.empty(SHAPE, 16)
-    first = Prefill(target)(torch.tensor([ids[:4]]), cache.keys, cache.values)
+    first = PrefillModule(target)(torch.tensor([ids[:4]]), cache.keys, cache.values)
     wanted = expected(target, ids)
     assert torch.allclose(first[0], wanted[3], atol=1e-5)
     for place in range(4, 7):
         one, position = torch.tensor([[ids[place]]]), torch.tensor([place])
-        logits = Decode(target)(one, position, cache.keys, cache.values)
+        logits = DecodeModule(target)(one, position, cache.keys, cache.values)
         assert torch.allclose(logits[0], wanted[place], atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_what_lies_behind_the_position_is_not_seen(target):
     for tensor in dirty.keys + dirty.values:
         tensor[:, :, 5:] = 100.0
     args = torch.tensor([[3]]), torch.tensor([4])
-    one, other = (Decode(target)(*args, c.keys, c.values) for c in (clean, dirty))
+    one, other = (DecodeModule(target)(*args, c.keys, c.values) for c in (clean, dirty))
     assert torch.equal(one, other)
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from utils.labs.lab_3_3_4 import plots
 from utils.speculative.training import LogLine
-from utils.speculative.tree import Tree
+from utils.speculative.tree import DraftTree
 
 PARENTS = [-1, 0, 0, 1, 1, 2]
 
 
 def test_a_tree_is_drawn_by_depth_with_its_mask_beside_it():
-    mask = Tree(PARENTS).mask.tolist()
+    mask = DraftTree(PARENTS).mask.tolist()
     figure = plots.plot_tree(PARENTS, mask, [f"n{i}" for i in range(6)], accepted=[0, 2, 5])
     left, right = figure.axes
     at = {text.get_text(): text.get_position() for text in left.texts}

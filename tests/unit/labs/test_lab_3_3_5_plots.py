@@ -5,7 +5,7 @@ import pytest
 
 from utils.labs.lab_3_3_5 import plots
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
-from utils.speculative.comparison import Outcome
+from utils.speculative.comparison import SpeculationResult
 from utils.speculative.generate import Generation
 from utils.speculative.ttt import ttt_mask
 
@@ -48,12 +48,14 @@ def test_the_tree_is_drawn_with_what_is_kept_and_accepted():
 
 
 def outcome(name, speedup):
-    return Outcome(name, [Generation([1], [1, 2], [1], [3])], [9.0], [speedup, speedup], 1.0, 0.1)
+    return SpeculationResult(
+        name, [Generation([1], [1, 2], [1], [3])], [9.0], [speedup, speedup], 1.0, 0.1
+    )
 
 
 def test_every_method_but_plain_has_two_bars():
     found = {name: outcome(name, 1.5) for name in ("plain", "a", "b")}
-    left, right = drawn(plots.plot_outcomes(found, found))
+    left, right = drawn(plots.plot_results(found, found))
     assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b"]
     assert len(right.patches) == 4
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from utils.profiles import load_profile
 from utils.speculative.checkpoints import from_offsets, load_heads, save_heads, to_offsets
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, EagleShape, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Rotary, Shape, Target, load_target
+from utils.speculative.target import Rotary, Target, TargetShape, load_target
 from utils.speculative.training import draft_layer
 
-SMALL = Shape(
+SMALL = TargetShape(
     layers=8, hidden=16, ffn=24, heads=4, kv_heads=2, head_dim=4, vocab=40, eps=1e-6, qk_norm=True
 )
 
@@ -28,9 +28,9 @@ def make_target(shape=SMALL):
 def make_heads(target):
     s = target.shape
     medusa = MedusaHeads(3, s.hidden, s.vocab, layers=2)
-    eagle3 = Eagle3(EagleShape(draft_layer(target), 10, (2, 4, 5)))
+    eagle3 = Eagle3Draft(EagleShape(draft_layer(target), 10, (2, 4, 5)))
     eagle3.d2t.copy_(torch.arange(10) * 4)
-    eagle1 = Eagle1(EagleShape(draft_layer(target), s.vocab, ()), target.head.weight.detach())
+    eagle1 = Eagle1Draft(EagleShape(draft_layer(target), s.vocab, ()), target.head.weight.detach())
     for heads in (medusa, eagle3, eagle1):
         for p in heads.parameters():
             torch.nn.init.normal_(p)

@@ -7,13 +7,13 @@ import torch
 
 from utils.speculative import comparison
 from utils.speculative.dataset import TEXTS, Prompt, held_out, tokenizer_of
-from utils.speculative.drafters import NGram
+from utils.speculative.drafters import NGramDrafter
 from utils.speculative.generate import Generation
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Rotary, Shape, Target
+from utils.speculative.target import Rotary, Target, TargetShape
 from utils.tinymodel import hub, tasks
 
-SMALL = Shape(
+SMALL = TargetShape(
     layers=2, hidden=16, ffn=24, heads=4, kv_heads=2, head_dim=4, vocab=20, eps=1e-6, qk_norm=True
 )
 
@@ -39,7 +39,7 @@ def test_a_comparison_is_fair_and_leaves_a_record(target, tmp_path, monkeypatch)
     monkeypatch.setattr(comparison, "generate", spy)
     prompts = [[1, 2, 3], [4, 5, 6]]
     found = comparison.compare(
-        target, {"lookup": NGram(3)}, prompts, label="x", max_new_tokens=20, repeats=3
+        target, {"lookup": NGramDrafter(3)}, prompts, label="x", max_new_tokens=20, repeats=3
     )
     assert list(found) == ["plain", "lookup"]
     assert found["lookup"].same == 1.0 and found["plain"].speedups == [1.0] * 3
@@ -55,7 +55,7 @@ def test_a_comparison_is_fair_and_leaves_a_record(target, tmp_path, monkeypatch)
     assert (record["origin"], record["label"], record["prompts"]) == ("measured", "x", 2)
     assert record["summary"]["lookup"]["same"] == 1.0 and record["model_sha256"]
     assert len(record["summary"]["lookup"]["speedups"]) == 3
-    table = comparison.outcome_table(found)
+    table = comparison.result_table(found)
     assert table.loc["lookup", "same as plain"] == "100%"
     assert comparison.draft_cost(found["lookup"]) > 0
 

@@ -5,9 +5,16 @@ import torch
 
 from utils.speculative.comparison import same_share
 from utils.speculative.dataset import held_out, record, tokenizer_of
-from utils.speculative.drafters import Draft, EagleDrafter, Medusa, NGram, Plain, Reference
+from utils.speculative.drafters import (
+    Draft,
+    EagleDrafter,
+    MedusaDrafter,
+    NGramDrafter,
+    PlainDrafter,
+    Reference,
+)
 from utils.speculative.generate import generate
-from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads
+from utils.speculative.heads import Eagle1Draft, Eagle3Draft, EagleShape, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import load_target
 from utils.speculative.training import draft_layer
@@ -33,7 +40,9 @@ def prompts(target):
 
 @pytest.fixture(scope="module")
 def plain(target, prompts):
-    return generate(target, [p.ids for p in prompts], Plain(), max_new_tokens=LIMIT).generations
+    return generate(
+        target, [p.ids for p in prompts], PlainDrafter(), max_new_tokens=LIMIT
+    ).generations
 
 
 def untrained(target):
@@ -43,8 +52,8 @@ def untrained(target):
     medusa = MedusaHeads(3, s.hidden, s.vocab)
     medusa.start_from(target.head.weight)
     torch.nn.init.normal_(medusa.blocks, std=0.05)
-    eagle3 = Eagle3(EagleShape(draft_layer(target), 512, (2, 12, 21)))
-    eagle1 = Eagle1(EagleShape(draft_layer(target), s.vocab, ()), target.head.weight)
+    eagle3 = Eagle3Draft(EagleShape(draft_layer(target), 512, (2, 12, 21)))
+    eagle1 = Eagle1Draft(EagleShape(draft_layer(target), s.vocab, ()), target.head.weight)
     return medusa, eagle1, eagle3
 
 
@@ -52,9 +61,9 @@ def drafters(target):
     medusa, eagle1, eagle3 = untrained(target)
     choices = [(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]
     return {
-        "n-gram": NGram(4),
-        "Medusa chain": Medusa(medusa),
-        "Medusa tree": Medusa(medusa, choices),
+        "n-gram": NGramDrafter(4),
+        "Medusa chain": MedusaDrafter(medusa),
+        "Medusa tree": MedusaDrafter(medusa, choices),
         "EAGLE-1 chain": EagleDrafter(eagle1, 3),
         "EAGLE-1 tree": EagleDrafter(eagle1, 3, 2, 5),
         "EAGLE-3 chain": EagleDrafter(eagle3, 4),
@@ -110,7 +119,7 @@ def test_what_is_recorded_is_what_the_target_computed(target, prompts, plain):
 def test_sampled_output_depends_on_the_seed_alone(target, prompts):
     def sampled(seed):
         rule = SpeculativeSampling(1.0, torch.Generator().manual_seed(seed))
-        return generate(target, [prompts[-1].ids], NGram(3), max_new_tokens=30, rule=rule)
+        return generate(target, [prompts[-1].ids], NGramDrafter(3), max_new_tokens=30, rule=rule)
 
     first, again = sampled(1).generations[0].tokens, sampled(1).generations[0].tokens
     assert first == again
@@ -120,14 +129,14 @@ def test_sampled_output_depends_on_the_seed_alone(target, prompts):
 def test_bad_input_is_refused_before_anything_is_written(target):
     for wrong in ([], [[]]):
         with pytest.raises(SpeculationError, match="Every prompt needs a token"):
-            generate(target, wrong, Plain(), max_new_tokens=4)
+            generate(target, wrong, PlainDrafter(), max_new_tokens=4)
     with pytest.raises(SpeculationError, match="token 9999; the target knows 0 to 2047"):
-        generate(target, [[1, 9999]], Plain(), max_new_tokens=4)
+        generate(target, [[1, 9999]], PlainDrafter(), max_new_tokens=4)
     with pytest.raises(SpeculationError, match="need 2052 positions; the model has 2048"):
-        generate(target, [[1] * 2000], NGram(1), max_new_tokens=50)
+        generate(target, [[1] * 2000], NGramDrafter(1), max_new_tokens=50)
     with pytest.raises(SpeculationError, match="5 deep and there are 3 Medusa heads"):
-        Medusa(untrained(target)[0], [(0,) * n for n in range(1, 6)])
-    narrow = Medusa(MedusaHeads(2, 64, 2048))
+        MedusaDrafter(untrained(target)[0], [(0,) * n for n in range(1, 6)])
+    narrow = MedusaDrafter(MedusaHeads(2, 64, 2048))
     with pytest.raises(SpeculationError, match="hidden size 64 and 2048 tokens"):
         generate(target, [[1, 2]], narrow, max_new_tokens=4)
 
@@ -141,13 +150,13 @@ def test_drafters_that_cannot_draft_are_refused(target):
         ([(2048,)], "ranks 0 to 2047"),
     ):
         with pytest.raises(SpeculationError, match=message):
-            Medusa(medusa, choices)
+            MedusaDrafter(medusa, choices)
     for nodes in (0, -1):
         with pytest.raises(SpeculationError, match=f"tree of {nodes} nodes guesses nothing"):
             EagleDrafter(eagle3, 3, 3, nodes)
     with pytest.raises(SpeculationError, match="more than the 512 tokens"):
         EagleDrafter(eagle3, 3, 513)
-    for drafter in (Medusa(medusa.double()), EagleDrafter(eagle3.double(), 3)):
+    for drafter in (MedusaDrafter(medusa.double()), EagleDrafter(eagle3.double(), 3)):
         with pytest.raises(SpeculationError, match=r"heads are torch\.float64 .*load_heads"):
             generate(target, [[1, 2]], drafter, max_new_tokens=4)
 
@@ -179,7 +188,7 @@ class Known:
 
 def test_a_row_that_ends_in_the_middle_of_a_draft_leaves_the_others_room(target, prompts):
     prompt = prompts[-1].ids[:44]  # with 11 tokens and 9 nodes: all 64 slots of the cache
-    run = generate(target, [prompt], Plain(), max_new_tokens=40, ignore_end=True)
+    run = generate(target, [prompt], PlainDrafter(), max_new_tokens=40, ignore_end=True)
     answer = run.generations[0].tokens
     drafter = Known(answer, len(prompt))
     three = generate(target, [prompt] * 3, drafter, max_new_tokens=11, ignore_end=True)

@@ -7,13 +7,13 @@ import torch
 
 from utils.speculative import dataset, training
 from utils.speculative.dataset import Recorded, batches, self_generated
-from utils.speculative.drafters import EagleDrafter, Medusa, News, Plain
+from utils.speculative.drafters import EagleDrafter, MedusaDrafter, News, PlainDrafter
 from utils.speculative.generate import generate
 from utils.speculative.heads import MedusaHeads, unroll
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.target import Rotary, Shape, Target
+from utils.speculative.target import Rotary, Target, TargetShape
 from utils.speculative.training import (
-    Settings,
+    TrainingConfig,
     draft_vocabulary,
     medusa_accuracy,
     medusa_examples,
@@ -26,7 +26,7 @@ from utils.speculative.training import (
 from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy
 
-SMALL = Shape(
+SMALL = TargetShape(
     layers=3, hidden=16, ffn=24, heads=4, kv_heads=2, head_dim=4, vocab=20, eps=1e-6, qk_norm=False
 )
 AUX = (1, 2)
@@ -84,7 +84,7 @@ def test_data_of_other_settings_is_refused(target, tmp_path, change):
 
 
 def test_a_checkpoint_of_another_training_is_refused(target, data, tmp_path):
-    settings = Settings(2, 1e-3, 4, folder=tmp_path)
+    settings = TrainingConfig(2, 1e-3, 4, folder=tmp_path)
     train_medusa(target, data, settings, heads=2)
     train_medusa(target, data, settings, heads=2)  # its own
     with pytest.raises(SpeculationError, match=r"rate differ \(rate: 0\.001 there, 0\.5 here\)"):
@@ -139,7 +139,7 @@ def test_batches_hold_everything_once_an_epoch_and_depend_on_the_step(data):
 def test_drafting_on_is_what_training_time_test_trains(target, data):
     """Row i of step s is what decoding computes that drafts on from token i."""
     eagle, _ = train_eagle3(
-        target, data, AUX, Settings(2, 1e-3, 2), unrolled=1, draft_vocab=SMALL.vocab
+        target, data, AUX, TrainingConfig(2, 1e-3, 2), unrolled=1, draft_vocab=SMALL.vocab
     )
     eagle.requires_grad_(False)
     prompt = [1, 2, 3, 4, 5, 6]
@@ -161,7 +161,7 @@ def test_drafting_on_is_what_training_time_test_trains(target, data):
 
 
 def test_training_lowers_the_loss(target, data):
-    settings = Settings(steps=40, rate=5e-3, rows=3)
+    settings = TrainingConfig(steps=40, rate=5e-3, rows=3)
     _, log = train_eagle3(target, data, AUX, settings, unrolled=3, draft_vocab=SMALL.vocab)
     assert log[-1].loss < log[0].loss and len(log[-1].accuracy) == 3
     assert log[-1].accuracy[0] > 2 * log[0].accuracy[0]
@@ -173,14 +173,14 @@ def test_training_lowers_the_loss(target, data):
 
 def test_medusa2_trains_the_backbone_too_and_leaves_the_old_one(target, data):
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    heads, _ = train_medusa(target, data, Settings(10, 5e-3, 32), heads=2)
-    tuned, more, log = train_medusa2(target, heads, data, Settings(30, 2e-3, 3))
+    heads, _ = train_medusa(target, data, TrainingConfig(10, 5e-3, 32), heads=2)
+    tuned, more, log = train_medusa2(target, heads, data, TrainingConfig(30, 2e-3, 3))
     assert log[-1].loss < log[0].loss and len(log[0].accuracy) == 3
     assert not torch.equal(tuned.norm, target.norm)
     assert not torch.equal(more.lm_heads, heads.lm_heads)
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
-    plain = generate(tuned, [[1, 2, 3]], Plain(), max_new_tokens=12, ignore_end=True)
-    drafted = generate(tuned, [[1, 2, 3]], Medusa(more), max_new_tokens=12, ignore_end=True)
+    plain = generate(tuned, [[1, 2, 3]], PlainDrafter(), max_new_tokens=12, ignore_end=True)
+    drafted = generate(tuned, [[1, 2, 3]], MedusaDrafter(more), max_new_tokens=12, ignore_end=True)
     assert drafted.generations[0].tokens == plain.generations[0].tokens
 
 
@@ -192,23 +192,25 @@ def test_states_without_a_cache_are_those_with_one(target):
 
 
 def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monkeypatch):
-    whole, _ = train_eagle3(target, data, AUX, Settings(12, 1e-3, 2), unrolled=2, draft_vocab=10)
-    kept = Settings(12, 1e-3, 2, folder=tmp_path)
+    whole, _ = train_eagle3(
+        target, data, AUX, TrainingConfig(12, 1e-3, 2), unrolled=2, draft_vocab=10
+    )
+    kept = TrainingConfig(12, 1e-3, 2, folder=tmp_path)
 
     class Stop(Exception):
         pass
 
-    real = training._save
+    save = training.TrainingState.save
 
-    def save_and_stop(*args):
-        real(*args)
+    def save_and_stop(state):
+        save(state)
         raise Stop
 
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(training, "_save", save_and_stop)
+    monkeypatch.setattr(training.TrainingState, "save", save_and_stop)
     with pytest.raises(Stop):
         train_eagle3(target, data, AUX, kept, unrolled=2, draft_vocab=10)
-    monkeypatch.setattr(training, "_save", real)
+    monkeypatch.setattr(training.TrainingState, "save", save)
     resumed, log = train_eagle3(target, data, AUX, kept, unrolled=2, draft_vocab=10)
     assert log[-1].step == 12
     for name, value in whole.state_dict().items():
@@ -216,7 +218,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(target, data, tmp_path, monk
 
 
 def test_data_that_cannot_teach_is_refused_in_words(target, data):
-    settings = Settings(2, 1e-3, 4)
+    settings = TrainingConfig(2, 1e-3, 4)
     short = [replace(s, ids=s.ids[: s.prompt + 1]) for s in data]
     for rows in ([], short):
         with pytest.raises(SpeculationError, match=f"Of {len(rows)} answers none has 3 tokens"):
@@ -239,13 +241,15 @@ def test_a_head_without_labels_adds_nothing():
 def test_a_loss_that_is_no_number_stops_the_training(target, data):
     broken = [replace(row, hidden=row.hidden * float("nan")) for row in data]
     with pytest.raises(SpeculationError, match=r"loss of EAGLE-1 is nan at step 0"):
-        train_eagle1(target, broken, Settings(3, 1e-3, 2))
+        train_eagle1(target, broken, TrainingConfig(3, 1e-3, 2))
 
 
 def test_trained_heads_change_nothing_in_the_output(target, data):
-    eagle, _ = train_eagle3(target, data, AUX, Settings(30, 5e-3, 3), unrolled=2, draft_vocab=20)
+    eagle, _ = train_eagle3(
+        target, data, AUX, TrainingConfig(30, 5e-3, 3), unrolled=2, draft_vocab=20
+    )
     prompts = [[1, 2, 3], [4, 5]]
-    plain = generate(target, prompts, Plain(), max_new_tokens=30, rule=Greedy())
+    plain = generate(target, prompts, PlainDrafter(), max_new_tokens=30, rule=Greedy())
     for drafter in (EagleDrafter(eagle, 3), EagleDrafter(eagle, 3, 2, 5)):
         run = generate(target, prompts, drafter, max_new_tokens=30)
         assert [g.tokens for g in run.generations] == [g.tokens for g in plain.generations]

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.tree import ChoiceTree, Tree, best_choices, chain, rerank, subtree
+from utils.speculative.tree import ChoiceTree, DraftTree, best_choices, chain, rerank, subtree
 
-SMALL = Tree([-1, 0, 0, 1, 1, 3])
+SMALL = DraftTree([-1, 0, 0, 1, 1, 3])
 
 
 @st.composite
 def trees(draw):
     size = draw(st.integers(1, 24))
-    return Tree([-1, *(draw(st.integers(0, i - 1)) for i in range(1, size))])
+    return DraftTree([-1, *(draw(st.integers(0, i - 1)) for i in range(1, size))])
 
 
 def test_a_small_tree_by_hand():
@@ -57,7 +57,7 @@ def test_choices_name_head_and_rank():
 @pytest.mark.parametrize("parents", [[], [0], [-1, 1], [-1, 2, 0], [-1, -1]])
 def test_what_is_no_tree_is_refused(parents):
     with pytest.raises(SpeculationError, match="parent comes before its child"):
-        Tree(parents)
+        DraftTree(parents)
 
 
 def test_a_choice_needs_its_beginning():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.speculative.speculation_error import SpeculationError
-from utils.speculative.tree import Tree, chain
+from utils.speculative.tree import DraftTree, chain
 from utils.speculative.verify import (
     Greedy,
     SpeculativeSampling,
@@ -14,7 +14,7 @@ from utils.speculative.verify import (
     residual,
 )
 
-FORK = Tree([-1, 0, 0, 1, 2, 2])
+FORK = DraftTree([-1, 0, 0, 1, 2, 2])
 CRITICAL = 24.32  # chi-square, 7 degrees of freedom, p = 0.001
 
 
@@ -78,7 +78,7 @@ def test_sampling_from_drawn_children_keeps_the_distribution():
         return [0, a, b], q.repeat(3, 1)
 
     rule = SpeculativeSampling(1.0, generator())
-    counts, p = first_tokens(rule, Tree([-1, 0, 0]), draw)
+    counts, p = first_tokens(rule, DraftTree([-1, 0, 0]), draw)
     assert chi_square(counts, p) < CRITICAL
 
 
@@ -111,7 +111,7 @@ def test_typical_acceptance_takes_what_is_likely_enough():
 def test_of_equally_long_paths_typical_acceptance_keeps_the_likeliest():
     logits = torch.zeros(3, 8)
     logits[0, 4], logits[0, 5] = 1.0, 2.0
-    tree = Tree([-1, 0, 0])
+    tree = DraftTree([-1, 0, 0])
     assert Typical()(tree, [0, 4, 5], logits).path == [0, 2]
     assert Typical()(tree, [0, 5, 4], logits).path == [0, 1]
 

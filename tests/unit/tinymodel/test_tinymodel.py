@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import utils.tinymodel as tiny
-from tools.tinymodel.data import SOURCES, Sampler, chat_pieces
+from tools.tinymodel.data import SOURCES, BatchSampler, chat_pieces
 from tools.tinymodel.recipes import RECIPES
 from utils.tinymodel import corpus, evaluate, hub, tasks
 from utils.tinymodel import tokenizer as tok
@@ -171,7 +171,7 @@ def test_pieces_encode_like_the_whole_chat(tokenizer):
 
 def test_batches_depend_on_step_and_rank_only(tokenizer):
     def batch(step, rank):
-        return Sampler(tokenizer, FINAL).batch(1, step, rank, 4, 128)
+        return BatchSampler(tokenizer, FINAL).batch(1, step, rank, 4, 128)
 
     assert batch(5, 0).ids.equal(batch(5, 0).ids)
     assert not batch(5, 0).ids.equal(batch(6, 0).ids)
@@ -182,7 +182,7 @@ def test_batches_depend_on_step_and_rank_only(tokenizer):
 
 
 def test_copied_tokens_occur_before(tokenizer):
-    batch = Sampler(tokenizer, {"copy": 1.0}).batch(1, 0, 0, 2, 128)
+    batch = BatchSampler(tokenizer, {"copy": 1.0}).batch(1, 0, 0, 2, 128)
     assert set(batch.source.flatten().tolist()) == {SOURCES.index("copy")}
     for ids, targets, weights in zip(batch.ids, batch.targets, batch.weights, strict=True):
         for i in weights.nonzero().flatten().tolist():

@@ -16,11 +16,11 @@ from tools.tinymodel.train import Trainer, run
 from utils.profiles import ROOT
 from utils.tinymodel import corpus, evaluate, export, hub, tasks
 from utils.tinymodel import tokenizer as tok
-from utils.tinymodel.model import Shape, TinyQwen3, grow
+from utils.tinymodel.model import ModelShape, TinyQwen3, grow
 
 MICRO = Recipe(
     "micro",
-    Shape(layers=3, hidden=32, ffn=64, heads=2, head_dim=32, vocab=512, context=256),
+    ModelShape(layers=3, hidden=32, ffn=64, heads=2, head_dim=32, vocab=512, context=256),
     (Stage(4, 2, 64, (32,), {"copy": 0.5, "task": 0.5}), Stage(4, 3, 64, (32, 64), {"task": 1.0})),
     decay=4,
     workers=1,

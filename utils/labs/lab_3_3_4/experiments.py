@@ -1,4 +1,4 @@
-"""The runs of lab 3.3.4: what its cells call, so that they stay short."""
+"""Measured runs of lab 3.3.4, which its cells call."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from utils.engines.fleet import Fleet
 from utils.profiles import MODELS, Profile
 from utils.speculative import train_config
 from utils.speculative.comparison import (
-    Outcome,
-    Served,
+    ServedSpeculation,
+    SpeculationResult,
     in_batches,
     measure_served,
     speculation,
 )
 from utils.speculative.dataset import TRAINED, Prompt, load_tokenizer, prompts_of
-from utils.speculative.drafters import Drafter, News, Plain
+from utils.speculative.drafters import Drafter, News, PlainDrafter
 from utils.speculative.generate import Generation, acceptance_length, generate
 from utils.speculative.target import Target
-from utils.speculative.tree import Tree, chain
+from utils.speculative.tree import DraftTree, chain
 from utils.speculative.verify import Rule, Verdict
 from utils.tinymodel.evaluate import has_loop, repeats
 
@@ -65,7 +65,7 @@ class OwnRule:
         self.accept = accept
 
     def __call__(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
+        self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
         """See `verify.Rule`."""
         best = logits.argmax(-1).tolist()
@@ -74,10 +74,10 @@ class OwnRule:
 
 
 def own_tree(
-    tree: Tree,
+    tree: DraftTree,
     mask: Callable[[list[int]], list[list[bool]]],
     positions: Callable[[list[int], int], list[int]],
-) -> Tree:
+) -> DraftTree:
     """Puts a learner's mask and positions into a tree, in place of those it would compute itself."""
     parents = list(tree.parents)
     tree.mask = torch.tensor(mask(parents))
@@ -86,7 +86,9 @@ def own_tree(
 
 
 @torch.inference_mode()
-def tree_error(target: Target, text: Sequence[int], tree: Tree, tokens: Sequence[int]) -> float:
+def tree_error(
+    target: Target, text: Sequence[int], tree: DraftTree, tokens: Sequence[int]
+) -> float:
     """What a tree's mask and positions change: logits of its nodes in one pass, and of each path by itself.
 
     Args:
@@ -120,7 +122,7 @@ def answer_all(
     rule: Rule | None = None,
 ) -> dict[str, list[Generation]]:
     """Answers of plain decoding, by the course's own greedy rule, and of every drafter by `rule`."""
-    found = {"plain": in_batches(target, Plain(), prompts, max_new_tokens)}
+    found = {"plain": in_batches(target, PlainDrafter(), prompts, max_new_tokens)}
     for name, drafter in drafters.items():
         found[name] = in_batches(target, drafter, prompts, max_new_tokens, rule)
     return found
@@ -133,7 +135,7 @@ def accepted_by_head(answers: Sequence[Generation], heads: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class KindAcceptance:
     """What one kind of text makes of the drafters.
 
     Attributes:
@@ -155,7 +157,7 @@ class Kind:
 
 def by_kind(
     prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Generation]], heads: int = 4
-) -> dict[str, Kind]:
+) -> dict[str, KindAcceptance]:
     """Acceptance per head and per kind of text, with n-gram lookup as the control.
 
     Args:
@@ -173,7 +175,7 @@ def by_kind(
         if not good:
             continue
         chain_, ngram = ([answers[name][i] for i in good] for name in (CHAIN, "n-gram"))
-        found[kind] = Kind(
+        found[kind] = KindAcceptance(
             len(here),
             len(good),
             accepted_by_head(chain_, heads),
@@ -227,17 +229,17 @@ def draft_seconds(target: Target, drafter: Drafter, repeats: int = 60) -> float:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class TransformersBaseline:
     """Plain decoding by transformers beside our own, on the same prompts and threads.
 
     Attributes:
-        theirs: Decoding tokens per second of transformers, one per repeat.
+        transformers: Decoding tokens per second of transformers, one per repeat.
         ours: Of the own loop.
         same: Share of answers that are the same.
         threads: Of PyTorch.
     """
 
-    theirs: list[float]
+    transformers: list[float]
     ours: list[float]
     same: float
     threads: int
@@ -245,13 +247,13 @@ class Baseline:
     @property
     def ratio(self) -> float:
         """Own loop over transformers, median of the repeats."""
-        return median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        return median(a / b for a, b in zip(self.ours, self.transformers, strict=True))
 
 
 @torch.inference_mode()
 def transformers_baseline(
     target: Target, prompts: Sequence[Sequence[int]], max_new_tokens: int, repeats: int = 3
-) -> Baseline:
+) -> TransformersBaseline:
     """Times transformers' `generate` and the own plain loop on the same prompts, in turn.
 
     Both decode greedily and one prompt at a time; counted are the tokens after the first of each answer, and
@@ -261,22 +263,22 @@ def transformers_baseline(
 
     model = AutoModelForCausalLM.from_pretrained(target.path, dtype=target.dtype)
     model.to(target.device).eval()
-    theirs, ours, same = [], [], 0
+    transformers, ours, same = [], [], 0
     _with_transformers(model, prompts[0], 4)
     for _ in range(repeats):
-        spent = {"theirs": [0, 0.0], "ours": [0, 0.0]}
+        spent = {"transformers": [0, 0.0], "ours": [0, 0.0]}
         same = 0
         for prompt in prompts:
             tokens, seconds = _with_transformers(model, prompt, max_new_tokens)
-            spent["theirs"][0] += len(tokens) - 1
-            spent["theirs"][1] += seconds
-            run = generate(target, [prompt], Plain(), max_new_tokens=max_new_tokens)
+            spent["transformers"][0] += len(tokens) - 1
+            spent["transformers"][1] += seconds
+            run = generate(target, [prompt], PlainDrafter(), max_new_tokens=max_new_tokens)
             spent["ours"][0] += run.decoded
             spent["ours"][1] += run.decode_seconds
             same += tokens == run.generations[0].tokens
-        theirs.append(spent["theirs"][0] / spent["theirs"][1])
+        transformers.append(spent["transformers"][0] / spent["transformers"][1])
         ours.append(spent["ours"][0] / spent["ours"][1])
-    return Baseline(theirs, ours, same / len(prompts), torch.get_num_threads())
+    return TransformersBaseline(transformers, ours, same / len(prompts), torch.get_num_threads())
 
 
 def _with_transformers(model: Any, prompt: Sequence[int], limit: int) -> tuple[list[int], float]:
@@ -308,18 +310,18 @@ def vllm_variants(profile: Profile, heads: int = 4) -> dict[str, dict[str, Any]]
 
 def serve(
     fleet: Fleet, profile: Profile, prompts: Sequence[Sequence[int]], limit: int, turns: int
-) -> dict[str, list[Served]]:
+) -> dict[str, list[ServedSpeculation]]:
     """The same prompts to every engine, one at a time, the engines in turn; a first turn is thrown away."""
 
-    def ask(name: str, engine: RunningEngine, turn: int) -> Served:
+    def ask(name: str, engine: RunningEngine, turn: int) -> ServedSpeculation:
         label = f"vLLM, {name}, warm-up" if turn == 0 else f"vLLM, {name}"
-        some = prompts[:2] if turn == 0 else prompts
-        return measure_served(engine, profile, some, label, max_tokens=limit)
+        asked = prompts[:2] if turn == 0 else prompts
+        return measure_served(engine, profile, asked, label, max_tokens=limit)
 
     return {name: each[1:] for name, each in fleet.each(ask, turns=turns + 1).items()}
 
 
-def served_speed(served: Served) -> float:
+def served_speed(served: ServedSpeculation) -> float:
     """Decoding tokens per second: those after the first of each answer, from the first on."""
     traces = served.run.result.traces
     tokens = sum(max(0, (t.completion_tokens or 0) - 1) for t in traces)
@@ -333,6 +335,6 @@ def same_texts(answers: Sequence[Generation], texts: Sequence[str], tokenizer: A
     return sum(a == b for a, b in zip(ours, texts, strict=True)) / len(texts)
 
 
-def best_of(outcomes: Mapping[str, Outcome], names: Sequence[str]) -> str:
+def best_of(results: Mapping[str, SpeculationResult], names: Sequence[str]) -> str:
     """The method with the highest measured speed-up."""
-    return max(names, key=lambda name: outcomes[name].speedup)
+    return max(names, key=lambda name: results[name].speedup)

@@ -1,4 +1,4 @@
-"""Pictures of labs 3.3.4 and 3.3.5. Colours are those of Okabe and Ito, told apart with colour-blindness."""
+"""Plots of lab 3.3.4, in the colours of Okabe and Ito, which colour-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from utils.speculative.plot_helpers import finish_axes, tree_layout
 from utils.speculative.training import LogLine
-from utils.speculative.tree import Tree
 
 SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (SKY, "v"), (RED, "P"))
 
@@ -59,7 +59,7 @@ def plot_tree(
 
 
 def _tree(axes: Axes, parents: Sequence[int], texts: Sequence[str], accepted: set[int]) -> None:
-    depth, height, lines = layout(parents)
+    depth, height, lines = tree_layout(parents)
     for node, parent in enumerate(parents):
         if parent >= 0:
             both = {node, parent} <= accepted
@@ -92,32 +92,6 @@ def _tree(axes: Axes, parents: Sequence[int], texts: Sequence[str], accepted: se
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def layout(parents: Sequence[int]) -> tuple[list[int], dict[int, float], int]:
-    """Where nodes are drawn, from left to right by depth: leaves take a line each, parents stand amid.
-
-    Args:
-        parents: Parent of each node, -1 for the root.
-
-    Returns:
-        Depth of each node; its height, by node: lines 0, -1, -2, ...; how many lines there are.
-    """
-    tree = Tree(parents)
-    height: dict[int, float] = {}
-    lines = 0
-
-    def place(node: int) -> float:
-        nonlocal lines
-        below = [place(child) for child in tree.children[node]]
-        if not below:
-            below = [-float(lines)]
-            lines += 1
-        height[node] = sum(below) / len(below)
-        return height[node]
-
-    place(0)
-    return tree.depths.tolist(), height, lines
-
-
 def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> Figure:
     """Loss, and the accuracy of each head or step, against optimizer steps.
 
@@ -139,7 +113,7 @@ def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> 
     right.set_ylim(0, 100)
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
-        finish(axes)
+        finish_axes(axes)
     plt.close(figure)
     return figure
 
@@ -163,7 +137,7 @@ def plot_accuracy(
     axes.set_xticks(range(longest), [f"{part} {k}" for k in range(longest)])
     axes.set_ylabel(what)
     axes.set_ylim(0, 100)
-    finish(axes)
+    finish_axes(axes)
     plt.close(figure)
     return figure
 
@@ -179,7 +153,7 @@ def plot_costs(costs: Mapping[int, float]) -> Figure:
     axes.set_xlabel("nodes of a forward pass, the root included")
     axes.set_ylabel("T(n) / T(1)")
     axes.set_ylim(0, max(2.0, 1.3 * max(ratios)))
-    finish(axes)
+    finish_axes(axes)
     plt.close(figure)
     return figure
 
@@ -213,12 +187,6 @@ def plot_speedups(
     axes.set_xticks(at, [f"{name}\n({nodes[name]} nodes)" for name in names], fontsize=9)
     axes.set_ylabel("times plain decoding")
     axes.set_ylim(0, None)
-    finish(axes)
+    finish_axes(axes)
     plt.close(figure)
     return figure
-
-
-def finish(axes: Axes, fontsize: int = 8) -> None:
-    """No frame above and right, and a legend without one."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=fontsize, frameon=False)

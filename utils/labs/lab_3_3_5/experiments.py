@@ -1,4 +1,4 @@
-"""The measured runs of lab 3.3.5: what its cells call, so that they stay short."""
+"""Measured runs of lab 3.3.5, which its cells call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.engines import EngineError, RunningEngine, launch
 from utils.engines.fleet import Fleet
 from utils.engines.registry import get_spec
 from utils.profiles import Profile
-from utils.speculative.comparison import Served, in_batches, loop_free, measure_served
+from utils.speculative.comparison import ServedSpeculation, in_batches, loop_free, measure_served
 from utils.speculative.dataset import (
     TRAINED,
     UNLIKE,
@@ -28,12 +28,20 @@ from utils.speculative.dataset import (
     self_generated,
     training_prompts,
 )
-from utils.speculative.drafters import Draft, Drafter, EagleDrafter, Medusa, News, NGram, Plain
+from utils.speculative.drafters import (
+    Draft,
+    Drafter,
+    EagleDrafter,
+    MedusaDrafter,
+    News,
+    NGramDrafter,
+    PlainDrafter,
+)
 from utils.speculative.generate import Generation, generate
-from utils.speculative.heads import Eagle3, default_aux_layers
+from utils.speculative.heads import Eagle3Draft, default_aux_layers
 from utils.speculative.pretrained import Shipped, calibration
 from utils.speculative.target import Seen, Target
-from utils.speculative.training import LogLine, Settings, eagle_accuracy, train_eagle3
+from utils.speculative.training import LogLine, TrainingConfig, eagle_accuracy, train_eagle3
 from utils.speculative.tree import best_choices, chain
 from utils.speculative.verify import SpeculativeSampling
 
@@ -50,9 +58,9 @@ def drafters(shipped: Shipped) -> dict[str, Drafter]:
     """Every way of drafting that section 6 compares, by name; fresh objects."""
     choices = best_choices(calibration(), TREE["nodes"])
     return {
-        "n-gram": NGram(),
-        "Medusa, chain": Medusa(shipped.medusa),
-        "Medusa, tree": Medusa(shipped.medusa, choices),
+        "n-gram": NGramDrafter(),
+        "Medusa, chain": MedusaDrafter(shipped.medusa),
+        "Medusa, tree": MedusaDrafter(shipped.medusa, choices),
         "EAGLE-1, chain of 3": EagleDrafter(shipped.eagle1, 3),
         **{f"EAGLE-3, chain of {k}": EagleDrafter(shipped.eagle3, k) for k in CHAINS},
         "EAGLE-3, dynamic tree": EagleDrafter(shipped.eagle3, **TREE),
@@ -96,7 +104,7 @@ def hidden_states(target: Target, ids: Sequence[int]) -> Tensor:
 class Trained:
     """A small draft, the log of its training, and its accuracy by step on answers held out from it."""
 
-    eagle: Eagle3
+    eagle: Eagle3Draft
     log: list[LogLine]
     accuracy: list[float]
 
@@ -120,9 +128,9 @@ def train_small(
     learn, test = data
     steps = profile.load.speculation.training_steps
     aux = default_aux_layers(target.shape.layers)
-    settings = Settings(steps=steps, rate=4e-3, rows=ROWS)
+    config = TrainingConfig(steps=steps, rate=4e-3, rows=ROWS)
     eagle, log = train_eagle3(
-        target, learn, aux, settings, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
+        target, learn, aux, config, unrolled=unrolled, draft_vocab=DRAFT_VOCAB
     )
     return Trained(eagle, log, eagle_accuracy(target, eagle, test, looked_at))
 
@@ -160,14 +168,14 @@ class _Keeping(EagleDrafter):
     first: Draft | None = None
 
     def draft(self, row: int, news: News) -> Draft:
-        made = super().draft(row, news)
-        self.first = self.first or made
-        return made
+        draft = super().draft(row, news)
+        self.first = self.first or draft
+        return draft
 
 
 def expand(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompt: Sequence[int],
     depth: int,
     width: int,
@@ -185,7 +193,7 @@ def expand(
             the best first guess is nearest to `HESITATES`.
     """
     limit = max(behind) + depth + 1
-    answer = generate(target, [prompt], Plain(), max_new_tokens=limit).generations[0].tokens
+    answer = generate(target, [prompt], PlainDrafter(), max_new_tokens=limit).generations[0].tokens
     places = [n for n in behind if n < len(answer)] or [0]
     trees = [_expand_at(target, eagle, prompt, answer, n, depth, width) for n in places]
     return min(trees, key=lambda tree: abs(tree.probabilities[1] - HESITATES))
@@ -193,7 +201,7 @@ def expand(
 
 def _expand_at(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompt: Sequence[int],
     answer: list[int],
     skip: int,
@@ -259,7 +267,7 @@ def limit_of(profile: Profile) -> int:
 
 def by_temperature(
     target: Target,
-    eagle: Eagle3,
+    eagle: Eagle3Draft,
     prompts: Sequence[Sequence[int]],
     profile: Profile,
     temperatures: Sequence[float] = (0.0, 0.5, 1.0, 1.5),
@@ -299,11 +307,11 @@ def check_same(
     each = -(-sizes.same // len(TRAINED))
     prompts = prompts_of(tokenizer, each, seed=6)[: sizes.same]
     limit = sizes.answer_tokens // 3
-    wanted = in_batches(target, Plain(), prompts, limit, batch=batch)
+    wanted = in_batches(target, PlainDrafter(), prompts, limit, batch=batch)
     found = {}
     for name, drafter in methods.items():
-        made = in_batches(target, drafter, prompts, limit, batch=batch)
-        same = sum(a.tokens == b.tokens for a, b in zip(wanted, made, strict=True))
+        answers = in_batches(target, drafter, prompts, limit, batch=batch)
+        same = sum(a.tokens == b.tokens for a, b in zip(wanted, answers, strict=True))
         found[name] = (same, len(prompts))
     return found
 
@@ -315,12 +323,12 @@ def acceptance_rate(generations: Sequence[Generation]) -> float:
     guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
     it off, and what was cut off was not found wrong.
     """
-    right = looked_at = 0
+    correct = looked_at = 0
     for g in generations:
         for gained, drafted in list(zip(g.accepted, g.drafted, strict=True))[:-1]:
-            right += gained - 1
+            correct += gained - 1
             looked_at += min(gained, drafted)
-    return right / max(1, looked_at)
+    return correct / max(1, looked_at)
 
 
 @dataclass(frozen=True)
@@ -353,21 +361,23 @@ def crossover(
         Points by engine, in the same order for each.
     """
     load = profile.load
-    most = max(load.requests_at(level) for level in load.levels)
-    kinds = [held_out(tokenizer, kind, -(-most // len(TRAINED)), seed=8) for kind in TRAINED]
+    highest = max(load.requests_at(level) for level in load.levels)
+    kinds = [held_out(tokenizer, kind, -(-highest // len(TRAINED)), seed=8) for kind in TRAINED]
     prompts = [p.ids for row in zip(*kinds, strict=False) for p in row]
     turns = min(2, load.repeats)
 
-    def work(name: str, engine: RunningEngine, turn: int) -> list[tuple[int, float, Served]]:
+    def work(
+        name: str, engine: RunningEngine, turn: int
+    ) -> list[tuple[int, float, ServedSpeculation]]:
         found = []
         for temperature in temperatures:
             for level in load.levels:
-                some = [prompts[i % len(prompts)] for i in range(load.requests_at(level))]
+                asked = [prompts[i % len(prompts)] for i in range(load.requests_at(level))]
                 label = f"{name}, temperature {temperature:g}"
                 served = measure_served(
                     engine,
                     profile,
-                    some,
+                    asked,
                     label,
                     concurrency=level,
                     max_tokens=load.output_tokens,
@@ -433,5 +443,5 @@ def try_sglang(profile: Profile) -> str:
         text=True,
         timeout=60,
     )
-    said = called.stderr.strip().splitlines()
-    return "SGLang with EAGLE-3: not run here. " + (said[-1] if said else f"{kernel} is there.")
+    errors = called.stderr.strip().splitlines()
+    return "SGLang with EAGLE-3: not run here. " + (errors[-1] if errors else f"{kernel} is there.")

@@ -29,9 +29,9 @@ def probe(target: Target, learn: Sequence[Recorded], test: Sequence[Recorded]) -
         Share of right guesses, 0 to 1, by input.
     """
     seen, wanted = _examples(target, learn)
-    fresh, right = _examples(target, test)
+    fresh, expected = _examples(target, test)
     vocab = target.shape.vocab
-    return {name: _share(seen[name], wanted, fresh[name], right, vocab) for name in seen}
+    return {name: _share(seen[name], wanted, fresh[name], expected, vocab) for name in seen}
 
 
 def _examples(target: Target, data: Sequence[Recorded]) -> tuple[Mapping[str, Tensor], Tensor]:
@@ -42,10 +42,10 @@ def _examples(target: Target, data: Sequence[Recorded]) -> tuple[Mapping[str, Te
         rows = range(max(0, s.prompt - 2), len(s.ids) - 2)
         if not rows:
             continue
-        some = slice(rows.start, rows.stop)
+        span = slice(rows.start, rows.stop)
         tokens.append(embed[s.ids[rows.start + 1 : rows.stop + 1]])
-        hidden.append(s.hidden[some].float())
-        features.append(s.features[some].float())
+        hidden.append(s.hidden[span].float())
+        features.append(s.features[span].float())
         wanted.append(s.ids[rows.start + 2 : rows.stop + 2])
     token, last, several = torch.cat(tokens), torch.cat(hidden), torch.cat(features)
     return {
@@ -55,7 +55,7 @@ def _examples(target: Target, data: Sequence[Recorded]) -> tuple[Mapping[str, Te
     }, torch.cat(wanted)
 
 
-def _share(seen: Tensor, wanted: Tensor, fresh: Tensor, right: Tensor, vocab: int) -> float:
+def _share(seen: Tensor, wanted: Tensor, fresh: Tensor, expected: Tensor, vocab: int) -> float:
     mean, spread = seen.mean(0), seen.std(0) + 1e-6
 
     def scaled(x: Tensor) -> Tensor:
@@ -66,4 +66,4 @@ def _share(seen: Tensor, wanted: Tensor, fresh: Tensor, right: Tensor, vocab: in
     gram = x.t() @ x + RIDGE * len(x) * torch.eye(x.shape[1])
     weights = torch.linalg.solve(gram, products)
     guessed = (scaled(fresh) @ weights).argmax(1)
-    return float((guessed == right).float().mean())
+    return float((guessed == expected).float().mean())

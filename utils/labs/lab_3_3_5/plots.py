@@ -1,4 +1,4 @@
-"""Pictures of lab 3.3.5. Colours are Okabe and Ito's, told apart by people with colour-blindness."""
+"""Plots of lab 3.3.5, in the colours of Okabe and Ito, which colour-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, RED
-from utils.labs.lab_3_3_4.plots import finish, layout
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.tables import TARGET_ACCEPTANCE, TARGET_SPEEDUP, ratios
-from utils.speculative.comparison import Outcome
+from utils.speculative.comparison import SpeculationResult
+from utils.speculative.plot_helpers import finish_axes, tree_layout
 
 DROPPED = "#777777"  # darker than GREY: it is text
 MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (RED, "D"))
@@ -60,7 +60,7 @@ def plot_steps(accuracies: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("guess of the draft, counted from the last token known")
     axes.set_ylabel("right (%)")
     axes.set_ylim(0, 100)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
 
@@ -75,7 +75,7 @@ def plot_expansion(
         kept: Nodes that re-ranking keeps, the root among them.
         text: How a token is written.
     """
-    depth, height, lines = layout(tree.parents)
+    depth, height, lines = tree_layout(tree.parents)
     accepted = set(tree.accepted(kept))
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.24 * lines), layout="constrained")
     for node, x in enumerate(depth):
@@ -101,15 +101,17 @@ def plot_expansion(
     return figure
 
 
-def plot_outcomes(outcomes: Mapping[str, Outcome], unlike: Mapping[str, Outcome]) -> Figure:
-    """Speed-up and acceptance length of every method, on known kinds of text and on unlike text."""
-    names = [name for name in outcomes if name != "plain"]
+def plot_results(
+    results: Mapping[str, SpeculationResult], unlike: Mapping[str, SpeculationResult]
+) -> Figure:
+    """Plot speed-up and acceptance length of every method, on known kinds of text and on unlike text."""
+    names = [name for name in results if name != "plain"]
     at = np.arange(len(names))
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 0.9 + 0.42 * len(names)), sharey=True, layout="constrained"
     )
     for shift, colour, label, found in (
-        (-0.2, BLUE, "kinds the heads know", outcomes),
+        (-0.2, BLUE, "kinds the heads know", results),
         (0.2, ORANGE, "unlike text (prose)", unlike),
     ):
         speed = [found[name].speedup for name in names]
@@ -142,7 +144,7 @@ def plot_chains(predicted: Mapping[int, float], measured: Mapping[int, float]) -
     axes.set_xlabel("guesses in a chain")
     axes.set_ylabel("speed-up")
     axes.set_ylim(bottom=0)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
 
@@ -170,6 +172,6 @@ def plot_crossover(found: Mapping[str, Sequence[Level]], base: str = "plain") ->
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("throughput over plain vLLM's")
     axes.set_ylim(bottom=0)
-    finish(axes, 9)
+    finish_axes(axes, 9)
     plt.close(figure)
     return figure
