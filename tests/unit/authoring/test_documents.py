@@ -347,7 +347,7 @@ LAB = """# %% [markdown]
 # %%
 import matplotlib.pyplot as plt
 
-plots.plot_knee(1)
+plots.plot_ridge_point(1)
 
 # %% [markdown]
 # *In the picture: a line.*
