@@ -560,7 +560,7 @@ SAMPLES: dict[str, Sample] = {
         "import utils.checks, utils.checks.base, utils.checks.expect, tools.lab.judge.rpc_codec as wire\n"
         "for module in (utils.checks, utils.checks.expect):\n"
         "    module.expect_close = module.expect_equal = lambda *args, **kwargs: None\n"
-        "utils.checks.base.Check.judge = lambda *args: utils.checks.Outcome('right')\n"
+        "utils.checks.base.Check.judge = lambda *args: utils.checks.CheckResult('right')\n"
         "def p99_of_runs(runs):\n    return 0.0\n",
         "p99",
         "uses utils",
