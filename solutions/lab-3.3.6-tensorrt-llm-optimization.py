@@ -517,9 +517,9 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # %%
 from utils.engines import EngineError, UnsupportedOption, launch
 from utils.engines import tensorrt_llm_checks as before
-from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, Settings
+from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, TrtLlmSettings
 
-settings = Settings(
+settings = TrtLlmSettings(
     kv_cache_config=KvCache(dtype="fp8", free_gpu_memory_fraction=0.7),
     cuda_graph_config=CudaGraphs(max_batch_size=32, enable_padding=True),
     enable_chunked_prefill=True,
@@ -542,10 +542,10 @@ def refused(what, call):
 
 
 spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
-refused("a key that does not exist", lambda: Settings.read("max_batch_sise: 8"))
-refused("a key of an earlier version", lambda: Settings.read("kv_cache_dtype: fp8"))
-refused("an engine build", lambda: Settings.read("backend: tensorrt"))
-refused("NGram beside the overlap scheduler", lambda: Settings(speculative_config=NGram()).faults())
+refused("a key that does not exist", lambda: TrtLlmSettings.read("max_batch_sise: 8"))
+refused("a key of an earlier version", lambda: TrtLlmSettings.read("kv_cache_dtype: fp8"))
+refused("an engine build", lambda: TrtLlmSettings.read("backend: tensorrt"))
+refused("NGram beside the overlap scheduler", lambda: TrtLlmSettings(speculative_config=NGram()).faults())
 refused("an FP8 cache on an A100", lambda: before.device_faults(settings, ampere))
 refused("70B in bfloat16 where 40 GB are left", lambda: before.device_faults(settings, spark, weights_bytes=141e9))
 refused("no GPU", lambda: before.device_faults(settings, None))
@@ -683,4 +683,4 @@ work_folder.cleanup()
 # * `sizes.layers` of 24: build the whole model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.
 # * `-ctk q8_0 -ctv q4_0`: keys and values of different types (`extra_arguments`). Which of the two is more sensitive?
-# * On a GPU: `Settings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.
+# * On a GPU: `TrtLlmSettings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.

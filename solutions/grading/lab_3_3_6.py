@@ -351,7 +351,7 @@ serve_settings = Grading(
         "leaves out the statistics": Wrong(_without("enable_iter_perf_stats"), says="stays empty"),
         "leaves out the type of the weights": Wrong(_without("dtype"), says="written down"),
     },
-    twins=("utils.engines.tensorrt_llm_settings.Settings.to_yaml",),
+    twins=("utils.engines.tensorrt_llm_settings.TrtLlmSettings.to_yaml",),
 )
 
 

@@ -30,7 +30,7 @@ from tools.authoring.commands import (
 )
 from tools.authoring.text_blocks import Line, Passage, passages
 from utils.engines import ENGINES, UnsupportedOption
-from utils.engines.tensorrt_llm_settings import Settings
+from utils.engines.tensorrt_llm_settings import TrtLlmSettings
 
 WHERE = (
     *("*.md", "models/**/*.md", "solutions/*.md", "solutions/lab-*.py", "solutions/grading/*.py"),
@@ -340,7 +340,7 @@ def _settings(passage: Passage) -> Iterator[tuple[int, str]]:
     for line in passage.lines:
         for span in filter(_SETTING.match, _SPAN.findall(line.text)):
             try:
-                Settings.read(span.replace("...", "x"))
+                TrtLlmSettings.read(span.replace("...", "x"))
             except UnsupportedOption as error:
                 yield line.number, f"`{span}`: {error}"
 

@@ -11,7 +11,7 @@ import yaml
 from utils.checks import check, expect, expect_close, expect_equal, expect_type
 from utils.checks.failures import CheckFailed
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.tensorrt_llm_settings import Settings
+from utils.engines.tensorrt_llm_settings import TrtLlmSettings
 
 Measured = Sequence[tuple[int, float, float]]
 Variants = Mapping[str, Mapping[str, float]]
@@ -314,7 +314,7 @@ def same_settings(
     what = f"requests={requests}, context={context}, chunk={chunk}, fp8={fp8}, json={json}"
     expect_type(got, dict, what=what)
     try:
-        settings = Settings.read(yaml.safe_dump(got))
+        settings = TrtLlmSettings.read(yaml.safe_dump(got))
     except (UnsupportedOption, yaml.YAMLError) as error:
         raise CheckFailed(f"{what}: {error}") from error
     faults = settings.faults(context)
