@@ -259,8 +259,15 @@ print(f"Your bucket, fed with 160 requests over the {took:.1f} s that they took:
 print(f"The others: HTTP {set(statuses) - {200}}, the first with Retry-After {wait} s. A key nobody knows: HTTP {stranger[0]}")
 
 # %% [markdown]
-# **In words.** 120 at once, and what flows in meanwhile, 2 a second. Refused requests cost nothing and take nothing. If *your*
-# run took so long that the bucket never ran dry, all were let through: that is the limit as it is meant.
+# **Read the numbers.** How many requests were let through beyond the 120 that the bucket holds, and where do they come from? Does your
+# bucket agree with the gateway's? What did a refused request cost?
+#
+# <details><summary>Our reading</summary>
+#
+# The bucket lets 120 requests through at once, and 2 more for each second that the run took. If your run took so long that the bucket
+# never ran dry, all were let through, because the client stayed within its rate. Your bucket may differ from the gateway's by one or
+# two requests, because it assumes that the requests came at equal distances. A refused request takes nothing from the bucket.
+# </details>
 #
 # ## 4. Which replica?
 #
@@ -515,8 +522,14 @@ compare_prediction(answered_of_40, found[200], what="requests answered", unit="o
 print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
 # %% [markdown]
-# **In words.** 4 in flight and 8 in the queue are 12. A few more get in if a first answer ends while the others still arrive.
-# `Retry-After` is made of how long requests lately took and how many wait; OpenAI's client obeys it by itself.
+# **Read the numbers.** How many requests got an answer, and why that many? What happened to the others, and when should they come back?
+#
+# <details><summary>Our reading</summary>
+#
+# The 4 in flight and the 8 in the queue get an answer. If you count a few more, a first answer ended while others still arrived, and a
+# place became free. The others get HTTP 429 at once. The gateway estimates `Retry-After` from the time that recent requests took and
+# from the number that wait. OpenAI's client obeys it by itself.
+# </details>
 #
 # ## 7. Leaving without cutting anybody off
 #
