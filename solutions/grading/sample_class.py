@@ -603,7 +603,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "searches-memory": _hostile(
         "import gc, sys\n"
-        "found = [o for o in gc.get_objects() if type(o).__name__ in ('Check', 'Grading', 'Part')]\n"
+        "found = [o for o in gc.get_objects() if type(o).__name__ in ('Check', 'Grading', 'GradedPart')]\n"
         "frames = list(sys._current_frames().values())\n"
         "p99_of_runs = found[0].reference\n",
         "IndexError",
