@@ -125,9 +125,9 @@ def variants_table(found: Mapping[str, Variant]) -> pd.DataFrame:
             "requests in the f16 cache's memory": int(SLOTS * reference.kv_bytes / one.kv_bytes),
             "output tok/s": round(one.speed, 1),
             "least ... most": f"{min(one.speeds):.0f} ... {max(one.speeds):.0f}",
-            "times the speed": round(one.speed / reference.speed, 2),
+            "times the reference's speed": round(one.speed / reference.speed, 2),
             "perplexity": round(one.judged.perplexity, 4),
-            "change": f"{one.judged.perplexity / reference.judged.perplexity - 1:+.2%}",
+            "perplexity change": f"{one.judged.perplexity / reference.judged.perplexity - 1:+.2%}",
             "likeliest token as reference": f"{agreement(reference.judged, one.judged):.1%}",
             "divergence (nats)": round(divergence(reference.judged, one.judged), 5),
         }
