@@ -567,7 +567,8 @@ phase = checks.phase(phase)
 seen = experiments.drain_under_load(gateway, streams=3, tokens=experiments.tokens_in(runs[0], seconds=4))  # about 4 s of streaming
 gateway.stop()
 whole = [end for end in seen.finished if end is not None]
-print(f"{len(whole)} of {len(seen.finished)} running streams ended whole, the last {max(whole, default=0.0):.1f} s after SIGTERM")
+last = f", the last {max(whole):.1f} s after SIGTERM" if whole else ""
+print(f"{len(whole)} of {len(seen.finished)} running streams ended whole{last}")
 print(f"The gateway's process ended after {seen.ended_s:.1f} s (measured)")
 display(tables.drain_table(seen, lambda since, in_flight: phase(since, in_flight, **drain)))
 
