@@ -1,6 +1,6 @@
 # What instructors and authors type besides; a release does not have it. Included by the Makefile.
 .PHONY: test check build release grade formgrader class bench-client bench-llama-cpp bench-gateway bench-chaos peers lock
-.PHONY: grade-names form-names screenshots two-sparks
+.PHONY: grade-names form-names screenshots
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
@@ -92,6 +92,3 @@ bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen
 
 lock:  ## pin the course environment anew, from pyproject.toml
 	@$(RUN) -m tools.authoring.lock
-
-two-sparks: course-env  ## commands for two linked DGX Sparks: PLAN=replicas NODES="192.168.100.10 192.168.100.11"
-	@$(RUN) -m tools.two_sparks $(or $(PLAN),advice) $(if $(NODES),--nodes $(NODES))

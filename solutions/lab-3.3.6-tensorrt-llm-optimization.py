@@ -17,7 +17,7 @@
 # * say what a quantised KV cache saves and what it costs, from your own measurements;
 # * write the settings of `trtllm-serve` for a requirement, and have them checked before a container starts.
 #
-# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, and more with a large
 # model on a GPU.
 #
 # **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
@@ -93,7 +93,7 @@ def layer_cost(hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, 
 layer_cost = checks.layer_cost(layer_cost)
 
 # %% [markdown]
-# Write `knee_tokens`: the number of tokens at which multiplying takes as long as reading the weights, from the machine's
+# Write `ridge_point_tokens`: the number of tokens at which multiplying takes as long as reading the weights, from the machine's
 # `flops_per_s` and `bytes_per_s` and the `value_bytes` of a weight. Below it a step is bound by memory, above it by arithmetic.
 #
 # <details><summary>Hint</summary>
@@ -101,15 +101,15 @@ layer_cost = checks.layer_cost(layer_cost)
 # For one weight: reading takes `value_bytes / bytes_per_s`, multiplying it for n tokens `2 * n / flops_per_s`. Set them equal.
 # </details>
 
-# %% exercise="knee_tokens" title="The knee" minutes=8 difficulty=2 points=2
-def knee_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
+# %% exercise="ridge_point_tokens" title="The ridge point" minutes=8 difficulty=2 points=2
+def ridge_point_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
     """Tokens at which computing and reading take the same time."""
     ### BEGIN SOLUTION
     return flops_per_s * value_bytes / (2 * bytes_per_s)
     ### END SOLUTION
 
-# %% check="knee_tokens"
-knee_tokens = checks.knee_tokens(knee_tokens)
+# %% check="ridge_point_tokens"
+ridge_point_tokens = checks.ridge_point_tokens(ridge_point_tokens)
 
 # %% [markdown]
 # Write `step_seconds`: the roofline itself. Reading and multiplying go on at the same time, so a step takes as long as the
@@ -140,11 +140,11 @@ for name, config in (("tiny", read_config(MODELS / "tiny")), ("Llama-3.1-8B", LL
             config["hidden_size"], config["intermediate_size"], shape.query_heads, shape.kv_heads, shape.head_dim, tokens, 2
         )
         print(f"{name}, {tokens} tokens: {cost['flops'] / 1e6:,.1f} MFLOP, {cost['bytes'] / 1e6:,.1f} MB a layer")
-spark_knee = knee_tokens(DGX_SPARK.flops, DGX_SPARK.bandwidth, 2)
-print(f"DGX Spark in bfloat16: the knee is at {spark_knee:.0f} tokens (derived from cited constants)")
+spark_ridge_point = ridge_point_tokens(DGX_SPARK.flops, DGX_SPARK.bandwidth, 2)
+print(f"DGX Spark in bfloat16: the ridge point is at {spark_ridge_point:.0f} tokens (derived from cited constants)")
 
 # %% [markdown]
-# ## 2. The knee, predicted and measured
+# ## 2. The ridge point, predicted and measured
 #
 # Now your machine. Two constants are measured: how fast it reads as many bytes as the model's matrices have, and how fast it
 # multiplies matrices. First the engines of section 4 have to have started: a starting engine takes a core.
@@ -167,38 +167,67 @@ print(machine)
 print(f"The matrices of all layers: {work.bytes / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}")
 
 # %% [markdown]
-# **Predict**: at how many tokens is the knee on this machine?
+# **Predict**: at how many tokens is the ridge point on this machine?
 
-# %% prediction="knee_at"
+# %% prediction="ridge_point_at"
 ### BEGIN SOLUTION
-#: knee_at = None  # tokens
-knee_at = knee_tokens(machine.flops, machine.bandwidth, work.bytes / work.parameters)
+#: ridge_point_at = None  # tokens
+ridge_point_at = ridge_point_tokens(machine.flops, machine.bandwidth, work.bytes / work.parameters)
 ### END SOLUTION
 
 # %% tags=["measures"]
 all_tokens = sorted({*sizes.tokens, *sizes.prompts, *sizes.batches})
 through = ridge_point.time_matrices(matrices, all_tokens, sizes.repeats)
-compare_prediction(knee_at, ridge_point.measured_knee(through), what="the knee", unit="tokens")
-print(tables.explain_knee(through, work, machine, step_seconds))
-print(tables.explain_between(through))
-display(tables.knee_table(through, work, machine, step_seconds))
-plots.plot_knee(through, work, machine)
+compare_prediction(ridge_point_at, ridge_point.measured_ridge_point(through), what="the ridge point", unit="tokens")
+display(tables.ridge_point_table(through, work, machine, step_seconds), tables.overlap_table(through))
+plots.plot_ridge_point(through, work, machine)
 
 # %% [markdown]
 # *In the picture: the time of a step against its tokens, both axes logarithmic. The two dashed lines are your roofline: flat for
-# reading, rising for multiplying; they cross at the predicted knee. The blue points lie on or above them.*
+# reading, rising for multiplying; they cross at the predicted ridge point. The blue points lie on or above them.*
 #
-# **In words.** A roofline is a bound, and small matrices stay above it: each product has a cost of its own, and a single row
-# uses a fraction of what the multiplying units can do. The text above says what your machine's difference is made of. The shape is
-# what counts: few tokens cost hardly more than one, and from the knee on every token costs the same.
+# **Read the tables.** We call a prediction met if the measured time is within 30 % of it. Is it met with the most tokens, and is it
+# met with one token? In the row where it isn't, compare the last two columns with the two constants that you measured above. Which
+# rate stays below its constant, and why? Finally, does the small table say that reading and multiplying overlapped?
 #
-# The whole model has more than matrices. Prefill by prompt length, decode by batch, with 128 tokens in each request's cache:
+# <details><summary>Our reading</summary>
+#
+# A roofline is a bound, so a measured time is the predicted time or longer, apart from noise.
+#
+# * *Most tokens.* Large products usually run near the rate that you measured, so the prediction is often met here. If it isn't, the
+#   multiplying units wait for something else, for example for another program on the same cores.
+# * *One token.* If the step takes more than 30 % longer than predicted, look at *weights read*. It is then well below the bandwidth,
+#   although plain reading of the same bytes reached that bandwidth. So memory isn't the limit. The time goes into many small
+#   products, because each of them has a cost of its own and a single row uses a fraction of the multiplying units. If the
+#   prediction is met, as with large matrices, the step really waits for memory.
+# * *Ridge point.* If one token takes longer than predicted, the flat part of the curve is higher and meets the rising part later.
+#   The measured ridge point is then at more tokens than the predicted one.
+# * *Overlap.* If the measured time is near the first column, reading and multiplying went on at the same time, as the roofline
+#   assumes. If it is near the second, they took turns. In between they overlapped in part.
+#
+# The shape matters more than the exact numbers. A few tokens cost hardly more than one, and beyond the ridge point every further
+# token costs the same.
+# </details>
+#
+# The whole model has more than matrices. Next we measure prefill by prompt length and decode by batch, with 128 tokens in each
+# request's cache:
 
 # %% tags=["measures"]
 prefill = ridge_point.time_prefill(target, sizes.prompts, sizes.repeats)
 decode = ridge_point.time_decode(target, sizes.batches, 128, 2 * sizes.repeats)
-print(tables.explain_whole(prefill, decode, through))
 tables.whole_table(prefill, decode, through, work, machine, step_seconds)
+
+# %% [markdown]
+# **Read the table.** Compare *not matrices* in the row with the longest prompt and in the row with one decoding request. Which is
+# larger, and what else does the model do in that time? How much faster could a compiled engine be at most?
+#
+# <details><summary>Our reading</summary>
+#
+# The rest of the time is attention, norms and, at decode, hundreds of small operations that PyTorch starts one by one. If the share is
+# larger at decode, it is because each of these operations has a fixed cost, which a long prompt spreads over many tokens and a single
+# token can't. A compiled engine can take away this share and nothing else. For example, if half of the time is not matrices, it can
+# at most double the speed. If a row shows 0 %, the difference is smaller than the noise of the two measurements.
+# </details>
 
 # %% [markdown]
 # ## 3. An engine file that everyone can build
@@ -233,15 +262,17 @@ print(f"{small.shape.layers} of the tiny model's {target.shape.layers} layers, o
 tables.built_table(built)
 
 # %% [markdown]
-# Fast and wrong is worthless: first the numbers. The same prompt, and 16 tokens behind it, eagerly and from the file. Compiled code
-# adds up in another order, so the logits differ by rounding; the tolerance is 0.001, where logits reach 10 and more.
+# An engine that is fast but wrong is worthless, so we compare the numbers first. Each way of running the model gets the same prompt and
+# the same 16 tokens after it, and must give the logits, keys and values that eager gives. Compiled code adds up in another order, so
+# the logits differ by rounding. We accept a difference of up to 0.001, because float32 sums in another order differ by about a
+# hundredth of that, while a wrong position or a wrong weight changes a logit by far more. Read the table against these two numbers.
 
 # %% tags=["measures"]
 prompt = [7, 3, 11, 2, 42] * 6
 found = {
     name: experiments.agreement(small, ways["eager"], way, prompt, sizes.slots) for name, way in ways.items() if name != "eager"
 }
-print(tables.explain_agreement(found))
+display(tables.agreement_table(found))
 assert all(one.within for one in found.values()), "an engine with other numbers is no engine of this model"
 
 # %% [markdown]
@@ -258,13 +289,22 @@ times = experiments.time_steps(small, ways, sizes.prompts, sizes.slots, sizes.re
 if "built engine" in ways:
     measured = experiments.median_speedup(times["decode"], "built engine")
     compare_prediction(built_decode, measured, what="the built engine at decode", unit="times eager's speed")
-    print(tables.explain_times(times))
 tables.times_table(times)
 
 # %% [markdown]
-# **In words.** At decode every operation is tiny, and PyTorch starts them one after the other from Python: compiled code fuses the small ones
-# and calls the rest without Python. In a long prefill the matrix products take the time, and they are the same library's in every
-# row; there is little to win. That is the roofline again: compiling takes away what is *not* matrices.
+# **Read the table.** In which work does the built engine gain most, and in which least? Does its range *least ... most* exclude 1.00
+# there? How does that compare with *not matrices* in section 2?
+#
+# <details><summary>Our reading</summary>
+#
+# If the gain is largest at decode, it is because every operation is tiny there, and PyTorch starts them one after the other from
+# Python. Compiled code fuses the small ones and calls the rest without Python. In a long prefill the matrix products take the time.
+# They come from the same library in every row, so there is little to win. That is the roofline again, because compiling takes away
+# only the work that is *not* matrices.
+#
+# If a range includes 1.00, this run doesn't show that the engine is faster. If the whole range is below 1.00, the engine is slower for
+# that work on your machine.
+# </details>
 #
 # On a GPU the same cost is the start of kernels, and **CUDA graphs** record a whole step and replay it; TensorRT-LLM does so for the
 # batch sizes in `cuda_graph_config`.
@@ -298,14 +338,27 @@ if len(waits) > 1:
     typical = sorted((chunked_prefill.typical(several) for several in waits.values()), key=lambda one: one.chunk)
     ratio = typical[-1].stall_s / typical[0].stall_s
     compare_prediction(stall_ratio, ratio, what="the others' longest wait, largest over smallest chunks", unit="times")
-    print(chunked_prefill.explain_waits(waits))
     display(chunked_prefill.waits_table(waits), plots.plot_waits(waits))
 for name, reason in chunk_fleet.reasons.items():
     print(f"{name}: {reason}")
 
 # %% [markdown]
 # *In the picture: a small mark per run, a large one for the median. To the left nobody waits long; at the bottom the long request is
-# answered early. A small chunk moves left, and often up.*
+# answered early.*
+#
+# **Read the table.** How many times longer did the others wait with the largest chunks than with the smallest? By what factor did the
+# smallest chunks delay the long request's first token? Which of the two would your users notice?
+#
+# <details><summary>Our reading</summary>
+#
+# The others get a token in every step, so their longest wait is about the time of one step, and a larger chunk makes that step longer.
+# The long request usually pays for small chunks, because each step has a cost of its own and the prompt needs more steps. If the chunk
+# is below the ridge point, each step also reads the weights for few tokens. In the picture, a smaller chunk moves a mark to the left
+# and often up.
+#
+# If the ratio of the two waits is below 1.2, small chunks spared the others hardly anything in your run. Then measure again on a quieter
+# machine before you draw a conclusion, because one slow step is enough to hide the effect.
+# </details>
 
 # %% [markdown]
 # Write `chunk_for`: the chunk size to set. `measured` holds a `(chunk, ttft_s, stall_s)` for each size. Among those that keep both limits
@@ -387,15 +440,25 @@ if {quantised.REFERENCE, "BF16 weights, q4_0 KV"} <= set(variants):
     q4, reference = variants["BF16 weights, q4_0 KV"].judged, variants[quantised.REFERENCE].judged
     rise = 100 * (q4.perplexity / reference.perplexity - 1)
     compare_prediction(q4_rise, rise, what="perplexity with a q4_0 cache", unit="% more")
-    print(quantised.explain_variants(variants))
+    print(f"Judged on {len(reference.tokens)} tokens; the reference is {quantised.REFERENCE} (measured)")
     display(quantised.variants_table(variants), plots.plot_variants(variants))
 
 # %% [markdown]
 # *In the picture: a row per variant: perplexity to the left, as points on an axis that does not begin at 0; speed to the right.*
 #
-# **In words.** The memory follows the formula exactly; the quality does not follow from any formula, so it is measured, on texts of the
-# kind that you serve. Speed may go either way: fewer bytes are read, but they have to be widened before they are multiplied, and a CPU pays
-# for that.
+# **Read the table.** Does the memory of each KV type follow your formula? Which type costs the most quality, and do perplexity and
+# divergence agree about it? Which type is slower than f16, although it reads fewer bytes?
+#
+# <details><summary>Our reading</summary>
+#
+# The memory follows the formula, because the size of a group is fixed. The quality doesn't follow from any formula, so it has to be
+# measured on texts of the kind that you serve. If the perplexity falls with a smaller type, that is chance on few tokens. The
+# divergence has no luck in it, because it compares all probabilities and not only that of the token that came. Trust it if the two
+# disagree.
+#
+# Speed may go either way. Fewer bytes are read, but they have to be widened before they are multiplied, and a CPU pays for that. If
+# the cache is small compared with the weights, as with short contexts, its type hardly changes the speed.
+# </details>
 
 # %% [markdown]
 # Write `choose_variant`: which one to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. Allowed is what has at most
@@ -436,12 +499,12 @@ for rise_allowed in (0.001, 0.02, 0.2):
 
 # %% [markdown] answer="what_to_serve" points=2
 # ### BEGIN SOLUTION
-# One point: names a type with its saved memory (1 - 34 / 64 = 0.47 of f16 for q8_0, 1 - 18 / 64 = 0.72 for q4_0), the change of perplexity and the ratio of
-# speeds from the learner's own table, and weighs them; a type is right if the figures given speak for it.
+# One point: names a type with its saved memory (47 % of f16 for q8_0, 72 % for q4_0), the change of perplexity and the ratio of
+# speeds from the learner's own table, and weighs them. A type is right if the figures given speak for it.
 #
-# One point: names the place (usually one or few tokens, measured 2 to 5 times above the prediction on a CPU, 2026-11-26) and explains it by
-# what was measured: products with a single row reach a part of the read bandwidth, and small operations between the matrices take the
-# rest of the whole model's time.
+# One point: names the place and explains it by the measurement. It is usually one or a few tokens, where a CPU takes several times
+# the predicted time, because products with a single row reach only a part of the read bandwidth. Small operations between the matrices
+# take the rest of the whole model's time.
 # ### END SOLUTION
 
 # %% [markdown]
@@ -454,9 +517,9 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # %%
 from utils.engines import EngineError, UnsupportedOption, launch
 from utils.engines import tensorrt_llm_checks as before
-from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, Settings
+from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, TrtLlmSettings
 
-settings = Settings(
+settings = TrtLlmSettings(
     kv_cache_config=KvCache(dtype="fp8", free_gpu_memory_fraction=0.7),
     cuda_graph_config=CudaGraphs(max_batch_size=32, enable_padding=True),
     enable_chunked_prefill=True,
@@ -479,10 +542,10 @@ def refused(what, call):
 
 
 spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
-refused("a key that does not exist", lambda: Settings.read("max_batch_sise: 8"))
-refused("a key of an earlier version", lambda: Settings.read("kv_cache_dtype: fp8"))
-refused("an engine build", lambda: Settings.read("backend: tensorrt"))
-refused("NGram beside the overlap scheduler", lambda: Settings(speculative_config=NGram()).faults())
+refused("a key that does not exist", lambda: TrtLlmSettings.read("max_batch_sise: 8"))
+refused("a key of an earlier version", lambda: TrtLlmSettings.read("kv_cache_dtype: fp8"))
+refused("an engine build", lambda: TrtLlmSettings.read("backend: tensorrt"))
+refused("NGram beside the overlap scheduler", lambda: TrtLlmSettings(speculative_config=NGram()).faults())
 refused("an FP8 cache on an A100", lambda: before.device_faults(settings, ampere))
 refused("70B in bfloat16 where 40 GB are left", lambda: before.device_faults(settings, spark, weights_bytes=141e9))
 refused("no GPU", lambda: before.device_faults(settings, None))
@@ -523,10 +586,11 @@ def serve_settings(requests: int, context: int, chunk: int, fp8: bool, json: boo
 serve_settings = checks.serve_settings(serve_settings)
 
 # %% [markdown]
-# With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. Elsewhere it
-# says why not, and counts it as not run. The reference to meet on a DGX Spark, *cited* from NVIDIA (2025-10, `utils/roofline/published.py`): Llama-3.1-8B in **NVFP4**, 10,257
-# prompt tokens and 38.65 output tokens per second at batch 1. In bfloat16 the same model's decode is bound by 273 GB/s over 16.1 GB, 17 tokens per
-# second (derived), whatever the engine.
+# With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. On
+# other machines it tells you why TensorRT-LLM can't run, and counts it as not run. In the table below the cell, the row *TensorRT-LLM
+# NVFP4* has the rates to meet on a DGX Spark, which NVIDIA published for Llama-3.1-8B with **NVFP4** weights (*cited*, 2025-10,
+# `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 17 tokens per second at batch 1 (derived from
+# 273 GB/s), because each token reads all weights.
 
 # %% tags=["measures"]
 import yaml
@@ -581,7 +645,7 @@ work_folder.cleanup()
 # | | the idea | where it was measured |
 # |---|---|---|
 # | intensity | operations per byte; n tokens share one reading of the weights | section 1, by hand |
-# | knee | where a step stops waiting for memory | section 2, from two constants of your machine |
+# | ridge point | where a step stops waiting for memory | section 2, from two constants of your machine |
 # | engine file | graph, machine code and weights, built once | section 3: same numbers, other speed |
 # | what compiling takes away | all that is not matrices, so decode gains more than prefill | section 3 |
 # | chunked prefill | one long prompt, or everybody else | section 4, on vLLM |
@@ -595,7 +659,7 @@ work_folder.cleanup()
 #
 # Little: there decode takes the time, and decode is bound by bandwidth, which is the same for both engines.
 # </details>
-# <details><summary>2. The knee of a GPU in bfloat16 is at 458 tokens. The weights become 4-bit, computed in bfloat16. Where is it now?</summary>
+# <details><summary>2. The ridge point of a GPU in bfloat16 is at 458 tokens. The weights become 4-bit, computed in bfloat16. Where is it now?</summary>
 #
 # At a quarter: reading takes a quarter of the time, multiplying as long as before. From about 115 tokens on nothing is gained.
 # </details>
@@ -619,4 +683,4 @@ work_folder.cleanup()
 # * `sizes.layers` of 24: build the whole model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.
 # * `-ctk q8_0 -ctv q4_0`: keys and values of different types (`extra_arguments`). Which of the two is more sensitive?
-# * On a GPU: `Settings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.
+# * On a GPU: `TrtLlmSettings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.

@@ -15,15 +15,15 @@
 # * end a server without cutting anybody off;
 # * read the four numbers that a dashboard of such a service needs, and write down what a deployment needs.
 #
-# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, and more with a large
 # model on a GPU.
 #
 # **It starts** two vLLM and three llama.cpp, and several gateways in front of them, on free ports of 127.0.0.1, and stops
 # them all. **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here, *cited* with their
 # source, or *derived* by a formula that you see; each says which it is.
 #
-# The gateway is `utils/gateway`: some 2,600 lines on FastAPI, with an OpenAI-compatible API. What you write here are its
-# rules; each stands there in a file of its own, small and pure, and the gateway runs on them.
+# The gateway is in `utils/gateway`. It is built on FastAPI and has an OpenAI-compatible API. In this lab you write its rules. Each
+# rule has a small file of its own there, without any network code, and the gateway runs on these files.
 
 # %%
 from dataclasses import replace
@@ -195,7 +195,8 @@ print(f"a small app that waits 0.2 s and then sends three pieces 0.1 s apart: TT
       f"the whole {timing.ended - timing.began:.2f} s, status {timing.status} (measured)")
 
 # %% [markdown]
-# The head left at once. Who takes it for the first token reports a TTFT of a millisecond, whatever the engine does.
+# The response headers were sent immediately. If you mistake them for the first token, you'll report a TTFT of a millisecond no matter
+# how slow the engine is.
 #
 # ## 3. Who may, and how much
 #
@@ -258,8 +259,15 @@ print(f"Your bucket, fed with 160 requests over the {took:.1f} s that they took:
 print(f"The others: HTTP {set(statuses) - {200}}, the first with Retry-After {wait} s. A key nobody knows: HTTP {stranger[0]}")
 
 # %% [markdown]
-# **In words.** 120 at once, and what flows in meanwhile, 2 a second. Refused requests cost nothing and take nothing. If *your*
-# run took so long that the bucket never ran dry, all were let through: that is the limit as it is meant.
+# **Read the numbers.** How many requests were let through beyond the 120 that the bucket holds, and where do they come from? Does your
+# bucket agree with the gateway's? What did a refused request cost?
+#
+# <details><summary>Our reading</summary>
+#
+# The bucket lets 120 requests through at once, and 2 more for each second that the run took. If your run took so long that the bucket
+# never ran dry, all were let through, because the client stayed within its rate. Your bucket may differ from the gateway's by one or
+# two requests, because it assumes that the requests came at equal distances. A refused request takes nothing from the bucket.
+# </details>
 #
 # ## 4. Which replica?
 #
@@ -355,17 +363,25 @@ if all([pair.has(name) for name in pair.variants]) and len(pair.running) == 2:
     measured = [experiments.measure_policy(pair.running, profile, policy, seed) for seed, policy in enumerate(policies, 11)]
     gain = measured[0].ttft_ms / measured[1].ttft_ms
     compare_prediction(affinity_gain, gain, what="median TTFT, round robin over affinity", unit="times")
-    print(tables.explain_balance(*measured))
     display(tables.balance_table(measured))
 else:
     print("not run here: two vLLM have to run at the same time")
 pair.stop()
 
 # %% [markdown]
-# **In words.** The hit rate follows from the prompts, the order and the rule; you derived how often a beginning is found before
-# anything ran. What a hit is worth depends on how long a beginning takes to compute: milliseconds for the tiny model,
-# seconds for 8 billion parameters and 10,000 tokens. Affinity has a price: shares are uneven, since groups are few. The
-# bound keeps that from becoming a queue.
+# **Read the table.** By how many percentage points does affinity raise the hit rate? Is that what you derived above? By what factor
+# does the median TTFT fall, and why is that factor different? What does affinity cost?
+#
+# <details><summary>Our reading</summary>
+#
+# The hit rate follows from the prompts, their order and the rule, so you could derive how often a beginning is found before anything
+# ran. The value of a hit depends on how long the beginning takes to compute. That is milliseconds for the tiny model, and seconds for 8
+# billion parameters and 10,000 tokens.
+#
+# If round robin's TTFT is less than 1.1 times that of affinity, we call the gain little or nothing. Then computing a beginning again is
+# cheap compared with the rest of a first token's time, or the replicas' loads were too uneven. The last column shows the second case.
+# Affinity makes the shares uneven, because there are few groups. The bound keeps this from becoming a queue.
+# </details>
 #
 # ## 5. A fault day
 #
@@ -427,43 +443,48 @@ failed_by_kill = 2
 
 # %% tags=["measures"]
 first, second, third = engines
-days = []
+runs = []
 with experiments.faulty_pool(engines) as (gateway, proxy):
-    days.append(experiments.fault_day(gateway, profile, "a quiet day"))
+    runs.append(experiments.run_with_fault(gateway, profile, "no fault"))
     for mode in ("slow", "lying"):
-        days.append(experiments.fault_day(gateway, profile, mode, *experiments.misbehave(proxy, mode)))
+        runs.append(experiments.run_with_fault(gateway, profile, mode, *experiments.misbehave(proxy, mode)))
     if profile.runtime == "process":
-        days.append(experiments.fault_day(gateway, profile, "frozen", *experiments.frozen(third)))
+        runs.append(experiments.run_with_fault(gateway, profile, "frozen", *experiments.frozen(third)))
     else:
         print("frozen: not run here: the engine runs in a container (docker pause does the same)")
-    days.append(experiments.fault_day(gateway, profile, "killed", first.kill))
-failed = len(days[-1].traces) - days[-1].count("answered")
+    runs.append(experiments.run_with_fault(gateway, profile, "killed", first.kill))
+failed = len(runs[-1].traces) - runs[-1].count("answered")
 compare_prediction(failed_by_kill, failed, what="requests that failed when an engine was killed")
-for day in days:
-    print(tables.explain_day(day))
-display(tables.fault_table(days))
+display(tables.fault_table(runs))
 
 # %% [markdown]
-# Each request of these days, by the moment at which it was sent:
+# Each request of these runs, by the moment at which it was sent:
 
 # %%
-plots.plot_days(days);
+plots.plot_fault_runs(runs);
 
 # %% [markdown]
-# *In the picture: one row a day; across, seconds since the first request; up, on a logarithmic axis, how long a request took
+# *In the picture: one row per run; across, seconds since the first request; up, on a logarithmic axis, how long a request took
 # until its answer was whole (dot) or an error ended it (square: an event in its stream; triangle: an error as its answer).
 # The dashed line is the moment of the fault.*
 #
-# **In words.**
-# * *Slow*: nobody sees an error; if anything shows it, it is the p99. Health checks find nothing: the engine is well, only late. Least outstanding
-#   sends it less, because its requests stay longer (*requests by engine*: the second of three); round robin would send it as much
-#   as before.
-# * *Lying*: the health check passes, so only failures tell. Three in a row open the circuit; each of them was repeated
-#   elsewhere, so clients saw nothing.
-# * *Frozen*: connections are accepted, and nothing comes. What waited for a first byte is sent elsewhere as soon as the health
-#   check fails; a stream that had begun ends with an error event when nothing came for 2 s (`idle_s`).
-# * *Killed*: connections break at once. What had begun ends with an error event, all else is repeated. It does not come
-#   back, so the pool is "not within 10" seconds whole: starting engines is somebody else's job (systemd, Kubernetes).
+# **Read the table and the picture.** In which run does a client see an error, and is it an error event or an error answer? Which run shows
+# only in the p99? Which faults does the health check find? Which pool doesn't become whole again, and whose job is that?
+#
+# <details><summary>Our reading</summary>
+#
+# * *Slow*: nobody sees an error, and if anything shows the fault, it is the p99. Health checks find nothing, because the engine is well,
+#   only late. Least outstanding sends it fewer requests, because its requests stay longer (*requests by engine*, the second of three).
+#   Round robin would send it as many as before.
+# * *Lying*: the health check passes, so only failures reveal the fault. Three in a row open the circuit. If clients see no error, it is
+#   because each failed attempt was repeated on another engine (*repeated, by reason*).
+# * *Frozen*: the kernel accepts connections, and no answer comes. A request that waits for its first byte is sent elsewhere as soon as the
+#   health check fails. A stream that had begun ends with an error event after 2 s of silence (`idle_s`). If no stream had begun on
+#   that engine, nobody sees an error.
+# * *Killed*: connections break at once. A stream that had begun ends with an error event, and all other requests are repeated. If you count
+#   fewer errors than there were users, the others waited for another engine or for their first byte. The engine doesn't come back, so
+#   the pool is "not within 10" seconds whole. Starting engines again is the job of systemd or Kubernetes.
+# </details>
 #
 # Your state machine on the failures that a lying backend makes, one request a second:
 
@@ -501,8 +522,14 @@ compare_prediction(answered_of_40, found[200], what="requests answered", unit="o
 print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
 # %% [markdown]
-# **In words.** 4 in flight and 8 in the queue are 12. A few more get in if a first answer ends while the others still arrive.
-# `Retry-After` is made of how long requests lately took and how many wait; OpenAI's client obeys it by itself.
+# **Read the numbers.** How many requests got an answer, and why that many? What happened to the others, and when should they come back?
+#
+# <details><summary>Our reading</summary>
+#
+# The 4 in flight and the 8 in the queue get an answer. If you count a few more, a first answer ended while others still arrived, and a
+# place became free. The others get HTTP 429 at once. The gateway estimates `Retry-After` from the time that recent requests took and
+# from the number that wait. OpenAI's client obeys it by itself.
+# </details>
 #
 # ## 7. Leaving without cutting anybody off
 #
@@ -537,14 +564,27 @@ def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float
 phase = checks.phase(phase)
 
 # %% tags=["measures"]
-seen = experiments.drain_under_load(gateway, streams=3, tokens=experiments.tokens_in(days[0], seconds=4))  # about 4 s of streaming
+seen = experiments.drain_under_load(gateway, streams=3, tokens=experiments.tokens_in(runs[0], seconds=4))  # about 4 s of streaming
 gateway.stop()
-print(tables.explain_drain(seen))
-display(tables.drain_table(seen, lambda since, flying: phase(since, flying, **drain)))
+whole = [end for end in seen.finished if end is not None]
+last = f", the last {max(whole):.1f} s after SIGTERM" if whole else ""
+print(f"{len(whole)} of {len(seen.finished)} running streams ended whole{last}")
+print(f"The gateway's process ended after {seen.ended_s:.1f} s (measured)")
+display(tables.drain_table(seen, lambda since, in_flight: phase(since, in_flight, **drain)))
 
 # %% [markdown]
-# **In words.** For a second the server says 503 to the load balancer and 200 to clients: both are right. Then the door is closed,
-# and what had begun goes on to its end.
+# **Read the table.** In which phase do `/health/ready` and a new request get different answers, and why are both right? Was a stream cut
+# off? When did the process end, and what did it wait for?
+#
+# <details><summary>Our reading</summary>
+#
+# For a second (`notice_s`) the gateway answers 503 to the load balancer and 200 to clients. Both are right, because the load balancer
+# should stop sending requests, and a request that still arrives should be served. Then new connections are refused, and streams that had
+# begun go on to their end.
+#
+# If all streams ended whole, the process ended shortly after the last of them. If one was cut, it was still running `limit_s` seconds
+# after SIGTERM, so a deployment with longer answers needs a larger limit.
+# </details>
 #
 # ## 8. Four numbers, and a page
 #
@@ -642,5 +682,6 @@ small.stop()
 # * Give the slow engine of section 5 the policy `round_robin`, and compare the p99.
 # * Three replicas, `power_of_two` against `least_outstanding`: how far apart are their p99?
 # * Put a gateway in front of two gateways. What does the health check of the outer one say while an inner one drains?
-# * Measure what the gateway costs: `runs.measure_policy` on one engine, beside a `Client` of `utils.benchmark` that asks it directly.
+# * Measure the cost of the gateway: run `experiments.measure_policy` on one engine, and compare it with a `Client` of `utils.benchmark`
+#   that asks the engine directly.
 # * Open the page at `/` on your phone (`GATEWAY_HOST=0.0.0.0`, with a key), and stop an answer in the middle.

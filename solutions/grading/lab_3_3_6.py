@@ -10,7 +10,7 @@ from utils.checks import lab_3_3_6 as lab
 from tools.lab.judge.hidden_tests import Grading, Wrong
 
 _cost = lab.layer_cost.reference
-_knee = lab.knee_tokens.reference
+_ridge_point = lab.ridge_point_tokens.reference
 _seconds = lab.step_seconds.reference
 _chunk = lab.chunk_for.reference
 _fit = lab.requests_that_fit.reference
@@ -79,8 +79,8 @@ def _(attempt: Callable[..., dict[str, int]], rng: random.Random) -> None:
         lab.same_cost(attempt, rng)
 
 
-knee_tokens = Grading(
-    lab.knee_tokens,
+ridge_point_tokens = Grading(
+    lab.ridge_point_tokens,
     wrong={
         "forgets that a token costs two operations": Wrong(
             lambda flops_per_s, bytes_per_s, value_bytes: flops_per_s * value_bytes / bytes_per_s,
@@ -104,10 +104,10 @@ knee_tokens = Grading(
 )
 
 
-@knee_tokens.part("any machine", points=2)
+@ridge_point_tokens.part("any machine", points=2)
 def _(attempt: Callable[..., float], rng: random.Random) -> None:
     for _ in range(20):
-        lab.same_knee(attempt, rng)
+        lab.same_ridge_point(attempt, rng)
 
 
 step_seconds = Grading(
@@ -351,7 +351,7 @@ serve_settings = Grading(
         "leaves out the statistics": Wrong(_without("enable_iter_perf_stats"), says="stays empty"),
         "leaves out the type of the weights": Wrong(_without("dtype"), says="written down"),
     },
-    twins=("utils.engines.tensorrt_llm_settings.Settings.to_yaml",),
+    twins=("utils.engines.tensorrt_llm_settings.TrtLlmSettings.to_yaml",),
 )
 
 

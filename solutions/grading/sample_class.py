@@ -560,7 +560,7 @@ SAMPLES: dict[str, Sample] = {
         "import utils.checks, utils.checks.base, utils.checks.expect, tools.lab.judge.rpc_codec as wire\n"
         "for module in (utils.checks, utils.checks.expect):\n"
         "    module.expect_close = module.expect_equal = lambda *args, **kwargs: None\n"
-        "utils.checks.base.Check.judge = lambda *args: utils.checks.Outcome('right')\n"
+        "utils.checks.base.Check.judge = lambda *args: utils.checks.CheckResult('right')\n"
         "def p99_of_runs(runs):\n    return 0.0\n",
         "p99",
         "uses utils",
@@ -603,7 +603,7 @@ SAMPLES: dict[str, Sample] = {
     ),
     "searches-memory": _hostile(
         "import gc, sys\n"
-        "found = [o for o in gc.get_objects() if type(o).__name__ in ('Check', 'Grading', 'Part')]\n"
+        "found = [o for o in gc.get_objects() if type(o).__name__ in ('Check', 'Grading', 'GradedPart')]\n"
         "frames = list(sys._current_frames().values())\n"
         "p99_of_runs = found[0].reference\n",
         "IndexError",

@@ -68,7 +68,7 @@ def changed(monkeypatch, image, tmp_path):
 
 @pytest.fixture
 def left(client):
-    """What there still is of the course: its containers, volumes without a name, guards."""
+    """What there still is of the course: its containers, volumes without a name, watchdogs."""
 
     def find():
         containers = client.containers.list(all=True, filters={"label": LABEL})

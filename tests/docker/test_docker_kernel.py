@@ -1,4 +1,4 @@
-"""A kernel that is interrupted or killed leaves no container, no guard and no port in use."""
+"""A kernel that is interrupted or killed leaves no container, no watchdog and no port in use."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def running(client):
     return client.containers.list(filters={"label": LABEL})
 
 
-def guards(kernel):
+def watchdogs(kernel):
     return psutil.Process(kernel.pid).children()
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_left(kernel, client, left, state, number):
         assert process.stdout.readline().strip() == running(client)[0].id
     else:
         until(lambda: running(client))
-    watchers = guards(process)
+    watchers = watchdogs(process)
     assert watchers
     process.send_signal(number)
     process.wait(timeout=20)
@@ -74,10 +74,10 @@ def test_nothing_is_left(kernel, client, left, state, number):
 
 
 def test_a_kernel_that_is_killed_while_docker_makes_the_container(kernel, client, left):
-    """At once after its guard is there: before, during or after the container's creation."""
+    """At once after its watchdog is there: before, during or after the container's creation."""
     process = kernel(*LOADING)
-    until(lambda: guards(process))
-    watchers = guards(process)
+    until(lambda: watchdogs(process))
+    watchers = watchdogs(process)
     process.kill()
     process.wait()
     time.sleep(1)

@@ -1,4 +1,4 @@
-"""The engines' own parsers take the commands for two Sparks; two vLLM in two namespaces form one engine."""
+"""The engines' own parsers take the commands of docs/two-sparks.md, and two vLLM join into one engine."""
 
 import json
 import os
@@ -8,15 +8,13 @@ import sys
 import time
 
 import pytest
+from two_sparks_page import HEAD, LINK, WORKER, arguments_after
 
-from tools.two_sparks import PLANS, Pair, environment, vllm_halves
 from utils.engines import sglang, vllm
 from utils.engines.process import ProcessHandle
 from utils.engines.runtime import new_log, tail
 from utils.engines.spec import ServeOptions
 from utils.tinymodel.hub import TINY
-
-PAIR = Pair()
 
 # Each prints what its parser made of the lists of arguments that it reads.
 VLLM = """
@@ -44,12 +42,6 @@ for words in json.load(sys.stdin):
 """
 
 
-def arguments(plan, start):
-    """The engine's arguments of each step that runs it."""
-    found = [list(step.command) for step in PLANS[plan](PAIR).steps]
-    return [words[words.index(start) + 1 :] for words in found if start in words]
-
-
 def parsed(spec, program, lists):
     if not spec.local or not spec.local.needs.exists():
         pytest.skip(f"{spec.title} is not set up here: its own parser was not asked")
@@ -63,24 +55,22 @@ def parsed(spec, program, lists):
 
 
 @pytest.mark.engine
-def test_vllm_s_own_parser_takes_all_of_its_plans():
-    lists = [
-        words for plan in ("vllm", "vllm-ray", "replicas") for words in arguments(plan, "serve")
-    ]
-    second, first, ray, *alone = parsed(vllm.SPEC, VLLM, lists)
+def test_vllm_parser_takes_page():
+    *alone, second, first, ray = parsed(vllm.SPEC, VLLM, arguments_after("vllm", "serve"))
     assert (first["node_rank"], second["node_rank"]) == (0, 1)
     assert (first["headless"], second["headless"]) == (False, True)
     assert first["nnodes"] == first["tensor_parallel_size"] == 2
-    assert first["master_addr"] == second["master_addr"] == "192.168.100.10"
+    assert first["master_addr"] == second["master_addr"] == HEAD
     assert (ray["distributed_executor_backend"], ray["nnodes"]) == ("ray", 1)
     assert [one["tensor_parallel_size"] for one in alone] == [1, 1]
 
 
 @pytest.mark.engine
-def test_sglang_s_own_parser_takes_its_plan():
-    second, first = parsed(sglang.SPEC, SGLANG, arguments("sglang", "sglang.launch_server"))
+def test_sglang_parser_takes_page():
+    lists = arguments_after("python3", "-m", "sglang.launch_server")
+    second, first = parsed(sglang.SPEC, SGLANG, lists)
     assert (first["node_rank"], second["node_rank"]) == (0, 1)
-    assert first["dist_init_addr"] == second["dist_init_addr"] == "192.168.100.10:25000"
+    assert first["dist_init_addr"] == second["dist_init_addr"] == f"{HEAD}:25000"
     assert first["nnodes"] == first["tp_size"] == 2
 
 
@@ -116,15 +106,11 @@ def hosts():
         cable = ["ip", "link", "add", ends[0], "type", "veth", "peer", "name", ends[1]]
         if subprocess.run(cable, capture_output=True, check=False).returncode != 0:
             pytest.skip("this kernel has no veth pairs: two vLLM were not joined")
-        for name, end, address in zip(names, ends, PAIR.addresses, strict=True):
-            subprocess.run(
-                ["ip", "link", "set", end, "netns", name, "name", PAIR.interface], check=True
-            )
+        for name, end, address in zip(names, ends, (HEAD, WORKER), strict=True):
+            subprocess.run(["ip", "link", "set", end, "netns", name, "name", LINK], check=True)
             within = ["ip", "-n", name]
-            subprocess.run(
-                [*within, "addr", "add", f"{address}/24", "dev", PAIR.interface], check=True
-            )
-            for link in ("lo", PAIR.interface):
+            subprocess.run([*within, "addr", "add", f"{address}/24", "dev", LINK], check=True)
+            for link in ("lo", LINK):
                 subprocess.run([*within, "link", "set", link, "up"], check=True)
         yield names
     finally:
@@ -138,7 +124,7 @@ def ask(host, url, body=""):
 
 
 def sent_bytes(host):
-    command = ["ip", "-n", host, "-j", "-s", "link", "show", PAIR.interface]
+    command = ["ip", "-n", host, "-j", "-s", "link", "show", LINK]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(answer)[0]["stats64"]["tx"]["bytes"]
 
@@ -151,7 +137,7 @@ def test_two_vllm_in_two_namespaces_serve_as_one(hosts):
     options = ServeOptions(
         model=str(TINY),
         served_name="tiny",
-        host=PAIR.head,
+        host=HEAD,
         port=8000,
         device="cpu",
         dtype="float32",
@@ -160,28 +146,26 @@ def test_two_vllm_in_two_namespaces_serve_as_one(hosts):
         kv_cache_gib=1.0,
     )
     programs = (list(vllm.SPEC.local.command), [str(vllm.SPEC.local.needs), "-c", HEADLESS])
+    pages = [words for words in arguments_after("vllm", "serve") if "--node-rank" in words]
+    joined = [words[words.index("--tensor-parallel-size") :] for words in reversed(pages)]
     halves = []
     try:
         for node, host in enumerate(hosts):
-            own = {
-                k: v
-                for k, v in environment(PAIR, node).items()
-                if k in ("GLOO_SOCKET_IFNAME", "VLLM_HOST_IP")
-            }
             settings = {
                 **vllm.SPEC.local.environment(options),
-                **own,
+                "GLOO_SOCKET_IFNAME": LINK,
+                "VLLM_HOST_IP": (HEAD, WORKER)[node],
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "OMP_NUM_THREADS": "1",
             }
-            command = [*programs[node], *vllm.arguments(options), *vllm_halves(PAIR, node)]
+            command = [*programs[node], *vllm.arguments(options), *joined[node]]
             halves.append(
                 ProcessHandle(
                     ["ip", "netns", "exec", host, *command], settings, new_log("two-sparks")
                 )
             )
         deadline = time.monotonic() + 300
-        while not ask(hosts[1], f"http://{PAIR.head}:8000/version"):
+        while not ask(hosts[1], f"http://{HEAD}:8000/version"):
             for half in halves:
                 assert half.exit_code() is None, tail(half.log_path, 30)
             assert time.monotonic() < deadline, tail(halves[0].log_path, 30)
@@ -194,7 +178,7 @@ def test_two_vllm_in_two_namespaces_serve_as_one(hosts):
             "temperature": 0,
         }
         answer = json.loads(
-            ask(hosts[1], f"http://{PAIR.head}:8000/v1/chat/completions", json.dumps(body))
+            ask(hosts[1], f"http://{HEAD}:8000/v1/chat/completions", json.dumps(body))
         )
         text = answer["choices"][0]["message"]["content"]
         assert text.startswith("The KV cache holds the keys and values"), text

@@ -8,10 +8,10 @@ import pytest
 
 from tools.grading.grade import Options, grade
 from tools.lab.judge.hidden_tests import load_sample_class
-from tools.lab.judge.sandbox import Limits
+from tools.lab.judge.sandbox import SandboxLimits
 from utils.profiles import ROOT
 
-QUICK = Limits(cell_s=5, check_s=5, idle_s=5, memory_bytes=1 << 30)
+QUICK = SandboxLimits(cell_s=5, check_s=5, idle_s=5, memory_bytes=1 << 30)
 
 if platform.system() != "Linux":
     collect_ignore_glob = ["*"]  # bubblewrap is a Linux program

@@ -15,7 +15,7 @@ from tools.grading.grade import Options, grade, read_graded_labs
 from tools.grading.gradebook import Gradebook, GradebookError
 from tools.lab.course_error import CourseError
 from tools.lab.judge.hidden_tests import DEFAULT_SEED, load_sample_class
-from tools.lab.judge.sandbox import Limits
+from tools.lab.judge.sandbox import SandboxLimits
 from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(600)
@@ -122,7 +122,7 @@ def test_a_notebook_that_nbgrader_refuses_stops_nobody(two, tmp_path, monkeypatc
 
 
 def test_a_notebook_that_takes_for_ever_stops_nobody(two, tmp_path, capsys):
-    options = Options(limits=Limits(clock_s=0.0))
+    options = Options(limits=SandboxLimits(clock_s=0.0))
     assert grade(ROOT, two, tmp_path / "out", options) == 1
     assert "NOT GRADED: 0 s passed" in capsys.readouterr().out
 

@@ -8,15 +8,19 @@ import time
 import numpy as np
 import pytest
 
-from tools.lab.judge.sandbox import Limits, Plain, SandboxError, find_sandbox
+from tools.lab.judge.sandbox import PlainSandbox, SandboxError, SandboxLimits, find_sandbox
 from tools.lab.judge.seal import build_sealed
 from tools.lab.judge.session import Session
-from utils.checks.attempt import Stopped, Wanted
+from utils.checks.attempt import ExpectedKind, Stopped
 from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(300)
-LIMITS = Limits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30, files=1000)
-FUNCTION, CLASS, VALUE = Wanted("function", ("x",)), Wanted("class"), Wanted("value")
+LIMITS = SandboxLimits(cell_s=5, check_s=5, idle_s=3, memory_bytes=1 << 30, files=1000)
+FUNCTION, CLASS, VALUE = (
+    ExpectedKind("function", ("x",)),
+    ExpectedKind("class"),
+    ExpectedKind("value"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +290,7 @@ def test_chance_is_the_same_each_time(session):
 def test_no_sandbox_is_named_as_what_it_is(tmp_path):
     build_sealed(ROOT, tmp_path / "course", [])
     plain = find_sandbox("none", tmp_path / "course", ROOT / "models", tmp_path)
-    assert isinstance(plain, Plain)
+    assert isinstance(plain, PlainSandbox)
     assert "NO SANDBOX" in plain.protections()[0]
     with Session(plain, LIMITS) as session:
         assert value(session, "import utils\nseen = utils.__file__").startswith(

@@ -1,4 +1,4 @@
-"""What the facts mean: pure functions from `Facts` to findings, each with a fix that can be pasted.
+"""What the facts mean: pure functions from `Facts` to diagnoses, each with a fix that can be pasted.
 
 Sources of the fixes: NVIDIA's container toolkit and DGX Spark documents (known issues: memory, page cache),
 Docker's post-installation steps, https://docs.docker.com/go/wsl2/, triton-lang/triton#8539.
@@ -30,18 +30,18 @@ from utils.gpu import CAPABILITY, OVERHEAD_BYTES, Gpu
 from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, detect, on_x86
 
 GIB = 1024**3
-STOP, MEND, NOTE, FINE = "stop", "mend", "note", "fine"
+BLOCKER, FIXABLE, INFO, OK = "blocker", "fixable", "info", "ok"
 ALL = frozenset(LABS)
 SPARE_BYTES = SPARE_GIGABYTES * GB
 ON_CPU = f"{ENVIRONMENT_VARIABLE}=cpu make lab"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
+class Diagnosis:
+    """One result of the doctor's checks.
 
     Attributes:
-        level: `stop` (labs cannot run), `mend` (`make lab` does it), `note` (worth knowing) or `fine`.
+        level: `BLOCKER` (labs can't run), `FIXABLE` (`make lab` fixes it), `INFO` or `OK`.
         topic: What it is about.
         text: What was found, and what it means.
         fix: Lines to paste; () where nothing is to be done.
@@ -55,27 +55,27 @@ class Finding:
     labs: frozenset[int] = frozenset()
 
 
-def examine(facts: Facts) -> tuple[Finding, ...]:
-    """All findings, the worst first."""
-    found = [finding for check in CHECKS for finding in check(facts)]
-    order = (STOP, MEND, NOTE, FINE)
-    return tuple(sorted(found, key=lambda finding: order.index(finding.level)))
+def examine(facts: Facts) -> tuple[Diagnosis, ...]:
+    """All diagnoses, the worst first."""
+    found = [diagnosis for check in CHECKS for diagnosis in check(facts)]
+    order = (BLOCKER, FIXABLE, INFO, OK)
+    return tuple(sorted(found, key=lambda diagnosis: order.index(diagnosis.level)))
 
 
-def stopped(findings: tuple[Finding, ...]) -> frozenset[int]:
+def stopped(diagnoses: tuple[Diagnosis, ...]) -> frozenset[int]:
     """The labs that cannot run."""
-    return frozenset(lab for finding in findings for lab in finding.labs)
+    return frozenset(lab for diagnosis in diagnoses for lab in diagnosis.labs)
 
 
-def _stop(topic: str, text: str, *fix: str, labs: frozenset[int] = ALL) -> Finding:
-    return Finding(STOP, topic, text, fix, labs)
+def _stop(topic: str, text: str, *fix: str, labs: frozenset[int] = ALL) -> Diagnosis:
+    return Diagnosis(BLOCKER, topic, text, fix, labs)
 
 
 def _in_containers(facts: Facts) -> bool:
     return PROFILES[facts.profile].runtime == "docker"
 
 
-def profile(facts: Facts) -> Iterator[Finding]:
+def profile(facts: Facts) -> Iterator[Diagnosis]:
     """Which profile, and whether the machine could have a better one."""
     if facts.asked and facts.asked not in PROFILES:
         text = f"There is no profile {facts.asked!r}; there are: {', '.join(PROFILES)}."
@@ -85,19 +85,19 @@ def profile(facts: Facts) -> Iterator[Finding]:
         own = detect(name, facts.machine, facts.docker.state != "missing")
         text = f"{facts.profile}, asked for with {ENVIRONMENT_VARIABLE}."
         if own == facts.profile:
-            yield Finding(FINE, "profile", text)
+            yield Diagnosis(OK, "profile", text)
         else:
             text += f" The machine itself would have {own}."
-            yield Finding(NOTE, "profile", text, (f"unset {ENVIRONMENT_VARIABLE}",))
+            yield Diagnosis(INFO, "profile", text, (f"unset {ENVIRONMENT_VARIABLE}",))
     elif facts.gpus and facts.docker.state == "missing":
         text = (
             f"{facts.gpus[0].name} is here, but docker is not, and engines need it to use the GPU: labs "
             "run on the CPU."
         )
-        yield Finding(NOTE, "docker", text, _install_docker(facts))
+        yield Diagnosis(INFO, "docker", text, _install_docker(facts))
 
 
-def machine(facts: Facts) -> Iterator[Finding]:
+def machine(facts: Facts) -> Iterator[Diagnosis]:
     """Architecture, C library: whether the pinned packages have wheels for it."""
     linux = facts.system.startswith("Linux")
     if not linux or not (on_x86(facts.machine) or facts.machine == "aarch64"):
@@ -114,18 +114,20 @@ def machine(facts: Facts) -> Iterator[Finding]:
         yield _stop("packages", text, "# use Debian 12, Ubuntu 22.04, or newer")
     elif facts.profile == "cpu" and not on_x86(facts.machine):
         text = "aarch64: all pinned packages have wheels. SGLang on a CPU is for x86-64, and is left out."
-        yield Finding(FINE, "packages", text)
+        yield Diagnosis(OK, "packages", text)
     else:
         text = f"{facts.machine}, glibc {_dotted(facts.glibc)}: the pinned packages have wheels."
-        yield Finding(FINE, "packages", text)
+        yield Diagnosis(OK, "packages", text)
     if facts.wsl and facts.root.startswith("/mnt/"):
         text = (
             f"{facts.root} is on Windows' disk, which is slow from Linux and knows no hard links."
         )
-        yield Finding(NOTE, "WSL", text, ("mkdir -p ~/course && cp -r . ~/course && cd ~/course",))
+        yield Diagnosis(
+            INFO, "WSL", text, ("mkdir -p ~/course && cp -r . ~/course && cd ~/course",)
+        )
 
 
-def python(facts: Facts) -> Iterator[Finding]:
+def python(facts: Facts) -> Iterator[Diagnosis]:
     """The Python that set-up would use."""
     version = _dotted(facts.python)
     if facts.python[:2] not in PYTHONS:
@@ -146,20 +148,20 @@ def python(facts: Facts) -> Iterator[Finding]:
         name = "python" + _dotted(facts.python[:2])
         yield _stop("Python", text, f"sudo apt-get install -y {name}-venv")
     else:
-        yield Finding(FINE, "Python", f"{version}, with venv.")
+        yield Diagnosis(OK, "Python", f"{version}, with venv.")
 
 
-def compiler(facts: Facts) -> Iterator[Finding]:
+def compiler(facts: Facts) -> Iterator[Diagnosis]:
     """Report whether there is a C++ compiler, which lab 3.3.6 builds engine files with."""
     if facts.compiler:
-        yield Finding(FINE, "C++ compiler", f"{facts.compiler}.")
+        yield Diagnosis(OK, "C++ compiler", f"{facts.compiler}.")
         return
     labs = frozenset(number for number, lab in LABS.items() if lab.compiler)
     text = "There is none, and lab 3.3.6 builds engine files with it."
     yield _stop("C++ compiler", text, "sudo apt-get install -y g++", labs=labs)
 
 
-def libgomp(facts: Facts) -> Iterator[Finding]:
+def libgomp(facts: Facts) -> Iterator[Diagnosis]:
     """Report a missing libgomp. The wheel of llama.cpp needs it, and a compiler would have brought it."""
     if facts.libgomp or facts.profile != "cpu":
         return
@@ -171,30 +173,30 @@ def libgomp(facts: Facts) -> Iterator[Finding]:
     yield _stop("libgomp", text, "sudo apt-get install -y libgomp1", labs=labs)
 
 
-def driver(facts: Facts) -> Iterator[Finding]:
+def driver(facts: Facts) -> Iterator[Diagnosis]:
     """NVIDIA's driver."""
     if facts.gpus:
         yield from _working_driver(facts)
         return
     wanted = _in_containers(facts)
-    level, labs = (STOP, ALL) if wanted else (NOTE, frozenset())
+    level, labs = (BLOCKER, ALL) if wanted else (INFO, frozenset())
     tail = "" if wanted else " Labs run on the CPU meanwhile."
     if facts.nvidia_smi:
         what, fix = _broken_driver(facts)
-        yield Finding(
+        yield Diagnosis(
             level, "driver", f"{what} It said: {_short(facts.nvidia_smi)}{tail}", fix, labs
         )
     elif facts.nvidia_device:
         text = f"An NVIDIA device is here, its driver is not.{tail}"
-        yield Finding(level, "driver", text, _install_driver(facts), labs)
+        yield Diagnosis(level, "driver", text, _install_driver(facts), labs)
     elif wanted:
         text = f"Profile {facts.profile} needs an NVIDIA GPU, and there is none."
         yield _stop("GPU", text, ON_CPU)
     else:
-        yield Finding(FINE, "GPU", "none from NVIDIA: labs run on the CPU, with the tiny model.")
+        yield Diagnosis(OK, "GPU", "none from NVIDIA: labs run on the CPU, with the tiny model.")
 
 
-def _working_driver(facts: Facts) -> Iterator[Finding]:
+def _working_driver(facts: Facts) -> Iterator[Diagnosis]:
     gpu = facts.gpus[0]
     number = gpu.driver.partition(".")[0]
     if number.isdecimal() and int(number) < DRIVER and _in_containers(facts):
@@ -204,7 +206,7 @@ def _working_driver(facts: Facts) -> Iterator[Finding]:
         )
         yield _stop("driver", text, *_install_driver(facts))
     else:
-        yield Finding(FINE, "driver", f"{gpu.driver}, up to CUDA {facts.cuda or 'unknown'}.")
+        yield Diagnosis(OK, "driver", f"{gpu.driver}, up to CUDA {facts.cuda or 'unknown'}.")
 
 
 def _broken_driver(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -224,7 +226,7 @@ def _broken_driver(facts: Facts) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def gpu(facts: Facts) -> Iterator[Finding]:
+def gpu(facts: Facts) -> Iterator[Diagnosis]:
     """Compute capability and memory, where engines use the GPU."""
     if not facts.gpus:
         return
@@ -232,7 +234,7 @@ def gpu(facts: Facts) -> Iterator[Finding]:
     more = f" ({len(facts.gpus)} of them)" if len(facts.gpus) > 1 else ""
     name = f"{first.name}, sm_{first.capability:.1f}".replace(".", "") + more
     if not _in_containers(facts):
-        yield Finding(FINE, "GPU", f"{name}; profile {facts.profile} does not use it.")
+        yield Diagnosis(OK, "GPU", f"{name}; profile {facts.profile} does not use it.")
         return
     needed = CAPABILITY["bfloat16"]
     if first.capability < needed:
@@ -242,7 +244,7 @@ def gpu(facts: Facts) -> Iterator[Finding]:
     yield from _unified(facts, name) if first.unified else _own_memory(facts, first, name)
 
 
-def _own_memory(facts: Facts, first: Gpu, name: str) -> Iterator[Finding]:
+def _own_memory(facts: Facts, first: Gpu, name: str) -> Iterator[Diagnosis]:
     share = PROFILES[facts.profile].gpu_memory_utilization or 1.0
     may = share * first.memory_bytes
     least = WEIGHTS_BYTES + OVERHEAD_BYTES
@@ -264,10 +266,10 @@ def _own_memory(facts: Facts, first: Gpu, name: str) -> Iterator[Finding]:
         )
     else:
         text = f"{name}, {first.memory_bytes / GIB:.0f} GiB, {first.free_bytes / GIB:.0f} free."
-        yield Finding(FINE, "GPU", text)
+        yield Diagnosis(OK, "GPU", text)
 
 
-def _unified(facts: Facts, name: str) -> Iterator[Finding]:
+def _unified(facts: Facts, name: str) -> Iterator[Diagnosis]:
     memory = facts.memory
     share = PROFILES[facts.profile].gpu_memory_utilization or 1.0
     wanted = share * memory.total
@@ -290,18 +292,18 @@ def _unified(facts: Facts, name: str) -> Iterator[Finding]:
             "allocator does not take back (nvidia-smi says nothing about memory on this machine). Drop it "
             "before you start an engine."
         )
-        yield Finding(NOTE, "page cache", text, (drop,))
+        yield Diagnosis(INFO, "page cache", text, (drop,))
     else:
         text = f"{name}, memory shared with the CPU, {figures} (from /proc/meminfo)."
-        yield Finding(FINE, "GPU", text)
+        yield Diagnosis(OK, "GPU", text)
 
 
-def docker(facts: Facts) -> Iterator[Finding]:
+def docker(facts: Facts) -> Iterator[Diagnosis]:
     """The container engine, and whether it can hand GPUs in."""
     found = facts.docker
     if not _in_containers(facts):
         if found.state == "ready":
-            yield Finding(FINE, "docker", f"{found.version}; profile {facts.profile} needs none.")
+            yield Diagnosis(OK, "docker", f"{found.version}; profile {facts.profile} needs none.")
         return
     if found.state == "missing":
         yield _stop("docker", "It is not installed.", *_install_docker(facts))
@@ -332,10 +334,10 @@ def docker(facts: Facts) -> Iterator[Finding]:
         )
     else:
         toolkit = f", NVIDIA's toolkit {found.toolkit}" if found.toolkit else ""
-        yield Finding(FINE, "docker", f"{found.version}{toolkit}.")
+        yield Diagnosis(OK, "docker", f"{found.version}{toolkit}.")
 
 
-def images(facts: Facts) -> Iterator[Finding]:
+def images(facts: Facts) -> Iterator[Diagnosis]:
     """Which images are here; the labs pull the others."""
     if not _in_containers(facts) or facts.docker.state != "ready":
         return
@@ -346,19 +348,19 @@ def images(facts: Facts) -> Iterator[Finding]:
         where = "" if room is None else f" ({room / GB:.0f} GB are free in {facts.docker.folder})"
         text = f"To be pulled when a lab first starts them{where}: {names}. Before a lesson:"
         fix = tuple(f"docker pull {IMAGES[name]}" for name in missing)
-        yield Finding(NOTE, "images", text, fix)
+        yield Diagnosis(INFO, "images", text, fix)
     else:
-        yield Finding(FINE, "images", "all five engines' are here.")
+        yield Diagnosis(OK, "images", "all five engines' are here.")
 
 
-def disk(facts: Facts) -> Iterator[Finding]:
+def disk(facts: Facts) -> Iterator[Diagnosis]:
     """Room for set-up, and for models."""
     due = sum(step.bytes for step in facts.steps if not step.done)
     if facts.free is not None and due and facts.free < due + SPARE_BYTES:
         text = f"{facts.root} has {facts.free / GB:.1f} GB free; set-up needs {(due + SPARE_BYTES) / GB:.1f}."
         yield _stop("disk", text, "du -xhd1 ~ | sort -h | tail   # what is large")
     elif facts.free is not None:
-        yield Finding(FINE, "disk", f"{facts.free / GB:.0f} GB free in {facts.root}.")
+        yield Diagnosis(OK, "disk", f"{facts.free / GB:.0f} GB free in {facts.root}.")
     needed = sum(facts.downloads.values())
     if facts.free_models is None or not needed:
         return
@@ -369,14 +371,14 @@ def disk(facts: Facts) -> Iterator[Finding]:
         yield _stop("disk", text, "docker system df; du -sh ~/.cache/*   # what is large")
     elif facts.free_models < needed:
         text = f"{what}; {facts.free_models / GB:.0f} GB are free in ~/.cache: not all will fit."
-        yield Finding(
-            NOTE, "disk", text, ("docker system df; du -sh ~/.cache/*   # what is large",)
+        yield Diagnosis(
+            INFO, "disk", text, ("docker system df; du -sh ~/.cache/*   # what is large",)
         )
     else:
-        yield Finding(FINE, "models", f"{what}; {facts.free_models / GB:.0f} GB are free.")
+        yield Diagnosis(OK, "models", f"{what}; {facts.free_models / GB:.0f} GB are free.")
 
 
-def cpu_memory(facts: Facts) -> Iterator[Finding]:
+def cpu_memory(facts: Facts) -> Iterator[Diagnosis]:
     """Main memory, where engines run on the CPU."""
     if _in_containers(facts) or not facts.memory.total:
         return
@@ -387,30 +389,30 @@ def cpu_memory(facts: Facts) -> Iterator[Finding]:
         f"{CPU_ENGINES_AT_ONCE} engines at once, of {CPU_ENGINE_BYTES / GIB:.1f} GiB each."
     )
     if have >= needed:
-        yield Finding(FINE, "memory", text)
+        yield Diagnosis(OK, "memory", text)
         return
     fix = ["ps -eo rss,pid,comm --sort=-rss | head   # what uses it"]
     if facts.wsl:
         fix.append(
             "# WSL gets half of Windows' memory: [wsl2] memory=12GB in %UserProfile%\\.wslconfig"
         )
-    yield Finding(NOTE, "memory", text + " Close what you do not need.", tuple(fix))
+    yield Diagnosis(INFO, "memory", text + " Close what you do not need.", tuple(fix))
 
 
-def cpu(facts: Facts) -> Iterator[Finding]:
+def cpu(facts: Facts) -> Iterator[Diagnosis]:
     """What the CPU's instructions mean for the data type."""
     if _in_containers(facts):
         return
     has = "has" if facts.dtype == "bfloat16" else "has no"
     text = f"{facts.cores} cores; it {has} bfloat16 instructions: the tiny model runs in {facts.dtype}."
-    yield Finding(FINE, "CPU", text)
+    yield Diagnosis(OK, "CPU", text)
 
 
-def ports(facts: Facts) -> Iterator[Finding]:
+def ports(facts: Facts) -> Iterator[Diagnosis]:
     """Ports that something else holds. Engines of the labs take free ones, whatever is found here."""
     if facts.listeners is None:
         text = "`ss` is not installed: which ports are in use is not known."
-        yield Finding(NOTE, "ports", text, ("sudo apt-get install -y iproute2",))
+        yield Diagnosis(INFO, "ports", text, ("sudo apt-get install -y iproute2",))
         return
     used = [listener for listener in facts.listeners if listener.port in PORTS]
     for listener in used:
@@ -424,17 +426,17 @@ def ports(facts: Facts) -> Iterator[Finding]:
         if listener.port == OLLAMA_PORT:
             text += " Models that an Ollama has loaded take memory."
             fix = "ollama ps; sudo systemctl stop ollama"
-        yield Finding(NOTE, "ports", text, (fix,))
+        yield Diagnosis(INFO, "ports", text, (fix,))
     if not used:
-        yield Finding(FINE, "ports", f"{', '.join(map(str, sorted(PORTS)))} are free.")
+        yield Diagnosis(OK, "ports", f"{', '.join(map(str, sorted(PORTS)))} are free.")
 
 
-def token(facts: Facts) -> Iterator[Finding]:
+def token(facts: Facts) -> Iterator[Diagnosis]:
     """The model hub's token."""
     if not _in_containers(facts):
         return
     if facts.token:
-        yield Finding(FINE, "HF_TOKEN", f"found ({facts.token}).")
+        yield Diagnosis(OK, "HF_TOKEN", f"found ({facts.token}).")
         return
     text = (
         "None is set. The course's models (Qwen3-8B) need none; gated ones (Llama) do, after you have "
@@ -443,15 +445,15 @@ def token(facts: Facts) -> Iterator[Finding]:
     fix = (
         "export HF_TOKEN=hf_...   # before make lab; from https://huggingface.co/settings/tokens",
     )
-    yield Finding(NOTE, "HF_TOKEN", text, fix)
+    yield Diagnosis(INFO, "HF_TOKEN", text, fix)
 
 
-def ptxas(facts: Facts) -> Iterator[Finding]:
+def ptxas(facts: Facts) -> Iterator[Diagnosis]:
     """The assembler that Triton uses on GB10."""
     if not facts.gpus or facts.gpus[0].capability != 12.1 or not _in_containers(facts):
         return
     if facts.ptxas.get(facts.ptxas_chosen, ()) >= PTXAS:
-        yield Finding(FINE, "ptxas", f"TRITON_PTXAS_PATH={facts.ptxas_chosen} knows sm_121.")
+        yield Diagnosis(OK, "ptxas", f"TRITON_PTXAS_PATH={facts.ptxas_chosen} knows sm_121.")
         return
     good = [path for path, version in facts.ptxas.items() if version >= PTXAS]
     path = good[-1] if good else "/usr/local/cuda/bin/ptxas"
@@ -462,17 +464,17 @@ def ptxas(facts: Facts) -> Iterator[Finding]:
     if not good:
         text += f" No ptxas of CUDA {_dotted(PTXAS)} or newer was found."
         fix.insert(0, "sudo apt-get install -y cuda-toolkit-13-0")
-    yield Finding(NOTE, "ptxas", text, tuple(fix))
+    yield Diagnosis(INFO, "ptxas", text, tuple(fix))
 
 
-def environments(facts: Facts) -> Iterator[Finding]:
+def environments(facts: Facts) -> Iterator[Diagnosis]:
     """What set-up has made, and whether Jupyter would find its kernel."""
     for step in facts.steps:
         if step.done:
-            yield Finding(FINE, step.name, f"{step.title}: ready.")
+            yield Diagnosis(OK, step.name, f"{step.title}: ready.")
         else:
-            yield Finding(
-                MEND,
+            yield Diagnosis(
+                FIXABLE,
                 step.name,
                 f"{step.title}: not there, or of another version; `make lab` makes it.",
                 (f"make setup STEP={step.name}",),
@@ -482,14 +484,14 @@ def environments(facts: Facts) -> Iterator[Finding]:
             "The environment is there, but the notebooks' kernel does not start from it: the folder was "
             "moved, or a Python was removed."
         )
-        yield Finding(STOP, "Jupyter", text, ("rm -rf .venv && make setup STEP=course",), ALL)
+        yield Diagnosis(BLOCKER, "Jupyter", text, ("rm -rf .venv && make setup STEP=course",), ALL)
     elif facts.kernel == "ready":
-        yield Finding(
-            FINE, "Jupyter", "the notebooks' kernel starts from the course's environment."
+        yield Diagnosis(
+            OK, "Jupyter", "the notebooks' kernel starts from the course's environment."
         )
 
 
-CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Facts], Iterator[Diagnosis]], ...] = (
     profile,
     machine,
     python,

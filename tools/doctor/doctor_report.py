@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from tools.doctor.diagnoses import FINE, MEND, NOTE, STOP, Finding, stopped
+from tools.doctor.diagnoses import BLOCKER, FIXABLE, INFO, OK, Diagnosis, stopped
 from tools.doctor.facts import Facts
 from tools.doctor.needs import IMAGES, LABS, TITLES
 from utils.profiles import PROFILES
@@ -12,21 +12,21 @@ from utils.profiles import PROFILES
 WIDTH = 96
 GIB = 1024**3
 HEADINGS = {
-    STOP: "What keeps labs from running",
-    MEND: "What `make lab` sets up",
-    NOTE: "Worth knowing",
+    BLOCKER: "What keeps labs from running",
+    FIXABLE: "What `make lab` sets up",
+    INFO: "Worth knowing",
 }
 
 
-def render(facts: Facts, findings: tuple[Finding, ...]) -> str:
+def render(facts: Facts, diagnoses: tuple[Diagnosis, ...]) -> str:
     """The page."""
-    parts = [head(facts), verdicts(facts, findings)]
+    parts = [head(facts), verdicts(facts, diagnoses)]
     for level, heading in HEADINGS.items():
-        if some := [finding for finding in findings if finding.level == level]:
-            parts.append("\n".join([heading, *(show(finding) for finding in some)]))
-    fine = [finding for finding in findings if finding.level == FINE]
-    parts.append("\n".join(["In order", *(show(finding) for finding in fine)]))
-    parts.append(last_word(findings))
+        if some := [diagnosis for diagnosis in diagnoses if diagnosis.level == level]:
+            parts.append("\n".join([heading, *(show(diagnosis) for diagnosis in some)]))
+    fine = [diagnosis for diagnosis in diagnoses if diagnosis.level == OK]
+    parts.append("\n".join(["In order", *(show(diagnosis) for diagnosis in fine)]))
+    parts.append(last_word(diagnoses))
     return "\n\n".join(parts)
 
 
@@ -42,13 +42,13 @@ def head(facts: Facts) -> str:
     return "\n".join(line for text in lines for line in textwrap.wrap(text, WIDTH))
 
 
-def verdicts(facts: Facts, findings: tuple[Finding, ...]) -> str:
+def verdicts(facts: Facts, diagnoses: tuple[Diagnosis, ...]) -> str:
     """A line for each lab."""
-    off = stopped(findings)
+    off = stopped(diagnoses)
     missing = {step.name for step in facts.steps if not step.done}
     lines = []
     for number, lab in LABS.items():
-        reasons = sorted({f.topic for f in findings if number in f.labs})
+        reasons = sorted({f.topic for f in diagnoses if number in f.labs})
         without = [name for name in (*lab.engines, *lab.optional) if not offered(facts, name)]
         if number in off:
             verdict = f"cannot run: {', '.join(reasons)}"
@@ -68,16 +68,16 @@ def offered(facts: Facts, engine: str) -> bool:
     return has.get(engine, engine in {step.name for step in facts.steps})
 
 
-def show(finding: Finding) -> str:
-    """One finding, its fix below it."""
-    first = f"  {finding.topic}: "
-    body = textwrap.wrap(first + finding.text, WIDTH, subsequent_indent="    ")
-    return "\n".join([*body, *(f"      {line}" for line in finding.fix)])
+def show(diagnosis: Diagnosis) -> str:
+    """One diagnosis, its fix below it."""
+    first = f"  {diagnosis.topic}: "
+    body = textwrap.wrap(first + diagnosis.text, WIDTH, subsequent_indent="    ")
+    return "\n".join([*body, *(f"      {line}" for line in diagnosis.fix)])
 
 
-def last_word(findings: tuple[Finding, ...]) -> str:
+def last_word(diagnoses: tuple[Diagnosis, ...]) -> str:
     """What to do next."""
-    off = stopped(findings)
+    off = stopped(diagnoses)
     if not off:
         return "All labs can run. Next: make lab"
     kept = [number for number in LABS if number not in off]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.doctor.machine_probe import Answer, Probe
+from tools.doctor.machine_probe import CommandResult, Probe
 from tools.doctor.needs import DOWNLOADS, PARAMETERS, PYTHONS
 from tools.setup.setup_steps import COURSE_ENV, Step, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
@@ -64,7 +64,7 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MachineMemory:
     """Of `/proc/meminfo`, bytes; all 0 where the system has no such file."""
 
     total: float = 0.0
@@ -135,7 +135,7 @@ class Facts:
     wsl: bool
     cores: int
     dtype: str
-    memory: Memory
+    memory: MachineMemory
     python: Version
     other_pythons: tuple[str, ...]
     venv: bool
@@ -228,14 +228,14 @@ def gather(probe: Probe) -> Facts:
     )
 
 
-def read_memory(meminfo: str) -> Memory:
+def read_memory(meminfo: str) -> MachineMemory:
     """Reads `/proc/meminfo`, whose figures are KiB."""
     found = {k: float(v) * 1024 for k, v in re.findall(r"^(\w+):\s*(\d+) kB", meminfo, re.M)}
     names = ("MemTotal", "MemAvailable", "MemFree", "Cached")
-    return Memory(*(found.get(name, 0.0) for name in names))
+    return MachineMemory(*(found.get(name, 0.0) for name in names))
 
 
-def read_docker(info: Answer, images: Answer, toolkit: Answer) -> Docker:
+def read_docker(info: CommandResult, images: CommandResult, toolkit: CommandResult) -> Docker:
     """Reads `docker info`, `docker image ls` and `nvidia-ctk --version`."""
     version = _first(r"version ([\d.]+)", toolkit.text) if toolkit.fine else ""
     if info.missing:
@@ -285,7 +285,7 @@ def has_nvidia(devices: str) -> bool:
     return any(len(row) > 1 and row[1].lower().startswith(NVIDIA_VENDOR) for row in rows)
 
 
-def read_ptxas(answers: Mapping[str, Answer]) -> dict[str, Version]:
+def read_ptxas(answers: Mapping[str, CommandResult]) -> dict[str, Version]:
     """CUDA versions of the ptxas that exist, by path."""
     found = {
         name[len("ptxas ") :]: _version(_first(r"release ([\d.]+)", answer.text))
@@ -317,7 +317,7 @@ def _state(probe: Probe, step: Step) -> StepState:
     return StepState(step.name, step.title, probe.done(step), step.gigabytes * 1e9)
 
 
-def _kernel(probe: Probe, answer: Answer) -> str:
+def _kernel(probe: Probe, answer: CommandResult) -> str:
     if not probe.exists(str(COURSE_ENV)):
         return "none"
     spec = COURSE_ENV / "share/jupyter/kernels/python3/kernel.json"
@@ -327,13 +327,13 @@ def _kernel(probe: Probe, answer: Answer) -> str:
     return "ready" if answer.fine and here else "broken"
 
 
-def _smi_fault(answer: Answer) -> str | None:
+def _smi_fault(answer: CommandResult) -> str | None:
     if answer.missing:
         return None
     return "" if answer.fine else answer.words
 
 
-def _compiler(answers: Mapping[str, Answer]) -> str:
+def _compiler(answers: Mapping[str, CommandResult]) -> str:
     found = [answers[name].text for name in answers if name.startswith("compiler ")]
     return next((text.partition("\n")[0] for text in found if text), "")
 

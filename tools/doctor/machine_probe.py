@@ -18,7 +18,7 @@ TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command said.
 
     Attributes:
@@ -61,7 +61,7 @@ class Probe:
         self.home = str(Path.home())
         self.python: tuple[int, ...] = tuple(sys.version_info[:3])
 
-    def run(self, command: Sequence[str]) -> Answer:
+    def run(self, command: Sequence[str]) -> CommandResult:
         """Runs a command that only reads, for at most `TIMEOUT_S` seconds."""
         try:
             done = subprocess.run(
@@ -74,12 +74,12 @@ class Probe:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Answer(None, error=f"did not answer within {TIMEOUT_S:.0f} s")
+            return CommandResult(None, error=f"did not answer within {TIMEOUT_S:.0f} s")
         except OSError:
-            return Answer(None)
-        return Answer(done.returncode, done.stdout, done.stderr)
+            return CommandResult(None)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
-    def run_all(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Answer]:
+    def run_all(self, commands: Mapping[str, Sequence[str]]) -> dict[str, CommandResult]:
         """Runs all at the same time; answers by the same names."""
         with ThreadPoolExecutor(len(commands)) as pool:
             return dict(zip(commands, pool.map(self.run, commands.values())))  # noqa: B905 (3.9)

@@ -13,7 +13,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Lab:
+class LabNeeds:
     """One lab.
 
     Attributes:
@@ -29,18 +29,18 @@ class Lab:
     compiler: bool = False
 
 
-LABS: Mapping[int, Lab] = {
-    1: Lab(
+LABS: Mapping[int, LabNeeds] = {
+    1: LabNeeds(
         "Engine benchmark",
         ("vllm", "llama_cpp", "transformers"),
         ("sglang", "tensorrt_llm", "ollama"),
     ),
-    2: Lab("SGLang", ("sglang",), ("vllm",)),
-    3: Lab("vLLM: continuous batching", ("vllm", "llama_cpp")),
-    4: Lab("Speculative decoding: Medusa", ("vllm",)),
-    5: Lab("EAGLE-3", ("vllm",)),
-    6: Lab("TensorRT-LLM", ("vllm", "llama_cpp"), ("tensorrt_llm",), compiler=True),
-    7: Lab("Production API", ("vllm", "llama_cpp")),
+    2: LabNeeds("SGLang", ("sglang",), ("vllm",)),
+    3: LabNeeds("vLLM: continuous batching", ("vllm", "llama_cpp")),
+    4: LabNeeds("Speculative decoding: Medusa", ("vllm",)),
+    5: LabNeeds("EAGLE-3", ("vllm",)),
+    6: LabNeeds("TensorRT-LLM", ("vllm", "llama_cpp"), ("tensorrt_llm",), compiler=True),
+    7: LabNeeds("Production API", ("vllm", "llama_cpp")),
 }
 TITLES: Mapping[str, str] = {
     "vllm": "vLLM",

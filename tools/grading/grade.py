@@ -36,7 +36,7 @@ from tools.lab.judge.cells import ANSWER, MAX_FILE_BYTES, LabCells, merge, pick,
 from tools.lab.judge.hidden_tests import DEFAULT_SEED, FOLDER, Grading, load_gradings
 from tools.lab.judge.judge import Judge
 from tools.lab.judge.parent_death_signal import end_with_parent
-from tools.lab.judge.sandbox import Limits, Sandbox, SandboxError, find_sandbox
+from tools.lab.judge.sandbox import Sandbox, SandboxError, SandboxLimits, find_sandbox
 from tools.lab.judge.seal import build_sealed
 from tools.lab.judge.session import Session
 from tools.lab.labs import count
@@ -63,7 +63,7 @@ class Options:
     sandbox: str = "bubblewrap"
     seed: str = DEFAULT_SEED
     jobs: int = os.cpu_count() or 1
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
 
 
 @dataclass(frozen=True)

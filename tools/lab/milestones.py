@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.lab.labs import count
-from tools.lab.self_check import stand
+from tools.lab.self_check import evaluate
 from utils.benchmark.record import Record
 from utils.benchmark.records import RecordWarning, load_all, records_dir
 from utils.profiles import load_profile
@@ -125,7 +125,7 @@ def _standing(root: Path, milestone: Milestone, records: Sequence[Record]) -> St
     if path is None:
         return Standing(milestone, "to come", "", measured)
     try:
-        found = stand(path.read_bytes())
+        found = evaluate(path.read_bytes())
     except (OSError, ValueError, RuntimeError) as error:
         return Standing(milestone, "open", "not judged", measured, (f"{path.name}: {error}",))
     results = found.judgement.exercises

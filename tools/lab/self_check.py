@@ -15,22 +15,22 @@ from pathlib import Path
 
 from tools.lab.judge.cells import LabCells, pick, same
 from tools.lab.judge.judge import Judge, Judgement
-from tools.lab.judge.sandbox import Limits, Plain
+from tools.lab.judge.sandbox import PlainSandbox, SandboxLimits
 from tools.lab.judge.seal import build_sealed, seals_of
 from tools.lab.judge.session import Session
 from utils.checks import checks_of
 from utils.profiles import ROOT
 
-_LIMITS = Limits(memory_bytes=8 << 30)
+_LIMITS = SandboxLimits(memory_bytes=8 << 30)
 
 
-class NoLab(ValueError):
+class NotALab(ValueError):
     """The notebook is not a lab of this course, or its marks are lost; says what to do."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a learner's notebook stands.
+class Status:
+    """Status of a learner's notebook.
 
     Attributes:
         lab: the lab as it was untouched.
@@ -45,14 +45,14 @@ class Standing:
     begun: bool
 
 
-def stand(data: bytes) -> Standing:
+def evaluate(data: bytes) -> Status:
     """Judge every exercise of a notebook.
 
     Args:
         data: the file's content.
 
     Raises:
-        NoLab: it is not a lab of this course, or cannot be read.
+        NotALab: it is not a lab of this course, or cannot be read.
         RuntimeError: no process could be started for it.
     """
     number, lab = _original(data)
@@ -63,15 +63,15 @@ def stand(data: bytes) -> Standing:
     try:
         module = importlib.import_module(f"utils.checks.lab_{number.replace('.', '_')}")
     except ImportError as error:
-        raise NoLab(f"Lab {number} has no checks in this copy of the course.") from error
+        raise NotALab(f"Lab {number} has no checks in this copy of the course.") from error
     checks = checks_of(module)
     with tempfile.TemporaryDirectory(prefix="checking-") as scratch:
         course = Path(scratch) / "course"
         build_sealed(ROOT, course, [seal for check in checks.values() for seal in seals_of(check)])
         (course / "models").symlink_to(ROOT / "models")
-        sandbox = Plain(course, Path(scratch), cwd=ROOT / "labs", inherit=True)
+        sandbox = PlainSandbox(course, Path(scratch), cwd=ROOT / "labs", inherit=True)
         judge = Judge(lab, checks, lambda spent: Session(sandbox, _LIMITS, spent), root=ROOT)
-        return Standing(lab, judge.judge(handed), unwritten, begun)
+        return Status(lab, judge.judge(handed), unwritten, begun)
 
 
 def _original(data: bytes) -> tuple[str, LabCells]:
@@ -81,7 +81,7 @@ def _original(data: bytes) -> tuple[str, LabCells]:
         number = re.search(r"lab-(3\.3\.\d+)-", str(course["source"]))
         return str(number[1] if number else ""), LabCells.from_dict(course["lab"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise NoLab(
+        raise NotALab(
             "This notebook does not say which lab it is, or is damaged. Copy your answers into a "
             "fresh copy of the lab."
         ) from error

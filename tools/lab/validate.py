@@ -20,7 +20,7 @@ from nbgrader.server_extensions.validate_assignment.handlers import (
 )
 from tornado import web
 
-from tools.lab.self_check import Standing, stand
+from tools.lab.self_check import Status, evaluate
 
 
 class ValidateLabHandler(ValidateAssignmentHandler):  # type: ignore[misc]
@@ -36,14 +36,14 @@ class ValidateLabHandler(ValidateAssignmentHandler):  # type: ignore[misc]
             raise web.HTTPError(403, "Access denied: path outside the course")
         try:
             loop = asyncio.get_running_loop()
-            standing = await loop.run_in_executor(None, lambda: stand(target.read_bytes()))
+            standing = await loop.run_in_executor(None, lambda: evaluate(target.read_bytes()))
             answer = {"success": True, "value": failures(standing)}
         except (OSError, ValueError, RuntimeError) as error:
             answer = {"success": False, "value": str(error)}
         self.finish(json.dumps(answer))
 
 
-def failures(standing: Standing) -> dict[str, Any]:
+def failures(standing: Status) -> dict[str, Any]:
     """What is still to do, as the button shows it; nothing where all is done."""
     checks = {slot.id: slot.check for slot in standing.lab.exercises}
     notes = standing.judgement.notes

@@ -19,7 +19,7 @@ from typing import Any
 from utils.benchmark.arrivals import ClosedLoop, LoadPattern, OpenLoop, arrival_times
 from utils.benchmark.client import TOO_MANY_FILES, Client
 from utils.benchmark.stats import Slo, Summary, summarise
-from utils.benchmark.threads import Progress, run_in_thread
+from utils.benchmark.threads import LoadProgress, run_in_thread
 from utils.benchmark.trace import Clock, RequestTrace
 from utils.benchmark.workload import Request
 
@@ -27,7 +27,7 @@ _LAG_PROBE_S = 0.02
 # vLLM 0.32.0 answers HTTP 500 with these words (v1/engine/exceptions.py) while its process is
 # still there; it ends, with exit code 0, up to three seconds later.
 _DEATH_WORDS = ("EngineCore encountered an issue", "EngineDeadError")
-_LAST_WORDS_S = 3.0
+_DEATH_GRACE_S = 3.0
 _ASK_EVERY_S = 0.25
 
 
@@ -123,7 +123,7 @@ def run(
         ValueError: If there is nothing to send, or a request does not fit the client's API.
     """
     _check(client, requests)
-    bar = Progress(len(requests), label or f"{client.model} {_title(load)}", show=progress)
+    bar = LoadProgress(len(requests), label or f"{client.model} {_title(load)}", show=progress)
     return run_in_thread(
         run_async(client, requests, load, warmup=warmup, alive=alive, on_done=bar.add), bar
     )
@@ -143,7 +143,7 @@ async def run_async(
     async with client:
         await _warm_up(client, warmup, load)
         session = _Session(client, requests, alive, on_done)
-        with _quiet_gc():
+        with _gc_frozen():
             lag = asyncio.create_task(session.watch_lag())
             started = perf_counter()
             try:
@@ -153,7 +153,7 @@ async def run_async(
                     await session.open(load, started)
             finally:
                 lag.cancel()
-        await session.look_back()
+        await session.confirm_engine_alive()
     traces = tuple(sorted(session.traces, key=lambda trace: trace.index))
     ended = max(trace.finished for trace in traces)
     result = LoadResult(
@@ -247,10 +247,10 @@ class _Session:
         if self._on_done is not None:
             self._on_done(trace)
 
-    async def look_back(self) -> None:
+    async def confirm_engine_alive(self) -> None:
         """After a run with failures: whether the engine ends now, as a dying one does."""
         failed = any(t.error is not None and TOO_MANY_FILES not in t.error for t in self.traces)
-        deadline = perf_counter() + _LAST_WORDS_S
+        deadline = perf_counter() + _DEATH_GRACE_S
         while failed and not self.dead and self._alive is not None:
             self.dead = self._gone()
             if perf_counter() > deadline:
@@ -302,7 +302,7 @@ async def _warm_up(client: Client, requests: Sequence[Request], load: LoadPatter
 
 
 @contextmanager
-def _quiet_gc() -> Iterator[None]:
+def _gc_frozen() -> Iterator[None]:
     """Keeps what is already in memory (torch, a notebook's data) out of collection pauses."""
     gc.collect()
     gc.freeze()

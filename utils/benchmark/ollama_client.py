@@ -12,7 +12,7 @@ import httpx
 from utils.benchmark.client import Client, pieces, raise_for_status
 from utils.benchmark.response import ResponseCollector, ResponseError
 from utils.benchmark.workload import Request
-from utils.engines.ollama_chat import Answer, NotTranslatable, native_body
+from utils.engines.ollama_chat import ChatReply, NotTranslatable, native_body
 from utils.http.sse import DONE, Event
 
 
@@ -37,7 +37,7 @@ class OllamaClient(Client):
     ) -> None:
         """Reads JSON lines, each as it arrives, as the chunks that they stand for."""
         await raise_for_status(response)
-        answer = Answer(self.model)
+        answer = ChatReply(self.model)
         try:
             if not streamed:
                 whole = answer.whole(json.loads(await response.aread()))
@@ -57,7 +57,9 @@ class OllamaClient(Client):
         collector.end()
 
 
-def _take(collector: ResponseCollector, answer: Answer, line: Mapping[str, Any], at: float) -> None:
+def _take(
+    collector: ResponseCollector, answer: ChatReply, line: Mapping[str, Any], at: float
+) -> None:
     for chunk in answer.chunks(line):
         collector.event(Event(json.dumps(chunk)), at)
     if line.get("done"):

@@ -16,7 +16,7 @@ _REFRESH_S = 0.25
 _CANCEL_S = 5.0
 
 
-class Progress:
+class LoadProgress:
     """A progress bar that is fed from one thread and drawn in another.
 
     Drawing stays in the thread that waits: a notebook shows output there, and the measuring
@@ -45,7 +45,7 @@ class Progress:
         self._bar.close()
 
 
-def run_in_thread(coroutine: Coroutine[Any, Any, T], progress: Progress | None = None) -> T:
+def run_in_thread(coroutine: Coroutine[Any, Any, T], progress: LoadProgress | None = None) -> T:
     """Runs a coroutine to its end in a new thread and returns its result.
 
     On `KeyboardInterrupt` in the waiting thread the coroutine is cancelled, the thread ends, and

@@ -1,6 +1,6 @@
 """Checks: what an exercise must show. One file per lab, `lab_3_3_N.py`; base.py says how."""
 
-from utils.checks.base import Check, Outcome, check, checks_of
+from utils.checks.base import Check, CheckResult, check, checks_of
 from utils.checks.expect import expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks.failures import CheckFailed, NotAttempted
 from utils.checks.predictions import compare_prediction
@@ -8,8 +8,8 @@ from utils.checks.predictions import compare_prediction
 __all__ = [
     "Check",
     "CheckFailed",
+    "CheckResult",
     "NotAttempted",
-    "Outcome",
     "check",
     "checks_of",
     "compare_prediction",

@@ -1,6 +1,6 @@
 """A learner's answer as a check meets it: guarded, limited in time, errors traced to its cell.
 
-A check judges an `Answer`. In a notebook that is a `LocalAnswer`, the learner's own object; while
+A check judges a `LearnerResult`. In a notebook that is a `LocalAnswer`, the learner's own object; while
 grading it lives in another process (tools/lab/judge), and the check does not see the difference.
 """
 
@@ -33,7 +33,7 @@ class Stopped(BaseException):
 
     Args:
         message: what happened, in the exercise's own terms.
-        cause: as in `Outcome`: "time", or "limit" (memory, processes, a process that died).
+        cause: as in `CheckResult`: "time", or "limit" (memory, processes, a process that died).
     """
 
     def __init__(self, message: str, cause: str) -> None:
@@ -47,8 +47,8 @@ def out_of_time(seconds: float) -> Stopped:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What kind of thing an exercise asks for.
+class ExpectedKind:
+    """Kind of object that an exercise asks for.
 
     Attributes:
         kind: "class", "function" or "value".
@@ -59,7 +59,7 @@ class Wanted:
     parameters: tuple[str, ...] = ()
 
     @classmethod
-    def like(cls, reference: Any) -> Wanted:
+    def like(cls, reference: Any) -> ExpectedKind:
         """The kind of thing that the reference is."""
         if isinstance(reference, type):
             return cls("class")
@@ -68,13 +68,13 @@ class Wanted:
         return cls("function", tuple(inspect.signature(reference).parameters))
 
 
-class Answer(Protocol):
-    """What a learner handed in for one exercise, wherever it lives."""
+class LearnerResult(Protocol):
+    """A learner's function, class or value for one exercise, in whichever process it is."""
 
     def empty(self) -> str:
         """Why it is no attempt at all, as the rest of "not attempted (...)", or ""."""
 
-    def fault(self, wanted: Wanted) -> str:
+    def fault(self, wanted: ExpectedKind) -> str:
         """Why it is not the kind of thing that was asked for, or ""."""
 
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
@@ -94,32 +94,32 @@ class LocalAnswer:
         self.learner = learner
 
     def empty(self) -> str:
-        """See `Answer`."""
-        return emptiness(self.learner)
+        """See `LearnerResult`."""
+        return why_empty(self.learner)
 
-    def fault(self, wanted: Wanted) -> str:
-        """See `Answer`."""
+    def fault(self, wanted: ExpectedKind) -> str:
+        """See `LearnerResult`."""
         return signature_fault(self.learner, wanted)
 
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return guard(self.learner, copy_inputs, unfinished)
 
     def limit(self, seconds: float) -> AbstractContextManager[None]:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return time_limit(seconds)
 
     def place(self, error: BaseException) -> tuple[int, str]:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return line_of(error, self.learner)
 
 
-def emptiness(learner: Any) -> str:
-    """Why a value is no attempt, or ""."""
+def why_empty(learner: Any) -> str:
+    """Return the reason why a value isn't an attempt, or ""."""
     return "it is still ..." if learner is ... else "it is still None" if learner is None else ""
 
 
-def signature_fault(learner: Any, wanted: Wanted) -> str:
+def signature_fault(learner: Any, wanted: ExpectedKind) -> str:
     """Why the answer is not the kind of thing that was asked for, or ""."""
     if wanted.kind == "class":
         return "" if isinstance(learner, type) else f"{brief(learner)} is not a class"
@@ -201,8 +201,8 @@ def time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, rest, interval)
 
 
-def blame(error: BaseException, place: tuple[int, str]) -> str:
-    """What an exception says about the answer, with the line of the learner's cell and its inputs."""
+def explain_exception(error: BaseException, place: tuple[int, str]) -> str:
+    """Describe an exception, with the line of the learner's cell and its inputs."""
     named = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     number, text = place
     if not number:

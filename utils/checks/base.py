@@ -23,7 +23,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from utils.checks.attempt import Answer, LocalAnswer, Stopped, Wanted, blame
+from utils.checks.attempt import (
+    ExpectedKind,
+    LearnerResult,
+    LocalAnswer,
+    Stopped,
+    explain_exception,
+)
 from utils.checks.failures import CheckFailed, NotAttempted, show
 
 GRADING = "COURSE_GRADING"
@@ -35,8 +41,8 @@ _GO_ON = (
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a check found.
+class CheckResult:
+    """Result of a check.
 
     Attributes:
         verdict: "right", "wrong" or "not attempted".
@@ -69,7 +75,7 @@ class Check:
             CheckFailed: it is wrong, or (NotAttempted) it is empty while grading.
         """
         if callable(learner) and learner is self.reference:
-            outcome = Outcome("not attempted", "this is the reference; run your own cell again")
+            outcome = CheckResult("not attempted", "this is the reference; run your own cell again")
         else:
             outcome = self.judge(learner)
         if outcome.verdict == "right":
@@ -83,33 +89,35 @@ class Check:
         show("○", text, _AMBER)
         return self.reference if callable(self.reference) else copy.deepcopy(self.reference)
 
-    def judge(self, learner: Any) -> Outcome:
+    def judge(self, learner: Any) -> CheckResult:
         """Find out what an answer is worth, without showing or raising anything."""
         return self.judge_answer(LocalAnswer(learner), self.examine)
 
-    def judge_answer(self, answer: Answer, examine: Callable[[Any], None]) -> Outcome:
+    def judge_answer(self, answer: LearnerResult, examine: Callable[[Any], None]) -> CheckResult:
         """Judge an answer, wherever it lives, by one examination."""
         if empty := answer.empty():
-            return Outcome("not attempted", empty)
-        if fault := answer.fault(Wanted.like(self.reference)):
-            return Outcome("wrong", fault, "signature")
+            return CheckResult("not attempted", empty)
+        if fault := answer.fault(ExpectedKind.like(self.reference)):
+            return CheckResult("wrong", fault, "signature")
         unfinished: list[Exception] = []
-        outcome = Outcome("right")
+        outcome = CheckResult("right")
         try:
             with answer.limit(self.limit_s):
                 examine(answer.subject(self.copy_inputs, unfinished))
         except NotImplementedError as error:
             unfinished.append(error)
         except CheckFailed as failure:
-            outcome = Outcome("wrong", str(failure), failure.cause)
+            outcome = CheckResult("wrong", str(failure), failure.cause)
         except Stopped as stopped:
-            outcome = Outcome("wrong", str(stopped), stopped.cause)
+            outcome = CheckResult("wrong", str(stopped), stopped.cause)
         except (Exception, SystemExit) as error:
-            outcome = Outcome("wrong", blame(error, answer.place(error)), "exception")
+            outcome = CheckResult(
+                "wrong", explain_exception(error, answer.place(error)), "exception"
+            )
         if unfinished:
             number, _ = answer.place(unfinished[0])
             where = f"line {number} of your cell" if number else "your code"
-            return Outcome("not attempted", f"{where} raises NotImplementedError")
+            return CheckResult("not attempted", f"{where} raises NotImplementedError")
         return outcome
 
 

@@ -11,7 +11,7 @@ import yaml
 from utils.checks import check, expect, expect_close, expect_equal, expect_type
 from utils.checks.failures import CheckFailed
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.tensorrt_llm_settings import Settings
+from utils.engines.tensorrt_llm_settings import TrtLlmSettings
 
 Measured = Sequence[tuple[int, float, float]]
 Variants = Mapping[str, Mapping[str, float]]
@@ -62,13 +62,13 @@ def same_cost(attempt: Callable[..., dict[str, int]], rng: random.Random) -> Non
     expect_equal(attempt(*sizes.values()), _layer_cost(**sizes), what=f"a layer of {sizes}")
 
 
-def _knee_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
+def _ridge_point_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
     return flops_per_s * value_bytes / (2 * bytes_per_s)
 
 
-@check(reference=_knee_tokens)
-def knee_tokens(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `knee_tokens(flops_per_s, bytes_per_s, value_bytes)`."""
+@check(reference=_ridge_point_tokens)
+def ridge_point_tokens(attempt: Callable[..., float]) -> None:
+    """Examines the learner's `ridge_point_tokens(flops_per_s, bytes_per_s, value_bytes)`."""
     hint = (
         "Reading a weight of 2 bytes takes 2 / 10e9 s; multiplying it for a token 2 / 100e9 s. "
         "After how many "
@@ -82,15 +82,17 @@ def knee_tokens(attempt: Callable[..., float]) -> None:
     expect_close(attempt(125e12, 273e9, 2), 125e12 / 273e9, what="a DGX Spark", hint=hint)
     rng = random.Random(2)
     for _ in range(10):
-        same_knee(attempt, rng)
+        same_ridge_point(attempt, rng)
 
 
-def same_knee(attempt: Callable[..., float], rng: random.Random) -> None:
+def same_ridge_point(attempt: Callable[..., float], rng: random.Random) -> None:
     """One random machine and width of weights."""
     flops, bandwidth = rng.uniform(1e10, 1e15), rng.uniform(1e9, 5e12)
     width = rng.choice([0.5625, 1, 2, 4])
     what = f"{flops:.3g} FLOP/s, {bandwidth:.3g} bytes/s, {width} bytes a weight"
-    expect_close(attempt(flops, bandwidth, width), _knee_tokens(flops, bandwidth, width), what=what)
+    expect_close(
+        attempt(flops, bandwidth, width), _ridge_point_tokens(flops, bandwidth, width), what=what
+    )
 
 
 def _step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: float) -> float:
@@ -312,7 +314,7 @@ def same_settings(
     what = f"requests={requests}, context={context}, chunk={chunk}, fp8={fp8}, json={json}"
     expect_type(got, dict, what=what)
     try:
-        settings = Settings.read(yaml.safe_dump(got))
+        settings = TrtLlmSettings.read(yaml.safe_dump(got))
     except (UnsupportedOption, yaml.YAMLError) as error:
         raise CheckFailed(f"{what}: {error}") from error
     faults = settings.faults(context)

@@ -222,7 +222,7 @@ class ContainerHandle:
         self._name = f"course-{secrets.token_hex(6)}"
         make_folders(request)
         # Before the container: a kernel killed at any moment leaves none.
-        self._guard = self._start_guard()
+        self._watchdog = self._start_watchdog()
         try:
             with answering():
                 self._container = client.containers.create(name=self._name, **request)
@@ -238,7 +238,7 @@ class ContainerHandle:
         self._copier = threading.Thread(target=self._copy_log, daemon=True)
         self._copier.start()
 
-    def _start_guard(self) -> subprocess.Popen[bytes]:
+    def _start_watchdog(self) -> subprocess.Popen[bytes]:
         watch = [sys.executable, watchdog.__file__, "container", str(os.getpid()), self._name]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
@@ -296,7 +296,7 @@ class ContainerHandle:
         """Stops and removes the container.
 
         Raises:
-            DockerUnavailable: The daemon went away; the guard goes on trying when this process ends.
+            DockerUnavailable: The daemon went away; the watchdog goes on trying when this process ends.
         """
         with answering(), contextlib.suppress(docker.errors.NotFound):
             self._container.stop(timeout=STOP_S)
@@ -305,8 +305,8 @@ class ContainerHandle:
     def _remove(self) -> None:
         with answering():
             watchdog.remove_container(self._client, self._name)
-        self._guard.terminate()
-        self._guard.wait()
+        self._watchdog.terminate()
+        self._watchdog.wait()
 
 
 def make_folders(request: Mapping[str, Any]) -> None:

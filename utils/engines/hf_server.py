@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 
-class StreamOptions(BaseModel):
+class BaselineStreamOptions(BaseModel):
     """OpenAI's `stream_options`."""
 
     include_usage: bool = False
@@ -40,7 +40,7 @@ class GenerateRequest(BaseModel):
     max_tokens: int = Field(default=128, ge=1)
     temperature: float = Field(default=0.0, ge=0.0)
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: BaselineStreamOptions = BaselineStreamOptions()
     ignore_eos: bool = False
 
 

@@ -32,7 +32,7 @@ from utils.engines.engine_errors import EngineStartError, NotRunHere, Unsupporte
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
-from utils.engines.runtime import Handle, check_port, free_port, gist, new_log, tail
+from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.profiles import DTYPES, Profile, load_profile
 
@@ -210,7 +210,7 @@ def launch(
         extra_arguments=extra_arguments,
         **fields,
     )
-    progress = Progress(spec.title, quiet)
+    progress = StartProgress(spec.title, quiet)
     handle: Handle
     if in_container:
         handle = start_container(spec, options, host_port, progress)
@@ -273,7 +273,7 @@ def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
 
 
 def start_container(
-    spec: EngineSpec, options: ServeOptions, port: int, progress: Progress
+    spec: EngineSpec, options: ServeOptions, port: int, progress: StartProgress
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
@@ -296,7 +296,7 @@ def start_container(
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
 
 
-def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progress) -> None:
+def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartProgress) -> None:
     """Polls the engine's health endpoint.
 
     Raises:
@@ -318,21 +318,21 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: Progre
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(url).status_code == 200:
                     break
-            progress.show(waited, gist(engine.log_path))
+            progress.show(waited, last_log_line(engine.log_path))
             time.sleep(POLL_S)
         engine.spec.prepare(engine.base_url, engine.options, progress.say)
-        wake(client, engine)
+        warm_up(client, engine)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
 
 
-def wake(client: httpx.Client, engine: RunningEngine) -> None:
+def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
     """Sends the first request of an engine that needs a certain one; a failure shows in its log."""
     local = engine.spec.local
-    if local is None or local.wake is None or engine.options.device != "cpu":
+    if local is None or local.warm_up is None or engine.options.device != "cpu":
         return
-    body = {"model": engine.model, "prompt": local.wake, "max_tokens": 2}
+    body = {"model": engine.model, "prompt": local.warm_up, "max_tokens": 2}
     with contextlib.suppress(httpx.HTTPError):
         client.post(f"{engine.base_url}/v1/completions", json=body, timeout=60.0)
 
@@ -351,7 +351,7 @@ def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     return str(answer.get(engine.spec.version_key, "unknown"))
 
 
-class Progress:
+class StartProgress:
     """One line that says what an engine's start is doing; in a terminal or notebook it is rewritten."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
@@ -359,11 +359,11 @@ class Progress:
         self.quiet = quiet
         self._last = -1.0
 
-    def show(self, waited_s: float, gist: str) -> None:
+    def show(self, waited_s: float, line: str) -> None:
         """Shows the seconds waited and the last line of the log, at most once a second."""
         if waited_s - self._last >= 1.0:
             self._last = waited_s
-            self.say(f"starting, {waited_s:.0f} s: {gist}")
+            self.say(f"starting, {waited_s:.0f} s: {line}")
 
     def say(self, text: str) -> None:
         """Shows `text` in place of the line before."""

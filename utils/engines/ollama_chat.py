@@ -72,7 +72,7 @@ def native_body(body: Mapping[str, Any]) -> dict[str, Any]:
     return native
 
 
-class Answer:
+class ChatReply:
     """Translates one answer; keeps what all its parts have in common.
 
     Args:

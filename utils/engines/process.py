@@ -1,4 +1,4 @@
-"""The process runtime: an engine as a child of a guard that outlives neither its kernel nor its engine."""
+"""The process runtime: an engine as a child of a watchdog that outlives neither its kernel nor its engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProcessHandle:
             "--",
         ]
         with log.open("wb") as output:
-            self._guard = subprocess.Popen(
+            self._watchdog = subprocess.Popen(
                 [*watch, *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -45,17 +45,17 @@ class ProcessHandle:
                 cwd=ROOT,
                 start_new_session=True,
             )
-        self.identity = str(self._guard.pid)
+        self.identity = str(self._watchdog.pid)
 
     def exit_code(self) -> int | None:
         """The engine's exit code (128 + signal number for a signal); None while it runs."""
-        return self._guard.poll()
+        return self._watchdog.poll()
 
     def memory_bytes(self) -> int:
         """Memory of the engine's processes, bytes; pages that they share count once (Linux: PSS)."""
         total = 0
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._guard.pid).children(recursive=True):
+            for process in psutil.Process(self._watchdog.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     used = process.memory_full_info()
                     total += getattr(used, "pss", 0) or used.uss
@@ -64,19 +64,19 @@ class ProcessHandle:
     def kill(self) -> None:
         """Kills the engine's processes, as the kernel does when memory runs out; `stop` cleans up."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._guard.pid).children(recursive=True):
+            for process in psutil.Process(self._watchdog.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
     def stop(self) -> None:
-        """Asks the guard to end the engine; ends both by force if it does not, or was killed itself."""
-        if self._guard.poll() is None:
-            self._guard.send_signal(signal.SIGTERM)
+        """Ask the watchdog to end the engine, and end both by force if it doesn't or was killed itself."""
+        if self._watchdog.poll() is None:
+            self._watchdog.send_signal(signal.SIGTERM)
             try:
-                self._guard.wait(timeout=2 * watchdog.GRACE_S + 5)
+                self._watchdog.wait(timeout=2 * watchdog.GRACE_S + 5)
             except subprocess.TimeoutExpired:
-                watchdog.end_group(self._guard.pid, grace_s=1)
-                self._guard.wait()
-        elif self._guard.returncode < 0 and self._pid_file.exists():
+                watchdog.end_group(self._watchdog.pid, grace_s=1)
+                self._watchdog.wait()
+        elif self._watchdog.returncode < 0 and self._pid_file.exists():
             watchdog.end_group(int(self._pid_file.read_text() or 0))
         self._pid_file.unlink(missing_ok=True)

@@ -136,7 +136,7 @@ _LOG_HEAD = re.compile(
 _MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I |^\[[\d-]{10} [\d:]{8}\] ")
 
 
-def gist(path: Path) -> str:
+def last_log_line(path: Path) -> str:
     """The last line of a log that its engine meant as a message, without colours, names and times."""
     said = [line for line in tail(path, 40).splitlines() if _MESSAGE.search(line)]
     line = said[-1] if said else "loading"

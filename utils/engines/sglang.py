@@ -96,7 +96,7 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
         # PyTorch's own thread count is all cores: one thread was faster than two with the tiny model.
         "OMP_NUM_THREADS": "1",
         # It looks only every 5 s whether it was asked to end (sigterm_watchdog in
-        # srt/managers/tokenizer_manager.py), and has nothing to save: the guard waits less.
+        # srt/managers/tokenizer_manager.py), and has nothing to save: the watchdog waits less.
         "COURSE_STOP_GRACE_S": "1",
     }
     if Path(options.model).exists():

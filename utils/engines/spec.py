@@ -154,7 +154,7 @@ class Local:
         setup: Set-up step that makes it.
         version: Version that is installed by that step.
         environment: Variables for a given set of options.
-        wake: Prompt to send once before anybody else's; None: not needed.
+        warm_up: Prompt to send once before any other, or None if the engine doesn't need it.
         tells_version: Whether the running program tells its version. If not, `version` counts.
     """
 
@@ -163,7 +163,7 @@ class Local:
     setup: str
     version: str
     environment: Callable[[ServeOptions], Mapping[str, str]]
-    wake: str | None = None
+    warm_up: str | None = None
     tells_version: bool = True
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.tensorrt_llm_settings import MTP, REMOVED, Settings, require_none
+from utils.engines.tensorrt_llm_settings import MTP, REMOVED, TrtLlmSettings, require_none
 from utils.gpu import CAPABILITY, OVERHEAD_BYTES, QUERY, Gpu, parse_gpus
 from utils.model_sizes import (
     ConfigError,
@@ -47,7 +47,7 @@ def parse_gpu(answer: str, available: float) -> Gpu | None:
     return next(iter(parse_gpus(answer, available)), None)
 
 
-def device_faults(settings: Settings, gpu: Gpu | None, weights_bytes: float = 0) -> list[str]:
+def device_faults(settings: TrtLlmSettings, gpu: Gpu | None, weights_bytes: float = 0) -> list[str]:
     """What this GPU cannot do of these settings, each with what to change; empty: nothing found.
 
     Args:
@@ -76,7 +76,7 @@ def device_faults(settings: Settings, gpu: Gpu | None, weights_bytes: float = 0)
     return found + _memory_faults(settings, gpu, weights_bytes)
 
 
-def _memory_faults(settings: Settings, gpu: Gpu, weights_bytes: float) -> list[str]:
+def _memory_faults(settings: TrtLlmSettings, gpu: Gpu, weights_bytes: float) -> list[str]:
     needed = weights_bytes + OVERHEAD_BYTES
     if not weights_bytes or needed <= gpu.memory_bytes:
         return []
@@ -95,7 +95,7 @@ def _memory_faults(settings: Settings, gpu: Gpu, weights_bytes: float) -> list[s
     ]
 
 
-def model_faults(settings: Settings, model: str, gpu: Gpu | None) -> list[str]:
+def model_faults(settings: TrtLlmSettings, model: str, gpu: Gpu | None) -> list[str]:
     """What a local checkpoint, these settings and this GPU have against each other; a hub id is not read."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -135,14 +135,14 @@ def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Seque
     asked = " ".join(extra_arguments).replace("--backend tensorrt", "--backend=tensorrt")
     if any(word in asked for word in _BUILDERS) or (model and _is_engine(Path(model).expanduser())):
         raise UnsupportedOption(REMOVED)
-    settings = Settings(dtype="auto")
+    settings = TrtLlmSettings(dtype="auto")
     if config := choices.get("config"):
         path = Path(config).expanduser()
         if not path.is_file():
             raise UnsupportedOption(
-                f"There is no configuration at {path}: write one with Settings.write."
+                f"There is no configuration at {path}: write one with TrtLlmSettings.write."
             )
-        settings = Settings.read(path.read_text(encoding="utf-8"))
+        settings = TrtLlmSettings.read(path.read_text(encoding="utf-8"))
     gpu = this_gpu()
     faults = settings.faults(int(choices.get("context_length") or 0))
     if model:

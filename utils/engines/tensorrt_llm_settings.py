@@ -226,7 +226,7 @@ METHODS: Mapping[str, type[Speculative]] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrtLlmSettings:
     """What goes into the YAML file; names are the file's own.
 
     Attributes:
@@ -326,8 +326,8 @@ class Settings:
         return path
 
     @classmethod
-    def read(cls, text: str) -> Settings:
-        """Settings from a file's text.
+    def read(cls, text: str) -> TrtLlmSettings:
+        """Read settings from a file's text.
 
         Raises:
             UnsupportedOption: No YAML, a key that the version does not know, or a value of another kind.

@@ -73,7 +73,7 @@ SPEC = EngineSpec(
         environment=local_environment,
         # On a CPU with AMX, a worker whose very first prompt has a single token dies of SIGILL: its attention
         # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
-        wake="Say something short, please, and wake up.",
+        warm_up="Say something short, please, and wake up.",
     ),
     not_local="",
     arguments=arguments,

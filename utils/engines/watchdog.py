@@ -1,7 +1,7 @@
 """Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
 
-Run as a file, so that it loads nothing of the course. `guard.py process PARENT PIDFILE -- COMMAND...`
-runs the command in a process group of its own and passes on its exit code; `guard.py container PARENT
+Run as a file, so that it loads nothing of the course. `watchdog.py process PARENT PIDFILE -- COMMAND...`
+runs the command in a process group of its own and passes on its exit code; `watchdog.py container PARENT
 NAME` watches a container. Both end what they watch when PARENT is no longer their parent (it died, even
 by SIGKILL) or on SIGTERM.
 """
@@ -75,10 +75,11 @@ def _in_group(process: psutil.Process, group: int) -> bool:
         return False
 
 
-def guard_process(parent: int, pid_file: str, command: Sequence[str]) -> int:
-    """Runs `command` until it ends or the parent does; returns its exit code (128 + signal number).
+def watch_process(parent: int, pid_file: str, command: Sequence[str]) -> int:
+    """Run `command` until it or the parent ends, and return its exit code (128 + signal number).
 
-    The engine's process id goes to `pid_file`, for whoever finds the guard itself killed.
+    The engine's process id is written to `pid_file`, because the engine has to be ended even if the
+    watchdog itself is killed.
     """
     engine = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
     with open(pid_file, "w") as file:
@@ -115,8 +116,8 @@ def remove_container(client: Any, name: str) -> bool:
     return True
 
 
-def guard_container(parent: int, name: str) -> int:
-    """Waits until the parent is gone, then removes the container.
+def watch_container(parent: int, name: str) -> int:
+    """Wait until the parent is gone, then remove the container.
 
     It may not be there yet (the daemon finishes what a dead client asked for), and the daemon itself may be
     about to start again: both are waited for.
@@ -147,9 +148,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kind, parent, *rest = arguments
     if kind == "container":
-        return guard_container(int(parent), rest[0])
+        return watch_container(int(parent), rest[0])
     assert kind == "process" and rest[1] == "--", f"unknown arguments {arguments}"
-    return guard_process(int(parent), rest[0], rest[2:])
+    return watch_process(int(parent), rest[0], rest[2:])
 
 
 if __name__ == "__main__":

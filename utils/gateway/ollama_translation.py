@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 import msgspec
 
-from utils.engines.ollama_chat import ONLY_NATIVE, Answer, NotTranslatable, native_body
+from utils.engines.ollama_chat import ONLY_NATIVE, ChatReply, NotTranslatable, native_body
 from utils.http import sse_events
 
 NATIVE_PATH = "/api/chat"
@@ -64,7 +64,7 @@ class _Events(httpx.AsyncByteStream):
 
     def __init__(self, source: httpx.AsyncByteStream, model: str) -> None:
         self._source = source
-        self._answer = Answer(model)
+        self._answer = ChatReply(model)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         rest = b""
@@ -98,7 +98,7 @@ class _Whole(httpx.AsyncByteStream):
 
     def __init__(self, source: httpx.AsyncByteStream, model: str) -> None:
         self._source = source
-        self._answer = Answer(model)
+        self._answer = ChatReply(model)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         body = b"".join([piece async for piece in self._source])

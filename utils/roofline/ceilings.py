@@ -153,7 +153,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class CeilingVerdict:
     """A claim beside its ceiling.
 
     Attributes:
@@ -173,13 +173,13 @@ class Judgement:
         return self.verdict == "above the ceiling"
 
 
-def judge(claims: Iterable[Claim]) -> list[Judgement]:
+def judge(claims: Iterable[Claim]) -> list[CeilingVerdict]:
     """Compares every number, ours or cited, with its ceiling."""
     judgements = []
     for claim in claims:
         value = claim.tokens_per_s
         if value is None or math.isnan(value):
-            judgements.append(Judgement(claim, "not given", math.nan))
+            judgements.append(CeilingVerdict(claim, "not given", math.nan))
             continue
         share = value / claim.ceiling.tokens_per_s
         verdict: Verdict = "possible"
@@ -187,7 +187,7 @@ def judge(claims: Iterable[Claim]) -> list[Judgement]:
             verdict = "above the ceiling"
         elif share > NEAR:
             verdict = "at the ceiling"
-        judgements.append(Judgement(claim, verdict, share))
+        judgements.append(CeilingVerdict(claim, verdict, share))
     return judgements
 
 

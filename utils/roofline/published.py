@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.benchmark.records import Cited
-from utils.roofline.ceilings import Claim, Judgement, decode_ceiling, judge, prefill_ceiling
+from utils.roofline.ceilings import CeilingVerdict, Claim, decode_ceiling, judge, prefill_ceiling
 from utils.roofline.machine import Bandwidth, Machine
 from utils.roofline.weights import weights_of_config
 
@@ -123,7 +123,7 @@ class RowVerdict:
     """
 
     row: Cited
-    by_quantisation: Mapping[str, tuple[Judgement, Judgement]]
+    by_quantisation: Mapping[str, tuple[CeilingVerdict, CeilingVerdict]]
 
     @property
     def possible_at(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def judge_rows(
 
 def _judge_row(
     row: Cited, quantisation: str, machine: Machine, config: Mapping[str, Any]
-) -> tuple[Judgement, Judgement]:
+) -> tuple[CeilingVerdict, CeilingVerdict]:
     bits = BITS_PER_WEIGHT[quantisation]
     weights = weights_of_config(config, bits)
     source = row.source

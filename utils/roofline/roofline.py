@@ -14,8 +14,8 @@ from utils.benchmark.records import Cited, Record
 from utils.model_sizes import bytes_per_token, dtype_bytes, read_config
 from utils.roofline.ceilings import (
     Ceiling,
+    CeilingVerdict,
     Claim,
-    Judgement,
     decode_ceiling,
     judge,
     prefill_ceiling,
@@ -31,8 +31,8 @@ from utils.roofline.weights import (
 __all__ = [
     "DGX_SPARK",
     "Ceiling",
+    "CeilingVerdict",
     "Claim",
-    "Judgement",
     "Machine",
     "Model",
     "WeightTraffic",
@@ -185,7 +185,7 @@ def compare(
     return judgements_table(judge(claims))
 
 
-def judgements_table(judgements: Iterable[Judgement]) -> pd.DataFrame:
+def judgements_table(judgements: Iterable[CeilingVerdict]) -> pd.DataFrame:
     """Judgements as a table: number, ceiling (predicted), share, verdict, formula, origin."""
     return pd.DataFrame(
         [

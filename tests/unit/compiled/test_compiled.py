@@ -87,7 +87,9 @@ def test_agreement_tells_the_same_from_another_model(target):
         target, eager, engine.Steps(eager.prefill, off), [1, 2, 3], 16, count=5
     )
     assert not other.within
-    assert "NOT the same" in tables.explain_agreement({"off by one": other})
+    table = tables.agreement_table({"eager": same, "off by one": other})
+    assert list(table["within 0.001"]) == [True, False]
+    assert list(table["the same 5 greedy tokens"]) == [True, other.same_tokens]
 
 
 def test_ways_are_timed_in_turn_as_often_as_asked(target):
@@ -114,7 +116,9 @@ def test_speedups_compare_the_same_repeat():
     times = {"eager": [4.0, 9.0, 8.0], "built engine": [2.0, 3.0, 8.0]}
     assert experiments.speedups(times) == {"built engine": [2.0, 3.0, 1.0]}
     assert experiments.median_speedup(times, "built engine") == 2.0
-    assert "2.00 times" in tables.explain_times({"decode": times})
+    table = tables.times_table({"decode": times})
+    assert list(table["times eager's speed"]) == [1.0, 2.0]
+    assert list(table["least ... most"]) == ["1.00 ... 1.00", "1.00 ... 3.00"]
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch):
@@ -133,31 +137,31 @@ def test_a_models_work_is_that_of_its_layers_matrices(target):
     assert work.flops_per_token == 2 * work.parameters
 
 
-def test_the_measured_knee_is_where_flat_and_rising_meet():
+def test_measured_ridge_point_is_where_flat_and_rising_lines_meet():
     times = {1: 0.010, 8: 0.011, 128: 0.080, 512: 0.320}
-    assert ridge_point.measured_knee(times) == pytest.approx(0.010 / (0.320 / 512))
-    work = ridge_point.Work(parameters=10**6, bytes=4 * 10**6)
-    assert ridge_point.matrix_vector_rate(work, times) == pytest.approx(4e6 / 0.010)
-    assert ridge_point.matrix_rate(work, times) == pytest.approx(2e6 * 512 / 0.320)
-    told = tables.explain_between({1: 0.010, 16: 0.015, 512: 0.320})
-    assert "16.0 tokens. Near it, at 16 tokens" in told
-    assert "10.0 ms if reading" in told
-    assert "20.0 ms if they" in told
-    assert "measured: 15.0 ms" in told
+    assert ridge_point.measured_ridge_point(times) == pytest.approx(0.010 / (0.320 / 512))
 
 
-def test_a_roofline_that_was_missed_is_called_so():
+def test_overlap_table_compares_the_step_nearest_to_the_ridge_point():
+    table = tables.overlap_table({1: 0.010, 16: 0.015, 512: 0.320})
+    assert list(table.index) == [16]
+    assert table.loc[16].to_dict() == {
+        "if they overlap (ms)": 10.0,
+        "if they take turns (ms)": 20.0,
+        "measured (ms)": 15.0,
+    }
+
+
+def test_ridge_point_table_compares_times_and_rates():
     work = ridge_point.Work(parameters=10**6, bytes=4 * 10**6)
 
     def predict(flops, bytes_, flops_per_s, bytes_per_s):
         return max(flops / flops_per_s, bytes_ / bytes_per_s)
 
-    times = {1: 0.0012, 512: 0.01024}
-    told = tables.explain_knee(times, work, MACHINE, predict)
-    assert "512 tokens (computing): 1.00 times the predicted time, met" in told
-    assert "1 tokens (reading): 3.00 times the predicted time, not met" in told
-    table = tables.knee_table(times, work, MACHINE, predict)
+    table = tables.ridge_point_table({1: 0.0012, 512: 0.01024}, work, MACHINE, predict)
     assert list(table["measured / predicted"]) == [3.0, 1.0]
+    assert table.loc[1, "weights read (GB/s)"] == 3.3
+    assert table.loc[512, "multiplied (GFLOP/s)"] == 100
 
 
 def test_prefill_and_decode_of_the_whole_model_are_timed(target):

@@ -12,10 +12,10 @@ import yaml
 
 from tools.doctor import diagnoses as judge
 from tools.doctor import needs
-from tools.doctor.diagnoses import STOP, examine, stopped
+from tools.doctor.diagnoses import BLOCKER, examine, stopped
 from tools.doctor.doctor_report import render
 from tools.doctor.facts import Facts, Listener, commands, gather, read_docker, read_listeners
-from tools.doctor.machine_probe import Answer, Probe
+from tools.doctor.machine_probe import CommandResult, Probe
 from utils.engines import ENGINES
 from utils.model_sizes import decoder_parameters
 from utils.profiles import PROFILES, ROOT
@@ -38,7 +38,7 @@ class Recorded(Probe):
                     re.subn(r"\[exit \d+\]\n", "", body)[0],
                     re.search(r"\[exit (\d+)\]", body),
                 )
-                self.commands[what] = Answer(int(code[1]) if code else 0, body)
+                self.commands[what] = CommandResult(int(code[1]) if code else 0, body)
             elif kind == "<":
                 self.files[what] = body
             else:
@@ -51,7 +51,7 @@ class Recorded(Probe):
         return next(value for key, value in self.keys if key == name)
 
     def run(self, command):
-        return self.commands.get(" ".join(command), Answer(None))
+        return self.commands.get(" ".join(command), CommandResult(None))
 
     def read(self, path):
         return self.files.get(path)
@@ -74,11 +74,11 @@ def facts_of(name, **environment):
 
 
 def topics(found, level):
-    return {finding.topic for finding in found if finding.level == level}
+    return {diagnosis.topic for diagnosis in found if diagnosis.level == level}
 
 
 def fixes(found):
-    return "\n".join(line for finding in found for line in finding.fix)
+    return "\n".join(line for diagnosis in found for line in diagnosis.fix)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_the_verdict_on_a_recorded_machine(name, profile, stops, notes):
     facts = facts_of(name)
     found = examine(facts)
     assert facts.profile == profile
-    assert topics(found, STOP) == stops
-    assert topics(found, judge.NOTE) == notes
+    assert topics(found, BLOCKER) == stops
+    assert topics(found, judge.INFO) == notes
     assert stopped(found) == (frozenset(needs.LABS) if stops else frozenset())
     page = render(facts, found)
     assert ("All labs can run" in page) == (not stops)
@@ -107,11 +107,11 @@ def test_the_verdict_on_a_recorded_machine(name, profile, stops, notes):
 @pytest.mark.parametrize("asked", ["", "cpu", "cuda", "spark", "tpu"])
 def test_whatever_stops_or_warns_comes_with_a_fix(name, asked):
     found = examine(facts_of(name, COURSE_PROFILE=asked))
-    for finding in found:
-        if finding.level == STOP:
-            assert finding.fix and finding.labs, finding
-        if finding.level in (judge.MEND, judge.NOTE):
-            assert finding.fix, finding
+    for diagnosis in found:
+        if diagnosis.level == BLOCKER:
+            assert diagnosis.fix and diagnosis.labs, diagnosis
+        if diagnosis.level in (judge.FIXABLE, judge.INFO):
+            assert diagnosis.fix, diagnosis
     checked = subprocess.run(["bash", "-n", "-c", fixes(found)], capture_output=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
@@ -129,7 +129,7 @@ def test_gb10_with_a_full_page_cache_drops_it():
     facts = facts_of("gb10")
     full = replace(facts, memory=replace(facts.memory, free=9e9, cached=100e9))
     found = examine(full)
-    assert "page cache" in topics(found, judge.NOTE) and not stopped(found)
+    assert "page cache" in topics(found, judge.INFO) and not stopped(found)
     assert "echo 3 | sudo tee /proc/sys/vm/drop_caches" in fixes(found)
 
 
@@ -137,7 +137,7 @@ def test_gb10_whose_memory_something_else_holds_cannot_start_an_engine():
     facts = facts_of("gb10")
     busy = replace(facts, memory=replace(facts.memory, free=9e9, available=60e9))
     found = examine(busy)
-    assert topics(found, STOP) == {"unified memory"}
+    assert topics(found, BLOCKER) == {"unified memory"}
     assert "docker ps" in fixes(found)
 
 
@@ -145,7 +145,7 @@ def test_gb10_says_which_ptxas_triton_should_take():
     facts = facts_of("gb10")
     assert "export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas" in fixes(examine(facts))
     chosen = facts_of("gb10", TRITON_PTXAS_PATH="/usr/local/cuda/bin/ptxas")
-    assert "ptxas" in topics(examine(chosen), judge.FINE)
+    assert "ptxas" in topics(examine(chosen), judge.OK)
     none = replace(facts, ptxas={"ptxas": (12, 8)})
     assert "apt-get install -y cuda-toolkit" in fixes(examine(none))
 
@@ -179,8 +179,8 @@ def test_what_stops_labs_and_its_fix(name, changed, topic, fix):
     if isinstance(changed.get("docker"), dict):
         changed = {"docker": replace(facts.docker, **changed["docker"])}
     found = examine(replace(facts, **changed))
-    assert topics(found, STOP) == {topic}
-    assert fix in fixes([finding for finding in found if finding.level == STOP])
+    assert topics(found, BLOCKER) == {topic}
+    assert fix in fixes([diagnosis for diagnosis in found if diagnosis.level == BLOCKER])
 
 
 @pytest.mark.parametrize("machine", ["h100", "laptop"])
@@ -194,7 +194,7 @@ def test_doctor_stops_only_lab_6_without_compiler(machine):
 
 def test_doctor_names_package_of_missing_libgomp():
     probe = Recorded("laptop")
-    probe.commands[" ".join(commands(probe)["libgomp"])] = Answer(1, "", "cannot open")
+    probe.commands[" ".join(commands(probe)["libgomp"])] = CommandResult(1, "", "cannot open")
     probe.keys.append(("done", "llama_cpp"))
     found = examine(gather(probe))
     assert "apt-get install -y libgomp1" in fixes(found)
@@ -204,7 +204,7 @@ def test_doctor_names_package_of_missing_libgomp():
 
 
 def test_doctor_ignores_libgomp_when_engines_run_in_containers():
-    assert "libgomp" not in topics(examine(replace(facts_of("h100"), libgomp=False)), STOP)
+    assert "libgomp" not in topics(examine(replace(facts_of("h100"), libgomp=False)), BLOCKER)
 
 
 def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
@@ -241,14 +241,14 @@ def test_a_broken_driver_is_named_and_labs_fall_back_to_the_cpu(said, words, fix
 
 
 def test_a_profile_that_is_not_the_machines_own_is_named():
-    assert "profile" in topics(examine(facts_of("gb10", COURSE_PROFILE="cuda")), judge.NOTE)
-    assert "profile" in topics(examine(facts_of("gb10", COURSE_PROFILE="spark")), judge.FINE)
-    assert topics(examine(facts_of("laptop", COURSE_PROFILE="spark")), STOP) == {"GPU", "docker"}
+    assert "profile" in topics(examine(facts_of("gb10", COURSE_PROFILE="cuda")), judge.INFO)
+    assert "profile" in topics(examine(facts_of("gb10", COURSE_PROFILE="spark")), judge.OK)
+    assert topics(examine(facts_of("laptop", COURSE_PROFILE="spark")), BLOCKER) == {"GPU", "docker"}
 
 
 def test_a_broken_driver_stops_the_profile_that_was_asked_for():
     found = examine(facts_of("broken_driver", COURSE_PROFILE="cuda"))
-    assert topics(found, STOP) == {"driver"}
+    assert topics(found, BLOCKER) == {"driver"}
 
 
 def test_a_gpu_without_docker_runs_labs_on_the_cpu_and_says_so():
@@ -256,7 +256,7 @@ def test_a_gpu_without_docker_runs_labs_on_the_cpu_and_says_so():
     del probe.commands["docker info --format {{json .}}"]
     facts = gather(probe)
     found = examine(facts)
-    assert facts.profile == "cpu" and "docker" in topics(found, judge.NOTE)
+    assert facts.profile == "cpu" and "docker" in topics(found, judge.INFO)
     assert "docker.io" in fixes(found)
 
 
@@ -279,12 +279,18 @@ def test_wsl_on_windows_disk_is_told_to_move():
 
 def test_docker_info_of_a_daemon_that_does_not_answer():
     text = '{"ServerVersion":"","ServerErrors":["permission denied while trying to connect"]}'
-    assert read_docker(Answer(1, text), Answer(1), Answer(None)).state == "denied"
-    down = Answer(1, '{"ServerVersion":""}', "Cannot connect to the Docker daemon")
-    assert read_docker(down, Answer(1), Answer(None)).state == "down"
-    cdi = Answer(0, '{"ServerVersion":"29","DiscoveredDevices":[{"ID":"nvidia.com/gpu=all"}]}')
-    assert read_docker(cdi, Answer(0), Answer(None)).gpus
-    assert not read_docker(Answer(0, '{"ServerVersion":"29"}'), Answer(0), Answer(None)).gpus
+    assert (
+        read_docker(CommandResult(1, text), CommandResult(1), CommandResult(None)).state == "denied"
+    )
+    down = CommandResult(1, '{"ServerVersion":""}', "Cannot connect to the Docker daemon")
+    assert read_docker(down, CommandResult(1), CommandResult(None)).state == "down"
+    cdi = CommandResult(
+        0, '{"ServerVersion":"29","DiscoveredDevices":[{"ID":"nvidia.com/gpu=all"}]}'
+    )
+    assert read_docker(cdi, CommandResult(0), CommandResult(None)).gpus
+    assert not read_docker(
+        CommandResult(0, '{"ServerVersion":"29"}'), CommandResult(0), CommandResult(None)
+    ).gpus
 
 
 def test_listeners_are_read_once_each_with_their_owner():

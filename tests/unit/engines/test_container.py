@@ -136,7 +136,7 @@ def test_a_container_is_watched_stopped_and_removed(tmp_path):
     assert (tmp_path / "log").read_text() == "line 1\nline 2\n"
     handle.stop()
     assert client.container.calls[-2:] == ["stop", "remove"]
-    assert handle._guard.poll() is not None
+    assert handle._watchdog.poll() is not None
 
 
 def test_a_machine_without_the_container_toolkit_is_told_so(tmp_path):

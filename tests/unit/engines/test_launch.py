@@ -24,7 +24,7 @@ from utils.engines import (
     registry,
     runtime,
 )
-from utils.engines.runtime import free_port, gist, tail
+from utils.engines.runtime import free_port, last_log_line, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.profiles import PROFILES, ROOT
 
@@ -208,11 +208,11 @@ def test_the_progress_line_shows_the_words_of_a_log_not_its_decoration(tmp_path)
     log = tmp_path / "log"
     head = "\x1b[0;36m(APIServer pid=7)\x1b[0;0m \x1b[32mINFO\x1b[0m \x1b[90m11-21 09:23:48\x1b[0m"
     log.write_text(f"first\n{head} [vllm.py:1703] Loading weights took 3 s\n\n")
-    assert gist(log) == "Loading weights took 3 s"
+    assert last_log_line(log) == "Loading weights took 3 s"
     assert tail(log, 1).startswith("\x1b")
 
 
-def test_stop_ends_an_engine_whose_guard_was_killed(fake, profile, tmp_path):
+def test_stop_ends_an_engine_whose_watchdog_was_killed(fake, profile, tmp_path):
     pids = tmp_path / "pids"
     engine = launch("fake", profile, extra_arguments=("--pids", str(pids)), quiet=True)
     children = read_pids(pids)

@@ -17,7 +17,7 @@ from utils.benchmark.records import read_record, write_record
 from utils.benchmark.timings import median_timings, read_timings
 from utils.engines import ENGINES, UnsupportedOption, launch, ollama
 from utils.engines.ollama_api import TINY, Modelfile, Ollama, OllamaError, with_tag
-from utils.engines.ollama_chat import Answer, NotTranslatable, native_body
+from utils.engines.ollama_chat import ChatReply, NotTranslatable, native_body
 from utils.engines.spec import Local, ServeOptions
 from utils.profiles import PROFILES, ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
@@ -239,14 +239,14 @@ def test_the_documents_last_line_becomes_usage_and_timings():
         "eval_count": 282,
         "eval_duration": 4535599000,
     }
-    last, counted = Answer("llama3.2").chunks(line)
+    last, counted = ChatReply("llama3.2").chunks(line)
     assert last["choices"][0]["finish_reason"] == "stop" and counted["choices"] == []
     assert counted["usage"] == {"prompt_tokens": 26, "completion_tokens": 282, "total_tokens": 308}
     times = read_timings(last["timings"])
     assert times["decode_tokens"] / times["decode_s"] == pytest.approx(62.17, abs=0.01)
     assert times["waited_s"] == pytest.approx(4.883583458 - 0.001334875 - 0.342546 - 4.535599)
     del line["prompt_eval_count"]  # Go leaves out what is zero
-    assert Answer("m").whole(line)["usage"]["prompt_tokens"] == 0
+    assert ChatReply("m").whole(line)["usage"]["prompt_tokens"] == 0
 
 
 def test_llama_cpps_timings_have_the_same_names():

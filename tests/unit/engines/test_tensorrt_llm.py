@@ -17,7 +17,7 @@ from utils.engines.tensorrt_llm_settings import (
     Eagle3,
     KvCache,
     NGram,
-    Settings,
+    TrtLlmSettings,
 )
 from utils.tinymodel.hub import TINY
 
@@ -35,7 +35,7 @@ OPTIONS = ServeOptions(
 GB10 = checks.Gpu("NVIDIA GB10", 12.1, 100e9, unified=True)
 A100 = checks.Gpu("NVIDIA A100", 8.0, 80e9)
 
-ALL = Settings(
+ALL = TrtLlmSettings(
     kv_cache_config=KvCache("fp8", False, 0.7, 8192),
     cuda_graph_config=CudaGraphs((1, 8, 32), None, True),
     enable_chunked_prefill=True,
@@ -47,16 +47,16 @@ ALL = Settings(
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(),
+        TrtLlmSettings(),
         ALL,
-        Settings(cuda_graph_config=None),
-        Settings(speculative_config=NGram(5, 3), disable_overlap_scheduler=True),
-        Settings(speculative_config=DraftTarget(4, "a/b"), disable_overlap_scheduler=True),
-        Settings(speculative_config=MTP(2)),
+        TrtLlmSettings(cuda_graph_config=None),
+        TrtLlmSettings(speculative_config=NGram(5, 3), disable_overlap_scheduler=True),
+        TrtLlmSettings(speculative_config=DraftTarget(4, "a/b"), disable_overlap_scheduler=True),
+        TrtLlmSettings(speculative_config=MTP(2)),
     ],
 )
 def test_what_is_written_is_read_again_and_has_no_faults(settings):
-    assert Settings.read(settings.to_yaml()) == settings
+    assert TrtLlmSettings.read(settings.to_yaml()) == settings
     assert settings.faults() == []
 
 
@@ -74,8 +74,11 @@ def test_the_file_has_the_engines_own_keys():
         "speculative_model": "owner/eagle",
     }
     assert values["cuda_graph_config"] == {"batch_sizes": [1, 8, 32], "enable_padding": True}
-    assert yaml.safe_load(Settings(cuda_graph_config=None).to_yaml())["cuda_graph_config"] is None
-    draft = Settings(speculative_config=DraftTarget(4, "a/b"))
+    assert (
+        yaml.safe_load(TrtLlmSettings(cuda_graph_config=None).to_yaml())["cuda_graph_config"]
+        is None
+    )
+    draft = TrtLlmSettings(speculative_config=DraftTarget(4, "a/b"))
     assert "decoding_type: Draft_Target" in draft.to_yaml()
 
 
@@ -104,23 +107,23 @@ def test_the_file_has_the_engines_own_keys():
 )
 def test_a_file_that_the_version_would_refuse_is_refused(text, says):
     with pytest.raises(UnsupportedOption, match="(?s).*" + says.replace("{", r"\{")):
-        Settings.read(text)
+        TrtLlmSettings.read(text)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (Settings(dtype="fp8"), "property of the checkpoint"),
-        (Settings(kv_cache_config=KvCache("int8")), "auto, fp8, nvfp4"),
-        (Settings(kv_cache_config=KvCache(free_gpu_memory_fraction=70)), "a share"),
-        (Settings(max_num_tokens=32), "Raise max_num_tokens"),
-        (Settings(max_num_tokens=1024), "enable_chunked_prefill"),
-        (Settings(max_batch_size=0), "from 1 on"),
-        (Settings(cuda_graph_config=CudaGraphs((1, 8), 16)), "leave out one"),
-        (Settings(speculative_config=Eagle3()), "speculative_model"),
-        (Settings(speculative_config=NGram()), "disable_overlap_scheduler"),
-        (Settings(speculative_config=MTP(0)), "num_nextn_predict_layers"),
-        (Settings(guided_decoding_backend="outlines"), "xgrammar, llguidance"),
+        (TrtLlmSettings(dtype="fp8"), "property of the checkpoint"),
+        (TrtLlmSettings(kv_cache_config=KvCache("int8")), "auto, fp8, nvfp4"),
+        (TrtLlmSettings(kv_cache_config=KvCache(free_gpu_memory_fraction=70)), "a share"),
+        (TrtLlmSettings(max_num_tokens=32), "Raise max_num_tokens"),
+        (TrtLlmSettings(max_num_tokens=1024), "enable_chunked_prefill"),
+        (TrtLlmSettings(max_batch_size=0), "from 1 on"),
+        (TrtLlmSettings(cuda_graph_config=CudaGraphs((1, 8), 16)), "leave out one"),
+        (TrtLlmSettings(speculative_config=Eagle3()), "speculative_model"),
+        (TrtLlmSettings(speculative_config=NGram()), "disable_overlap_scheduler"),
+        (TrtLlmSettings(speculative_config=MTP(0)), "num_nextn_predict_layers"),
+        (TrtLlmSettings(guided_decoding_backend="outlines"), "xgrammar, llguidance"),
     ],
 )
 def test_combinations_that_could_not_work_are_named_with_what_to_change(settings, says, tmp_path):
@@ -139,17 +142,17 @@ def test_a_gpu_is_read_from_its_driver_and_gb10_has_the_systems_memory():
 
 
 def test_what_a_device_cannot_do_is_named_with_what_to_change():
-    fp8 = Settings(kv_cache_config=KvCache("fp8"))
+    fp8 = TrtLlmSettings(kv_cache_config=KvCache("fp8"))
     assert checks.device_faults(fp8, GB10) == []
     (fault,) = checks.device_faults(fp8, A100)
     assert "8.9" in fault
     assert "write auto" in fault
-    (fault,) = checks.device_faults(Settings(), dataclasses.replace(A100, capability=7.5))
+    (fault,) = checks.device_faults(TrtLlmSettings(), dataclasses.replace(A100, capability=7.5))
     assert "write float16" in fault
-    (fault,) = checks.device_faults(Settings(), GB10, weights_bytes=141e9)
+    (fault,) = checks.device_faults(TrtLlmSettings(), GB10, weights_bytes=141e9)
     assert "unified memory" in fault
     assert "drop_caches" in fault
-    (fault,) = checks.device_faults(Settings(), None)
+    (fault,) = checks.device_faults(TrtLlmSettings(), None)
     assert "no NVIDIA GPU" in fault
 
 
@@ -157,10 +160,10 @@ def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tm
     (tmp_path / "config.json").write_text("{}")
     quantised = {"quantization": {"quant_algo": "NVFP4"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantised))
-    assert checks.model_faults(Settings(), str(tmp_path), GB10) == []
-    (fault,) = checks.model_faults(Settings(), str(tmp_path), A100)
+    assert checks.model_faults(TrtLlmSettings(), str(tmp_path), GB10) == []
+    (fault,) = checks.model_faults(TrtLlmSettings(), str(tmp_path), A100)
     assert "NVFP4" in fault
-    mtp = Settings(speculative_config=MTP(1))
+    mtp = TrtLlmSettings(speculative_config=MTP(1))
     (fault,) = checks.model_faults(mtp, str(tmp_path), GB10)
     assert "num_nextn_predict_layers" in fault
     assert checks.model_faults(mtp, "owner/model", GB10) == []
@@ -205,7 +208,7 @@ def test_launch_refuses_a_bad_file_and_says_what_else_is_missing(tmp_path):
     file.write_text("max_batch: 3")
     with pytest.raises(UnsupportedOption, match="max_batch"):
         launch("tensorrt_llm", "cpu", config=file, quiet=True)
-    Settings().write(file)
+    TrtLlmSettings().write(file)
     with pytest.raises(NotRunHere, match="NVIDIA GPU"):
         launch("tensorrt_llm", "cpu", model=str(TINY), config=file, quiet=True)
 

@@ -20,7 +20,7 @@ def trace(index, error=None, seconds=1.0):
     return RequestTrace(index, 0.0, 0.0, seconds, 0.5, (0.5,), completion_tokens=11, error=error)
 
 
-DAY = experiments.Day(
+FAULT_RUN = experiments.FaultRun(
     "killed",
     (
         *[trace(i, seconds=1.0 + i) for i in range(8)],
@@ -33,22 +33,20 @@ DAY = experiments.Day(
 )
 
 
-def test_a_day_is_counted_and_told():
-    assert [DAY.count(fate) for fate in experiments.FATES] == [8, 1, 1]
-    assert DAY.e2e_ms(0.5) == 5000 and DAY.e2e_ms(0.99) == 8000
-    assert tables.explain_day(DAY) == (
-        "killed: 8 of 10 requests had a whole answer, 2 an error that says so; 2 attempts were "
-        "repeated unseen."
-    )
-    row = tables.fault_table([DAY]).loc["killed"]
-    assert row["whole again (s)"] == "not within 10" and row["requests by engine"] == "6 / 4"
+def test_fault_table_counts_outcomes_and_retries():
+    assert [FAULT_RUN.count(outcome) for outcome in experiments.OUTCOMES] == [8, 1, 1]
+    assert FAULT_RUN.e2e_ms(0.5) == 5000
+    assert FAULT_RUN.e2e_ms(0.99) == 8000
+    row = tables.fault_table([FAULT_RUN]).loc["killed"]
+    assert row["whole again (s)"] == "not within 10"
+    assert row["requests by engine"] == "6 / 4"
     assert row["repeated, by reason"] == "connect: 2"
-    assert 32 <= experiments.tokens_in(DAY, 1.0) <= 1500
+    assert 32 <= experiments.tokens_in(FAULT_RUN, 1.0) <= 1500
 
 
-def test_a_day_is_drawn_with_every_request_and_its_fate():
-    faulty = dataclasses.replace(DAY, fault_at=3.0)
-    figure = plots.plot_days([DAY, faulty])
+def test_plot_draws_every_request_by_its_outcome():
+    faulty = dataclasses.replace(FAULT_RUN, fault_at=3.0)
+    figure = plots.plot_fault_runs([FAULT_RUN, faulty])
     drawn = [[len(dots.get_offsets()) for dots in axes.collections] for axes in figure.axes]
     assert drawn == [[8, 1, 1]] * 2
     assert [len(axes.lines) for axes in figure.axes] == [0, 1], "the fault, where there was one"
@@ -56,26 +54,25 @@ def test_a_day_is_drawn_with_every_request_and_its_fate():
         "killed: 8 answered, 1 error event, 1 error answer, the longest 8.0 s" in figure.get_label()
     )
     plt.close(figure)
-    with pytest.raises(ValueError, match="no day"):
-        plots.plot_days([])
+    with pytest.raises(ValueError, match="no run"):
+        plots.plot_fault_runs([])
 
 
-def test_balance_says_when_nothing_was_gained():
-    turn = experiments.Balanced("round_robin", 0.5, 100.0, {"a": 5, "b": 5})
-    same = experiments.Balanced("prefix_affinity", 0.75, 99.0, {"a": 6, "b": 4})
-    better = experiments.Balanced("prefix_affinity", 0.75, 50.0, {"a": 6, "b": 4})
-    assert "little or nothing" in tables.explain_balance(turn, same)
-    assert "2.00 times" in tables.explain_balance(turn, better)
-    assert tables.balance_table([turn, same]).loc["round_robin", "hit rate"] == "50.0%"
+def test_balance_table_has_hit_rate_and_ttft_of_each_policy():
+    turn = experiments.PolicyRun("round_robin", 0.5, 100.0, {"a": 5, "b": 5})
+    affinity = experiments.PolicyRun("prefix_affinity", 0.75, 50.0, {"a": 6, "b": 4})
+    table = tables.balance_table([turn, affinity])
+    assert table.loc["round_robin", "hit rate"] == "50.0%"
+    assert list(table["TTFT median (ms)"]) == [100.0, 50.0]
+    assert table.loc["prefix_affinity", "requests by replica"] == "a: 6, b: 4"
 
 
-def test_draining_is_shown_beside_the_phases():
-    seen = experiments.Drained([(0.1, 503, 200), (1.5, 0, 0), (2.5, 0, 0)], [2.0, None], 3.0)
+def test_drain_table_shows_statuses_with_phases():
+    seen = experiments.DrainRun([(0.1, 503, 200), (1.5, 0, 0), (2.5, 0, 0)], [2.0, None], 3.0)
     assert seen.running_at(1.0) == 2 and seen.running_at(2.5) == 1
-    table = tables.drain_table(seen, lambda at, flying: f"{flying}")
+    table = tables.drain_table(seen, lambda at, in_flight: f"{in_flight}")
     assert list(table["your phase"]) == ["2", "2", "1"]
     assert table["/health/ready"].tolist() == [503, "no connection", "no connection"]
-    assert "1 of 2 running streams ended whole" in tables.explain_drain(seen)
 
 
 def test_prompts_come_in_groups_that_two_replicas_in_turn_split():

@@ -43,7 +43,7 @@ def judged(*, kv_bytes, speed, distribution):
     return quantisation.Variant("BF16", "x", 10, kv_bytes, (speed, speed), of)
 
 
-def test_savings_are_told_against_the_reference():
+def test_variants_table_compares_with_the_reference():
     found = {
         quantisation.REFERENCE: judged(
             kv_bytes=4096 * 100.0, speed=50.0, distribution={1: 0.5, 2: 0.4}
@@ -55,9 +55,9 @@ def test_savings_are_told_against_the_reference():
     table = quantisation.variants_table(found)
     assert list(table["KV bytes per token"]) == [100, 53]
     assert list(table["requests in the f16 cache's memory"]) == [4, 7]
-    told = quantisation.explain_variants(found)
-    assert "47% less KV memory, perplexity +25.00%, 0.0% of the likeliest" in told
-    assert "0.80 times the speed" in told
+    assert list(table["KV, share of f16"]) == ["100.0%", "53.1%"]
+    assert list(table["perplexity change"]) == ["+0.00%", "+25.00%"]
+    assert list(table["times the reference's speed"]) == [1.0, 0.8]
 
 
 def test_texts_are_held_out_and_the_same_every_time():

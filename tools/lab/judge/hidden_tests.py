@@ -66,7 +66,7 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Part:
+class GradedPart:
     """A part of an exercise that earns its points or does not.
 
     Attributes:
@@ -88,13 +88,13 @@ class Grading:
     wrong: Mapping[str, Any]
     twins: tuple[str, ...] = ()
     returns: tuple[type, ...] = ()
-    parts: list[Part] = field(default_factory=list)
+    parts: list[GradedPart] = field(default_factory=list)
 
     def part(self, title: str, points: int) -> Callable[[Examine], Examine]:
         """Add the decorated examination as a part."""
 
         def add(examine: Examine) -> Examine:
-            self.parts.append(Part(title, points, examine))
+            self.parts.append(GradedPart(title, points, examine))
             return examine
 
         return add
@@ -115,7 +115,7 @@ class Grading:
         """Dotted names of all that is out of reach while this exercise is graded."""
         return seals_of(self.check, self.twins)
 
-    def source(self, seed: str, part: Part) -> random.Random:
+    def source(self, seed: str, part: GradedPart) -> random.Random:
         """The random inputs of one part; the same for the same seed."""
         index = self.parts.index(part)
         return random.Random(f"{seed}/{self.check.exercise}/{index}")

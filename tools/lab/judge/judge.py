@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tools.lab.judge.cells import HandedIn, LabCells, Note, Slot, names_in, same
-from tools.lab.judge.hidden_tests import DEFAULT_SEED, Grading, Part
+from tools.lab.judge.hidden_tests import DEFAULT_SEED, GradedPart, Grading
 from tools.lab.judge.seal import by_module, dotted, sealed_source, seals_of
 from tools.lab.judge.session import LearnersError, RemoteAnswer, Session
-from utils.checks import Check, Outcome
-from utils.checks.attempt import Stopped, Wanted
+from utils.checks import Check, CheckResult
+from utils.checks.attempt import ExpectedKind, Stopped
 
 _UNUSUAL_MODULES = """
     atexit builtins ctypes gc importlib inspect io multiprocessing nbgrader os pathlib pickle psutil
@@ -157,7 +157,7 @@ class Judge:
         try:
             result.outputs, error = worker.session().run(text)
             answer = worker.session().look(
-                slot.variable, Wanted.like(self.checks[slot.id].reference)
+                slot.variable, ExpectedKind.like(self.checks[slot.id].reference)
             )
         except Stopped as stopped:
             result.message = str(stopped)
@@ -185,13 +185,15 @@ class Judge:
         self, worker: _Worker, slot: Slot, answer: RemoteAnswer, result: ExerciseResult
     ) -> None:
         check, grading = self.checks[slot.id], self.gradings.get(slot.id)
-        own = Part("the lab's check", slot.points, lambda attempt, rng: check.examine(attempt))
-        outcomes: list[Outcome] = []
+        own = GradedPart(
+            "the lab's check", slot.points, lambda attempt, rng: check.examine(attempt)
+        )
+        outcomes: list[CheckResult] = []
         for part in grading.parts if grading else [own]:
             rng = grading.source(self.seed, part) if grading else random.Random()
             stopped = next((o for o in outcomes if o.cause in ("time", "limit")), None)
             if stopped is not None:
-                outcomes.append(Outcome("wrong", "not reached", "limit"))
+                outcomes.append(CheckResult("wrong", "not reached", "limit"))
             else:
                 outcomes.append(worker.examine(check, answer, partial(part.examine, rng=rng)))
             right = outcomes[-1].verdict == "right"
@@ -276,14 +278,14 @@ class _Worker:
 
     def examine(
         self, check: Check, answer: RemoteAnswer, examine: Callable[[Any], None]
-    ) -> Outcome:
+    ) -> CheckResult:
         """Let a check examine the answer."""
         if not self.alive:
-            return Outcome("wrong", "not reached", "limit")
+            return CheckResult("wrong", "not reached", "limit")
         try:
             self.session().seed(0)
         except Stopped as stopped:
-            return Outcome("wrong", str(stopped), stopped.cause)
+            return CheckResult("wrong", str(stopped), stopped.cause)
         return check.judge_answer(answer, examine)
 
     def listens_now(self) -> bool:

@@ -37,7 +37,7 @@ class SandboxError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a learner's code may take.
 
     Attributes:
@@ -115,7 +115,7 @@ def _variables(course: str, home: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainSandbox:
     """No sandbox: a process of this user, bounded in memory and time.
 
     Attributes:
@@ -275,7 +275,7 @@ def find_sandbox(kind: str, course: Path, models: Path, home: Path) -> Sandbox:
         SandboxError: it is not installed, or does not work here.
     """
     if kind == "none":
-        return Plain(course, home, cwd=home)
+        return PlainSandbox(course, home, cwd=home)
     if kind != "bubblewrap":
         raise SandboxError(f"There is no sandbox {kind!r}: SANDBOX=bubblewrap or SANDBOX=none.")
     if platform.system() != "Linux":

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import psutil
 
 from tools.lab.judge.rpc_codec import MAX_BYTES, UNREADABLE, Codec, WireError, from_bytes, to_bytes
-from tools.lab.judge.sandbox import Limits, Sandbox
+from tools.lab.judge.sandbox import Sandbox, SandboxLimits
 from tools.lab.judge.sanitize_outputs import harmless, plain
 from tools.lab.judge.syscalls import can_refuse
-from utils.checks.attempt import Stopped, Wanted, out_of_time
+from utils.checks.attempt import ExpectedKind, Stopped, out_of_time
 from utils.checks.failures import CheckFailed
 
 _START_S = 60.0
@@ -37,7 +37,7 @@ class Died(Stopped):
         super().__init__(message, cause)
 
 
-def _overdrawn(limits: Limits) -> Died:
+def _overdrawn(limits: SandboxLimits) -> Died:
     return Died(f"the notebook took more than {limits.notebook_s:g} s in all", "time")
 
 
@@ -54,7 +54,7 @@ class Session:
         RuntimeError: it does not come up (a fault of the grader, not of the learner).
     """
 
-    def __init__(self, sandbox: Sandbox, limits: Limits, spent_s: float = 0.0) -> None:
+    def __init__(self, sandbox: Sandbox, limits: SandboxLimits, spent_s: float = 0.0) -> None:
         if spent_s >= limits.notebook_s:
             raise _overdrawn(limits)
         self.limits = limits
@@ -156,7 +156,7 @@ class Session:
             error = reply["error"]
             return harmless(reply["outputs"]), None if error is None else _described(error)
 
-    def look(self, variable: str, wanted: Wanted) -> RemoteAnswer | None:
+    def look(self, variable: str, wanted: ExpectedKind) -> RemoteAnswer | None:
         """What the cells made of a variable; None if there is none."""
         asked = {"variable": variable, "kind": wanted.kind, "parameters": wanted.parameters}
         with self.budget(self.limits.cell_s):
@@ -430,7 +430,7 @@ class Remote:
 
 
 class RemoteAnswer:
-    """An answer in a worker (`utils.checks.attempt.Answer`)."""
+    """An answer in a worker (`utils.checks.attempt.LearnerResult`)."""
 
     def __init__(self, session: Session, found: dict[str, Any]) -> None:
         self.session = session
@@ -440,15 +440,15 @@ class RemoteAnswer:
         self._remote = session.take(found)
 
     def empty(self) -> str:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return self._empty
 
-    def fault(self, wanted: Wanted) -> str:
-        """See `Answer`."""
+    def fault(self, wanted: ExpectedKind) -> str:
+        """See `LearnerResult`."""
         return self._fault
 
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         if self._value is not None:
             return self.session.read(self._value)
         remote = self._remote
@@ -466,11 +466,11 @@ class RemoteAnswer:
         return subject
 
     def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return self.session.budget(min(seconds, self.session.limits.check_s))
 
     def place(self, error: BaseException) -> tuple[int, str]:
-        """See `Answer`."""
+        """See `LearnerResult`."""
         return getattr(error, "learners_line", (0, ""))
 
 

@@ -24,7 +24,7 @@ from traitlets.config import Config
 from tools.lab.judge.parent_death_signal import end_with_parent
 from tools.lab.judge.rpc_codec import Codec, WireError, from_bytes, to_bytes
 from tools.lab.judge.syscalls import refuse_for_ever
-from utils.checks.attempt import Wanted, emptiness, line_of, signature_fault
+from utils.checks.attempt import ExpectedKind, line_of, signature_fault, why_empty
 from utils.checks.expect import brief
 
 TEXT_LIMIT = 20_000
@@ -68,7 +68,7 @@ class Cut(io.TextIOBase):
         return "".join(self.kept) + (_CUT.format(TEXT_LIMIT) if self.cut else "")
 
 
-class Shell(InteractiveShell):
+class LearnerShell(InteractiveShell):
     """IPython without a terminal or a window."""
 
     def enable_gui(self, gui: str | None = None) -> None:
@@ -83,7 +83,7 @@ class Worker:
         self.classes: set[type] = set()
         config = Config()
         config.HistoryManager.enabled = False
-        self.shell = Shell.instance(config=config)
+        self.shell = LearnerShell.instance(config=config)
         self.shell.showtraceback = _say_nothing  # type: ignore[method-assign]
         self.operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "run": self.run,
@@ -116,8 +116,8 @@ class Worker:
         if message["variable"] not in self.shell.user_ns:
             return {"found": False}
         thing = self.shell.user_ns[message["variable"]]
-        wanted = Wanted(message["kind"], tuple(message["parameters"]))
-        empty = emptiness(thing)
+        wanted = ExpectedKind(message["kind"], tuple(message["parameters"]))
+        empty = why_empty(thing)
         fault = "" if empty else signature_fault(thing, wanted)
         codec = Codec(self.things, self.classes, agree=False)
         value = codec.encode(thing) if wanted.kind == "value" and not (empty or fault) else None

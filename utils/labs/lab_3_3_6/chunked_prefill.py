@@ -139,21 +139,3 @@ def waits_table(found: Mapping[str, Sequence[Waits]]) -> pd.DataFrame:
             "their usual wait (ms)": round(1000 * one.quiet_s, 1),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def explain_waits(found: Mapping[str, Sequence[Waits]]) -> str:
-    """What chunks cost the long request and spared the others, in words."""
-    ordered = sorted((typical(runs) for runs in found.values()), key=lambda w: w.chunk)
-    small, large = ordered[0], ordered[-1]
-    spared = large.stall_s / small.stall_s
-    cost = small.ttft_s / large.ttft_s
-    told = (
-        f"With chunks of {small.chunk} the others waited at most {1000 * small.stall_s:.0f} ms "
-        "for a token, with "
-        f"{large.chunk} it was {1000 * large.stall_s:.0f} ms: {spared:.1f} times. The long "
-        "request's first token "
-        f"took {cost:.2f} times as long in small chunks as in large ones."
-    )
-    if spared < 1.2:
-        told += " Small chunks spared the others hardly anything here: measure again on a quieter machine."
-    return told

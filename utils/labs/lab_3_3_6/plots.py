@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from utils.benchmark.plot_style import BLUE, GREEN, GREY, ORANGE, RED
 from utils.labs.lab_3_3_6.chunked_prefill import Waits, typical
 from utils.labs.lab_3_3_6.quantisation import Variant
-from utils.labs.lab_3_3_6.ridge_point import Work, measured_knee
+from utils.labs.lab_3_3_6.ridge_point import Work, measured_ridge_point
 from utils.roofline.machine import Machine
 
 
-def plot_knee(times: Mapping[int, float], work: Work, machine: Machine) -> Figure:
+def plot_ridge_point(times: Mapping[int, float], work: Work, machine: Machine) -> Figure:
     """Draws the time of a step against its tokens, with the roofline's two lines."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     n = np.array(sorted(times), dtype=float)
@@ -25,7 +25,7 @@ def plot_knee(times: Mapping[int, float], work: Work, machine: Machine) -> Figur
     axes.loglog(n, 1000 * computing, "--", color=ORANGE, label="multiplying (predicted)")
     measured = [1000 * times[int(tokens)] for tokens in n]
     axes.loglog(n, measured, "o-", color=BLUE, label="measured")
-    axes.axvline(measured_knee(times), color=GREY, lw=1, label="measured knee")
+    axes.axvline(measured_ridge_point(times), color=GREY, lw=1, label="measured ridge point")
     axes.set_xlabel("tokens in the step (prompt tokens, or requests that decode)")
     axes.set_ylabel("time of the step (ms)")
     axes.legend(frameon=False, fontsize="small")

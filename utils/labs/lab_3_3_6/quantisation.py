@@ -114,7 +114,7 @@ def measure_variants(fleet: Fleet, profile: Profile, label: str) -> dict[str, Va
 
 
 def variants_table(found: Mapping[str, Variant]) -> pd.DataFrame:
-    """One row per variant: what it saves, how fast it is, what it costs."""
+    """Return one row per variant: memory saved, speed and quality compared with the reference."""
     reference = found[REFERENCE]
     rows = {}
     for name, one in found.items():
@@ -125,32 +125,13 @@ def variants_table(found: Mapping[str, Variant]) -> pd.DataFrame:
             "requests in the f16 cache's memory": int(SLOTS * reference.kv_bytes / one.kv_bytes),
             "output tok/s": round(one.speed, 1),
             "least ... most": f"{min(one.speeds):.0f} ... {max(one.speeds):.0f}",
+            "times the reference's speed": round(one.speed / reference.speed, 2),
             "perplexity": round(one.judged.perplexity, 4),
+            "perplexity change": f"{one.judged.perplexity / reference.judged.perplexity - 1:+.2%}",
             "likeliest token as reference": f"{agreement(reference.judged, one.judged):.1%}",
             "divergence (nats)": round(divergence(reference.judged, one.judged), 5),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def explain_variants(found: Mapping[str, Variant]) -> str:
-    """What KV quantisation saved and cost here, in words."""
-    reference = found[REFERENCE]
-    lines = [f"Judged on {len(reference.judged.tokens)} tokens; the reference is {REFERENCE}."]
-    for kv in KV_TYPES[1:]:
-        name = f"BF16 weights, {kv} KV"
-        if name in found:
-            lines.append(_explain_one(name, reference, found[name]))
-    return "\n".join(lines)
-
-
-def _explain_one(name: str, reference: Variant, one: Variant) -> str:
-    saved = 1 - one.kv_bytes / reference.kv_bytes
-    change = one.judged.perplexity / reference.judged.perplexity - 1
-    return (
-        f"{name}: {saved:.0%} less KV memory, perplexity {change:+.2%}, "
-        f"{agreement(reference.judged, one.judged):.1%} of the likeliest tokens the same, "
-        f"{one.speed / reference.speed:.2f} times the speed (measured here)."
-    )
 
 
 def why_no_k_quants(rows: Sequence[int]) -> str:

@@ -122,7 +122,7 @@ def time_decode(
     return best_times({n: call(n) for n in batches}, repeats, target.device)
 
 
-def measured_knee(times: Mapping[int, float]) -> float:
+def measured_ridge_point(times: Mapping[int, float]) -> float:
     """Tokens from which on the time grows with them: where the flat line of few meets the slope of most.
 
     Args:
@@ -130,14 +130,3 @@ def measured_knee(times: Mapping[int, float]) -> float:
     """
     few, most = min(times), max(times)
     return times[few] / (times[most] / most)
-
-
-def matrix_vector_rate(work: Work, times: Mapping[int, float]) -> float:
-    """Bytes per second at which the fewest tokens went through the weights."""
-    return work.bytes / times[min(times)]
-
-
-def matrix_rate(work: Work, times: Mapping[int, float]) -> float:
-    """Operations per second at which the most tokens went through the weights."""
-    most = max(times)
-    return work.flops_per_token * most / times[most]

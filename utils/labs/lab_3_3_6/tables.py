@@ -1,4 +1,4 @@
-"""The measurements of lab 3.3.6 in words and tables, computed from the runs handed in."""
+"""Tables of lab 3.3.6."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import pandas as pd
 
 from utils.compiled.engine import Built
 from utils.labs.lab_3_3_6.experiments import TOLERANCE, Agreement, Times, speedups
-from utils.labs.lab_3_3_6.ridge_point import Work, matrix_rate, matrix_vector_rate, measured_knee
+from utils.labs.lab_3_3_6.ridge_point import Work, measured_ridge_point
 from utils.roofline.machine import Machine
 
-CLOSE = 0.30  # a prediction within this part of the measurement counts as met
 StepSeconds = Callable[[float, float, float, float], float]
 
 
-def knee_table(
+def ridge_point_table(
     times: Mapping[int, float], work: Work, machine: Machine, predict: StepSeconds
 ) -> pd.DataFrame:
-    """One row per number of tokens: intensity, time predicted by the roofline, time measured."""
+    """Return one row per number of tokens: intensity, predicted time, measured time and rates."""
     rows = {}
     for n, seconds in times.items():
         predicted = predict(n * work.flops_per_token, work.bytes, machine.flops, machine.bandwidth)
@@ -29,51 +28,32 @@ def knee_table(
             "measured (ms)": round(1000 * seconds, 2),
             "measured / predicted": round(seconds / predicted, 2),
             "µs per token": round(1e6 * seconds / n, 1),
+            "weights read (GB/s)": round(work.bytes / seconds / 1e9, 1),
+            "multiplied (GFLOP/s)": round(n * work.flops_per_token / seconds / 1e9),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "tokens"
     return frame
 
 
-def explain_knee(
-    times: Mapping[int, float], work: Work, machine: Machine, predict: StepSeconds
-) -> str:
-    """Whether the roofline was met at its two ends, and what the difference is made of."""
-    few, most = min(times), max(times)
-    lines = []
-    for n, name in ((most, "computing"), (few, "reading")):
-        predicted = predict(n * work.flops_per_token, work.bytes, machine.flops, machine.bandwidth)
-        ratio = times[n] / predicted
-        met = "met within 30 %" if abs(ratio - 1) <= CLOSE else "not met"
-        lines.append(f"{n} tokens ({name}): {ratio:.2f} times the predicted time, {met}.")
-    vector, matrix = matrix_vector_rate(work, times), matrix_rate(work, times)
-    lines.append(
-        f"The difference, measured: {few} token{'s' if few > 1 else ''} went through the weights at "
-        f"{vector / 1e9:.1f} GB/s, where plain reading reached {machine.bandwidth / 1e9:.1f}: "
-        "what is missing is "
-        f"the cost of many small products, not the memory. {most} tokens ran at "
-        f"{matrix / 1e9:.0f} GFLOP/s of "
-        f"{machine.flops / 1e9:.0f}."
-    )
-    return "\n".join(lines)
+def overlap_table(times: Mapping[int, float]) -> pd.DataFrame:
+    """Compare a step near the measured ridge point with full overlap and with none.
 
+    The fewest tokens tell how long reading the weights takes, and the most tokens how long multiplying a
+    token takes. At the ridge point both take the same time.
 
-def explain_between(times: Mapping[int, float]) -> str:
-    """Whether reading and multiplying went on at the same time near the knee, in words.
-
-    The two ends of the measurement say how long reading takes, and multiplying a token; at the knee both take
-    the same time, so a step takes that once if they overlap, twice if not.
+    Args:
+        times: Seconds by number of tokens.
     """
     few, most = min(times), max(times)
-    at = min(times, key=lambda n: abs(n - measured_knee(times)))
+    at = min(times, key=lambda n: abs(n - measured_ridge_point(times)))
     reading, computing = times[few], at * times[most] / most
-    overlapped, apart = max(reading, computing), reading + computing
-    return (
-        f"Measured knee: {measured_knee(times):.1f} tokens. Near it, at {at} tokens, a step would take "
-        f"{1000 * overlapped:.1f} ms if reading and multiplying overlapped wholly, "
-        f"{1000 * apart:.1f} ms if they "
-        f"did not at all; measured: {1000 * times[at]:.1f} ms."
-    )
+    row = {
+        "if they overlap (ms)": round(1000 * max(reading, computing), 2),
+        "if they take turns (ms)": round(1000 * (reading + computing), 2),
+        "measured (ms)": round(1000 * times[at], 2),
+    }
+    return pd.DataFrame(row, index=pd.Index([at], name="tokens"))
 
 
 def whole_table(
@@ -84,7 +64,7 @@ def whole_table(
     machine: Machine,
     predict: StepSeconds,
 ) -> pd.DataFrame:
-    """Prefill by prompt length and decode by batch, beside the roofline and the matrices alone."""
+    """Compare prefill and decode of the whole model with the roofline and with the matrices alone."""
     rows = {}
     for name, times in (("prefill", prefill), ("decode", decode)):
         for n, seconds in times.items():
@@ -100,23 +80,8 @@ def whole_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def explain_whole(
-    prefill: Mapping[int, float], decode: Mapping[int, float], matrices: Mapping[int, float]
-) -> str:
-    """Where the whole model's time goes beyond its matrices, in words."""
-    long, one = max(prefill), min(decode)
-    return (
-        f"Of prefill over {long} tokens {matrices[long] / prefill[long]:.0%} is the matrices' "
-        "time, of decoding "
-        f"{one} token {min(1.0, matrices[one] / decode[one]):.0%}. The rest is attention, norms "
-        "and, at decode, "
-        "hundreds of small operations that PyTorch starts one by one: that is what a compiled "
-        "engine can take away."
-    )
-
-
 def built_table(built: Mapping[str, Built]) -> pd.DataFrame:
-    """One row per engine file: how long it took, how large it is, how fast it loads."""
+    """Return one row per engine file: time to build it, size, and time to load it."""
     rows = {
         name: {
             "export (s)": round(one.export_s, 1),
@@ -129,22 +94,23 @@ def built_table(built: Mapping[str, Built]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def explain_agreement(found: Mapping[str, Agreement]) -> str:
-    """How far each way of running differs from eager, in words."""
-    lines = []
-    for name, one in found.items():
-        verdict = "the same within" if one.within else "NOT the same within"
-        lines.append(
-            f"{name}: {verdict} {TOLERANCE:g} (logits differ by at most {one.logits:.1e}, of "
-            f"{one.scale:.0f}; keys "
-            f"and values by {one.cache:.1e}); {one.tokens} greedy tokens "
-            f"{'the same' if one.same_tokens else 'differ'}."
-        )
-    return "\n".join(lines)
+def agreement_table(found: Mapping[str, Agreement]) -> pd.DataFrame:
+    """Return one row per way of running the model: how far its numbers differ from eager's."""
+    rows = {
+        name: {
+            f"within {TOLERANCE:g}": one.within,
+            "largest difference of a logit": f"{one.logits:.1e}",
+            "largest logit": round(one.scale, 1),
+            "largest difference of a key or value": f"{one.cache:.1e}",
+            f"the same {one.tokens} greedy tokens": one.same_tokens,
+        }
+        for name, one in found.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def times_table(times: Times) -> pd.DataFrame:
-    """One row per work and way: median time, and speed-up over eager with its range."""
+    """Return one row per work and way: median time, and speed-up over eager with its range."""
     rows = {}
     for work, ways in times.items():
         gains = speedups(ways)
@@ -158,17 +124,7 @@ def times_table(times: Times) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def explain_times(times: Times, name: str = "built engine") -> str:
-    """Where the built engine is faster than eager, in words."""
-    told = [
-        f"{work}: {median(speedups(ways)[name]):.2f} times"
-        for work, ways in times.items()
-        if name in ways
-    ]
-    return f"The {name} against eager, measured in one run in turn: " + "; ".join(told) + "."
-
-
 def not_run(reasons: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """What did not run here, by name and reason."""
+    """List the experiments that didn't run here, with the reason."""
     rows = [{"what": what, "reason": reason} for what, reason in reasons if reason]
     return pd.DataFrame(rows, columns=["what", "reason"]).set_index("what")

@@ -119,14 +119,14 @@ def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float
 
 
 @dataclass(frozen=True)
-class Balanced:
-    """One policy on one set of prompts.
+class PolicyRun:
+    """Result of one balancing policy on one set of prompts.
 
     Attributes:
-        policy: Its name.
-        hit_rate: Prompt tokens found in a prefix cache, over those looked up, of all replicas together.
-        ttft_ms: Median TTFT, ms.
-        shares: Requests of each replica.
+        policy: Name of the policy.
+        hit_rate: Prompt tokens found in a prefix cache over tokens looked up, for all replicas together.
+        ttft_ms: Median TTFT in milliseconds.
+        shares: Number of requests that each replica got.
     """
 
     policy: str
@@ -153,7 +153,7 @@ def affinity_key(request: Request) -> str:
 
 
 def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
-    """Share of requests that come to a replica which has seen their beginning, if nothing is evicted.
+    """Share of requests that come to a replica which has seen their beginning, if no_fault is evicted.
 
     Args:
         requests: Of `grouped_prompts`.
@@ -169,10 +169,10 @@ def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
 
 def measure_policy(
     engines: Sequence[RunningEngine], profile: Profile, policy: str, seed: int
-) -> Balanced:
+) -> PolicyRun:
     """Sends grouped prompts through a gateway with one policy, two at a time, and writes a record."""
     requests = grouped_prompts(profile, seed)
-    patient = {"timeout_s": 10.0}  # nothing is broken here, and a busy engine must not look so
+    patient = {"timeout_s": 10.0}  # no_fault is broken here, and a busy engine must not look so
     models = models_of({MODEL: engines}, policy)
     with serve(models, health=patient, log_level="warning") as gateway:
         client = Client(gateway.base_url, MODEL, api="completions")
@@ -185,7 +185,7 @@ def measure_policy(
         shares = counted(gateway, "gateway_requests_total", "backend") - earlier
     _keep(result, gateway, profile, f"lab 3.3.7: {policy}")
     looked_up = _grown(before, after, "prefix_queries")
-    return Balanced(
+    return PolicyRun(
         policy,
         _grown(before, after, "prefix_hits") / looked_up if looked_up else float("nan"),
         1000 * median(trace.ttft() for trace in result.traces if trace.ok),
@@ -212,10 +212,10 @@ def _keep(result: LoadResult, gateway: LocalGateway, profile: Profile, label: st
     write_record(make_record(result, gateway, profile, label=label))
 
 
-# Fault day
+# Faults
 
 
-FATES = (
+OUTCOMES = (
     "answered",
     "error event",
     "error answer",
@@ -223,16 +223,17 @@ FATES = (
 
 
 @dataclass(frozen=True)
-class Day:
-    """A load during which something happened.
+class FaultRun:
+    """Load during which a fault happened.
 
     Attributes:
-        what: What.
-        traces: What each client saw.
+        what: Name of the fault.
+        traces: One trace per request, as its client saw it.
         retried: Attempts that the gateway repeated, by reason.
-        shares: Requests of each backend, as it ended them.
-        whole_after_s: From the end of the load until every backend serves again; None: not within 10 s.
-        fault_at: When the fault began, on the traces' clock; None for a quiet day.
+        shares: Number of requests that each backend ended.
+        whole_after_s: Seconds from the end of the load until every backend served again, or None if they
+            didn't within 10 s.
+        fault_at: Start of the fault on the traces' clock, or None if there was no fault.
     """
 
     what: str
@@ -243,15 +244,15 @@ class Day:
     fault_at: float | None = None
 
     @staticmethod
-    def fate(trace: RequestTrace) -> str:
-        """What became of a request: one of `FATES`."""
+    def outcome(trace: RequestTrace) -> str:
+        """Classify how a request ended, as one of `OUTCOMES`."""
         if trace.ok:
-            return FATES[0]
-        return FATES[1] if "mid-stream" in (trace.error or "") else FATES[2]
+            return OUTCOMES[0]
+        return OUTCOMES[1] if "mid-stream" in (trace.error or "") else OUTCOMES[2]
 
-    def count(self, fate: str) -> int:
-        """Requests with that fate."""
-        return sum(self.fate(trace) == fate for trace in self.traces)
+    def count(self, outcome: str) -> int:
+        """Count the requests with this outcome."""
+        return sum(self.outcome(trace) == outcome for trace in self.traces)
 
     def e2e_ms(self, share: float) -> float:
         """End-to-end latency that `share` of the answers did not exceed, ms."""
@@ -259,27 +260,23 @@ class Day:
         return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else float("nan")
 
 
-def tokens_in(day: Day, seconds: float) -> int:
-    """Tokens that one stream of a day got in so many seconds, for answers of a wanted length in time."""
-    return max(32, min(1500, round(seconds / median(t.tpot for t in day.traces if t.ok))))
+def tokens_in(fault_run: FaultRun, seconds: float) -> int:
+    """Return the number of tokens that one stream of a run got in `seconds`, from 32 to 1500."""
+    return max(32, min(1500, round(seconds / median(t.tpot for t in fault_run.traces if t.ok))))
 
 
-def nothing() -> None:
-    """The fault of a quiet day."""
+def no_fault() -> None:
+    """Do nothing: the fault of the run without one."""
 
 
-def fault_day(
+def run_with_fault(
     gateway: LocalGateway,
     profile: Profile,
     what: str,
-    fault: Callable[[], None] = nothing,
-    undo: Callable[[], None] = nothing,
-) -> Day:
-    """Runs a load; after a third of it `fault` happens, and `undo` when the load has ended.
-
-    Returns:
-        What the clients saw, and how the pool came back.
-    """
+    fault: Callable[[], None] = no_fault,
+    undo: Callable[[], None] = no_fault,
+) -> FaultRun:
+    """Run a load, call `fault` after a third of it, and call `undo` when the load has ended."""
     sizes = profile.load.serving
     requests = [
         Request(f"{what} {i}: {text}", max_tokens=sizes.answer_tokens, ignore_eos=True)
@@ -309,8 +306,8 @@ def fault_day(
     grown = {name: counted(gateway, name, by) - before[name] for name, by in _COUNTERS.items()}
     shares = {name: n for name, n in grown["gateway_requests_total"].items() if name != "none"}
     began = sorted(trace.finished for trace in result.traces)[len(requests) // 3 - 1]
-    fault_at = None if fault is nothing else began
-    return Day(what, result.traces, grown["gateway_retries_total"], shares, whole, fault_at)
+    fault_at = None if fault is no_fault else began
+    return FaultRun(what, result.traces, grown["gateway_retries_total"], shares, whole, fault_at)
 
 
 _COUNTERS = {"gateway_requests_total": "backend", "gateway_retries_total": "reason"}
@@ -349,13 +346,14 @@ def crowd(gateway: LocalGateway, count: int, tokens: int) -> tuple[Counter[int],
 
 
 @dataclass
-class Drained:
-    """What was seen while a gateway drained.
+class DrainRun:
+    """Observations while a gateway drained.
 
     Attributes:
-        moments: (seconds since SIGTERM, status of /health/ready, status of a new request), 0: refused.
-        finished: When each stream that was running had ended whole, s since SIGTERM; None: it did not.
-        ended_s: When the gateway's process had ended, s.
+        moments: Seconds since SIGTERM, status of `/health/ready`, and status of a new request. A status of
+            0 means that the connection was refused.
+        finished: Seconds from SIGTERM until each running stream had ended whole, or None if it was cut.
+        ended_s: Seconds from SIGTERM until the gateway's process had ended.
     """
 
     moments: list[tuple[float, int, int]] = field(default_factory=list)
@@ -367,9 +365,9 @@ class Drained:
         return sum(end is None or end > at_s for end in self.finished)
 
 
-def drain_under_load(gateway: LocalGateway, streams: int, tokens: int) -> Drained:
+def drain_under_load(gateway: LocalGateway, streams: int, tokens: int) -> DrainRun:
     """Starts streams, sends SIGTERM, and looks on until the gateway has ended."""
-    found = Drained()
+    found = DrainRun()
     started, began = threading.Event(), [0.0]
 
     async def one(client: Client) -> float | None:
