@@ -28,6 +28,7 @@ from pathlib import Path
 import httpx
 import yaml
 
+from utils import loopback
 from utils.engines.engine_errors import EngineError
 from utils.engines.launch import profile_fields, served_name
 from utils.engines.registry import get_spec
@@ -489,7 +490,7 @@ def advise(weights_bytes: float, layers: int) -> str:
 def check(plan: Plan, timeout_s: float = 5.0) -> list[str]:
     """What of a plan does not answer; empty: all serves."""
     faults = []
-    with httpx.Client(timeout=timeout_s, trust_env=False) as client:
+    with loopback.client(timeout=timeout_s) as client:
         for url in plan.health:
             said = "no answer"
             with contextlib.suppress(httpx.HTTPError):
