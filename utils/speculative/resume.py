@@ -30,14 +30,6 @@ def read_torch(file: Path) -> Any:
         ) from error
 
 
-def write_torch(value: object, file: Path) -> None:
-    """Writes a file whole or not at all; its folder is made if needed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(value, part)
-    part.rename(file)
-
-
 def digest(values: Iterable[object]) -> str:
     """A short hash of tensors (their float32 or integer values) and of anything with a plain `repr`."""
     found = hashlib.sha256()
@@ -55,7 +47,7 @@ def go_on(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
     """What a stopped run left, if it is this run's.
 
     Args:
-        file: Of `write_torch`, a dictionary whose "about" says what it was made of.
+        file: Of `torch.save`, a dictionary whose "about" says what it was made of.
         about: What this run is made of.
 
     Raises:

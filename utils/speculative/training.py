@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.files import write_file
 from utils.speculative.dataset import Recorded, batches
 from utils.speculative.heads import Eagle1, Eagle3, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
-from utils.speculative.resume import digest, go_on, write_torch
+from utils.speculative.resume import digest, go_on
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Shape, Target
 
@@ -174,7 +176,7 @@ def _save(
         "seconds": log[-1].seconds,
         "log": [vars(line) for line in log],
     }
-    write_torch(state, file)
+    write_file(file, partial(torch.save, state))
 
 
 def _usable(
