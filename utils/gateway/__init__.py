@@ -1,6 +1,6 @@
 """The production API of lab 3.3.7: one OpenAI-compatible address in front of the course's engines.
 
-    request ─▶ Observe (request id, times) ─▶ Guard (key, rates), ask (size, parameters)
+    request ─▶ Observe (request id, times) ─▶ Authenticator (key, rates), ParsedRequest (size, fields)
             ─▶ Pool (queue, choice of a backend) ─▶ Relay (retry, deadline, stream) ─▶ engine
 
 Small rules stand alone and are pure: `bucket`, `balance`, `circuit`, `drain`, `sse`, `timing`. They are the

@@ -15,7 +15,7 @@ import uvicorn
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
 from utils.gateway.logs import say, set_up
-from utils.gateway.settings import Settings
+from utils.gateway.settings import GatewaySettings
 from utils.gateway.write_coalescing import CorkedProtocol
 
 _POLL_S = 0.05
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
         self.should_exit = True  # the socket closes; requests in flight go on
 
 
-def run(settings: Settings) -> None:
+def run(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or SIGINT."""
     set_up(settings.log_level)
     app = create_app(settings)

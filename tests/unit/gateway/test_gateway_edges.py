@@ -13,7 +13,7 @@ from test_gateway_relay import run
 from utils.gateway import write_coalescing
 from utils.gateway.auth import digest, new_key
 from utils.gateway.schemas import parse
-from utils.gateway.settings import Limits, SettingsError, load_settings
+from utils.gateway.settings import GatewayLimits, SettingsError, load_settings
 
 GOOD = {
     "models": [
@@ -120,7 +120,7 @@ def test_keys_and_rates():
 def test_each_choice_and_the_best_of_several_are_counted():
     def estimate(**fields):
         body = json.dumps({"model": MODEL, "prompt": "", "max_tokens": 10, **fields}).encode()
-        return parse("completions", body, Limits(), 10).estimate
+        return parse("completions", body, GatewayLimits(), 10).estimate
 
     assert [estimate(), estimate(n=2), estimate(n=2, best_of=5)] == [10, 20, 50]
 
@@ -239,7 +239,7 @@ def test_a_client_that_goes_away_with_a_second_request_sent_ends_the_first():
             writer.write(2 * post(json.dumps(body).encode()))
             await reader.readuntil(b"data:")
             writer.transport.abort()
-            await c.until(lambda: c.fakes[0].cancelled == 1 and not c.gateway.flights)
+            await c.until(lambda: c.fakes[0].cancelled == 1 and not c.gateway.contexts)
 
     run(work())
 
