@@ -5,4 +5,7 @@
 
 Small rules stand alone and are pure: `bucket`, `balance`, `circuit`, `drain`, `sse`, `timing`. They are the
 references of the lab's exercises, and what the gateway itself runs. `python -m utils.gateway` serves.
+
+On a public network, put a reverse proxy (nginx, Caddy) in front, for TLS and against clients that are slow on
+purpose.
 """

@@ -14,9 +14,9 @@ import uvicorn
 
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
+from utils.gateway.http_protocol import GatewayProtocol
 from utils.gateway.logs import say, set_up
 from utils.gateway.settings import GatewaySettings
-from utils.gateway.write_coalescing import CorkedProtocol
 
 _POLL_S = 0.05
 _AFTER_CUT_S = 2.0
@@ -69,7 +69,7 @@ def run(settings: GatewaySettings) -> None:
     limits = settings.drain
     config = uvicorn.Config(
         app,
-        http=CorkedProtocol,
+        http=GatewayProtocol,
         host=settings.host,
         port=settings.port,
         access_log=False,
