@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paced_server import MODEL
+from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
 from utils.benchmark.host import describe_host
 from utils.files import to_json, write_whole
@@ -217,9 +217,8 @@ def _last_core() -> None:
 
 
 def _get(url: str) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        found: list[dict[str, Any]] = json.load(response)
-        return found
+    found: list[dict[str, Any]] = loopback.get(url, timeout=30.0).json()
+    return found
 
 
 def _statistics(seconds: object) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import httpx
 
+from utils import loopback
 from utils.benchmark import Client, Request
 from utils.benchmark.trace import RequestTrace
 from utils.engines.runtime import free_port
@@ -132,7 +133,7 @@ async def _load(url: str, victims: list[Victim], count: int, width: int, seed: i
         done.set()
         await trouble
         ended = time.monotonic()
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with loopback.async_client() as http:
             while time.monotonic() - ended < WHOLE_AGAIN_S:
                 await client.send(Request("again", max_tokens=TOKENS))
                 with suppress(httpx.HTTPError):

@@ -21,10 +21,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
 
-import httpx
-
 from benchmarks.paced_server import MODEL
 from benchmarks.peers import PEERS, Engine, NotHere, Served, started
+from utils import loopback
 from utils.benchmark import Client, ClosedLoop, random_prompts, records_dir, run
 from utils.benchmark.host import describe_host
 from utils.engines import launch
@@ -101,7 +100,7 @@ def own_times(engine: Engine) -> dict[str, float]:
     """The paced engine's own time to first token, s, by prompt; of others nothing is known."""
     if engine.model != MODEL:
         return {}
-    answer = httpx.get(f"{engine.url}/truth", timeout=10.0, trust_env=False)
+    answer = loopback.get(f"{engine.url}/truth", timeout=10.0)
     return {one["prompt"]: one["ttft"] for one in answer.json()}
 
 

@@ -28,6 +28,7 @@ from tools.setup.__main__ import locked, set_up
 from tools.setup.packages import install, make_venv
 from tools.setup.setup_steps import REQUIREMENTS, Step
 from tools.setup.shell import SetupError, Shell
+from utils import loopback
 from utils.engines.runtime import free_port
 from utils.gateway.local_gateway import serve
 from utils.profiles import ROOT
@@ -125,7 +126,7 @@ def started(
 
 def _answers(url: str) -> bool:
     with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=2.0, trust_env=False).status_code < 500
+        return loopback.get(url, timeout=2.0).status_code < 500
     return False
 
 

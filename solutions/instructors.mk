@@ -86,9 +86,8 @@ peers: course-env  ## install what the gateway is held against: LiteLLM's proxy,
 bench-gateway: setup peers  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
 	@$(RUN) -m benchmarks.gateway_peers --engine $(or $(ENGINE),vllm)
 
-bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen; 500 clients that read slowly
+bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen
 	@$(RUN) -m benchmarks.gateway_chaos --requests 10000
-	@$(RUN) -m benchmarks.gateway_slow_streams
 
 lock:  ## pin the course environment anew, from pyproject.toml
 	@$(RUN) -m tools.authoring.lock

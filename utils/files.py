@@ -6,47 +6,47 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-class RecordError(ValueError):
-    """A record or report that cannot be written, or a file that is no usable record."""
-
-
 def write_whole(path: Path, text: str) -> Path:
-    """Writes beside `path`, then renames; returns `path`.
+    """Write a text file whole or not at all, and return `path`.
 
     Raises:
-        RecordError: If it cannot be written (disk full, no permission).
+        OSError: If it cannot be written (disk full, no permission). An earlier file is then untouched.
     """
-    beside: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w",
-            dir=path.parent,
-            prefix=f".{path.stem}-",
-            delete=False,
-            encoding="utf-8",
-            errors="replace",
-        ) as stream:
-            beside = Path(stream.name)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.chmod(0o644)
-        return beside.replace(path)
-    except BaseException as error:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise RecordError(
-            f"cannot write {path}: {error.strerror or error}. Free some space, or set "
-            "COURSE_RECORDS to a folder that can be written"
-        ) from error
+    return write_file(path, lambda part: part.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` make a file of the same name elsewhere, then move it to `path`; return `path`.
+
+    Raises:
+        OSError: As `write_whole` does.
+    """
+    fill_folder(path.parent, lambda part: write(part / path.name))
+    return path
+
+
+def fill_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new folder, then move each of its files into `folder`.
+
+    Raises:
+        OSError: As `write_whole` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside `folder`, because a file can be moved only within one file system.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        write(Path(part))
+        made = sorted(Path(part).iterdir())
+        for path in made:
+            path.chmod(0o644)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        for path in made:
+            path.replace(folder / path.name)
 
 
 def encodable(text: str) -> str:

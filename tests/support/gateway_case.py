@@ -8,9 +8,9 @@ import uvicorn
 from fake_openai import FakeServer
 
 from utils.gateway.app import create_app
+from utils.gateway.http_protocol import GatewayProtocol
 from utils.gateway.server import Server
 from utils.gateway.settings import load_settings
-from utils.gateway.write_coalescing import CorkedProtocol
 
 # Fakes, gateway and client share one event loop: a check that is late says nothing about a fake.
 QUICK = {"every_s": 0.05, "timeout_s": 2.0, "circuit_failures": 3, "circuit_open_s": 0.3}
@@ -62,7 +62,7 @@ async def case(*fakes, policy="least_outstanding", backend=None, **settings):
         chosen = load_settings(models=models, port=0, **settings)
         app = create_app(chosen)
         config = uvicorn.Config(
-            app, port=0, http=CorkedProtocol, log_level="critical", access_log=False
+            app, port=0, http=GatewayProtocol, log_level="critical", access_log=False
         )
         server = Server(config, app.state.gateway)
         serving = asyncio.create_task(server._serve())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from tools.setup.setup_steps import REQUIREMENTS
+from utils.files import write_whole
 from utils.profiles import ROOT
 
 _OF_CUDA_TORCH = re.compile(r"(nvidia-|cuda-|triton==)")
@@ -41,9 +42,7 @@ def lock(name: str) -> None:
         sys.exit(f"uv could not resolve {name}:\n{answer.stderr}")
     lines = [line for line in answer.stdout.splitlines() if not _OF_CUDA_TORCH.match(line)]
     header = f"# Made by `make lock` from pyproject.toml ({what}). Do not edit.\n"
-    partial = REQUIREMENTS / f"{name}.partial"
-    partial.write_text(header + "\n".join(lines) + "\n")
-    partial.rename(REQUIREMENTS / name)
+    write_whole(REQUIREMENTS / name, header + "\n".join(lines) + "\n")
     print(f"requirements/{name}: {len(lines)} packages")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tools.setup.packages import TORCH, install, install_cpu_torch, make_venv, pip
 from tools.setup.shell import SetupError, Shell
+from utils.files import write_whole
 from utils.profiles import ENGINES, ROOT, load_profile, on_x86
 
 REQUIREMENTS = ROOT / "requirements"
@@ -99,9 +100,7 @@ class Step:
         try:
             self.build(shell, self.target)
             self.copy_parts()
-            partial = self.target / (STAMP + ".partial")
-            partial.write_text(self.key())
-            partial.rename(self.target / STAMP)
+            write_whole(self.target / STAMP, self.key())
         except BaseException:
             shutil.rmtree(self.target, ignore_errors=True)
             raise

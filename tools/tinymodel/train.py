@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from tqdm import tqdm
 
 from tools.tinymodel.data import SOURCES, BatchSampler
 from tools.tinymodel.recipes import Recipe
+from utils.files import fill_folder, write_file
 from utils.tinymodel import corpus
 from utils.tinymodel import tokenizer as tok
 from utils.tinymodel.export import CHECKPOINT
-from utils.tinymodel.files import write_whole
 from utils.tinymodel.model import TinyQwen3, grow
 
 LOG = "log.jsonl"
@@ -84,8 +85,7 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": self.seconds,
         }
-        torch.save(state, self.folder / (CHECKPOINT + ".part"))
-        os.replace(self.folder / (CHECKPOINT + ".part"), self.folder / CHECKPOINT)
+        write_file(self.folder / CHECKPOINT, partial(torch.save, state))
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns the mean loss of each source present."""
@@ -181,7 +181,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     if not (folder / "tokenizer.json").exists():
         texts = corpus.vocabulary_texts(recipe.vocab_repeats)
         made = tok.train(texts, recipe.shape.vocab)
-        write_whole(folder, lambda part: tok.save(made, part, recipe.shape.context))
+        fill_folder(folder, lambda part: tok.save(made, part, recipe.shape.context))
     (folder / "rendezvous").unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     if recipe.workers == 1:

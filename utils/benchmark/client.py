@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 
+from utils import loopback
 from utils.benchmark.response import ResponseCollector, ResponseError, error_text
 from utils.benchmark.trace import RequestTrace
 from utils.benchmark.workload import Api, Request
@@ -72,14 +73,13 @@ class Client:
         return self.base_url + PATHS[self.api]
 
     async def __aenter__(self) -> Self:
-        self._http = httpx.AsyncClient(
+        self._http = loopback.async_client(
             headers=self._headers,
             timeout=httpx.Timeout(None, connect=10.0),
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
             ),
             mounts={"http://": AsyncioTransport(keepalive_s=KEEPALIVE_S)},
-            trust_env=False,
         )
         return self
 

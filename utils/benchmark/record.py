@@ -15,9 +15,13 @@ from utils.benchmark.load import LoadResult
 from utils.benchmark.stats import Slo
 from utils.benchmark.trace import METRIC_DEFINITIONS, RequestTrace
 from utils.benchmark.vllm_json import to_vllm
-from utils.files import RecordError, plain
+from utils.files import plain
 
 SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record or report that cannot be written, or a file that is no usable record."""
 
 
 class EngineLike(Protocol):

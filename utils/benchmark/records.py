@@ -12,8 +12,8 @@ import re
 import warnings
 from pathlib import Path
 
-from utils.benchmark.record import Cited, Record, make_record
-from utils.files import RecordError, plain, to_json, write_whole
+from utils.benchmark.record import Cited, Record, RecordError, make_record
+from utils.files import plain, to_json, write_whole
 from utils.profiles import ROOT
 
 __all__ = [
@@ -55,7 +55,22 @@ def write_record(record: Record, directory: str | Path | None = None) -> Path:
         )
     folder = records_dir() if directory is None else Path(directory)
     path = folder / f"{record.id}.json"
-    return write_whole(path, to_json(record.to_dict()))
+    return save(path, to_json(record.to_dict()))
+
+
+def save(path: Path, text: str) -> Path:
+    """Write a record or report whole or not at all, and return `path`.
+
+    Raises:
+        RecordError: If it cannot be written (disk full, no permission).
+    """
+    try:
+        return write_whole(path, text)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write {path}: {error.strerror or error}. Free some space, or set "
+            "COURSE_RECORDS to a folder that can be written"
+        ) from error
 
 
 def read_record(path: str | Path) -> Record:

@@ -22,9 +22,8 @@ from utils.benchmark.plots import (
     plot_latency_against_rate,
     plot_throughput,
 )
-from utils.benchmark.records import Cited, Record, records_dir
+from utils.benchmark.records import Cited, Record, records_dir, save
 from utils.benchmark.trace import METRIC_DEFINITIONS
-from utils.files import write_whole
 
 __all__ = [
     "alt_text",
@@ -120,7 +119,7 @@ def write_html(
         )
     )
     target = Path(path) if path is not None else records_dir() / "report.html"
-    return write_whole(target, page)
+    return save(target, page)
 
 
 def _row(group: Sequence[Record]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from utils import loopback
 from utils.engines.container import (
     CONFIG_FOLDER,
     MODEL_FOLDER,
@@ -304,7 +305,7 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
     """
     url = engine.base_url + engine.spec.health_path
     began = time.monotonic()
-    with httpx.Client(timeout=5.0) as client:
+    with loopback.client(timeout=5.0) as client:
         while True:
             code = engine.exit_code()
             waited = time.monotonic() - began

@@ -83,7 +83,7 @@ SPEC = EngineSpec(
         ipc=None,
         # `-hf` keeps models where every Hugging Face program does (common/hf-cache.cpp).
         mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
-        probe=("curl", "-fsS", "{url}"),
+        probe=("curl", "-fsS", "--noproxy", "*", "{url}"),
     ),
     local=local(),
     not_local="",

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import httpx
 
+from utils import loopback
 from utils.engines.engine_errors import EngineError
 
 BLOCK = 1 << 20
@@ -96,7 +97,7 @@ class Ollama:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         timeout = httpx.Timeout(STALL_S, connect=5.0)
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, trust_env=False)
+        self._http = loopback.client(base_url=self.base_url, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from utils import loopback
 from utils.engines import watchdog
 from utils.profiles import ROOT
 
@@ -41,7 +42,7 @@ class ProcessHandle:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **SHARED_CORES, **environment},
+                env={**os.environ, **loopback.no_proxy(os.environ), **SHARED_CORES, **environment},
                 cwd=ROOT,
                 start_new_session=True,
             )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import httpx
 
+from utils import loopback
 from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
@@ -74,7 +75,7 @@ def route(workers: Sequence[RunningEngine], policy: str) -> Iterator[str]:
 
 def _wait(router: ProcessHandle, url: str, workers: int) -> None:
     """Until the router has all its workers."""
-    with httpx.Client(timeout=5.0) as client:
+    with loopback.client(timeout=5.0) as client:
 
         def serves() -> bool:
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):

@@ -110,7 +110,12 @@ class ServeOptions:
     extra_arguments: tuple[str, ...] = ()
 
 
-PYTHON_PROBE = ("python3", "-c", "import urllib.request as u; u.urlopen('{url}', timeout=4)")
+PYTHON_PROBE = (
+    "python3",
+    "-c",
+    # Past a proxy that docker's own settings put into every container.
+    "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open('{url}', timeout=4)",
+)
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from opentelemetry import propagate, trace
 from starlette.exceptions import HTTPException
 
 from utils.gateway import drain, schemas
-from utils.gateway.auth import Caller, Guard
+from utils.gateway.auth import Authenticator, Caller
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
 from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
-from utils.gateway.request_context import Flight
-from utils.gateway.schemas import Api, Ask
-from utils.gateway.settings import Settings, Timeouts
+from utils.gateway.request_context import RequestContext
+from utils.gateway.schemas import Api, ParsedRequest
+from utils.gateway.settings import GatewaySettings, Timeouts
 from utils.gateway.timing import Timing, on_message
 from utils.http import sse_events
 
@@ -62,18 +62,18 @@ class Gateway:
     Attributes:
         settings: As loaded.
         metrics: What `/metrics` says.
-        guard: Keys and rates.
+        auth: Keys and rates.
         pools: The backends, by model.
-        flights: Requests that are being answered.
+        contexts: Requests that are being answered.
         drain_began: When SIGTERM came, s; None: it did not.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.guard = Guard(settings.keys)
+        self.auth = Authenticator(settings.keys)
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
-        self.flights: set[Flight] = set()
+        self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
 
     @property
@@ -81,13 +81,13 @@ class Gateway:
         """What the server does now; see `drain.phase`."""
         since = None if self.drain_began is None else time.monotonic() - self.drain_began
         limits = self.settings.drain
-        return drain.phase(since, len(self.flights), limits.notice_s, limits.limit_s)
+        return drain.phase(since, len(self.contexts), limits.notice_s, limits.limit_s)
 
     def begin_drain(self) -> None:
         """From now on not ready."""
         if self.drain_began is None:
             self.drain_began = time.monotonic()
-            say("draining", in_flight=len(self.flights))
+            say("draining", in_flight=len(self.contexts))
 
     def ready(self) -> bool:
         """Whether a load balancer should send requests: every model has a backend that works."""
@@ -122,24 +122,24 @@ class Gateway:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()
             cutting = self.phase == drain.CUTTING
-            for flight in list(self.flights):
+            for context in list(self.contexts):
                 try:
-                    reason = _overdue(flight, limits, cutting, now)
+                    reason = _overdue(context, limits, cutting, now)
                     if reason:
-                        flight.cut(reason)
+                        context.cut(reason)
                 except Exception:  # nobody would start it again
-                    LOG.exception("sweep", extra={"fields": {"id": flight.request_id}})
+                    LOG.exception("sweep", extra={"fields": {"id": context.request_id}})
 
     @contextmanager
-    def flying(self, flight: Flight) -> Iterator[None]:
-        """Counts a request as in flight, and lets it be cut."""
-        flight.task = asyncio.current_task()
-        self.flights.add(flight)
+    def track(self, context: RequestContext) -> Iterator[None]:
+        """Count a request as in flight while the block runs, and let it be cut."""
+        context.task = asyncio.current_task()
+        self.contexts.add(context)
         try:
             yield
         finally:
-            flight.task = None
-            self.flights.discard(flight)
+            context.task = None
+            self.contexts.discard(context)
 
     def models(self) -> dict[str, Any]:
         """Body of `/v1/models`, with the engines that serve each, and whether they work now."""
@@ -162,34 +162,34 @@ class Gateway:
         }
 
 
-def _overdue(flight: Flight, limits: Timeouts, cutting: bool, now: float) -> str:
+def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: float) -> str:
     """Why a request has to be cut now; "" if it has not."""
-    waited = now - flight.since
-    if flight.stage == "send" and waited > limits.send_s:
+    waited = now - context.since
+    if context.stage == "send" and waited > limits.send_s:
         return "slow_client"
     if cutting:
         return "draining"
-    if now - flight.timing.began > limits.deadline_s:
+    if now - context.timing.began > limits.deadline_s:
         return "deadline"
-    return "idle" if flight.stage == "read" and waited > limits.idle_s else ""
+    return "idle" if context.stage == "read" and waited > limits.idle_s else ""
 
 
 @dataclass(frozen=True)
-class Charge:
-    """What a caller was charged for a request, by estimate."""
+class Reservation:
+    """Tokens reserved for a request by estimate, and the caller whose they are."""
 
     caller: Caller
-    asked: Ask
+    parsed: ParsedRequest
 
-    def settle(self, flight: Flight) -> None:
-        """Puts what was used in its place: as the engine counted, or at least what was relayed."""
-        used = float(flight.prompt_tokens + flight.completion_tokens)
-        if not used and flight.pieces:
-            used = self.asked.prompt_estimate + flight.pieces
-        self.caller.settle(self.asked.estimate - used)
+    def refund(self, context: RequestContext) -> None:
+        """Replace the estimate by the tokens used: the engine's count, or at least the pieces relayed."""
+        used = float(context.prompt_tokens + context.completion_tokens)
+        if not used and context.pieces:
+            used = self.parsed.prompt_estimate + context.pieces
+        self.caller.refund(self.parsed.estimate - used)
 
 
-class Answer:
+class GatewayEndpoint:
     """ASGI application that answers requests to engines."""
 
     def __init__(self, gateway: Gateway, api: Api) -> None:
@@ -198,69 +198,69 @@ class Answer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
-        flight: Flight = scope["flight"]
+        context: RequestContext = scope["context"]
         request = Request(scope, receive)
         relay: Relay | None = None
-        charge: Charge | None = None
+        reservation: Reservation | None = None
         problem: ApiError | None = None
         watch: asyncio.Task[None] | None = None
-        with self.gateway.flying(flight):
+        with self.gateway.track(context):
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
                 _check_origin(request, self.gateway.settings)
-                caller = self.gateway.guard.identify(request.headers.get("authorization"))
-                flight.caller = caller.name
+                caller = self.gateway.auth.identify(request.headers.get("authorization"))
+                context.caller = caller.name
                 body = await read_body(request, self.gateway.settings)
-                watch = asyncio.create_task(_tell_when_gone(receive, flight))
-                asked, pool = self._checked(body, flight)
-                self.gateway.guard.charge(caller, asked.estimate)
-                charge = Charge(caller, asked)
-                relay = Relay(asked, pool, self.gateway.settings, flight)
+                watch = asyncio.create_task(_tell_when_gone(receive, context))
+                parsed, pool = self._checked(body, context)
+                self.gateway.auth.reserve(caller, parsed.estimate)
+                reservation = Reservation(caller, parsed)
+                relay = Relay(parsed, pool, self.gateway.settings, context)
                 await relay.run(send, request.headers.get(ENGINE_HEADER), _trace_of(request))
             except ApiError as error:
                 problem = error
             except asyncio.CancelledError:
-                if not flight.cut_by:
-                    flight.outcome = "draining"  # the server is ended by force
+                if not context.cut_by:
+                    context.outcome = "draining"  # the server is ended by force
                     raise
                 current = asyncio.current_task()
                 assert current is not None
                 current.uncancel()
-                problem = _CUT.get(flight.cut_by)
-                flight.outcome = flight.cut_by
+                problem = _CUT.get(context.cut_by)
+                context.outcome = context.cut_by
             except Exception:
-                LOG.exception("internal error", extra={"fields": {"id": flight.request_id}})
+                LOG.exception("internal error", extra={"fields": {"id": context.request_id}})
                 problem = ApiError(
                     500, "The gateway failed.", kind="server_error", outcome="internal_error"
                 )
             finally:
-                flight.task = None
+                context.task = None
                 if watch is not None:
                     watch.cancel()
             if problem is not None:
-                flight.outcome = problem.outcome
+                context.outcome = problem.outcome
                 with suppress(TimeoutError):  # a client that does not read; uvicorn then drops it
                     async with asyncio.timeout(self.gateway.settings.timeouts.send_s):
-                        await _send_problem(problem, send, relay, flight)
-            if charge is not None:
-                charge.settle(flight)
+                        await _send_problem(problem, send, relay, context)
+            if reservation is not None:
+                reservation.refund(context)
 
-    def _checked(self, body: bytes, flight: Flight) -> tuple[Ask, Pool]:
+    def _checked(self, body: bytes, context: RequestContext) -> tuple[ParsedRequest, Pool]:
         settings = self.gateway.settings
-        asked = schemas.parse(self.api, body, settings.limits, settings.affinity.characters)
-        pool = self.gateway.pools.get(asked.model)
+        parsed = schemas.parse(self.api, body, settings.limits, settings.affinity.characters)
+        pool = self.gateway.pools.get(parsed.model)
         if pool is None:
             names = ", ".join(self.gateway.pools)
             raise ApiError(
                 404,
-                f"There is no model {asked.model[:100]!r} here. There are: {names}.",
+                f"There is no model {parsed.model[:100]!r} here. There are: {names}.",
                 param="model",
                 code="model_not_found",
             )
-        flight.model = asked.model
-        flight.stream = asked.stream
-        return asked, pool
+        context.model = parsed.model
+        context.stream = parsed.stream
+        return parsed, pool
 
 
 _CUT = {
@@ -278,7 +278,9 @@ _CUT = {
 }
 
 
-async def _send_problem(problem: ApiError, send: Send, relay: Relay | None, flight: Flight) -> None:
+async def _send_problem(
+    problem: ApiError, send: Send, relay: Relay | None, context: RequestContext
+) -> None:
     """The error as an answer, or as the last event of a stream that has begun."""
     if relay is None or not relay.head_sent:
         body = problem.body()
@@ -291,11 +293,11 @@ async def _send_problem(problem: ApiError, send: Send, relay: Relay | None, flig
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-    elif flight.stream:
+    elif context.stream:
         await send({"type": "http.response.body", "body": sse_events.error_event(problem.fields())})
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
+async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """The body, if it is not too large.
 
     Raises:
@@ -329,13 +331,13 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     return b"".join(found)
 
 
-async def _tell_when_gone(receive: Any, flight: Flight) -> None:
+async def _tell_when_gone(receive: Any, context: RequestContext) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    flight.cut("client_gone")
+    context.cut("client_gone")
 
 
-def _check_origin(request: Request, settings: Settings) -> None:
+def _check_origin(request: Request, settings: GatewaySettings) -> None:
     """Without keys, a web page could have the browsers of its visitors ask: only ours and those named may.
 
     Raises:
@@ -384,46 +386,46 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        flight = Flight(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
-        scope["flight"] = flight
-        marked = (b"x-request-id", flight.request_id.encode())
+        context = RequestContext(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
+        scope["context"] = context
+        marked = (b"x-request-id", context.request_id.encode())
 
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), marked]}
-            flight.timing = on_message(flight.timing, message, time.monotonic())
+            context.timing = on_message(context.timing, message, time.monotonic())
             await send(message)
 
         try:
             await self.app(scope, receive, sending)
         finally:
             if scope["path"] in PATHS:
-                self._note(flight)
+                self._note(context)
 
-    def _note(self, flight: Flight) -> None:
-        timing = flight.timing
-        model, backend = flight.model or "none", flight.backend or "none"
+    def _note(self, context: RequestContext) -> None:
+        timing = context.timing
+        model, backend = context.model or "none", context.backend or "none"
         seconds = time.monotonic() - timing.began
-        self.gateway.metrics.requests.labels(flight.route, model, backend, flight.outcome).inc()
-        if flight.backend and flight.outcome == "ok":
+        self.gateway.metrics.requests.labels(context.route, model, backend, context.outcome).inc()
+        if context.backend and context.outcome == "ok":
             self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
         if not LOG.isEnabledFor(logging.INFO):
             return
         say(
             "request",
-            id=flight.request_id,
-            route=flight.route,
-            caller=flight.caller,
-            model=flight.model,
-            backend=flight.backend,
+            id=context.request_id,
+            route=context.route,
+            caller=context.caller,
+            model=context.model,
+            backend=context.backend,
             status=timing.status,
-            outcome=flight.outcome,
-            stream=flight.stream,
-            retries=flight.retries,
+            outcome=context.outcome,
+            stream=context.stream,
+            retries=context.retries,
             ttft_ms=None if timing.ttft is None else round(1000 * timing.ttft, 2),
             e2e_ms=round(1000 * seconds, 2),
-            prompt_tokens=flight.prompt_tokens,
-            completion_tokens=flight.completion_tokens,
+            prompt_tokens=context.prompt_tokens,
+            completion_tokens=context.completion_tokens,
         )
 
 
@@ -448,8 +450,8 @@ class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
     What a request passes on the way to a route (ten layers, routing, dependencies) takes four times as long
-    as `Observe`, and each piece of a stream passes most of it again on its way out. `Answer` needs none of
-    that: it catches what goes wrong and reads the body by itself.
+    as `Observe`, and each piece of a stream passes most of it again on its way out. `GatewayEndpoint` needs
+    none of that: it catches what goes wrong and reads the body by itself.
 
     Attributes:
         outer: What each request passes first, on either way.
@@ -458,7 +460,7 @@ class Application(FastAPI):
     def __init__(self, gateway: Gateway, **options: Any) -> None:
         super().__init__(**options)
         self.state.gateway = gateway
-        self._answers = {path: Answer(gateway, api) for path, api in PATHS.items()}
+        self._endpoints = {path: GatewayEndpoint(gateway, api) for path, api in PATHS.items()}
         self.outer: Any = Observe(self._inner, gateway)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -468,12 +470,12 @@ class Application(FastAPI):
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
             with _span(scope):
-                await self._answers[scope["path"]](scope, receive, send)
+                await self._endpoints[scope["path"]](scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings) -> Application:
+def create_app(settings: GatewaySettings) -> Application:
     """The application; `app.state.gateway` is its `Gateway`."""
     gateway = Gateway(settings)
 
@@ -526,7 +528,7 @@ def _describe_engine_route(app: Application, path: str, api: Api) -> None:
 
     @app.post(path, openapi_extra={"requestBody": body}, responses=answers, name=api)
     async def answer() -> None:
-        raise NotImplementedError  # `Application` gives these requests to `Answer`
+        raise NotImplementedError  # `Application` gives these requests to `GatewayEndpoint`
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -546,12 +548,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        gateway.guard.identify(request.headers.get("authorization"))
+        gateway.auth.identify(request.headers.get("authorization"))
         return gateway.models()
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
     async def model(name: str, request: Request) -> dict[str, Any]:
-        gateway.guard.identify(request.headers.get("authorization"))
+        gateway.auth.identify(request.headers.get("authorization"))
         for entry in gateway.models()["data"]:
             if entry["id"] == name:
                 return dict(entry)
@@ -584,7 +586,7 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    request.scope["flight"].outcome = error.outcome
+    request.scope["context"].outcome = error.outcome
     headers = {name.decode(): value.decode() for name, value in error.headers()}
     return JSONResponse(json.loads(error.body()), error.status, headers=headers)
 

@@ -40,11 +40,11 @@ class Caller:
             ):
                 self._buckets[what] = bucket.full(limit / 60, limit, now)
 
-    def charge(self, tokens: float, now: float) -> None:
-        """Counts a request, and `tokens`, its estimate.
+    def reserve(self, tokens: float, now: float) -> None:
+        """Reserve one request and `tokens`, the estimate of its tokens.
 
         Raises:
-            ApiError: 429 with `Retry-After`; then nothing is counted.
+            ApiError: 429 with `Retry-After`; then nothing is reserved.
         """
         after: dict[str, bucket.Bucket] = {}
         for what, before in self._buckets.items():
@@ -61,13 +61,13 @@ class Caller:
                 )
         self._buckets = after
 
-    def settle(self, unused: float) -> None:
-        """Gives back tokens that were estimated and not used; takes more if `unused` is below 0."""
+    def refund(self, unused: float) -> None:
+        """Refund tokens that were reserved but not used, or take more if `unused` is below 0."""
         if "tokens" in self._buckets:
-            self._buckets["tokens"] = bucket.settle(self._buckets["tokens"], unused)
+            self._buckets["tokens"] = bucket.refund(self._buckets["tokens"], unused)
 
 
-class Guard:
+class Authenticator:
     """All keys."""
 
     def __init__(
@@ -99,9 +99,9 @@ class Guard:
             raise _refused("This API key is not known. Is it complete, and of this gateway?")
         return found
 
-    def charge(self, caller: Caller, tokens: float) -> None:
-        """Counts a request now. Raises ApiError as `Caller.charge` does."""
-        caller.charge(tokens, self._clock())
+    def reserve(self, caller: Caller, tokens: float) -> None:
+        """Reserve a request now. Raises ApiError as `Caller.reserve` does."""
+        caller.reserve(tokens, self._clock())
 
 
 def _refused(message: str) -> ApiError:

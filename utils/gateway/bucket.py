@@ -53,6 +53,6 @@ def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
     return filled, (needed - level) / bucket.rate
 
 
-def settle(bucket: Bucket, difference: float) -> Bucket:
-    """Corrects an estimate: gives back what was not used (> 0), or takes what was missing (< 0)."""
+def refund(bucket: Bucket, difference: float) -> Bucket:
+    """Refund units that were taken but not used (> 0), or take the missing ones (< 0)."""
     return replace(bucket, level=min(bucket.capacity, bucket.level + difference))

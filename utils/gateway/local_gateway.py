@@ -18,6 +18,7 @@ import httpx
 import psutil
 import yaml
 
+from utils import loopback
 from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
 from utils.engines.runtime import free_port, new_log, wait_until_serves
@@ -70,11 +71,11 @@ class LocalGateway:
 
     def get(self, path: str) -> Any:
         """JSON of a path."""
-        return httpx.get(self.base_url + path, timeout=10.0, trust_env=False).json()
+        return loopback.get(self.base_url + path, timeout=10.0).json()
 
     def metrics(self) -> str:
         """Text of `/metrics`."""
-        return httpx.get(f"{self.base_url}/metrics", timeout=10.0, trust_env=False).text
+        return loopback.get(f"{self.base_url}/metrics", timeout=10.0).text
 
     def stop(self) -> None:
         """Ends it. Twice does no harm."""

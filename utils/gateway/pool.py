@@ -11,7 +11,7 @@ from utils.gateway import balance
 from utils.gateway.backend import Backend
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.metrics import Metrics
-from utils.gateway.settings import ModelSettings, Settings
+from utils.gateway.settings import GatewaySettings, ModelSettings
 
 _FIRST_GUESS_S = 2.0
 
@@ -25,7 +25,9 @@ class Pool:
         served_s: A running mean of how long a request holds a backend, s: what Retry-After is made of.
     """
 
-    def __init__(self, settings: ModelSettings, all_settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ModelSettings, all_settings: GatewaySettings, metrics: Metrics
+    ) -> None:
         self.model = settings.name
         self.policy = settings.policy
         self.backends: Sequence[Backend] = [

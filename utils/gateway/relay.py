@@ -17,9 +17,9 @@ import msgspec
 from utils.gateway.backend import Backend, close_response
 from utils.gateway.http_errors import ApiError, unavailable, upstream_error
 from utils.gateway.pool import Pool
-from utils.gateway.request_context import Flight
-from utils.gateway.schemas import Ask
-from utils.gateway.settings import Settings
+from utils.gateway.request_context import RequestContext
+from utils.gateway.schemas import ParsedRequest
+from utils.gateway.settings import GatewaySettings
 from utils.http import sse_events
 from utils.http.transport import TimedStream
 
@@ -48,8 +48,8 @@ class _Counted(msgspec.Struct):
     choices: list[msgspec.Raw] = []
 
 
-class Failed(Exception):
-    """An attempt failed before the first byte of its answer.
+class UpstreamError(Exception):
+    """Failure of an attempt before the first byte of its answer.
 
     Args:
         reason: For metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
@@ -64,8 +64,8 @@ class Failed(Exception):
         self.blame = blame
 
 
-class Opened:
-    """An answer of which at least the first piece is there."""
+class UpstreamResponse:
+    """Answer of an engine, of which at least the first piece is here."""
 
     def __init__(self, response: httpx.Response, read: Read, first: bytes, streamed: bool) -> None:
         self.status = response.status_code
@@ -83,18 +83,20 @@ class Opened:
 class Relay:
     """Answers one request."""
 
-    def __init__(self, ask: Ask, pool: Pool, settings: Settings, flight: Flight) -> None:
-        self.ask = ask
+    def __init__(
+        self, parsed: ParsedRequest, pool: Pool, settings: GatewaySettings, context: RequestContext
+    ) -> None:
+        self.parsed = parsed
         self.pool = pool
         self.settings = settings
-        self.flight = flight
+        self.context = context
         self.head_sent = False
         self._refusals: list[tuple[Backend, int]] = []  # HTTP 5xx, and nobody blamed yet
         self.headers = {
             "content-type": "application/json",
-            "accept": "text/event-stream" if ask.stream else "application/json",
+            "accept": "text/event-stream" if parsed.stream else "application/json",
             "accept-encoding": "identity",
-            "x-request-id": flight.request_id,
+            "x-request-id": context.request_id,
         }
 
     async def run(self, send: Send, engine: str | None, trace: dict[str, str]) -> None:
@@ -107,61 +109,63 @@ class Relay:
 
         Raises:
             ApiError: The client gets it as the answer, or as the event that ends its stream.
-            asyncio.CancelledError: The request was cut; `flight.cut_by` says why.
+            asyncio.CancelledError: The request was cut; `context.cut_by` says why.
         """
         self.headers |= trace
         try:
-            await self._attempts(send, engine)
+            await self._send_with_retries(send, engine)
         finally:
             # Where several refuse, it is the request's fault.
-            self._blame(len(self._refusals) == 1)
+            self._report_failure(len(self._refusals) == 1)
 
-    async def _attempts(self, send: Send, engine: str | None) -> None:
-        failed: dict[str, Failed] = {}
+    async def _send_with_retries(self, send: Send, engine: str | None) -> None:
+        failed: dict[str, UpstreamError] = {}
         while True:
             backend, number = await self._acquire(engine, failed)
             began = time.monotonic()
-            self.flight.backend = backend.name
+            self.context.backend = backend.name
             result: str | None = "cancelled"
             try:
-                opened = await self._open(backend)
-                self._blame(opened.status == 200)
-                if not _says_error(opened.first) and backend.answers(number):
+                upstream = await self._open(backend)
+                self._report_failure(upstream.status == 200)
+                if not _says_error(upstream.first) and backend.answers(number):
                     self.pool.wake()
                 try:
-                    await self._answer(opened, backend, send)
-                    fine = self.flight.outcome in ("ok", "client_error")
+                    await self._answer(upstream, backend, send)
+                    fine = self.context.outcome in ("ok", "client_error")
                     result = "success" if fine else "failure"
                 finally:
-                    await opened.close()
+                    await upstream.close()
                 return
-            except Failed as failure:
+            except UpstreamError as failure:
                 result = "failure" if failure.blame else "cancelled"
                 if failure.reason.startswith("http_5") and failure.blame:
                     self._refusals.append((backend, number))
-                    result = None  # `_blame` says it, when it is known whose fault it is
+                    result = None  # `_report_failure` says it, when it is known whose fault it is
                 failed.pop(backend.name, None)
                 failed[backend.name] = failure  # the last is the latest
-                if self.flight.retries == self.settings.health.retries:
+                if self.context.retries == self.settings.health.retries:
                     raise failure.error from failure
             except ApiError as error:
                 result = "failure" if error.outcome in ("broken_stream", "idle") else "success"
                 raise
             except asyncio.CancelledError:
-                result = "failure" if self.flight.cut_by == "idle" else "cancelled"
+                result = "failure" if self.context.cut_by == "idle" else "cancelled"
                 raise
             finally:
                 if result is not None:
                     backend.result(number, result)
                 self.pool.release(backend, time.monotonic() - began)
 
-    def _blame(self, guilty: bool) -> None:
-        """Tells circuits of the backends that answered HTTP 5xx whether it speaks against them."""
+    def _report_failure(self, guilty: bool) -> None:
+        """Report to the circuits of backends that answered HTTP 5xx whether it counts against them."""
         for backend, number in self._refusals:
             backend.result(number, "failure" if guilty else "cancelled")
         self._refusals.clear()
 
-    async def _acquire(self, engine: str | None, failed: dict[str, Failed]) -> tuple[Backend, int]:
+    async def _acquire(
+        self, engine: str | None, failed: dict[str, UpstreamError]
+    ) -> tuple[Backend, int]:
         """A backend that has not failed; after a broken connection also the same one, once more.
 
         Raises:
@@ -169,7 +173,7 @@ class Relay:
         """
         name, last = list(failed.items())[-1] if failed else ("", None)
         try:
-            backend, number = await self.pool.acquire(self.ask.prefix, engine, failed)
+            backend, number = await self.pool.acquire(self.parsed.prefix, engine, failed)
         except ApiError as error:
             if last is None or error.outcome != "no_backend":
                 raise
@@ -179,19 +183,19 @@ class Relay:
             self.pool.release(backend, self.pool.served_s)
             raise failed[backend.name].error
         if last is not None:
-            self.flight.retries += 1
+            self.context.retries += 1
             self.pool.retried(name, last.reason)
         return backend, number
 
-    async def _open(self, backend: Backend) -> Opened:
+    async def _open(self, backend: Backend) -> UpstreamResponse:
         """Sends the request, and waits for the first piece of the answer's body.
 
         Raises:
-            Failed: Before that piece.
+            UpstreamError: Before that piece.
         """
         name = backend.name
         # An answer in one piece comes when all of it is done: the request's deadline is its only limit.
-        limit = asyncio.timeout(self.settings.timeouts.first_byte_s if self.ask.stream else None)
+        limit = asyncio.timeout(self.settings.timeouts.first_byte_s if self.parsed.stream else None)
         try:
             async with limit:
                 backend.opening.add(limit)
@@ -203,16 +207,16 @@ class Relay:
             error = upstream_error(
                 f"The engine {name} did not answer in time.", "timeout", status=504
             )
-            raise Failed("timeout", error) from None
+            raise UpstreamError("timeout", error) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise Failed("connect", upstream_error(f"The engine {name} is down.")) from None
+            raise UpstreamError("connect", upstream_error(f"The engine {name} is down.")) from None
         except httpx.HTTPError:
             error = upstream_error(f"The engine {name} broke off before its answer.")
-            raise Failed("cut", error) from None
+            raise UpstreamError("cut", error) from None
 
-    async def _first_piece(self, backend: Backend) -> Opened:
-        body = self.ask.body_for(backend.model)
-        response = await backend.send(self.ask.api, body, self.headers)
+    async def _first_piece(self, backend: Backend) -> UpstreamResponse:
+        body = self.parsed.body_for(backend.model)
+        response = await backend.send(self.parsed.api, body, self.headers)
         try:
             status = response.status_code
             read = _reader(response)
@@ -221,55 +225,57 @@ class Relay:
                 first = await read()
                 if not first:
                     raise httpx.RemoteProtocolError("a stream without an event")
-                return Opened(response, read, first, True)
+                return UpstreamResponse(response, read, first, True)
             whole = await _whole(read)
             if status >= 500 or status == 429:
                 raise _refused(backend.name, status, whole)
-            return Opened(response, read, whole, False)
+            return UpstreamResponse(response, read, whole, False)
         except BaseException:
             await close_response(response)
             raise
 
-    async def _answer(self, opened: Opened, backend: Backend, send: Send) -> None:
+    async def _answer(self, upstream: UpstreamResponse, backend: Backend, send: Send) -> None:
         now = time.monotonic()
-        if not opened.streamed:
-            if opened.status == 200:
-                self._count(opened.first, backend)
+        if not upstream.streamed:
+            if upstream.status == 200:
+                self._count(upstream.first, backend)
             else:
-                self.flight.outcome = "client_error"
-            await self._head(send, opened.status, self._plain_headers(opened))
-            self.flight.stage, self.flight.since, self.flight.finished = "send", now, True
-            await send({"type": "http.response.body", "body": opened.first})
+                self.context.outcome = "client_error"
+            await self._head(send, upstream.status, self._plain_headers(upstream))
+            self.context.stage, self.context.since, self.context.finished = "send", now, True
+            await send({"type": "http.response.body", "body": upstream.first})
             return
-        backend.m_ttft.observe(now - self.flight.timing.began)
+        backend.m_ttft.observe(now - self.context.timing.began)
         await self._head(send, 200, EVENT_STREAM)
         try:
-            await self._pump(opened, backend, send, now)
+            await self._pump(upstream, backend, send, now)
         except httpx.HTTPError:
             raise self._broken(backend) from None
 
-    async def _pump(self, opened: Opened, backend: Backend, send: Send, last: float) -> None:
+    async def _pump(
+        self, upstream: UpstreamResponse, backend: Backend, send: Send, last: float
+    ) -> None:
         """Relays whole events as they come, unread but for the usage block and the end."""
-        flight, observe, clock = self.flight, backend.m_itl.observe, time.monotonic
-        piece, events = opened.first, sse_events.Gatherer()
+        context, observe, clock = self.context, backend.m_itl.observe, time.monotonic
+        piece, events = upstream.first, sse_events.Gatherer()
         while True:
             data = events.feed(piece)
             if _USAGE[0] in data or _USAGE[1] in data:
                 data = self._without_usage(data, backend)
             done = sse_events.DONE in data and sse_events.ends(data)
             if _says_error(data):
-                flight.outcome = "upstream_error"
-            flight.finished = done
+                context.outcome = "upstream_error"
+            context.finished = done
             if data:
-                flight.stage, flight.since = "send", last
-                flight.pieces += 1
+                context.stage, context.since = "send", last
+                context.pieces += 1
                 await send({"type": "http.response.body", "body": data, "more_body": not done})
             if done:
-                flight.stage = "engine"
-                await _linger(opened.read)
+                context.stage = "engine"
+                await _linger(upstream.read)
                 return
-            flight.stage, flight.since = "read", clock()
-            piece = await opened.read()
+            context.stage, context.since = "read", clock()
+            piece = await upstream.read()
             if not piece or events.waiting > _LARGEST_EVENT:
                 raise self._broken(backend)
             now = clock()
@@ -287,7 +293,7 @@ class Relay:
         for event in sse_events.events_in(data):
             if _USAGE[0] in event or _USAGE[1] in event:
                 counted = self._count("".join(sse_events.feed(b"", event)[0][:1]).encode(), backend)
-                if counted and not counted.choices and not self.ask.wants_usage:
+                if counted and not counted.choices and not self.parsed.wants_usage:
                     continue
             kept.append(event)
         return b"".join(kept)
@@ -300,27 +306,27 @@ class Relay:
         if counted.usage is not None:
             prompt, answer = counted.usage.prompt_tokens, counted.usage.completion_tokens or 0
             # Engines that repeat the block say totals: what counts is the difference.
-            backend.m_prompt.inc(max(0, prompt - self.flight.prompt_tokens))
-            backend.m_answer.inc(max(0, answer - self.flight.completion_tokens))
-            self.flight.prompt_tokens, self.flight.completion_tokens = prompt, answer
+            backend.m_prompt.inc(max(0, prompt - self.context.prompt_tokens))
+            backend.m_answer.inc(max(0, answer - self.context.completion_tokens))
+            self.context.prompt_tokens, self.context.completion_tokens = prompt, answer
         return counted
 
-    def _plain_headers(self, opened: Opened) -> list[tuple[bytes, bytes]]:
+    def _plain_headers(self, upstream: UpstreamResponse) -> list[tuple[bytes, bytes]]:
         return [
-            (b"content-type", opened.content_type or b"application/json"),
-            (b"content-length", b"%d" % len(opened.first)),
+            (b"content-type", upstream.content_type or b"application/json"),
+            (b"content-length", b"%d" % len(upstream.first)),
         ]
 
     async def _head(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.head_sent = True
-        mark = (b"x-gateway-backend", self.flight.backend.encode())
+        mark = (b"x-gateway-backend", self.context.backend.encode())
         await send({"type": "http.response.start", "status": status, "headers": [*headers, mark]})
 
 
 _DECODER = msgspec.json.Decoder(_Counted)
 
 
-def _refused(name: str, status: int, body: bytes) -> Failed:
+def _refused(name: str, status: int, body: bytes) -> UpstreamError:
     """An engine's own error, which another engine may not have."""
     try:
         said = str(msgspec.json.decode(body)["error"]["message"])[:500]
@@ -328,8 +334,10 @@ def _refused(name: str, status: int, body: bytes) -> Failed:
         said = "no reason given"
     if status in (429, 503):
         error = unavailable(f"The engine {name} is busy: {said}", "engine_busy", "busy", 2.0)
-        return Failed(f"http_{status}", error, blame=False)
-    return Failed(f"http_{status}", upstream_error(f"The engine {name} answered {status}: {said}"))
+        return UpstreamError(f"http_{status}", error, blame=False)
+    return UpstreamError(
+        f"http_{status}", upstream_error(f"The engine {name} answered {status}: {said}")
+    )
 
 
 def _says_error(data: bytes) -> bool:

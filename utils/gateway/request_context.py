@@ -10,8 +10,8 @@ from utils.gateway.timing import Timing
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """What middleware, relay and watchers know of one request.
+class RequestContext:
+    """State of one request, shared by middleware, relay and watchers.
 
     Attributes:
         request_id: The client's own, or a new one; engines get it too.

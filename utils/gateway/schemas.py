@@ -12,12 +12,12 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.gateway.http_errors import ApiError
-from utils.gateway.settings import Limits
+from utils.gateway.settings import GatewayLimits
 
 Api = Literal["chat", "completions"]
-Chance = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 Text = Annotated[str, Field(strict=True)]
 CHARACTERS_PER_TOKEN = 4.0  # for estimates before the engine has counted; English text
 
@@ -38,10 +38,10 @@ class Common(_Body):
     model: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
     stream: Annotated[bool, Field(strict=True)] | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Whole | None = None
+    max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Chance | None = None
-    n: Whole | None = None
+    top_p: Probability | None = None
+    n: PositiveInt | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1, strict=True)] | None = None
     presence_penalty: Penalty | None = None
@@ -50,14 +50,14 @@ class Common(_Body):
     user: Text | None = None
 
 
-class Piece(_Body):
+class ContentPart(_Body):
     """A part of a message's content. Engines fail on parts that are not whole (llama.cpp: HTTP 500)."""
 
     type: Text
     text: Text | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> Piece:
+    def _whole(self) -> ContentPart:
         if self.type == "text" and self.text is None:
             raise ValueError("a part of type 'text' has a text")
         return self
@@ -81,7 +81,7 @@ class Message(_Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Piece] | None = None
+    content: Text | list[ContentPart] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -94,7 +94,7 @@ class ChatBody(Common):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Whole | None = None
+    max_completion_tokens: PositiveInt | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     tools: list[Tool] | None = None
@@ -110,7 +110,7 @@ class CompletionBody(Common):
         | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]], Field(min_length=1)]
     )
-    best_of: Whole | None = None
+    best_of: PositiveInt | None = None
     echo: Annotated[bool, Field(strict=True)] | None = None
     suffix: Text | None = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
@@ -123,7 +123,7 @@ BODIES: dict[Api, type[ChatBody] | type[CompletionBody]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ParsedRequest:
     """A request, checked.
 
     Attributes:
@@ -161,7 +161,7 @@ class Ask:
         return msgspec.json.encode(fields)
 
 
-def parse(api: Api, body: bytes, limits: Limits, prefix_characters: int) -> Ask:
+def parse(api: Api, body: bytes, limits: GatewayLimits, prefix_characters: int) -> ParsedRequest:
     """Checks a body.
 
     Raises:
@@ -200,7 +200,7 @@ def parse(api: Api, body: bytes, limits: Limits, prefix_characters: int) -> Ask:
         prompt = " ".join(map(str, texts))
     answer = (wanted or limits.max_tokens) * choices * count
     options = asked.stream_options
-    return Ask(
+    return ParsedRequest(
         api=api,
         model=asked.model,
         stream=bool(asked.stream),

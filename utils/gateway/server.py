@@ -14,9 +14,9 @@ import uvicorn
 
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
+from utils.gateway.http_protocol import GatewayProtocol
 from utils.gateway.logs import say, set_up
-from utils.gateway.settings import Settings
-from utils.gateway.write_coalescing import CorkedProtocol
+from utils.gateway.settings import GatewaySettings
 
 _POLL_S = 0.05
 _AFTER_CUT_S = 2.0
@@ -62,14 +62,14 @@ class Server(uvicorn.Server):
         self.should_exit = True  # the socket closes; requests in flight go on
 
 
-def run(settings: Settings) -> None:
+def run(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or SIGINT."""
     set_up(settings.log_level)
     app = create_app(settings)
     limits = settings.drain
     config = uvicorn.Config(
         app,
-        http=CorkedProtocol,
+        http=GatewayProtocol,
         host=settings.host,
         port=settings.port,
         access_log=False,

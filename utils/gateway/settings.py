@@ -39,13 +39,13 @@ class SettingsError(ValueError):
     """Settings that cannot be meant; names each key."""
 
 
-class Part(BaseModel):
+class SettingsGroup(BaseModel):
     """A group of settings; a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackendSettings(Part):
+class BackendSettings(SettingsGroup):
     """One running engine.
 
     Attributes:
@@ -80,7 +80,7 @@ class BackendSettings(Part):
         return value.rstrip("/")
 
 
-class ModelSettings(Part):
+class ModelSettings(SettingsGroup):
     """A model as clients know it, and who serves it.
 
     Attributes:
@@ -101,7 +101,7 @@ class ModelSettings(Part):
         return value
 
 
-class KeySettings(Part):
+class KeySettings(SettingsGroup):
     """One API key. The key itself is nowhere: `python -m utils.gateway new-key NAME` prints it once.
 
     Attributes:
@@ -117,7 +117,7 @@ class KeySettings(Part):
     tokens_per_minute: float = Field(default=600_000, gt=0)
 
 
-class Limits(Part):
+class GatewayLimits(SettingsGroup):
     """What a request may ask for.
 
     Attributes:
@@ -136,7 +136,7 @@ class Limits(Part):
     messages: Count = 1000
 
 
-class Queue(Part):
+class Queue(SettingsGroup):
     """Requests that wait for a backend.
 
     Attributes:
@@ -148,7 +148,7 @@ class Queue(Part):
     wait_s: Seconds = 10.0
 
 
-class Timeouts(Part):
+class Timeouts(SettingsGroup):
     """How long things may take, s.
 
     Attributes:
@@ -167,7 +167,7 @@ class Timeouts(Part):
     body_s: Seconds = 30.0
 
 
-class Health(Part):
+class Health(SettingsGroup):
     """Active and passive health checks.
 
     Attributes:
@@ -187,7 +187,7 @@ class Health(Part):
     retries: int = Field(default=2, ge=0, le=10)
 
 
-class Drain(Part):
+class Drain(SettingsGroup):
     """What happens at SIGTERM.
 
     Attributes:
@@ -199,7 +199,7 @@ class Drain(Part):
     limit_s: Seconds = 30.0
 
 
-class Affinity(Part):
+class Affinity(SettingsGroup):
     """The policy `prefix_affinity`.
 
     Attributes:
@@ -211,7 +211,7 @@ class Affinity(Part):
     slack: float = Field(default=1.25, ge=1, le=100)
 
 
-class Settings(BaseSettings):
+class GatewaySettings(BaseSettings):
     """All of it.
 
     Attributes:
@@ -236,7 +236,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     cors_origins: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    limits: Limits = Limits()
+    limits: GatewayLimits = GatewayLimits()
     queue: Queue = Queue()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     affinity: Affinity = Affinity()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Settings:
+    def _consistent(self) -> GatewaySettings:
         backends = [backend.name for model in self.models for backend in model.backends]
         for what, names in (
             ("models", [model.name for model in self.models]),
@@ -280,7 +280,7 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
+def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySettings:
     """Reads the settings.
 
     Args:
@@ -299,7 +299,7 @@ def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
             raise SettingsError(f"{path} cannot be read: {error}") from None
         if not isinstance(found, dict):
             raise SettingsError(f"{path}: write `key: value` lines, not a {type(found).__name__}.")
-    known = {name.upper() for name in Settings.model_fields}
+    known = {name.upper() for name in GatewaySettings.model_fields}
     for variable, value in os.environ.items():
         if _of_kubernetes(variable, value):
             continue
@@ -308,7 +308,7 @@ def load_settings(path: str | Path | None = None, **values: Any) -> Settings:
             if key not in known:
                 raise SettingsError(f"{variable}: there is no key {key.lower()!r}.")
     try:
-        return Settings(**{str(key): value for key, value in found.items()} | values)
+        return GatewaySettings(**{str(key): value for key, value in found.items()} | values)
     except ValidationError as error:
         lines = [f"{_key(problem['loc'])}{problem['msg']}" for problem in error.errors()]
         where = f" in {path}" if path else ""

@@ -1,9 +1,10 @@
-"""An httpx transport for plain HTTP that knows when each byte arrived.
+"""httpx transport for plain HTTP that knows when each byte arrived.
 
 httpx's own transport costs about 100 µs of CPU for each chunk of a stream and delays bursts of
-requests by milliseconds; both would count as latency of the engine. This one stamps bytes with
-the time at which they were read from the socket, whoever is busy with what, and knows whether
-any byte of a response had come when a connection broke.
+requests by milliseconds, and both would count as latency of the engine. This transport stamps bytes
+with the time at which they were read from the socket, even if the event loop was busy afterwards.
+It also knows whether any byte of a response had arrived when a connection broke. llhttp (the package
+`httptools`) parses the responses.
 
 `benchmarks/client_overhead.py` measures it.
 """
@@ -16,12 +17,132 @@ from collections.abc import AsyncIterator
 from time import perf_counter
 from typing import cast
 
+import httptools
 import httpx
-
-from utils.http.http1 import ProtocolError, ResponseParser
 
 _READ = 1 << 16
 _HIGH_WATER = 1 << 20
+_MAX_WITHOUT_BODY = 1 << 16  # bytes of heads, chunk extensions or trailers in a row
+
+
+class ProtocolError(Exception):
+    """Bytes that are not an HTTP/1.1 response, or only a part of one."""
+
+
+class ResponseParser:
+    """Incremental parser for one HTTP/1.1 response.
+
+    llhttp has no limit on the size of a head and reports interim responses (100 Continue) like final
+    ones, so this class adds both. Framing follows RFC 9112, section 6.3. A response with both a content
+    length and a transfer encoding is refused, because two readers might see different ends.
+
+    Attributes:
+        status: Status code, or 0 until the head is complete.
+        headers: Names and values as received.
+        complete: Whether the whole response was seen.
+        keep_alive: Whether the connection may be used again afterwards.
+    """
+
+    __slots__ = (
+        "_interim",
+        "_llhttp",
+        "_pieces",
+        "_until_close",
+        "_without_body",
+        "complete",
+        "headers",
+        "keep_alive",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+        self.keep_alive = False
+        self._pieces: list[bytes] = []
+        self._without_body = 0
+        self._interim = False
+        self._until_close = False
+        self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """Parse the next bytes and return the pieces of the body in them.
+
+        Raises:
+            ProtocolError: If they are not HTTP/1.1, or continue after the end of the response.
+        """
+        if self._llhttp is None:
+            if data:
+                raise ProtocolError("bytes after the end of the response")
+            return []
+        self._without_body += len(data)
+        try:
+            self._llhttp.feed_data(data)
+        except httptools.HttpParserCallbackError as error:  # ours, from one of the callbacks below
+            raise ProtocolError(str(error.__context__)) from error
+        except httptools.HttpParserUpgrade as error:
+            raise ProtocolError("not an HTTP/1.1 response: another protocol follows") from error
+        except httptools.HttpParserError as error:
+            raise ProtocolError(f"not an HTTP/1.1 response: {error}") from error
+        if self._without_body > _MAX_WITHOUT_BODY:
+            raise ProtocolError(f"more than {_MAX_WITHOUT_BODY} bytes of headers")
+        if self.complete:
+            self._llhttp = (
+                None  # which refers to this object; no collector runs during a measurement
+            )
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def end(self) -> None:
+        """Note that the connection was closed.
+
+        Raises:
+            ProtocolError: If the response was not complete.
+        """
+        if self._until_close:
+            self.complete = True
+        if not self.complete:
+            raise ProtocolError("the connection closed in the middle of the response")
+
+    def on_message_begin(self) -> None:
+        """Refuse a second response (called by llhttp)."""
+        if self.complete:
+            raise ProtocolError("bytes after the end of the response")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header of the head, but not of the trailer (called by llhttp)."""
+        if not self.status:
+            self.headers.append((name, value.rstrip()))
+
+    def on_headers_complete(self) -> None:
+        """Note status and framing (called by llhttp)."""
+        assert self._llhttp is not None
+        status = self._llhttp.get_status_code()
+        version = self._llhttp.get_http_version()
+        if version not in ("1.1", "1.0") or not 100 <= status <= 999:
+            raise ProtocolError(f"not an HTTP/1.1 response: HTTP/{version} {status}")
+        self._interim = status < 200
+        if self._interim:
+            self.headers.clear()
+            return
+        self.status = status
+        values = {name.lower(): value.lower() for name, value in self.headers}
+        self._until_close = not (
+            status in (204, 304)
+            or b"content-length" in values
+            or values.get(b"transfer-encoding", b"").endswith(b"chunked")
+        )
+        self.keep_alive = self._llhttp.should_keep_alive() and not self._until_close
+
+    def on_body(self, piece: bytes) -> None:
+        """Keep a piece of the body (called by llhttp)."""
+        self._pieces.append(piece)
+        self._without_body = 0
+
+    def on_message_complete(self) -> None:
+        """Note the end of a final response (called by llhttp)."""
+        self.complete = not self._interim
 
 
 class DroppedBeforeResponse(httpx.RemoteProtocolError):
@@ -249,12 +370,12 @@ class _Connection(asyncio.BufferedProtocol):
         at = perf_counter()
         self._received = True
         try:
-            for piece in self.parser.feed(bytes(self._view[:count])):
+            for piece in self.parser.feed(self._view[:count]):
                 self.pieces.append((at, piece))
                 if self._queued <= self.high_water < self._queued + len(piece):
                     self._transport.pause_reading()
                 self._queued += len(piece)
-        except (ProtocolError, RecursionError) as error:  # thousands of "100 Continue" recurse
+        except ProtocolError as error:
             self._fail(str(error), error)
             self.close()
         self._wake()

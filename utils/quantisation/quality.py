@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from utils import loopback
 from utils.engines import EngineError, RunningEngine
 
 LIKELIEST = 2048  # probabilities asked for at each place: all of the tiny model's
@@ -64,7 +65,7 @@ def judge_texts(
     """
     seen: list[int] = []
     found: list[Distribution] = []
-    with httpx.Client(base_url=engine.base_url, timeout=timeout_s, trust_env=False) as client:
+    with loopback.client(base_url=engine.base_url, timeout=timeout_s) as client:
         for beginning, continuation in texts:
             start = _tokenize(client, beginning)
             ids = start + _tokenize(client, continuation)[:tokens]

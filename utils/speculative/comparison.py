@@ -19,9 +19,9 @@ from utils.benchmark import Request
 from utils.benchmark.engine_run import Run as EngineRun
 from utils.benchmark.engine_run import measure
 from utils.benchmark.host import describe_host, model_hash
-from utils.benchmark.records import records_dir
+from utils.benchmark.records import records_dir, save
 from utils.engines import EngineError, RunningEngine
-from utils.files import to_json, write_whole
+from utils.files import to_json
 from utils.profiles import Profile
 from utils.speculative.dataset import Prompt
 from utils.speculative.drafters import Drafter, PlainDrafter
@@ -242,7 +242,7 @@ def _record(
         "metric_definitions": DEFINITIONS,
     }
     name = f"{date:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.json"
-    write_whole(records_dir() / FOLDER / name, to_json(values))
+    save(records_dir() / FOLDER / name, to_json(values))
 
 
 def result_table(results: Mapping[str, SpeculationResult]) -> pd.DataFrame:

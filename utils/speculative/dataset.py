@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.files import write_file
 from utils.speculative.drafters import News, Reference
 from utils.speculative.generate import generate
-from utils.speculative.resume import digest, resume, write_torch
+from utils.speculative.resume import digest, resume
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.tinymodel import corpus, tasks
@@ -156,7 +158,7 @@ def self_generated(
         data += made
         if file:
             rows = [(s.ids, s.prompt, s.hidden, s.features) for s in made]
-            write_torch({"about": about, "rows": rows}, file)
+            write_file(file, partial(torch.save, {"about": about, "rows": rows}))
     return data
 
 

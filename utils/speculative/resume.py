@@ -30,14 +30,6 @@ def read_torch(file: Path) -> Any:
         ) from error
 
 
-def write_torch(value: object, file: Path) -> None:
-    """Write a file whole or not at all, and make its folder if needed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    torch.save(value, part)
-    part.rename(file)
-
-
 def digest(values: Iterable[object]) -> str:
     """Return a short hash of tensors (their float32 or integer values) and of values with a plain `repr`."""
     found = hashlib.sha256()
@@ -55,7 +47,7 @@ def resume(file: Path, about: Mapping[str, object]) -> dict[str, Any]:
     """Read the checkpoint of a stopped run, if it is this run's.
 
     Args:
-        file: File of `write_torch`, a dictionary with the run's description as "about".
+        file: File that `torch.save` wrote, a dictionary with the run's description as "about".
         about: Description of this run.
 
     Raises:

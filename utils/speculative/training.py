@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.files import write_file
 from utils.speculative.dataset import Recorded, batches
 from utils.speculative.heads import Eagle1Draft, Eagle3Draft, EagleShape, MedusaHeads, unroll
 from utils.speculative.muon import Muon
-from utils.speculative.resume import digest, resume, write_torch
+from utils.speculative.resume import digest, resume
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target, TargetShape
 
@@ -140,7 +142,7 @@ class TrainingState:
             "seconds": self.log[-1].seconds,
             "log": [vars(line) for line in self.log],
         }
-        write_torch(values, self.file)
+        write_file(self.file, partial(torch.save, values))
 
     def update(self, loss: Tensor, rate: float) -> None:
         """Do one optimizer step."""

@@ -10,9 +10,9 @@ import math
 import re
 from dataclasses import dataclass
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from utils import loopback
 from utils.engines import RunningEngine
 from utils.telemetry.snapshot import Scrapable, ScrapeError, read_text
 
@@ -42,7 +42,7 @@ def cache_report(engine: Scrapable, timeout_s: float = 5.0) -> CacheReport:
     Raises:
         ScrapeError: It does not answer, or is another engine: only vLLM reports this.
     """
-    with httpx.Client(timeout=timeout_s) as client:
+    with loopback.client(timeout=timeout_s) as client:
         return parse_cache_report(read_text(engine, client))
 
 

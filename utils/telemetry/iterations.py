@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from utils import loopback
 from utils.engines.tensorrt_llm import ITERATIONS_PATH
 from utils.telemetry.sampler import Series
 from utils.telemetry.snapshot import Scrapable, ScrapeError, Snapshot
@@ -25,7 +26,7 @@ def read_iterations(engine: Scrapable, timeout_s: float = 5.0) -> Series:
     """
     url = engine.base_url + ITERATIONS_PATH
     try:
-        answer = httpx.get(url, timeout=timeout_s)
+        answer = loopback.get(url, timeout=timeout_s)
         rows = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         raise ScrapeError(f"{url} gave no JSON ({type(error).__name__}: {error}).") from error

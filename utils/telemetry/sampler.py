@@ -9,9 +9,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-import httpx
 import pandas as pd
 
+from utils import loopback
 from utils.telemetry.snapshot import Scrapable, ScrapeError, Snapshot, parse, read_text
 
 
@@ -148,7 +148,7 @@ class Sampler:
         self._gaps: list[Gap] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._client = httpx.Client(timeout=timeout_s)
+        self._client = loopback.client(timeout=timeout_s)
         self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
 
     def __enter__(self) -> Sampler:

@@ -18,6 +18,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from utils import loopback
 from utils.engines.spec import EngineSpec, MetricNames
 from utils.telemetry.histogram import Histogram
 
@@ -119,7 +120,7 @@ def scrape(engine: Scrapable, timeout_s: float = 5.0) -> Snapshot:
     Raises:
         ScrapeError: The engine has no Prometheus endpoint, does not answer, or sends no metrics.
     """
-    with httpx.Client(timeout=timeout_s) as client:
+    with loopback.client(timeout=timeout_s) as client:
         return parse(read_text(engine, client), engine.spec.metrics)
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from utils.files import fill_folder, write_file
 from utils.tinymodel import tokenizer as tok
-from utils.tinymodel.files import write_whole
 from utils.tinymodel.model import ModelShape, grow
 
 CHECKPOINT = "checkpoint.pt"  # of a training folder
@@ -34,7 +34,7 @@ def export(run: Path, shape: ModelShape, folder: Path) -> None:
     state = grow(saved["model"], saved["layers"], shape.layers)
     tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in state.items()}
     ends = _ends(tok.load(run))
-    write_whole(folder, lambda part: _write(part, tensors, shape, ends))
+    fill_folder(folder, lambda part: _write(part, tensors, shape, ends))
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def copy_tokenizer(run: Path, folder: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copyfile(run / name, part / name)
 
-    write_whole(folder, write)
+    fill_folder(folder, write)
 
 
 def write_gguf(folder: Path, kind: str, to: Path | None = None) -> Path:
@@ -86,8 +86,7 @@ def write_gguf(folder: Path, kind: str, to: Path | None = None) -> Path:
         raise ValueError(f"unknown GGUF type {kind!r}; the types are {', '.join(GGUF_TYPES)}")
     name = f"tiny-{kind}.gguf"
     into = folder if to is None else to
-    write_whole(into, lambda part: _write_gguf(folder, part / name, kind))
-    return into / name
+    return write_file(into / name, lambda part: _write_gguf(folder, part, kind))
 
 
 def _write_gguf(folder: Path, path: Path, kind: str) -> None:

@@ -10,10 +10,10 @@ from fake_openai import FakeServer
 from gateway_case import MODEL, case
 from test_gateway_relay import run
 
-from utils.gateway import write_coalescing
+from utils.gateway import http_protocol
 from utils.gateway.auth import digest, new_key
 from utils.gateway.schemas import parse
-from utils.gateway.settings import Limits, SettingsError, load_settings
+from utils.gateway.settings import GatewayLimits, SettingsError, load_settings
 
 GOOD = {
     "models": [
@@ -120,7 +120,7 @@ def test_keys_and_rates():
 def test_each_choice_and_the_best_of_several_are_counted():
     def estimate(**fields):
         body = json.dumps({"model": MODEL, "prompt": "", "max_tokens": 10, **fields}).encode()
-        return parse("completions", body, Limits(), 10).estimate
+        return parse("completions", body, GatewayLimits(), 10).estimate
 
     assert [estimate(), estimate(n=2), estimate(n=2, best_of=5)] == [10, 20, 50]
 
@@ -156,25 +156,6 @@ def test_without_keys_no_web_page_of_others_may_have_its_visitors_ask():
     run(work())
 
 
-@pytest.mark.parametrize("first", ["", "GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"])
-def test_a_head_that_does_not_come_is_given_up(monkeypatch, first):
-    monkeypatch.setattr(write_coalescing, "HEAD_S", 0.3)
-
-    async def work():
-        async with case() as c:
-            host, port = c.url.removeprefix("http://").split(":")
-            reader, writer = await asyncio.open_connection(host, port)
-            if first:
-                writer.write(first.encode())
-                assert b"200" in await reader.readline()
-                await reader.readuntil(b"}")
-            writer.write(b"POST /v1/comp")
-            assert await asyncio.wait_for(reader.read(), 5) == b""
-            writer.close()
-
-    run(work())
-
-
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -192,13 +173,13 @@ def post(body, *headers):
         (POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: ", b""),
     ],
 )
-def test_what_is_no_body_has_a_limit(start, answer):
+def test_all_but_body_of_request_has_a_limit(start, answer):
     async def work():
         async with case() as c:
             reader, writer = await asyncio.open_connection(
                 *c.url.removeprefix("http://").split(":")
             )
-            for data in (start[:20], start[20:], b"x" * (write_coalescing.MOST_HEAD + 1)):
+            for data in (start[:20], start[20:], b"x" * (http_protocol.MAX_HEAD + 1)):
                 writer.write(data)
                 await asyncio.sleep(0.02)
             found = await asyncio.wait_for(reader.read(), 5)
@@ -208,7 +189,7 @@ def test_what_is_no_body_has_a_limit(start, answer):
     run(work())
 
 
-def test_who_offers_http_2_is_answered_in_http_1_1():
+def test_offer_of_http_2_is_answered_in_http_1_1():
     async def work():
         body = json.dumps({"model": MODEL, "messages": MESSAGES}).encode()
         offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk"
@@ -225,67 +206,6 @@ def test_who_offers_http_2_is_answered_in_http_1_1():
                 size = int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0])
                 assert b"a a a a a" in await reader.readexactly(size)
             writer.close()
-
-    run(work())
-
-
-def test_a_client_that_goes_away_with_a_second_request_sent_ends_the_first():
-    async def work():
-        body = {"model": MODEL, "messages": MESSAGES, "stream": True}
-        async with case(FakeServer(tokens=1000, gap_s=0.01)) as c:
-            reader, writer = await asyncio.open_connection(
-                *c.url.removeprefix("http://").split(":")
-            )
-            writer.write(2 * post(json.dumps(body).encode()))
-            await reader.readuntil(b"data:")
-            writer.transport.abort()
-            await c.until(lambda: c.fakes[0].cancelled == 1 and not c.gateway.flights)
-
-    run(work())
-
-
-@pytest.mark.parametrize("sizes, aborted", [([9, 8, 7, 7], True), ([9, 8, 0], False), ([0], False)])
-def test_a_closed_connection_lasts_as_long_as_its_client_reads(monkeypatch, sizes, aborted):
-    monkeypatch.setattr(write_coalescing, "LINGER_S", 0.01)
-
-    class Transport:
-        def __init__(self):
-            self.done, self.looks = False, list(sizes)
-
-        def close(self):
-            pass
-
-        def get_write_buffer_size(self):
-            return self.looks.pop(0)
-
-        def abort(self):
-            self.done = True
-
-    async def work():
-        transport = Transport()
-        write_coalescing.Cork(transport, asyncio.get_running_loop()).close()
-        async with asyncio.timeout(5):
-            while transport.looks:
-                await asyncio.sleep(0.01)
-        assert transport.done == aborted
-
-    run(work())
-
-
-def test_nothing_is_written_to_a_client_that_is_gone():
-    class Gone:
-        def is_closing(self):
-            return True
-
-        def write(self, data):
-            raise RuntimeError("as uvloop's does")
-
-    async def work():
-        loop, problems = asyncio.get_running_loop(), []
-        loop.set_exception_handler(lambda _, problem: problems.append(problem))
-        write_coalescing.Cork(Gone(), loop).write(b"x")
-        await asyncio.sleep(0.01)
-        assert not problems
 
     run(work())
 

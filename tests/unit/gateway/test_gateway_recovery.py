@@ -48,7 +48,7 @@ def test_a_backend_is_back_when_its_probe_has_a_first_piece():
             await c.until(lambda: fake.running == 1 and backend.circuit.state == "closed")
             assert not probe.done()
             probe.cancel()
-            await c.until(lambda: not c.gateway.flights)
+            await c.until(lambda: not c.gateway.contexts)
 
     run(work())
 
@@ -129,7 +129,7 @@ def test_a_client_that_does_not_take_the_end_is_dropped_too():
             head = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
             writer.write(head % (ROUTE.encode(), len(data)) + data)
             await c.until(lambda: outcomes(c, "slow_client") == 1, 8)
-            assert not c.gateway.flights
+            assert not c.gateway.contexts
             writer.transport.abort()
 
     run(work())
@@ -262,7 +262,7 @@ def test_a_request_that_the_server_ends_by_force_is_not_counted_as_answered():
         async with case(fake) as c:
             asking = asyncio.create_task(c.stream())
             await c.until(lambda: fake.running == 1)
-            next(iter(c.gateway.flights)).task.cancel()
+            next(iter(c.gateway.contexts)).task.cancel()
             await c.until(lambda: outcomes(c, "draining") == 1)
             await asyncio.gather(asking, return_exceptions=True)
 

@@ -186,7 +186,7 @@ def test_a_client_that_goes_away_stops_the_engine(when):
             await c.until(lambda: fake.running == 1)
             await asyncio.sleep(0.1)
             asking.cancel()
-            await c.until(lambda: fake.cancelled == 1 and not c.gateway.flights)
+            await c.until(lambda: fake.cancelled == 1 and not c.gateway.contexts)
             assert c.gateway.pools[MODEL].backends[0].outstanding == 0
             labels = {"route": "/v1/chat/completions", "model": MODEL, "backend": "b0"}
             await c.until(
@@ -208,7 +208,7 @@ def test_a_client_that_does_not_read_is_dropped():
                 % (len(data), data)
             )
             await c.until(lambda: fake.cancelled == 1, 5)
-            await c.until(lambda: not c.gateway.flights)
+            await c.until(lambda: not c.gateway.contexts)
             assert fake.requests, "it was asked"
             writer.transport.abort()
 

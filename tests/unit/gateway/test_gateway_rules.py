@@ -43,7 +43,7 @@ def test_a_cost_above_the_capacity_is_a_debt():
     b, wait = bucket.take(bucket.full(1.0, 10.0, 0.0), 25.0, 0.0)
     assert wait == 0.0 and b.level == -15.0
     assert bucket.take(b, 1.0, 0.0)[1] == 16.0
-    assert bucket.settle(b, 20.0).level == 5.0 and bucket.settle(b, 99.0).level == 10.0
+    assert bucket.refund(b, 20.0).level == 5.0 and bucket.refund(b, 99.0).level == 10.0
 
 
 def test_a_clock_that_goes_back_fills_nothing():

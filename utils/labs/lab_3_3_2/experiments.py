@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from utils import loopback
 from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write_record
 from utils.benchmark.engine_run import Run, measure
 from utils.benchmark.load import LoadResult
@@ -349,7 +350,7 @@ def say(engine: RunningEngine, fields: Mapping[str, Any]) -> str:
     """Send a chat request and return the answer or the refusal in one line."""
     url = f"{engine.base_url}/v1/chat/completions"
     try:
-        response = httpx.post(url, json={"model": engine.model, **fields}, timeout=60.0)
+        response = loopback.post(url, json={"model": engine.model, **fields}, timeout=60.0)
     except httpx.HTTPError as error:
         return f"no answer ({type(error).__name__}: {error})"
     if response.status_code != 200:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from utils import loopback
 from utils.benchmark import (
     Client,
     ClosedLoop,
@@ -48,7 +49,7 @@ def raw_pieces(engine: RunningEngine, prompt: str, tokens: int) -> list[bytes]:
     request = Request(prompt, max_tokens=tokens, ignore_eos=True)
     body = request.body(engine.model, "completions")
     with (
-        httpx.Client(trust_env=False, timeout=60.0) as client,
+        loopback.client(timeout=60.0) as client,
         client.stream("POST", f"{engine.base_url}/v1/completions", json=body) as response,
     ):
         return list(response.iter_raw())
@@ -103,7 +104,7 @@ def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float
     statuses, wait = [], ""
     body = Request("hello", max_tokens=1, stream=False).body(MODEL, "completions")
     began = time.monotonic()
-    with httpx.Client(trust_env=False, timeout=60.0) as client:
+    with loopback.client(timeout=60.0) as client:
         for _ in range(count):
             answer = client.post(
                 f"{gateway.base_url}/v1/completions",
@@ -333,7 +334,7 @@ def crowd(gateway: LocalGateway, count: int, tokens: int) -> tuple[Counter[int],
         body = Request("Write a story.", max_tokens=tokens, ignore_eos=True, stream=False).body(
             MODEL, "completions"
         )
-        async with httpx.AsyncClient(trust_env=False, timeout=120.0) as client:
+        async with loopback.async_client(timeout=120.0) as client:
             url = f"{gateway.base_url}/v1/completions"
             answers = await asyncio.gather(*[client.post(url, json=body) for _ in range(count)])
         waits.extend(a.headers["retry-after"] for a in answers if "retry-after" in a.headers)
@@ -401,7 +402,7 @@ def drain_under_load(gateway: LocalGateway, streams: int, tokens: int) -> DrainR
 
 def _status(gateway: LocalGateway, path: str) -> int:
     with suppress(httpx.HTTPError):
-        return httpx.get(gateway.base_url + path, trust_env=False, timeout=5.0).status_code
+        return loopback.get(gateway.base_url + path, timeout=5.0).status_code
     return 0
 
 
@@ -409,7 +410,7 @@ def _new_request(gateway: LocalGateway) -> int:
     body = Request("hi", max_tokens=1, stream=False).body(MODEL, "completions")
     with suppress(httpx.HTTPError):
         url = f"{gateway.base_url}/v1/completions"
-        return httpx.post(url, json=body, trust_env=False, timeout=10.0).status_code
+        return loopback.post(url, json=body, timeout=10.0).status_code
     return 0
 
 
@@ -418,7 +419,7 @@ def _new_request(gateway: LocalGateway) -> int:
 
 def page_title(gateway: LocalGateway) -> str:
     """Title of the page at `/`."""
-    text = httpx.get(f"{gateway.base_url}/", trust_env=False, timeout=10.0).text
+    text = loopback.get(f"{gateway.base_url}/", timeout=10.0).text
     return text.partition("<title>")[2].partition("</title>")[0]
 
 

@@ -1,4 +1,4 @@
-"""The HTTP parser, held to h11."""
+"""Parser of responses, compared with h11."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.http.http1 import ProtocolError, ResponseParser
+from utils.http.transport import ProtocolError, ResponseParser
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -55,21 +55,35 @@ def theirs(data: bytes) -> tuple[int, bytes, bool, bool]:
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_agrees_with_h11(response: bytes) -> None:
+def test_parser_agrees_with_h11(response: bytes) -> None:
     status, body, _, keep_alive = theirs(response)
     got = ours([response])
     assert (got[0], got[1], got[3]) == (status, body, keep_alive)
 
 
+def test_parser_takes_keep_alive_from_version_and_header() -> None:
+    length = b"Content-Length: 1\r\n\r\na"
+    assert ours([b"HTTP/1.1 200 OK\r\n" + length])[3]
+    assert not ours([b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + length])[3]
+    assert not ours([b"HTTP/1.0 200 OK\r\n" + length])[3]
+    assert ours([b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + length])[3]
+
+
+def test_parser_keeps_headers_of_final_head_only() -> None:
+    parser = ResponseParser()
+    parser.feed(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + TRAILER)
+    assert parser.headers == [(b"Transfer-Encoding", b"chunked")]
+
+
 @given(st.sampled_from(RESPONSES), st.lists(st.integers(0, 10_000), max_size=20))
-def test_any_split(response: bytes, cuts: list[int]) -> None:
+def test_parser_takes_pieces_of_any_size(response: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(cut % (len(response) + 1) for cut in cuts), len(response)]
     pieces = [response[a:b] for a, b in itertools.pairwise(edges) if a < b]
     assert ours(pieces) == ours([response])
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.integers(1, 40))
-def test_any_chunks(chunks: list[bytes], step: int) -> None:
+def test_parser_takes_chunks_of_any_size(chunks: list[bytes], step: int) -> None:
     data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     data += b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     pieces = [data[i : i + step] for i in range(0, len(data), step)]
@@ -77,7 +91,7 @@ def test_any_chunks(chunks: list[bytes], step: int) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(CHUNKED)))
-def test_a_response_that_breaks_off_is_an_error(cut: int) -> None:
+def test_parser_refuses_response_that_breaks_off(cut: int) -> None:
     parser = ResponseParser()
     parser.feed(CHUNKED[:cut])
     with pytest.raises(ProtocolError, match="in the middle"):
@@ -94,13 +108,26 @@ def test_a_response_that_breaks_off_is_an_error(cut: int) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc",
         EMPTY + b"x",
+        EMPTY + EMPTY,
+        CONTINUE + b"x",
         CHUNKED + b"x",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000,
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 100_000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 5_000,
+        CHUNKED[:-5] + b"3;" + b"x" * 200_000,
+        TRAILER[:-2] + b"A: b\r\n" * 40_000,
     ],
 )
-def test_nonsense_is_an_error(data: bytes) -> None:
+def test_parser_refuses_malformed_response(data: bytes) -> None:
+    parser = ResponseParser()
     with pytest.raises(ProtocolError):
-        ResponseParser().feed(data)
+        for start in range(0, len(data), 1 << 16):  # as a connection reads them
+            parser.feed(data[start : start + (1 << 16)])
