@@ -21,7 +21,7 @@ from tools.lab.judge.cells import (
 )
 from utils.profiles import ROOT
 
-LAB = next(lab for lab in read_labs(ROOT) if lab.source.number == "3.3.1")
+(LAB,) = read_labs(ROOT, only="3.3.1")
 STUBBED, SOLVED = (json.loads(render(LAB, solved=solved)) for solved in (False, True))
 CELLS = read_lab_cells(STUBBED, LAB.source.stem)
 

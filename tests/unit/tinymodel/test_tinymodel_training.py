@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tools.tinymodel import model_card
 from tools.tinymodel.recipes import RECIPES, Recipe, Stage
@@ -97,20 +97,35 @@ def test_growing_changes_nothing_at_first():
         grow(deep.state_dict(), 5, 2)
 
 
-@pytest.fixture
-def exported(start, tmp_path):
-    folder = start("run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, micro_tokenizer):
+    """A trainer at the end of its run, and the folder that its model was exported to."""
+    folder = tmp_path_factory.mktemp("run")
+    tok.save(micro_tokenizer, folder, 256)
     trainer = Trainer(MICRO, folder)
     run(trainer)
-    model = tmp_path / "model"
+    model = tmp_path_factory.mktemp("exported") / "model"
     export.export(folder, MICRO.shape, model)
     export.copy_tokenizer(folder, model)
     return trainer, model
 
 
+@pytest.fixture
+def exported(trained, tmp_path):
+    """The same trainer, and a copy of the folder that a test may write into."""
+    trainer, model = trained
+    return trainer, shutil.copytree(model, tmp_path / "model")
+
+
+def load_in_transformers(folder):
+    from transformers import AutoModelForCausalLM  # its import takes seconds
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def test_transformers_computes_the_same(exported):
     trainer, model = exported
-    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    theirs = load_in_transformers(model)
     trainer.model.load_state_dict(
         {k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
     )
@@ -139,7 +154,7 @@ def test_gguf_holds_the_model_and_its_tokenizer(exported, kind, steps):
     assert value("tokenizer.chat_template") == tok.CHAT_TEMPLATE
     assert len(value("tokenizer.ggml.tokens")) == 512
     stored = {t.name: t for t in reader.tensors}
-    config = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    config = load_in_transformers(model).state_dict()
     weight = config["model.layers.2.mlp.down_proj.weight"].numpy()
     read = stored["blk.2.ffn_down.weight"]
     back = gguf.quants.dequantize(read.data, read.tensor_type)
