@@ -287,7 +287,9 @@ class Anything:
 
 
 @pytest.mark.parametrize(
-    "answer", [Anything(), [Anything()], type("int", (int,), {})(2), True, 2.0]
+    "answer",
+    [Anything(), [Anything()], type("int", (int,), {})(2), True, 2.0],
+    ids=["anything", "list", "subclass", "bool", "float"],
 )
 def test_an_object_that_equals_everything_fails(answer):
     with pytest.raises(CheckFailed):
