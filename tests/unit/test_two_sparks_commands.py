@@ -102,13 +102,15 @@ def test_every_script_is_one_that_bash_takes_and_both_nodes_agree(name):
             ["bash", "-n"], input=script, capture_output=True, text=True, check=False
         )
         assert checked.returncode == 0, checked.stderr
-        assert "course-" in script and "--network host" in script
+        assert "course-" in script
+        assert "--network host" in script
     if name != "replicas":
         for node, address in enumerate(EXAMPLE):
             assert f"VLLM_HOST_IP={address}" in plan.script(node)
             assert "GLOO_SOCKET_IFNAME=enp1s0f1np1" in plan.script(node)
     assert all("0.0.0.0" not in step.line() for step in plan.steps), "on the link only"
-    assert plan.health and plan.url.startswith("http://")
+    assert plan.health
+    assert plan.url.startswith("http://")
     images = {spec.container.image for spec in ENGINES.values() if spec.container}
     assert any(image in plan.page() for image in images)
 
@@ -118,7 +120,8 @@ def test_vllm_without_ray_has_one_head_and_one_headless_half():
         engine_command(next(s for s in PLANS["vllm"](PAIR).steps if s.node == node))
         for node in (0, 1)
     )
-    assert "--headless" in second and "--headless" not in first
+    assert "--headless" in second
+    assert "--headless" not in first
     for node, command in enumerate((first, second)):
         assert command[command.index("--node-rank") + 1] == str(node)
         assert command[command.index("--master-addr") + 1] == EXAMPLE[0]
@@ -132,9 +135,8 @@ def test_ray_is_joined_before_anything_is_served():
         "ray start --block --node-ip-address=192.168.100.11 --address=192.168.100.10:6379"
         in steps[1].line()
     )
-    assert (
-        "ray status" in steps[2].line() and "--distributed-executor-backend ray" in steps[3].line()
-    )
+    assert "ray status" in steps[2].line()
+    assert "--distributed-executor-backend ray" in steps[3].line()
 
 
 def test_sglang_s_halves_differ_in_rank_and_address_only():
@@ -151,7 +153,8 @@ def test_mpi_starts_on_the_first_and_reaches_the_second_over_ssh():
     plan = PLANS["tensorrt-llm"](PAIR)
     script = plan.script(0)
     assert "mpirun -x HF_TOKEN trtllm-llmapi-launch trtllm-serve Qwen/Qwen3-8B" in script
-    assert "--tp_size 2" in script and "trtllm-serve" not in plan.script(1)
+    assert "--tp_size 2" in script
+    assert "trtllm-serve" not in plan.script(1)
     assert script.index("until ssh 192.168.100.11") < script.index("mpirun -x")
     assert r"192.168.100.10\n192.168.100.11\n" in script
 
@@ -162,7 +165,8 @@ def test_the_gateway_of_the_replicas_takes_its_settings(tmp_path, monkeypatch):
     file.write_text(plan.files["two-sparks.yaml"])
     settings = load_settings(file)
     assert [b.url for b in settings.models[0].backends] == [f"http://{a}:8000" for a in EXAMPLE]
-    assert settings.host == "127.0.0.1" and settings.models[0].name == "Qwen3-8B"
+    assert settings.host == "127.0.0.1"
+    assert settings.models[0].name == "Qwen3-8B"
     served = [engine_command(step) for step in plan.steps[:2]]
     assert all(
         command[command.index("--served-model-name") + 1] == "Qwen3-8B" for command in served
@@ -171,7 +175,8 @@ def test_the_gateway_of_the_replicas_takes_its_settings(tmp_path, monkeypatch):
 
 def test_the_advice_follows_from_weights_memory_and_bandwidth():
     text = advise(16.4e9, 36)
-    assert text.startswith("Two replicas: 16.4 GB") and "60.1 ms" in text
+    assert text.startswith("Two replicas: 16.4 GB")
+    assert "60.1 ms" in text
     even = int(re.search(r"more than (\d+) us", text)[1])
     step = 16.4e9 / 273e9
     assert step / 2 + 72 * even * 1e-6 == pytest.approx(step, rel=0.01)
@@ -197,7 +202,9 @@ def test_health_names_what_does_not_answer():
     finally:
         server.shutdown()
         server.server_close()
-    assert "HTTP 503" in sick and "no answer" in dead and "docker logs" in dead
+    assert "HTTP 503" in sick
+    assert "no answer" in dead
+    assert "docker logs" in dead
     assert check(replace(plan, health=())) == []
 
 
@@ -207,12 +214,13 @@ def test_the_command_line_prints_a_page_or_a_script(capsys):
         == 0
     )
     page = capsys.readouterr().out
-    assert (
-        "== node 1 ==" in page and "NCCL_SOCKET_IFNAME=eth9" in page and "--model-path a/b" in page
-    )
+    assert "== node 1 ==" in page
+    assert "NCCL_SOCKET_IFNAME=eth9" in page
+    assert "--model-path a/b" in page
     assert main(["vllm", "--node", "1"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("set -e") and "--headless" in said.out
+    assert said.out.startswith("set -e")
+    assert "--headless" in said.out
     assert "Written for enp1s0f1np1" in said.err or "enp" in said.out
     assert main(["replicas", "--health", "--nodes", "127.0.0.1", "127.0.0.2"]) == 1
     assert "no answer" in capsys.readouterr().out

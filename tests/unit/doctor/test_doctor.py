@@ -118,18 +118,21 @@ def test_whatever_stops_or_warns_comes_with_a_fix(name, asked):
 
 def test_gb10_is_read_from_meminfo_since_nvidia_smi_knows_no_memory():
     facts = facts_of("gb10")
-    assert facts.gpus[0].unified and facts.gpus[0].capability == 12.1
+    assert facts.gpus[0].unified
+    assert facts.gpus[0].capability == 12.1
     assert facts.gpus[0].memory_bytes == facts.memory.available == 118566368 * 1024
     assert (facts.cuda, facts.dtype, facts.docker.toolkit) == ("13.0", "bfloat16", "1.19.0")
     page = render(facts, examine(facts))
-    assert "NVIDIA GB10, sm_121" in page and "113 of 122 GiB available" in page
+    assert "NVIDIA GB10, sm_121" in page
+    assert "113 of 122 GiB available" in page
 
 
 def test_gb10_with_a_full_page_cache_drops_it():
     facts = facts_of("gb10")
     full = replace(facts, memory=replace(facts.memory, free=9e9, cached=100e9))
     found = examine(full)
-    assert "page cache" in topics(found, judge.NOTE) and not stopped(found)
+    assert "page cache" in topics(found, judge.NOTE)
+    assert not stopped(found)
     assert "echo 3 | sudo tee /proc/sys/vm/drop_caches" in fixes(found)
 
 
@@ -202,7 +205,8 @@ def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
         (old, "bfloat16 needs"),
     ):
         found = examine(changed)
-        assert stopped(found) and words in render(changed, found)
+        assert stopped(found)
+        assert words in render(changed, found)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,8 @@ def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
 def test_a_broken_driver_is_named_and_labs_fall_back_to_the_cpu(said, words, fix):
     facts = replace(facts_of("broken_driver"), nvidia_smi=said)
     found = examine(facts)
-    assert words in render(facts, found) and fix in fixes(found)
+    assert words in render(facts, found)
+    assert fix in fixes(found)
     assert not stopped(found)
 
 
@@ -240,7 +245,8 @@ def test_a_gpu_without_docker_runs_labs_on_the_cpu_and_says_so():
     del probe.commands["docker info --format {{json .}}"]
     facts = gather(probe)
     found = examine(facts)
-    assert facts.profile == "cpu" and "docker" in topics(found, judge.NOTE)
+    assert facts.profile == "cpu"
+    assert "docker" in topics(found, judge.NOTE)
     assert "docker.io" in fixes(found)
 
 
@@ -291,7 +297,8 @@ def test_needs_agree_with_the_course():
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())
     ]
-    assert published and {int(port.split(":")[-2]) for port in published} <= set(needs.PORTS)
+    assert published
+    assert {int(port.split(":")[-2]) for port in published} <= set(needs.PORTS)
 
 
 def test_every_engine_that_a_lab_names_is_among_its_needs():

@@ -60,14 +60,12 @@ def test_settings_are_variables_and_the_kv_type_brings_flash_attention():
     quantised = ollama.environment(
         dataclasses.replace(OPTIONS, kv_cache_dtype="q8_0", max_sequences=2)
     )
-    assert (
-        quantised["OLLAMA_KV_CACHE_TYPE"] == "q8_0" and quantised["OLLAMA_FLASH_ATTENTION"] == "1"
-    )
+    assert quantised["OLLAMA_KV_CACHE_TYPE"] == "q8_0"
+    assert quantised["OLLAMA_FLASH_ATTENTION"] == "1"
     assert quantised["OLLAMA_NUM_PARALLEL"] == "2"
     local = ollama.local_environment(dataclasses.replace(OPTIONS, model=str(GGUF), port=4711))
-    assert local["OLLAMA_HOST"] == "127.0.0.1:4711" and local["OLLAMA_MODELS"].endswith(
-        ".run/ollama"
-    )
+    assert local["OLLAMA_HOST"] == "127.0.0.1:4711"
+    assert local["OLLAMA_MODELS"].endswith(".run/ollama")
     assert "OLLAMA_MODELS" not in ollama.local_environment(OPTIONS)
 
 
@@ -86,16 +84,17 @@ def test_what_it_would_ignore_or_cannot_take_is_refused(model, choices, words):
 
 def test_a_model_is_made_from_a_gguf_which_is_sent_once(fake, said):
     with Ollama(fake.url) as server:
-        assert server.version() == "0.24.0" and not server.has("tiny")
+        assert server.version() == "0.24.0"
+        assert not server.has("tiny")
         server.create("tiny", GGUF, TINY, said.append)
         server.create("twin", GGUF, TINY, said.append)
-        assert server.has("tiny") and server.models() == ["tiny:latest", "twin:latest"]
+        assert server.has("tiny")
+        assert server.models() == ["tiny:latest", "twin:latest"]
     assert list(fake.blobs.values()) == [GGUF.stat().st_size]
     assert [line for line in said if line.startswith("sending")] == [said[0]]
     made = fake.models["tiny:latest"]
-    assert made["files"].keys() == {"tiny-Q8_0.gguf"} and made["parameters"]["stop"] == [
-        "<|im_end|>"
-    ]
+    assert made["files"].keys() == {"tiny-Q8_0.gguf"}
+    assert made["parameters"]["stop"] == ["<|im_end|>"]
     assert "creating tiny: success" in said
 
 
@@ -132,9 +131,8 @@ def test_models_are_loaded_listed_and_unloaded(fake, said):
         assert server.loaded() == []
         server.copy("tiny", "again")
         server.delete("tiny")
-        assert (
-            server.models() == ["again:latest"] and "im_start" in server.show("again")["template"]
-        )
+        assert server.models() == ["again:latest"]
+        assert "im_start" in server.show("again")["template"]
         with pytest.raises(OllamaError, match=r"404: model 'tiny:latest' not found"):
             server.delete("tiny")
         with pytest.raises(OllamaError, match=r"model 'tiny' not found"):
@@ -146,7 +144,8 @@ def test_what_is_no_ollama_and_what_is_nothing_are_told_apart(fake):
         nobody.version()
     with Ollama(fake.url) as server, pytest.raises(OllamaError, match="Is it one"):
         server._ask("GET", "/")
-    assert with_tag("hf.co/a/b") == "hf.co/a/b:latest" and with_tag("a:1b") == "a:1b"
+    assert with_tag("hf.co/a/b") == "hf.co/a/b:latest"
+    assert with_tag("a:1b") == "a:1b"
 
 
 def test_openai_fields_become_options():
@@ -240,7 +239,8 @@ def test_the_documents_last_line_becomes_usage_and_timings():
         "eval_duration": 4535599000,
     }
     last, counted = Answer("llama3.2").chunks(line)
-    assert last["choices"][0]["finish_reason"] == "stop" and counted["choices"] == []
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert counted["choices"] == []
     assert counted["usage"] == {"prompt_tokens": 26, "completion_tokens": 282, "total_tokens": 308}
     times = read_timings(last["timings"])
     assert times["decode_tokens"] / times["decode_s"] == pytest.approx(62.17, abs=0.01)
@@ -257,7 +257,8 @@ def test_llama_cpps_timings_have_the_same_names():
         "prefill_tokens": 5,
         "decode_tokens": 9,
     }
-    assert read_timings(None) is None and read_timings({"a": 1}) is None
+    assert read_timings(None) is None
+    assert read_timings({"a": 1}) is None
 
 
 def test_a_record_holds_ollamas_own_times(fake, said, tmp_path):
@@ -267,17 +268,15 @@ def test_a_record_holds_ollamas_own_times(fake, said, tmp_path):
         Request("one two three four", max_tokens=3, extra_body={"options": {"num_ctx": 256}})
     ] * 4
     result = run(OllamaClient(fake.url, "tiny"), requests, ClosedLoop(2), progress=False)
-    assert [t.text for t in result.traces] == ["one two three "] * 4 and not any(
-        t.error for t in result.traces
-    )
+    assert [t.text for t in result.traces] == ["one two three "] * 4
+    assert not any(t.error for t in result.traces)
     assert {(t.prompt_tokens, t.completion_tokens, t.finish_reason) for t in result.traces} == {
         (26, 3, "length")
     }
     assert fake.bodies[-1][1]["options"]["num_ctx"] == 256
     medians = median_timings(result.traces)
-    assert medians["decode_rate"] == pytest.approx(200) and medians[
-        "prefill_rate"
-    ] == pytest.approx(1300)
+    assert medians["decode_rate"] == pytest.approx(200)
+    assert medians["prefill_rate"] == pytest.approx(1300)
     assert medians["waited_s"] == pytest.approx(0.003)
 
     class Engine:
@@ -307,7 +306,9 @@ def test_failures_of_the_native_api_stand_in_traces(fake, said, stream):
     with Ollama(fake.url) as server:
         server.create("tiny", GGUF, TINY, said.append)
     whole = asyncio.run(send())
-    assert whole.ok and whole.streamed is stream and whole.engine_timings["decode_tokens"] == 2
+    assert whole.ok
+    assert whole.streamed is stream
+    assert whole.engine_timings["decode_tokens"] == 2
     fake.fails_midway = True
     assert "while running the model" in asyncio.run(send()).error
 
@@ -347,9 +348,11 @@ def test_the_gateway_takes_the_native_way_only_where_it_has_to(fake, said):
             whole = (await gateway.ask("one two", **fields)).json()
             assert whole["choices"][0]["message"]["content"] == "one two "
             assert whole["timings"]["eval_duration"] == 10_000_000
-            assert fake.bodies[-1][0] == "/api/chat" and fake.bodies[-1][1]["keep_alive"] == "1h"
+            assert fake.bodies[-1][0] == "/api/chat"
+            assert fake.bodies[-1][1]["keep_alive"] == "1h"
             stream = await gateway.stream("one two", **fields)
-            assert stream.endswith(b"data: [DONE]\n\n") and b'"usage"' not in stream
+            assert stream.endswith(b"data: [DONE]\n\n")
+            assert b'"usage"' not in stream
             chunks = events(stream)
             assert (
                 "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "one two "
@@ -378,17 +381,21 @@ def test_the_gateway_passes_on_tool_calls_errors_and_refusals(fake, said):
                 "at": "there"
             }
             refused = await gateway.ask("x", n=2, keep_alive=5)
-            assert refused.status_code == 400 and "one answer" in refused.json()["error"]["message"]
+            assert refused.status_code == 400
+            assert "one answer" in refused.json()["error"]["message"]
             odd = await gateway.ask(
                 "x", keep_alive=5, response_format={"type": "json_schema", "json_schema": 3}
             )
-            assert odd.status_code == 400 and "cannot express" in odd.json()["error"]["message"]
+            assert odd.status_code == 400
+            assert "cannot express" in odd.json()["error"]["message"]
             fake.fails_midway = True
             broken = await gateway.stream("one two", keep_alive=5)
-            assert b"while running the model" in broken and broken.endswith(b"data: [DONE]\n\n")
+            assert b"while running the model" in broken
+            assert broken.endswith(b"data: [DONE]\n\n")
             fake.models.clear()
             missing = await gateway.ask("x", keep_alive=5)
-            assert missing.status_code == 404 and "not found" in missing.json()["error"]["message"]
+            assert missing.status_code == 404
+            assert "not found" in missing.json()["error"]["message"]
 
     asyncio.run(main())
 
@@ -407,7 +414,8 @@ def fake_program(monkeypatch):
 def test_launch_makes_the_model_and_loads_it(monkeypatch, capsys):
     fake_program(monkeypatch)
     with launch("ollama", "cpu", kv_cache_dtype="q8_0") as engine:
-        assert engine.version == "0.24.0" and engine.quantisation == "BF16"
+        assert engine.version == "0.24.0"
+        assert engine.quantisation == "BF16"
         assert "OLLAMA_KV_CACHE_TYPE=q8_0" in engine.tail()
         with Ollama(engine.base_url) as server:
             assert [model.name for model in server.loaded()] == ["tiny-BF16:latest"]
@@ -422,7 +430,8 @@ def test_launch_pulls_a_library_model_under_the_name_that_clients_use(monkeypatc
     fake_program(monkeypatch)
     engine = launch("ollama", "cpu", model="hf.co/owner/model-GGUF:Q8_0", quiet=True)
     with engine, Ollama(engine.base_url) as server:
-        assert server.has(engine.model) and server.loaded()[0].name == engine.model
+        assert server.has(engine.model)
+        assert server.loaded()[0].name == engine.model
 
 
 def test_a_model_that_cannot_be_pulled_ends_the_start(monkeypatch):
@@ -450,4 +459,5 @@ def test_the_real_program_serves_the_tiny_model():
         over_openai = run(
             Client(engine.base_url, engine.model), [Request("Hi")], ClosedLoop(1), progress=False
         )
-        assert over_openai.traces[0].ok and over_openai.traces[0].completion_tokens
+        assert over_openai.traces[0].ok
+        assert over_openai.traces[0].completion_tokens

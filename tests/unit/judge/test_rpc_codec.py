@@ -72,19 +72,22 @@ def test_plain_values_arrive_as_they_were_types_included(value):
 @pytest.mark.parametrize("value", [True, 1, 1.0, np.float64(1), np.int32(1), np.bool_(True), "1"])
 def test_ones_are_told_apart(value):
     got = there([value])[0]
-    assert type(got) is type(value) and got == value
+    assert type(got) is type(value)
+    assert got == value
 
 
 def test_numbers_that_json_does_not_have():
     got = there([math.nan, math.inf, -math.inf, 10**5000, -0.0])
-    assert math.isnan(got[0]) and got[1:4] == [math.inf, -math.inf, 10**5000]
+    assert math.isnan(got[0])
+    assert got[1:4] == [math.inf, -math.inf, 10**5000]
     assert math.copysign(1, got[4]) == -1
 
 
 def test_arrays_keep_dtype_shape_and_values():
     for array in (np.arange(6, dtype=np.int16).reshape(2, 3), np.zeros((0, 4)), np.array([1 + 2j])):
         got = there(array)
-        assert got.dtype == array.dtype and got.shape == array.shape
+        assert got.dtype == array.dtype
+        assert got.shape == array.shape
         assert np.array_equal(got, array)
 
 
@@ -145,7 +148,8 @@ def test_what_a_function_changes_in_place_is_changed_here():
 
     result = call(function, queue, running, counts, seen, array)
     assert (queue, running, counts, seen) == (deque([4]), [1, 3], {"a": 1, "b": [1, 3]}, {1, 7})
-    assert result is running and counts["b"] is running
+    assert result is running
+    assert counts["b"] is running
     assert array.tolist() == [0, 5, 0]
 
 
@@ -160,9 +164,12 @@ def test_objects_of_the_course_keep_their_identity_and_work_there():
         return {running[0].job.job_id: limits.token_budget}
 
     assert call(admit, waiting, running, Limits(8)) == {0: 8}
-    assert list(waiting) == [second] and running == [first]
-    assert first.table.blocks == [0, 1] and first.table.pool is pool is second.table.pool
-    assert list(pool.free) == [2, 3] and pool.references == [1, 1, 0, 0]
+    assert list(waiting) == [second]
+    assert running == [first]
+    assert first.table.blocks == [0, 1]
+    assert first.table.pool is pool is second.table.pool
+    assert list(pool.free) == [2, 3]
+    assert pool.references == [1, 1, 0, 0]
 
 
 def test_what_cannot_change_is_not_changed_from_afar():
@@ -173,7 +180,8 @@ def test_what_cannot_change_is_not_changed_from_afar():
         vars(job)["prompt_tokens"] = 1
 
     call(tamper, limits, job)
-    assert limits == Limits(8) and job == Job(1, 0.0, 3, 5)
+    assert limits == Limits(8)
+    assert job == Job(1, 0.0, 3, 5)
 
 
 def test_classes_nobody_agreed_to_stay_there():

@@ -67,7 +67,8 @@ def test_shapes():
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.94])
 def test_a_partly_shared_prompt_has_its_length_and_its_share(fraction):
     prefix, prompts = partly_shared(Maker(CPU, 3), 768, fraction, 4)
-    assert len(prefix) == round(768 * fraction) and {len(p) for p in prompts} == {768}
+    assert len(prefix) == round(768 * fraction)
+    assert {len(p) for p in prompts} == {768}
     assert all(p[: len(prefix)] == prefix for p in prompts)
     assert len({tuple(p) for p in prompts}) == 4
 
@@ -83,9 +84,11 @@ def test_a_replay_stores_answers_that_nobody_shares():
 def test_a_queue_is_served_by_the_rule_and_waits_are_counted():
     prompts = [[1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 1, 5], [1, 1, 1, 6]]
     in_order = work_off(prompts, RadixCache(), first_come)
-    assert in_order.order == (0, 1, 2, 3) and in_order.worst_wait == 0
+    assert in_order.order == (0, 1, 2, 3)
+    assert in_order.worst_wait == 0
     greedy = work_off(prompts, RadixCache(), longest_prefix)
-    assert greedy.order == (0, 2, 3, 1) and greedy.worst_wait == 2
+    assert greedy.order == (0, 2, 3, 1)
+    assert greedy.worst_wait == 2
     assert greedy.hit_rate == in_order.hit_rate == 6 / 16
 
 
@@ -97,11 +100,13 @@ def test_a_rule_that_names_no_request_is_refused(answer):
 
 def test_the_small_cache_queue_is_served_better_by_the_longest_prefix():
     prompts, groups, capacity = experiments.small_cache_queue(CPU)
-    assert len(prompts) == len(groups) == 13 and groups.count(-1) == 1
+    assert len(prompts) == len(groups) == 13
+    assert groups.count(-1) == 1
     assert max(map(len, prompts)) + experiments.ANSWER_TOKENS < capacity
     first = work_off(prompts, RadixCache(capacity), first_come)
     longest = work_off(prompts, RadixCache(capacity), longest_prefix)
-    assert first.hit_rate < 0.1 and longest.hit_rate > 0.4
+    assert first.hit_rate < 0.1
+    assert longest.hit_rate > 0.4
     assert longest.worst_wait > first.worst_wait == 0
 
 

@@ -45,4 +45,5 @@ def test_each_fault_is_found_and_named(site, before, after, fault):
     assert before in GOOD
     (site / "index.html").write_text(GOOD.replace(before, after))
     (found,) = faults(site)
-    assert found.startswith("index.html: ") and fault in found
+    assert found.startswith("index.html: ")
+    assert fault in found

@@ -56,11 +56,13 @@ def test_links_lead_to_pages_and_to_files_beside_them(root):
     home = (folder / "index.md").read_text()
     assert "[Guide](GUIDE.md#part)" in home
     assert "[the card](models/tiny/README.md)" in home
-    assert '[licence](LICENSE "text")' in home and (folder / "LICENSE").read_text() == "MIT"
+    assert '[licence](LICENSE "text")' in home
+    assert (folder / "LICENSE").read_text() == "MIT"
     assert " code, " in home, "a folder without a page is no link"
     assert (folder / "docs/seen.png").is_file(), "its text goes over the end of a line"
     assert "`[nor\nthis](one.md)`" in home
-    assert "`[no](link.md)`" in home and 'print("[no](link.md)")' in home
+    assert "`[no](link.md)`" in home
+    assert 'print("[no](link.md)")' in home
     assert "[home](index.md)" in (folder / "GUIDE.md").read_text()
     assert "[guide](../../GUIDE.md)" in (folder / "models/tiny/README.md").read_text()
     assert home.index("GUIDE\n") < home.index("EXTRA\n") < home.index("ALSO\n"), (

@@ -55,7 +55,8 @@ def test_interrupt_and_resume_gives_the_same_weights(start, interrupted_after):
     again = Trainer(MICRO, parts)
     assert again.step == interrupted_after
     run(again)
-    assert again.layers == 3 and again.tokens == once.tokens
+    assert again.layers == 3
+    assert again.tokens == once.tokens
     for (name, a), b in zip(
         once.model.state_dict().items(), again.model.state_dict().values(), strict=True
     ):
@@ -149,8 +150,10 @@ def test_gguf_holds_the_model_and_its_tokenizer(exported, kind, steps):
         return reader.get_field(name).contents()
 
     assert value("general.architecture") == "qwen3"
-    assert value("qwen3.block_count") == 3 and value("qwen3.attention.key_length") == 32
-    assert value("tokenizer.ggml.pre") == "qwen2" and value("tokenizer.ggml.eos_token_id") == 2
+    assert value("qwen3.block_count") == 3
+    assert value("qwen3.attention.key_length") == 32
+    assert value("tokenizer.ggml.pre") == "qwen2"
+    assert value("tokenizer.ggml.eos_token_id") == 2
     assert value("tokenizer.chat_template") == tok.CHAT_TEMPLATE
     assert len(value("tokenizer.ggml.tokens")) == 512
     stored = {t.name: t for t in reader.tensors}
@@ -191,7 +194,8 @@ def test_card_is_written_from_records(exported, start):
     (model / model_card.TRAINING).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (model / "README.md").write_text(model_card.render(model, MICRO, "Weak at rhymes."))
     text = (model / "README.md").read_text()
-    assert "1 of 2 (50 %)" in text and "Weak at rhymes." in text
+    assert "1 of 2 (50 %)" in text
+    assert "Weak at rhymes." in text
     assert hub.check(model) == []
     assert model_card.loss_curve(lines).startswith("<svg")
 
@@ -202,7 +206,8 @@ def test_command_line_refuses_an_incomplete_model(tmp_path):
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "config.json: missing" in done.stderr and "Traceback" not in done.stderr
+    assert "config.json: missing" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # -- the shipped model ----------------------------------------------------------------------------
