@@ -2,9 +2,15 @@
 .PHONY: test check build release grade formgrader class bench-client bench-llama-cpp bench-gateway bench-chaos peers lock
 .PHONY: grade-names form-names screenshots
 
+# Two worker processes share these tests, because the rest needs a quiet machine or one port.
+IN_PARALLEL := -n 2 --dist worksteal
+
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
-	@$(RUN) -m pytest $(addprefix tests/,unit oracles browser grading docker engines notebooks) --durations=25
+	@trap "exit 130" INT; failed=0; \
+	$(RUN) -m pytest $(IN_PARALLEL) tests/unit tests/integration --durations=25 || failed=1; \
+	$(RUN) -m pytest $(addprefix tests/,oracles browser grading docker engines notebooks) --durations=25 || failed=1; \
+	exit $$failed
 
 check: setup hosted  ## the quick part of test: style, types, notebooks fresh, documents, exercise checks
 	@$(RUN) -m ruff check .
@@ -33,9 +39,9 @@ aarch64: course-env  ## ask the package index whether every pinned package has a
 	  done; \
 	done
 
-unit: setup  ## run the unit tests only
+unit: setup  ## run the unit tests and those that start processes, but no engine
 	@$(RUN) -m benchmarks.peers clients
-	@$(RUN) -m pytest tests/unit --durations=25
+	@$(RUN) -m pytest $(IN_PARALLEL) tests/unit tests/integration --durations=25
 
 notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest tests/notebooks --durations=25

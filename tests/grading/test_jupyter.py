@@ -93,10 +93,8 @@ def test_an_untouched_notebook_does_not_pass_on_the_references(lab_server):
 
 def test_an_edited_check_is_not_the_one_that_judges(lab_server):
     (failed,) = validate(lab_server, "check-edited")["value"]["failed"]
-    assert (
-        failed["raw_error"].startswith("wrong: ")
-        and "The original was used." in failed["raw_error"]
-    )
+    assert failed["raw_error"].startswith("wrong: ")
+    assert "The original was used." in failed["raw_error"]
 
 
 def test_lost_marks_do_not_matter_here(lab_server):
@@ -110,7 +108,8 @@ def test_a_cell_that_is_not_run_while_a_lab_is_graded_is_named(lab_server):
 
 def test_a_notebook_that_is_no_lab_says_so(lab_server):
     answer = validate(lab_server, "cut-off")
-    assert answer["success"] is False and "fresh copy of the lab" in answer["value"]
+    assert answer["success"] is False
+    assert "fresh copy of the lab" in answer["value"]
 
 
 def test_paths_outside_the_course_are_refused(lab_server):
@@ -137,15 +136,20 @@ def test_the_formgrader_opens_on_a_graded_class(tmp_path):
     with serving([sys.executable, *command[1:]], out, tmp_path / "log") as served:
         ask = asker(served)
         status, text = ask("/formgrader/gradebook")
-        assert status == 200 and "Manual Grading" in text
+        assert status == 200
+        assert "Manual Grading" in text
         lab = "lab-3.3.1-engine-benchmark"
         status, text = ask(f"/formgrader/api/submitted_notebooks/{lab}/{lab}")
         entries = {entry["student"]: entry for entry in json.loads(text)}
-        assert status == 200 and set(entries) == {"good", "scripts"}
-        assert entries["good"]["needs_manual_grade"] and entries["good"]["score"] == 18
+        assert status == 200
+        assert set(entries) == {"good", "scripts"}
+        assert entries["good"]["needs_manual_grade"]
+        assert entries["good"]["score"] == 18
         status, page = ask(f"/formgrader/submissions/{entries['scripts']['id']}")
-        assert status == 200 and "answer-recommendation" in page
-        assert "<script>document.title" not in page and 'href="javascript:' not in page
+        assert status == 200
+        assert "answer-recommendation" in page
+        assert "<script>document.title" not in page
+        assert 'href="javascript:' not in page
         answer = next(
             g
             for g in json.loads(

@@ -70,7 +70,8 @@ def test_greedy_acceptance_is_theirs(oracles, seed):
         mine = Greedy()(tree, tokens, logits)
         evaluate = oracles("eagle.model.utils").evaluate_posterior
         best, length, last = evaluate(at, candidates, None, None, None, None, None, None)
-        assert int(length) == len(mine.path) - 1 and int(last.argmax()) == mine.token
+        assert int(length) == len(mine.path) - 1
+        assert int(last.argmax()) == mine.token
         assert mine.path == tree.retrieve_indices[best, : int(length) + 1].tolist()
         assert accept_greedy(tree, tokens, logits.argmax(-1).tolist()) == mine.path
     medusa = oracles("medusa.model.utils").evaluate_posterior

@@ -14,7 +14,10 @@ from tools.authoring.release import MARK, find_leaks, solution_lines, write_rele
 from tools.lab.course_error import CourseError
 from utils.profiles import ROOT
 
-LABS = read_labs(ROOT)
+
+@pytest.fixture(scope="module")
+def labs():
+    return read_labs(ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def released(tmp_path_factory):
     return folder
 
 
-def test_what_a_learner_gets_is_there(released):
+def test_what_a_learner_gets_is_there(released, labs):
     names = {path.name for path in released.iterdir()}
     assert {
         "labs",
@@ -35,7 +38,7 @@ def test_what_a_learner_gets_is_there(released):
         "Makefile",
         "pyproject.toml",
     } <= names
-    for lab in LABS:
+    for lab in labs:
         path = released / "labs" / f"{lab.source.stem}.ipynb"
         assert path.read_text() == render(lab, solved=False)
     assert (released / "models" / "tiny" / "model.safetensors").is_file()
@@ -50,7 +53,7 @@ def test_release_ships_learners_tools_only(released):
     }
 
 
-def test_what_a_learner_should_not_have_is_not(released):
+def test_what_a_learner_should_not_have_is_not(released, labs):
     names = {path.name for path in released.iterdir()}
     assert names.isdisjoint(
         {"solutions", "tests", "benchmarks", ".ci", ".git", "records", "release"}
@@ -62,7 +65,7 @@ def test_what_a_learner_should_not_have_is_not(released):
         for path in released.rglob("*")
         if path.is_file() and path.suffix in (".py", ".md", ".ipynb", ".toml", "")
     )
-    for part in (p for lab in LABS for p in lab.parts if p.role == "answer"):
+    for part in (p for lab in labs for p in lab.parts if p.role == "answer"):
         model_answer = part.solved.splitlines()[1]
         assert model_answer not in everything
     hidden = ("def _stream(rng", "def _same_growth(", "SAMPLES", "_wrong_tie_break")
@@ -97,28 +100,28 @@ def test_what_is_left_within_reach_is_told(capsys, tmp_path):
     assert "utils.checks.lab_3_3_1" in said and "utils.kvcache.blocks.BlockPool" in said
 
 
-def test_solutions_that_stray_into_a_release_are_found(released, tmp_path):
+def test_solutions_that_stray_into_a_release_are_found(released, tmp_path, labs):
     folder = tmp_path / "release"
     shutil.copytree(released, folder, ignore=shutil.ignore_patterns("models"))
-    assert list(find_leaks(folder, LABS)) == []
-    solved = render(LABS[0], solved=True)
-    notebook = folder / "labs" / f"{LABS[0].source.stem}.ipynb"
+    assert list(find_leaks(folder, labs)) == []
+    solved = render(labs[0], solved=True)
+    notebook = folder / "labs" / f"{labs[0].source.stem}.ipynb"
     fresh = notebook.read_text()
     notebook.write_text(solved)
-    found = list(find_leaks(folder, LABS))
+    found = list(find_leaks(folder, labs))
     assert any("the marker of a solution" in leak for leak in found)
     assert any("the solution of exercise stream_metrics" in leak for leak in found)
     cells = json.loads(fresh)
     cells["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "42"}]
     notebook.write_text(json.dumps(cells))
-    assert [leak for leak in find_leaks(folder, LABS) if "holds outputs" in leak]
+    assert [leak for leak in find_leaks(folder, labs) if "holds outputs" in leak]
     notebook.write_text(fresh)
-    code = next(p for p in LABS[0].parts if p.id == "goodput" and p.role == "exercise").solved
+    code = next(p for p in labs[0].parts if p.id == "goodput" and p.role == "exercise").solved
     (folder / "NOTES.md").write_text("For me:\n\n" + code.replace("    ", "\t"))
-    assert "NOTES.md: the solution of exercise goodput" in "\n".join(find_leaks(folder, LABS))
+    assert "NOTES.md: the solution of exercise goodput" in "\n".join(find_leaks(folder, labs))
     (folder / "NOTES.md").unlink()
     (folder / "solutions").mkdir()
-    assert "solutions/" in list(find_leaks(folder, LABS))
+    assert "solutions/" in list(find_leaks(folder, labs))
 
 
 def test_nothing_is_written_when_something_would_leak(tmp_path, released, monkeypatch):
@@ -169,7 +172,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert [path.name for path in other.iterdir()] == ["chapter.txt"]
 
 
-def test_a_release_of_worked_in_labs_is_fresh_all_the_same(tmp_path):
+def test_a_release_of_worked_in_labs_is_fresh_all_the_same(tmp_path, labs):
     course = tmp_path / "course"
     skip = shutil.ignore_patterns(
         ".*", "models", "tests", "benchmarks", "__pycache__", "records", "release"
@@ -181,7 +184,7 @@ def test_a_release_of_worked_in_labs_is_fresh_all_the_same(tmp_path):
     worked = next((course / "labs").glob("lab-3.3.1-*.ipynb"))
     shutil.copy(course / "solutions" / worked.name, worked)
     write_release(course, tmp_path / "release")
-    assert list(find_leaks(tmp_path / "release", LABS)) == []
+    assert list(find_leaks(tmp_path / "release", labs)) == []
 
 
 def test_lines_of_a_solution():

@@ -34,7 +34,9 @@ def ask_many(
 
 def test_a_well_behaved_stream() -> None:
     trace = ask(lambda x: x.answer("Hello", " world", usage=usage(3, 2), gap=0.02))
-    assert trace.ok and trace.status == 200 and trace.streamed
+    assert trace.ok
+    assert trace.status == 200
+    assert trace.streamed
     assert (trace.text, trace.finish_reason, trace.reasoning) == ("Hello world", "stop", "")
     assert (trace.prompt_tokens, trace.completion_tokens, trace.cached_tokens) == (3, 2, None)
     assert len(trace.chunk_times) == 2
@@ -56,13 +58,20 @@ def test_what_is_sent(api: str) -> None:
     ask(script, request, api=api)
     assert seen[0].path == ("/v1/chat/completions" if api == "chat" else "/v1/completions")
     body = seen[0].body
-    assert body["model"] == "m" and body["max_tokens"] == 5 and body["temperature"] == 0
-    assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
-    assert body["ignore_eos"] is True and body["seed"] == 3 and body["min_p"] == 0.1
+    assert body["model"] == "m"
+    assert body["max_tokens"] == 5
+    assert body["temperature"] == 0
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
+    assert body["ignore_eos"] is True
+    assert body["seed"] == 3
+    assert body["min_p"] == 0.1
     if api == "chat":
-        assert body["messages"] == [{"role": "user", "content": "hi"}] and "prompt" not in body
+        assert body["messages"] == [{"role": "user", "content": "hi"}]
+        assert "prompt" not in body
     else:
-        assert body["prompt"] == "hi" and "messages" not in body
+        assert body["prompt"] == "hi"
+        assert "messages" not in body
 
 
 def test_completions_stream() -> None:
@@ -91,10 +100,15 @@ def test_not_streamed() -> None:
         )
 
     trace = ask(script, Request("hi", stream=False))
-    assert trace.ok and (trace.text, trace.reasoning) == ("all", "why")
+    assert trace.ok
+    assert (trace.text, trace.reasoning) == ("all", "why")
     assert (trace.completion_tokens, trace.cached_tokens) == (2, 4)
-    assert not trace.streamed and trace.first_token is None and trace.chunk_times == ()
-    assert math.isnan(trace.ttft()) and math.isnan(trace.tpot) and trace.e2el() > 0
+    assert not trace.streamed
+    assert trace.first_token is None
+    assert trace.chunk_times == ()
+    assert math.isnan(trace.ttft())
+    assert math.isnan(trace.tpot)
+    assert trace.e2el() > 0
 
 
 def test_a_server_that_cannot_stream_is_not_given_a_first_token() -> None:
@@ -103,12 +117,16 @@ def test_a_server_that_cannot_stream_is_not_given_a_first_token() -> None:
         await exchange.json({"choices": [choice], "usage": usage(1, 1)})
 
     trace = ask(script)
-    assert trace.ok and trace.text == "all" and not trace.streamed and trace.first_token is None
+    assert trace.ok
+    assert trace.text == "all"
+    assert not trace.streamed
+    assert trace.first_token is None
 
 
 def test_several_tokens_a_chunk() -> None:
     trace = ask(lambda x: x.answer("a b c d", " e f g h", usage=usage(1, 8), gap=0.02))
-    assert trace.completion_tokens == 8 and len(trace.chunk_times) == 2
+    assert trace.completion_tokens == 8
+    assert len(trace.chunk_times) == 2
     assert trace.tpot == pytest.approx((trace.e2el() - trace.ttft()) / 7)
 
 
@@ -137,7 +155,9 @@ def test_events_and_characters_cut_anywhere() -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert trace.ok and trace.text == "日本🙂" and trace.completion_tokens == 3
+    assert trace.ok
+    assert trace.text == "日本🙂"
+    assert trace.completion_tokens == 3
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
@@ -155,7 +175,8 @@ def test_the_first_reasoning_delta_is_the_first_token(name: str) -> None:
 
     trace = ask(script)
     assert (trace.reasoning, trace.text, len(trace.chunk_times)) == ("because", "42", 2)
-    assert trace.first_token == trace.chunk_times[0] and trace.itls[0] > 0.03
+    assert trace.first_token == trace.chunk_times[0]
+    assert trace.itls[0] > 0.03
 
 
 def test_empty_deltas_are_not_tokens() -> None:
@@ -173,7 +194,8 @@ def test_empty_deltas_are_not_tokens() -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert len(trace.chunk_times) == 1 and trace.ttft() > 0.03
+    assert len(trace.chunk_times) == 1
+    assert trace.ttft() > 0.03
 
 
 def test_tool_calls_are_tokens() -> None:
@@ -185,13 +207,18 @@ def test_tool_calls_are_tokens() -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert trace.ok and trace.first_token is not None and trace.finish_reason == "tool_calls"
+    assert trace.ok
+    assert trace.first_token is not None
+    assert trace.finish_reason == "tool_calls"
 
 
 def test_missing_usage_is_said_and_nothing_is_guessed() -> None:
     trace = ask(lambda x: x.answer("a", "b", "c"))
-    assert trace.ok and trace.usage_missing and trace.completion_tokens is None
-    assert math.isnan(trace.tpot) and trace.ttft() > 0
+    assert trace.ok
+    assert trace.usage_missing
+    assert trace.completion_tokens is None
+    assert math.isnan(trace.tpot)
+    assert trace.ttft() > 0
 
 
 def test_cached_tokens() -> None:
@@ -199,7 +226,8 @@ def test_cached_tokens() -> None:
     trace = ask(lambda x: x.answer("a", usage=usage(20, 1, prompt_tokens_details=details)))
     assert trace.cached_tokens == 16
     trace = ask(lambda x: x.answer("a", usage=usage(20, 1, prompt_tokens_details=None)))
-    assert trace.ok and trace.cached_tokens is None
+    assert trace.ok
+    assert trace.cached_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -220,9 +248,13 @@ def test_an_error_in_mid_stream_is_a_failure(event: bytes) -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert not trace.ok and "out of blocks" in str(trace.error)
-    assert trace.text == "half" and trace.status == 200
-    assert math.isnan(trace.ttft()) and math.isnan(trace.e2el()) and trace.itls == ()
+    assert not trace.ok
+    assert "out of blocks" in str(trace.error)
+    assert trace.text == "half"
+    assert trace.status == 200
+    assert math.isnan(trace.ttft())
+    assert math.isnan(trace.e2el())
+    assert trace.itls == ()
 
 
 async def _ends_early(exchange: Exchange) -> None:
@@ -305,9 +337,13 @@ def test_failures_name_their_cause_and_are_not_resent(
         await script(exchange)  # type: ignore[misc]
 
     trace = ask(counted)
-    assert not trace.ok and message in str(trace.error).replace("Reset", "reset")
-    assert trace.status == status and trace.resends == 0 and len(seen) == 1
-    assert trace.finished >= trace.sent and math.isnan(trace.e2el())
+    assert not trace.ok
+    assert message in str(trace.error).replace("Reset", "reset")
+    assert trace.status == status
+    assert trace.resends == 0
+    assert len(seen) == 1
+    assert trace.finished >= trace.sent
+    assert math.isnan(trace.e2el())
 
 
 def test_done_without_finish_reason_is_complete() -> None:
@@ -318,7 +354,9 @@ def test_done_without_finish_reason_is_complete() -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert trace.ok and trace.finish_reason is None and trace.usage_missing
+    assert trace.ok
+    assert trace.finish_reason is None
+    assert trace.usage_missing
 
 
 def test_a_dropped_keep_alive_connection_is_resent_and_counted() -> None:
@@ -369,7 +407,9 @@ def test_resending_ends() -> None:
         exchange.close()
 
     trace = ask(script)
-    assert not trace.ok and trace.resends == MAX_RESENDS and trace.status is None
+    assert not trace.ok
+    assert trace.resends == MAX_RESENDS
+    assert trace.status is None
     assert "no response" in str(trace.error)
 
 
@@ -381,7 +421,9 @@ def test_resending_does_not_restart_the_clock() -> None:
         await exchange.answer("x", usage=usage(1, 1))
 
     trace = ask(script)
-    assert trace.ok and trace.resends == 1 and trace.ttft() > 0.095
+    assert trace.ok
+    assert trace.resends == 1
+    assert trace.ttft() > 0.095
 
 
 def test_a_kept_alive_connection_is_reused() -> None:
@@ -404,7 +446,9 @@ def test_timeout() -> None:
 
     start = time.perf_counter()
     trace = ask(script, timeout_s=0.2)
-    assert not trace.ok and trace.error == "timed out after 0.2 s" and trace.text == "x"
+    assert not trace.ok
+    assert trace.error == "timed out after 0.2 s"
+    assert trace.text == "x"
     assert time.perf_counter() - start < 2
 
 
@@ -417,7 +461,9 @@ def test_nobody_listens() -> None:
             return await client.send(Request("hi")), await client.reachable(0.2)
 
     trace, reachable = asyncio.run(main())
-    assert not trace.ok and "cannot connect" in str(trace.error) and trace.resends == 0
+    assert not trace.ok
+    assert "cannot connect" in str(trace.error)
+    assert trace.resends == 0
     assert not reachable
 
 
@@ -443,7 +489,8 @@ def test_a_slow_reader_loses_nothing() -> None:
 
     with Adversary(script) as server:
         trace, chunks = asyncio.run(main(server.base_url))
-    assert trace.ok and trace.text == "".join(words)
+    assert trace.ok
+    assert trace.text == "".join(words)
     assert chunks == trace.completion_tokens == len(words)
 
 
@@ -470,7 +517,8 @@ def test_a_reader_that_stops_does_not_fill_the_memory() -> None:
 
     with Adversary(script) as server:
         held, events = asyncio.run(main(server.base_url))
-    assert held < 50_000_000 and events == 2001
+    assert held < 50_000_000
+    assert events == 2001
 
 
 def test_raw_events() -> None:
@@ -481,7 +529,9 @@ def test_raw_events() -> None:
     with Adversary(lambda x: x.answer("a", "b", usage=usage(1, 2), gap=0.01)) as server:
         events = asyncio.run(main(server.base_url))
     times = [at for at, _ in events]
-    assert len(events) == 6 and events[-1][1] == "[DONE]" and times == sorted(times)
+    assert len(events) == 6
+    assert events[-1][1] == "[DONE]"
+    assert times == sorted(times)
     assert json.loads(events[1][1])["choices"][0]["delta"] == {"content": "a"}
 
 
@@ -496,7 +546,8 @@ def test_bytes_are_stamped_when_they_arrive_not_when_they_are_parsed() -> None:
     with Adversary(script) as server:
         traces = asyncio.run(main(server.base_url))
     for trace in traces:
-        assert trace.ok and trace.e2el() == pytest.approx(0.16, abs=0.12)
+        assert trace.ok
+        assert trace.e2el() == pytest.approx(0.16, abs=0.12)
 
 
 def test_bad_requests_are_refused_before_they_are_sent() -> None:
@@ -554,8 +605,11 @@ def _usage(value: str) -> bytes:
 def test_an_odd_answer_is_a_failed_request_and_no_crash(event: bytes) -> None:
     last = b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}'
     trace = ask(_stream(_choice("content", '"a"'), event, last))
-    assert not trace.ok and "ResponseError" in str(trace.error) and trace.text == "a"
-    assert trace.prompt_tokens is None and trace.completion_tokens is None
+    assert not trace.ok
+    assert "ResponseError" in str(trace.error)
+    assert trace.text == "a"
+    assert trace.prompt_tokens is None
+    assert trace.completion_tokens is None
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"9" * 5000, b'"\\ud83d"', b'{"error": [1]}'])
@@ -566,7 +620,8 @@ def test_odd_error_bodies(body: bytes) -> None:
         await exchange.end()
 
     trace = ask(script)
-    assert not trace.ok and str(trace.error).startswith("ResponseError: HTTP 503")
+    assert not trace.ok
+    assert str(trace.error).startswith("ResponseError: HTTP 503")
     assert str(trace.error).encode()
 
 
@@ -582,7 +637,8 @@ def test_what_nobody_thought_of_is_a_failed_request(monkeypatch: pytest.MonkeyPa
 def test_half_a_surrogate_pair_becomes_a_replacement_character() -> None:
     halves = (_choice("content", '"a\\ud83d"'), _choice("content", '"\\ude00 \\ud83d"'))
     trace = ask(_stream(*halves, b"[DONE]"))
-    assert trace.ok and trace.text == "a\U0001f600 \N{REPLACEMENT CHARACTER}"
+    assert trace.ok
+    assert trace.text == "a\U0001f600 \N{REPLACEMENT CHARACTER}"
 
 
 def test_too_many_open_files_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,7 +652,8 @@ def test_too_many_open_files_says_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
             return await client.send(Request("hi")), await client.reachable(0.1)
 
     trace, reachable = asyncio.run(main())
-    assert "ulimit -n" in str(trace.error) and "concurrency" in str(trace.error)
+    assert "ulimit -n" in str(trace.error)
+    assert "concurrency" in str(trace.error)
     assert reachable
 
 

@@ -36,7 +36,8 @@ def asked(mode):
 def test_an_answer_is_shown_with_what_it_took():
     engine, trace = asked("ok")
     said = first_request.described(engine, trace)
-    assert trace.error is None and said.startswith(trace.text.strip())
+    assert trace.error is None
+    assert said.startswith(trace.text.strip())
     assert "Fake 1.0, BF16: there after 2 s; first token after " in said
     assert f"{trace.completion_tokens} tokens in all" in said
 
@@ -47,7 +48,8 @@ def test_the_stream_is_drawn_beside_the_records(monkeypatch, tmp_path):
     path = first_request.write_picture(trace)
     assert path == tmp_path / "new" / "hello.png"
     rows, columns, _ = matplotlib.image.imread(path).shape
-    assert columns > 1000 and rows > 200
+    assert columns > 1000
+    assert rows > 200
 
 
 def test_an_answer_without_text_is_no_failure_and_has_no_picture(monkeypatch, tmp_path, capsys):
@@ -59,7 +61,8 @@ def test_an_answer_without_text_is_no_failure_and_has_no_picture(monkeypatch, tm
     monkeypatch.setattr(first_request, "start", lambda names, profile: nullcontext(engine_at("")))
     monkeypatch.setattr(first_request, "ask", ask)
     assert first_request.main([]) == 0
-    assert "0 tokens in all" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "0 tokens in all" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_names_the_log():
@@ -79,7 +82,8 @@ def test_the_first_engine_that_runs_here_is_taken(monkeypatch):
         return name
 
     monkeypatch.setattr(first_request, "launch", launch)
-    assert first_request.start(first_request.ORDER, None) == "llama_cpp" and tried == [
+    assert first_request.start(first_request.ORDER, None) == "llama_cpp"
+    assert tried == [
         "vllm",
         "llama_cpp",
     ]

@@ -53,7 +53,8 @@ def test_closed_loop_keeps_its_concurrency(concurrency: int) -> None:
     assert [trace.index for trace in result.traces] == list(range(12))
     assert all(trace.ok and trace.queued == 0 for trace in result.traces)
     assert result.summary().max_concurrent_requests <= concurrency
-    assert result.clock == "sent" and result.describe()["concurrency"] == concurrency
+    assert result.clock == "sent"
+    assert result.describe()["concurrency"] == concurrency
 
 
 def test_warm_up_is_in_no_statistic() -> None:
@@ -61,8 +62,10 @@ def test_warm_up_is_in_no_statistic() -> None:
         result = go(server, 4, ClosedLoop(2), warmup=fixed(["warm"], count=5))
         assert len(server.requests) == 9
     summary = result.summary()
-    assert summary.completed == 4 and summary.total_output_tokens == 8
-    assert result.warmup == 5 and min(t.sent for t in result.traces) >= result.started
+    assert summary.completed == 4
+    assert summary.total_output_tokens == 8
+    assert result.warmup == 5
+    assert min(t.sent for t in result.traces) >= result.started
 
 
 def test_open_loop_sends_when_due() -> None:
@@ -83,10 +86,12 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     due, sent = result.summary(), result.summary(clock="sent")
     # One at a time at 50 ms each: the last was due after 50 ms and ends after 500 ms.
     assert sent["mean_e2el_ms"] < 120
-    assert due["p99_e2el_ms"] > 350 and due["mean_ttft_ms"] > 2 * sent["mean_ttft_ms"]
+    assert due["p99_e2el_ms"] > 350
+    assert due["mean_ttft_ms"] > 2 * sent["mean_ttft_ms"]
     assert due["mean_tpot_ms"] == pytest.approx(sent["mean_tpot_ms"], nan_ok=True)
     queued = [trace.queued for trace in result.traces]
-    assert queued == sorted(queued) and queued[-1] > 0.3
+    assert queued == sorted(queued)
+    assert queued[-1] > 0.3
 
 
 @pytest.mark.parametrize("burstiness", [0.5, 1.0, 4.0])
@@ -106,7 +111,9 @@ def test_poisson_counts_have_the_variance_of_their_mean() -> None:
 
 def test_arrivals_are_seeded() -> None:
     a, b, c = (arrival_times(9, OpenLoop(1, seed=seed)) for seed in (1, 1, 2))
-    assert (a == b).all() and (a != c).any() and (np.diff(a) > 0).all()
+    assert (a == b).all()
+    assert (a != c).any()
+    assert (np.diff(a) > 0).all()
 
 
 def test_failed_requests_stay_in_the_count_and_out_of_latencies() -> None:
@@ -119,7 +126,8 @@ def test_failed_requests_stay_in_the_count_and_out_of_latencies() -> None:
     with Adversary(half) as server:
         summary = go(server, 10, ClosedLoop(1)).summary()
     assert (summary.completed, summary.failed) == (5, 5)
-    assert summary.e2el.count == 5 and summary["mean_e2el_ms"] > 25
+    assert summary.e2el.count == 5
+    assert summary["mean_e2el_ms"] > 25
 
 
 def test_an_engine_that_dies_fails_the_rest_fast_and_keeps_what_was_measured() -> None:
@@ -137,7 +145,8 @@ def test_an_engine_that_dies_fails_the_rest_fast_and_keeps_what_was_measured() -
             go(server, 500, ClosedLoop(1))
         assert time.perf_counter() - start < 5
     result = caught.value.result
-    assert len(result.traces) == 500 and result.summary().completed == 7
+    assert len(result.traces) == 500
+    assert result.summary().completed == 7
     assert result.summary().failed == 493
     assert "not sent" in str(result.traces[-1].error)
     assert "engine.tail()" in str(caught.value)
@@ -227,7 +236,9 @@ def test_progress_counts_failures(capsys: pytest.CaptureFixture[str]) -> None:
     with Adversary(fails) as server:
         go(server, 6, ClosedLoop(2), progress=True, label="my run")
     shown = capsys.readouterr().err
-    assert "my run" in shown and "6/6" in shown and "failed=6" in shown
+    assert "my run" in shown
+    assert "6/6" in shown
+    assert "failed=6" in shown
 
 
 def test_client_lag_is_measured() -> None:

@@ -35,43 +35,58 @@ def test_round_trip(tmp_path: Path) -> None:
     for load in (ClosedLoop(2), OpenLoop(4.0), OpenLoop(4.0, math.inf, max_concurrency=8)):
         one = record(load)
         path = write_record(one, tmp_path)
-        assert path.name == f"{one.id}.json" and read_record(path) == one
+        assert path.name == f"{one.id}.json"
+        assert read_record(path) == one
         json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
 def test_what_a_record_says() -> None:
     one = record()
-    assert one.origin == "measured" and one.engine_version == "0.32.0"
-    assert one.command == ("vllm", "serve", "x") and one.model_sha256 is None
-    assert one.host["cores"] == os.cpu_count() and one.host["memory_bytes"] > 1e8
+    assert one.origin == "measured"
+    assert one.engine_version == "0.32.0"
+    assert one.command == ("vllm", "serve", "x")
+    assert one.model_sha256 is None
+    assert one.host["cores"] == os.cpu_count()
+    assert one.host["memory_bytes"] > 1e8
     assert datetime.fromisoformat(one.date).tzinfo is not None
-    assert one.load["pattern"] == "closed" and one.load["num_prompts"] == 4
-    assert one.summary["completed"] == 3 and one.summary["failed"] == 1
+    assert one.load["pattern"] == "closed"
+    assert one.load["num_prompts"] == 4
+    assert one.summary["completed"] == 3
+    assert one.summary["failed"] == 1
     assert one.summary["request_goodput"] == pytest.approx(3 / 5)
-    assert one.metric_definitions["version"] and "tokens" in one.metric_definitions
-    assert one.traces[0].sent == pytest.approx(0.1) and one.traces[0].text == "naïve <b>"
-    assert one.id.startswith(datetime.now(UTC).strftime("%Y%m%dT")) and "a-run" in one.id
+    assert one.metric_definitions["version"]
+    assert "tokens" in one.metric_definitions
+    assert one.traces[0].sent == pytest.approx(0.1)
+    assert one.traces[0].text == "naïve <b>"
+    assert one.id.startswith(datetime.now(UTC).strftime("%Y%m%dT"))
+    assert "a-run" in one.id
 
 
 def test_an_open_loop_record_holds_both_clocks() -> None:
     summary = record(OpenLoop(4.0)).summary
-    assert summary["clock"] == "scheduled" and summary["from_sent"]["clock"] == "sent"
+    assert summary["clock"] == "scheduled"
+    assert summary["from_sent"]["clock"] == "sent"
     assert summary["mean_ttft_ms"] == pytest.approx(200)
     assert summary["from_sent"]["mean_ttft_ms"] == pytest.approx(100)
 
 
 def test_vllm_layout() -> None:
     values = record(OpenLoop(4.0)).to_vllm()
-    assert values["backend"] == "vllm" and values["num_prompts"] == 4
-    assert values["request_rate"] == 4.0 and values["burstiness"] == 1.0
+    assert values["backend"] == "vllm"
+    assert values["num_prompts"] == 4
+    assert values["request_rate"] == 4.0
+    assert values["burstiness"] == 1.0
     assert values["ttfts"] == pytest.approx([0.1, 0.1, 0.1, 0.0])
-    assert values["itls"][0] == pytest.approx([0.2]) and values["itls"][3] == []
-    assert values["output_lens"] == [3, 3, 3, 0] and values["errors"][3] == "HTTP 500"
+    assert values["itls"][0] == pytest.approx([0.2])
+    assert values["itls"][3] == []
+    assert values["output_lens"] == [3, 3, 3, 0]
+    assert values["errors"][3] == "HTTP 500"
     assert values["mean_ttft_ms"] == pytest.approx(100)
     assert values["mean_e2el_including_client_queue_ms"] == pytest.approx(400)
     datetime.strptime(values["date"], "%Y%m%d-%H%M%S")
     closed = record(ClosedLoop(2)).to_vllm()
-    assert closed["request_rate"] == "inf" and closed["max_concurrency"] == 2
+    assert closed["request_rate"] == "inf"
+    assert closed["max_concurrency"] == 2
     lengths = {len(closed[key]) for key in ("ttfts", "itls", "input_lens", "generated_texts")}
     assert lengths == {4}
 
@@ -87,7 +102,8 @@ def test_load_all_names_what_it_leaves_out(tmp_path: Path) -> None:
         records = load_all(tmp_path)
     assert len(records) == 1
     text = " ".join(str(warning.message) for warning in caught)
-    assert len(caught) == 3 and all(n in text for n in ("half.json", "other.json", "list.json"))
+    assert len(caught) == 3
+    assert all(n in text for n in ("half.json", "other.json", "list.json"))
 
 
 def test_an_absent_folder_has_no_records(tmp_path: Path) -> None:
@@ -171,7 +187,8 @@ def test_model_hash(tmp_path: Path) -> None:
     assert model_hash(tmp_path) == hashlib.sha256(b"other weights").hexdigest()
     (tmp_path / "second.safetensors").write_bytes(b"more")
     both = model_hash(tmp_path)
-    assert both not in (expected, None) and both == model_hash(str(tmp_path))
+    assert both not in (expected, None)
+    assert both == model_hash(str(tmp_path))
     assert model_hash(tmp_path / "none.gguf") is None
 
 
@@ -193,7 +210,9 @@ def test_model_hash_of_a_hub_model_in_the_cache(
 
 def test_host() -> None:
     host = describe_host()
-    assert host["cpu"] and host["python"] and host["cores_usable"] <= host["cores"]
+    assert host["cpu"]
+    assert host["python"]
+    assert host["cores_usable"] <= host["cores"]
     assert isinstance(host["gpu"], list)
     host["cpu"] = "changed"
     assert describe_host()["cpu"] != "changed"
@@ -210,7 +229,8 @@ def test_half_a_surrogate_pair_does_not_stop_a_record(tmp_path: Path) -> None:
     )
     back = read_record(write_record(one, tmp_path))
     mark = "\N{REPLACEMENT CHARACTER}"
-    assert back.traces[0].text == f"a{mark}" and back.extra == {mark: mark}
+    assert back.traces[0].text == f"a{mark}"
+    assert back.extra == {mark: mark}
     assert write_whole(tmp_path / "page.html", "a\ud83d").read_text() == "a?"
     path = tmp_path / "label.json"
     path.write_text(json.dumps({**one.to_dict(), "label": "\ud83d"}))
@@ -278,4 +298,5 @@ def test_labels_are_shown_as_they_are(tmp_path: Path) -> None:
     write_html([*records, *open_loops], tmp_path / "report.html")  # one page: drawing takes seconds
     for shown in (records, records[-1:]):
         legend = plot_throughput(shown).axes[0].get_legend()
-        assert legend is not None and len(legend.get_texts()) == len(shown)
+        assert legend is not None
+        assert len(legend.get_texts()) == len(shown)

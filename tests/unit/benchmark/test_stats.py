@@ -44,8 +44,10 @@ FAILED = trace(9, error="HTTP 500", finished=60.0, completion_tokens=None, promp
 
 def test_definitions() -> None:
     one = trace()
-    assert one.ttft() == pytest.approx(0.2) and one.ttft("scheduled") == pytest.approx(0.7)
-    assert one.e2el() == pytest.approx(1.0) and one.e2el("scheduled") == pytest.approx(1.5)
+    assert one.ttft() == pytest.approx(0.2)
+    assert one.ttft("scheduled") == pytest.approx(0.7)
+    assert one.e2el() == pytest.approx(1.0)
+    assert one.e2el("scheduled") == pytest.approx(1.5)
     assert one.tpot == pytest.approx((1.0 - 0.2) / 4)
     assert one.itls == pytest.approx((0.3, 0.5))
 
@@ -63,7 +65,8 @@ def test_summary_of_a_run() -> None:
     assert summary["mean_tpot_ms"] == pytest.approx((200 + 450) / 2)
     assert summary.tokens_per_chunk == pytest.approx(10 / 6)
     assert summary.max_concurrent_requests == 3
-    assert math.isnan(summary["request_goodput"]) and summary.request_goodput is None
+    assert math.isnan(summary["request_goodput"])
+    assert summary.request_goodput is None
     with pytest.raises(KeyError, match="p42_ttft_ms"):
         summary["p42_ttft_ms"]
 
@@ -83,28 +86,35 @@ def test_a_failed_request_is_in_no_latency() -> None:
     alone, beside = summarise([trace()], 5.0), summarise([trace(), FAILED], 5.0)
     for name in ("ttft", "tpot", "itl", "e2el"):
         assert getattr(alone, name) == getattr(beside, name)
-    assert beside.failed == 1 and alone["output_throughput"] == beside["output_throughput"]
+    assert beside.failed == 1
+    assert alone["output_throughput"] == beside["output_throughput"]
 
 
 def test_missing_usage_makes_token_counts_unknown_not_wrong() -> None:
     missing = trace(1, usage_missing=True, completion_tokens=None, prompt_tokens=None)
     summary = summarise([trace(0), missing], 2.0)
-    assert summary.usage_missing == 1 and summary.completed == 2
-    assert math.isnan(summary["output_throughput"]) and math.isnan(summary.total_output_tokens)
-    assert summary.tpot.count == 1 and summary.ttft.count == 2
+    assert summary.usage_missing == 1
+    assert summary.completed == 2
+    assert math.isnan(summary["output_throughput"])
+    assert math.isnan(summary.total_output_tokens)
+    assert summary.tpot.count == 1
+    assert summary.ttft.count == 2
 
 
 def test_nothing_succeeded() -> None:
     summary = summarise([FAILED], 2.0)
-    assert summary.completed == 0 and math.isnan(summary["p99_ttft_ms"])
-    assert summary["request_throughput"] == 0 and summary["output_throughput"] == 0
+    assert summary.completed == 0
+    assert math.isnan(summary["p99_ttft_ms"])
+    assert summary["request_throughput"] == 0
+    assert summary["output_throughput"] == 0
     with pytest.raises(ValueError, match="duration"):
         summarise([trace()], 0.0)
 
 
 def test_one_token_answers_have_no_tpot() -> None:
     single = trace(completion_tokens=1, chunk_times=(1.2,), finished=1.2)
-    assert math.isnan(single.tpot) and summarise([single], 1.0).tpot.count == 0
+    assert math.isnan(single.tpot)
+    assert summarise([single], 1.0).tpot.count == 0
     assert Slo(tpot_ms=1).met_by(single)
 
 
@@ -170,11 +180,13 @@ def test_student_t_against_tables(p: float, degrees: int, value: float) -> None:
 
 def test_interval_over_repeats() -> None:
     interval = repeat_interval([10.0, 12.0, 14.0])
-    assert interval.value == 12 and interval.count == 3
+    assert interval.value == 12
+    assert interval.count == 3
     assert interval.half_width == pytest.approx(4.30265 * 2 / math.sqrt(3), rel=1e-4)
     assert "12 ± 5" in str(interval)
     single = repeat_interval([10.0])
-    assert math.isnan(single.low) and "no interval" in str(single)
+    assert math.isnan(single.low)
+    assert "no interval" in str(single)
     assert repeat_interval([1.0, 1.1]).overlaps(repeat_interval([1.05, 1.2]))
     assert not repeat_interval([1.0, 1.001]).overlaps(repeat_interval([5.0, 5.001]))
     with pytest.raises(ValueError, match="no values"):
@@ -206,4 +218,5 @@ def test_any_latencies_give_an_ordered_summary(latencies: list[float]) -> None:
     traces = [trace(i, finished=1 + value) for i, value in enumerate(latencies)]
     summary = summarise(traces, 1.0)
     cuts = [summary[f"p{p}_e2el_ms"] for p in (50, 90, 95, 99)]
-    assert cuts == sorted(cuts) and cuts[-1] <= max(latencies) * 1000 + 1e-6
+    assert cuts == sorted(cuts)
+    assert cuts[-1] <= max(latencies) * 1000 + 1e-6

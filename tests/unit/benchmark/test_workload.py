@@ -36,16 +36,19 @@ def test_exact_token_lengths(tokenizer: Path, length: int) -> None:
     count = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).encode
     for request in random_prompts(8, length, tokenizer=tokenizer, max_tokens=3, ignore_eos=True):
         assert len(count(text(request)).ids) == length
-        assert request.max_tokens == 3 and request.ignore_eos
+        assert request.max_tokens == 3
+        assert request.ignore_eos
     for request in random_prompts(3, length, tokenizer=tokenizer, token_ids=True):
-        assert isinstance(request.prompt, tuple) and len(request.prompt) == length
+        assert isinstance(request.prompt, tuple)
+        assert len(request.prompt) == length
         assert request.body("m", "completions")["prompt"] == list(request.prompt)
 
 
 def test_lengths_in_words_without_a_tokenizer() -> None:
     assert [len(text(r).split()) for r in random_prompts(5, 12)] == [12] * 5
     spread = {len(text(r).split()) for r in random_prompts(200, 20, spread=0.25)}
-    assert min(spread) == 15 and max(spread) == 25
+    assert min(spread) == 15
+    assert max(spread) == 25
 
 
 def test_random_prompts_are_seeded_and_differ() -> None:
@@ -58,7 +61,8 @@ def test_random_prompts_are_seeded_and_differ() -> None:
 def test_shared_prefixes(interleave: bool) -> None:
     requests = shared_prefix(3, 4, 50, 5, interleave=interleave)
     prefixes = [text(r).split("\n\n")[0] for r in requests]
-    assert len(set(prefixes)) == 3 and len({text(r) for r in requests}) == 12
+    assert len(set(prefixes)) == 3
+    assert len({text(r) for r in requests}) == 12
     assert all(len(prefix.split()) == 50 for prefix in prefixes)
     assert [r.tag for r in requests].count("cold") == 3
     seen: set[str] = set()
@@ -77,7 +81,9 @@ def test_messages_and_bodies() -> None:
     messages = ({"role": "system", "content": "s"}, {"role": "user", "content": "u"})
     body = Request(messages=messages, temperature=0.5, stream=False).body("m", "chat")
     assert body["messages"] == [dict(message) for message in messages]
-    assert "stream" not in body and "ignore_eos" not in body and body["temperature"] == 0.5
+    assert "stream" not in body
+    assert "ignore_eos" not in body
+    assert body["temperature"] == 0.5
     assert Request("x", extra_body={"max_tokens": 7}).body("m", "chat")["max_tokens"] == 7
 
 

@@ -71,14 +71,16 @@ def test_containers_come_one_after_the_other(log):
 def test_containers_run_together_where_that_is_asked_for(log):
     with Fleet(replace(CPU, runtime="docker"), VARIANTS, "first", together=True) as engines:
         engines.each(note(log))
-    assert log[:4] == ["+first", "+other", "a0", "b0"] and len(log) == 6
+    assert log[:4] == ["+first", "+other", "a0", "b0"]
+    assert len(log) == 6
 
 
 @pytest.mark.parametrize("runtime", ["process", "docker"])
 def test_one_of_them_runs_while_it_is_used_or_says_why_not(log, runtime):
     with Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines:
         with engines.one("a") as engine:
-            assert engine.name == "first" and "-first" not in log
+            assert engine.name == "first"
+            assert "-first" not in log
         with pytest.raises(EngineError, match="out of luck"), engines.one("broken"):
             pass
     assert "-first" in log
@@ -130,7 +132,8 @@ def test_none_is_left_when_the_cell_is_interrupted_while_they_start(log, monkeyp
 @pytest.mark.parametrize("runtime", ["process", "docker"])
 def test_a_stopped_fleet_says_so(log, runtime, capsys):
     engines = Fleet(replace(CPU, runtime=runtime), VARIANTS, "first")
-    assert engines.has("a") and len(engines.running) == (2 if runtime == "process" else 0)
+    assert engines.has("a")
+    assert len(engines.running) == (2 if runtime == "process" else 0)
     assert engines.has("broken") == (runtime == "docker")
     engines.stop()
     assert engines.running == []

@@ -122,7 +122,8 @@ def test_a_killed_engine_is_noticed_and_cleaned_up(fake, profile, tmp_path):
     deadline = time.monotonic() + 5
     while engine.running() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not engine.running() and engine.exit_code() == 128 + signal.SIGKILL
+    assert not engine.running()
+    assert engine.exit_code() == 128 + signal.SIGKILL
     engine.kill()
     engine.stop()
 

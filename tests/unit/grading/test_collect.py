@@ -43,8 +43,10 @@ def test_a_name_is_one_name_however_it_is_written(tmp_path):
     put(tmp_path, "J\u00f6rg", "lab-3.3.1-x.ipynb")
     put(tmp_path, "__MACOSX", "lab-3.3.1-x.ipynb")
     found = collect(tmp_path, LABS)
-    assert found.students == ("J\u00f6rg",) and len(found.submissions) == 1
-    assert len(found.complaints) == 1 and "another folder has the same name" in found.complaints[0]
+    assert found.students == ("J\u00f6rg",)
+    assert len(found.submissions) == 1
+    assert len(found.complaints) == 1
+    assert "another folder has the same name" in found.complaints[0]
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "-rf", "a*b", "a\nb", "a,b", "x" * 65, "a'b", " "])
@@ -106,7 +108,8 @@ def test_names_that_a_terminal_should_not_get_are_written_as_python_does(tmp_pat
     said = "\n".join(collect(tmp_path, LABS).complaints)
     print(said)
     assert said.replace("\n", "").isprintable()
-    assert r"'n\x1b]0;x\x07otes' is no lab" in said and r"'lab-3.3.3-\udcff.txt'" in said
+    assert r"'n\x1b]0;x\x07otes' is no lab" in said
+    assert r"'lab-3.3.3-\udcff.txt'" in said
     assert r"move 'in\x1b[2J/lab-3.3.1-x.ipynb' up" in said
 
 

@@ -109,7 +109,8 @@ def test_a_shared_full_block_is_not_copied():
     table.grow(4)
     twin = table.fork()
     assert twin.grow(1) is None
-    assert twin.blocks[0] == table.blocks[0] and len(twin.blocks) == 2
+    assert twin.blocks[0] == table.blocks[0]
+    assert len(twin.blocks) == 2
 
 
 def test_a_shared_partly_filled_block_is_copied_once():

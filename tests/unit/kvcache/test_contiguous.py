@@ -87,7 +87,8 @@ def test_paged_memory_wastes_less_than_the_oracle_and_less_than_reserving_the_ma
     paged = run_paged(JOBS, 1024, 8)
     assert most.shares["used"] < oracle.shares["used"] < paged.shares["used"]
     assert most.mean_running < oracle.mean_running < paged.mean_running
-    assert paged.shares["external"] == 0 and oracle.shares["internal"] == 0
+    assert paged.shares["external"] == 0
+    assert oracle.shares["internal"] == 0
     for run in (most, oracle, paged):
         assert sum(run.shares.values()) == pytest.approx(1)
 
@@ -97,7 +98,8 @@ def test_waste_of_paged_memory_grows_with_the_block():
         sum(run_paged(JOBS, 1024, size).shares[k] for k in ("reserved", "internal"))
         for size in (1, 8, 32)
     ]
-    assert waste[0] == 0 and waste[0] < waste[1] < waste[2]
+    assert waste[0] == 0
+    assert waste[0] < waste[1] < waste[2]
 
 
 def test_a_memory_that_is_too_small_or_never_full_is_refused():

@@ -67,7 +67,8 @@ def test_static_batch_waits_for_its_longest_member():
     assert [outcome.finished_at for outcome in run.outcomes] == [100, 100, 102]
     assert run.makespan_s == 102
     assert run.output_throughput == 104 / 102
-    assert run.steps[0].tokens == 20 and run.steps[-1].tokens == 1
+    assert run.steps[0].tokens == 20
+    assert run.steps[-1].tokens == 1
 
 
 def test_without_padding_a_static_batch_computes_only_what_is_asked_for():
@@ -94,8 +95,11 @@ def test_the_youngest_running_request_is_preempted_and_keeps_its_output():
     waiting, running = deque(), [old, young]
     plan = schedule(waiting, running, SchedulerLimits())
     assert plan == {0: 1}
-    assert list(waiting) == [young] and running == [old]
-    assert young.preemptions == 1 and young.generated == 3 and young.remaining == 7
+    assert list(waiting) == [young]
+    assert running == [old]
+    assert young.preemptions == 1
+    assert young.generated == 3
+    assert young.remaining == 7
 
 
 def test_no_admission_in_a_step_that_preempted():

@@ -46,7 +46,8 @@ def test_llama_3_1_8b_in_bf16_on_a_spark() -> None:
     assert 273e9 / LLAMA.total_bytes == pytest.approx(17.0, abs=0.05)
     ceiling = decode_ceiling(LLAMA, DGX_SPARK)
     assert ceiling.tokens_per_s == pytest.approx(18.19, abs=0.01)
-    assert ceiling.bound_by == "bandwidth" and ceiling.origin == "predicted"
+    assert ceiling.bound_by == "bandwidth"
+    assert ceiling.origin == "predicted"
     assert ceiling.formula == "273 GB/s (LPDDR5X) ÷ (15 GB of weights) = 18.2 tok/s"
 
 
@@ -64,7 +65,8 @@ def test_kv_cache_and_batch() -> None:
     step = LLAMA.decode_bytes + 32 * 2048 * 131_072
     ceiling = decode_ceiling(LLAMA, DGX_SPARK, batch=32, context=2048, config=LLAMA_3_1_8B)
     assert ceiling.tokens_per_s == pytest.approx(32 * 273e9 / step)
-    assert "8.59 GB of KV cache" in ceiling.formula and ceiling.formula.startswith("32 × ")
+    assert "8.59 GB of KV cache" in ceiling.formula
+    assert ceiling.formula.startswith("32 × ")
     fp8 = decode_ceiling(
         LLAMA, DGX_SPARK, batch=32, context=2048, config=LLAMA_3_1_8B, kv_dtype="fp8"
     )
@@ -121,7 +123,8 @@ def claim(value: float | None) -> Claim:
 )
 def test_judge(value: float | None, verdict: str, flagged: bool) -> None:
     (judgement,) = judge([claim(value)])
-    assert judgement.verdict == verdict and judgement.flagged == flagged
+    assert judgement.verdict == verdict
+    assert judgement.flagged == flagged
 
 
 def test_the_old_table_row_by_row() -> None:
@@ -140,21 +143,24 @@ def test_the_old_table_row_by_row() -> None:
 def test_published_rows_are_possible_at_what_they_say() -> None:
     for verdict in judge_rows(PUBLISHED):
         assert verdict.possible_at == (verdict.row.quantisation,), verdict.text
-        assert verdict.row.source and verdict.row.origin == "cited"
+        assert verdict.row.source
+        assert verdict.row.origin == "cited"
 
 
 def test_an_honest_bf16_number_is_not_flagged_and_a_wrong_one_is() -> None:
     row = {"engine": "x", "model": "y", "quantisation": "BF16", "machine": "z", "source": "s"}
     rows = [Cited(**row, decode_tok_s=15.5), Cited(**row, decode_tok_s=18.5)]
     honest, wrong = judge_rows(rows)
-    assert honest.possible_at == ("BF16",) and wrong.possible_at == ()
+    assert honest.possible_at == ("BF16",)
+    assert wrong.possible_at == ()
 
 
 def test_every_published_quantisation_has_a_width() -> None:
     named = {row.quantisation for row in OLD_TABLE + PUBLISHED if row.quantisation}
     assert named <= set(BITS_PER_WEIGHT)
     frame = judge_published()
-    assert frame["origin"].str.startswith("cited: ").all() and len(frame) == 9
+    assert frame["origin"].str.startswith("cited: ").all()
+    assert len(frame) == 9
 
 
 CONFIG = {
@@ -219,7 +225,8 @@ def test_the_next_smaller_working_set_bounds_from_above() -> None:
     bands = tuple(Bandwidth(size, rate, "x") for size, rate in ((1, 90.0), (10, 50.0), (100, 9.0)))
     machine = Machine("m", bands, 1.0, "bfloat16", "measured", "s")
     rates = [machine.bandwidth_for(size).bytes_per_s for size in (0.5, 1, 9, 10, 99, 1000)]
-    assert rates == [90, 90, 90, 50, 50, 9] and machine.bandwidth == 9
+    assert rates == [90, 90, 90, 50, 50, 9]
+    assert machine.bandwidth == 9
 
 
 def test_only_a_cited_accelerator_gains_flops_from_narrow_operands() -> None:
@@ -245,11 +252,15 @@ def test_products_that_would_take_minutes_are_not_tried(monkeypatch: pytest.Monk
 
 def test_measuring_this_machine() -> None:
     machine = measure_machine(working_set=4 * MIB, seconds=1.0, dtype="float32")
-    assert machine.origin == "measured" and machine.flops > 1e8
+    assert machine.origin == "measured"
+    assert machine.flops > 1e8
     assert [band.working_set for band in machine.bandwidths] == [MIB, 2 * MIB, 4 * MIB]
-    assert 1e8 < machine.bandwidth < 1e13 and machine.flops_dtype == "float32"
+    assert 1e8 < machine.bandwidth < 1e13
+    assert machine.flops_dtype == "float32"
     text = str(machine)
-    assert "GB/s" in text and "float32 products" in text and "4 MiB" in text
+    assert "GB/s" in text
+    assert "float32 products" in text
+    assert "4 MiB" in text
     assert "best float32 matrix product" in text
 
 
@@ -280,7 +291,8 @@ def test_our_own_records_beside_their_ceilings(tmp_path: Path) -> None:
     save_file(tensors(tied=True), tmp_path / "model.safetensors")
     model = describe_model(tmp_path)
     assert model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
-    assert "tied" in str(model) and model.weight_bytes == 2 * (64 * 64 + 64 + 6400)
+    assert "tied" in str(model)
+    assert model.weight_bytes == 2 * (64 * 64 + 64 + 6400)
     machine = Machine("m", (Bandwidth(1, 1e6, "x"),), 1e9, "bfloat16", "measured", "s")
     records = [scaled("slow", ClosedLoop(1), 0.1), scaled("too fast", ClosedLoop(1), 10)]
     frame = compare(

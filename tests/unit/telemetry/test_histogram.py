@@ -45,7 +45,8 @@ def test_beyond_the_last_finite_bound_that_bound_is_returned():
 
 
 def test_no_observation_has_no_quantile():
-    assert of([]).quantile(0.5) is None and of([]).mean is None
+    assert of([]).quantile(0.5) is None
+    assert of([]).mean is None
 
 
 def test_bad_readings_are_refused():

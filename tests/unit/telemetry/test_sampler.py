@@ -82,11 +82,14 @@ def test_sampling_covers_a_run_from_start_to_end(engine):
         ended = time.perf_counter()
     series = sampler.series
     assert 2 < seen_meanwhile < len(series)
-    assert series.started <= series.snapshots[0].time and series.snapshots[-1].time >= ended
+    assert series.started <= series.snapshots[0].time
+    assert series.snapshots[-1].time >= ended
     assert series.increase("generated_tokens") == 10 * (len(series) - 1)
     assert series.peak("kv_usage") == 0.5
-    assert series.peak("waiting") is None and series.increase("waiting") is None
-    assert not series.gaps and "0.02 s" in series.note
+    assert series.peak("waiting") is None
+    assert series.increase("waiting") is None
+    assert not series.gaps
+    assert "0.02 s" in series.note
     assert not [thread for thread in threading.enumerate() if thread.name == "telemetry"]
 
 
@@ -94,8 +97,10 @@ def test_frame_has_nan_for_what_is_not_offered(engine):
     with Sampler(engine, interval_s=0.02) as sampler:
         time.sleep(0.1)
     frame = sampler.series.to_frame()
-    assert frame.index.name == "seconds" and frame.index.is_monotonic_increasing
-    assert frame["waiting"].isna().all() and (frame["running"] == 2).all()
+    assert frame.index.name == "seconds"
+    assert frame.index.is_monotonic_increasing
+    assert frame["waiting"].isna().all()
+    assert (frame["running"] == 2).all()
     assert (frame["generated_per_s"].iloc[1:] > 0).all()
 
 
@@ -112,8 +117,10 @@ def test_an_engine_that_dies_is_survived_and_named(engine, server):
         server.RequestHandlerClass.status = 503
         time.sleep(0.1)
     series = sampler.series
-    assert series.snapshots and series.gaps
-    assert "did not answer any more" in series.note and "503" in series.note
+    assert series.snapshots
+    assert series.gaps
+    assert "did not answer any more" in series.note
+    assert "503" in series.note
 
 
 def test_silence_in_between_is_told_apart_from_death(engine, server):

@@ -142,14 +142,16 @@ def test_sglang_names():
     snapshot = parse(SGLANG, get_spec("sglang").metrics)
     assert (snapshot.running, snapshot.waiting, snapshot.kv_usage) == (5, 2, 0.28)
     assert (snapshot.hit_rate, snapshot.generated_tokens) == (0.75, 77)
-    assert snapshot.ttft.count == 4 and snapshot.ttft.quantile(0.5) == pytest.approx(0.55)
+    assert snapshot.ttft.count == 4
+    assert snapshot.ttft.quantile(0.5) == pytest.approx(0.55)
     assert snapshot.preemptions is None
 
 
 def test_tensorrt_llm_names():
     snapshot = parse(TENSORRT_LLM, get_spec("tensorrt_llm").metrics)
     assert (snapshot.running, snapshot.kv_usage, snapshot.hit_rate) == (1, 0.5, 0.25)
-    assert snapshot.waiting is None and snapshot.tpot.mean == 0.03
+    assert snapshot.waiting is None
+    assert snapshot.tpot.mean == 0.03
 
 
 def test_ranks_add_up_and_shares_are_their_mean():
@@ -168,7 +170,8 @@ t_sum{rank="1"} 2
 """
     snapshot = parse(two, names)
     assert (snapshot.running, snapshot.kv_usage) == (7, pytest.approx(0.4))
-    assert snapshot.ttft.cumulative == (6, 7) and snapshot.ttft.sum == 6
+    assert snapshot.ttft.cumulative == (6, 7)
+    assert snapshot.ttft.sum == 6
 
 
 def test_a_name_that_begins_like_another_is_not_mixed_up():

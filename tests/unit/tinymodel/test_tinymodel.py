@@ -127,7 +127,8 @@ def test_heldout_is_seeded_and_different():
 
 def test_chats_are_of_varied_lengths_and_share_prefixes():
     chats = tiny.prompts(40, seed=2)
-    assert len(chats) == 40 and all(chat[-1]["role"] == "user" for chat in chats)
+    assert len(chats) == 40
+    assert all(chat[-1]["role"] == "user" for chat in chats)
     lengths = [sum(len(m["content"]) for m in chat) for chat in chats]
     assert max(lengths) > 8 * min(lengths)
     shared = tiny.shared_prefix(5)
@@ -294,7 +295,8 @@ def test_incomplete_folders_are_refused(folder, name, content, fault):
         (folder / name).write_bytes(content)
     with pytest.raises(hub.ModelIncompleteError) as error:
         hub.verify(folder, with_gguf=True)
-    assert f"{name}: " in str(error.value) and fault in str(error.value)
+    assert f"{name}: " in str(error.value)
+    assert fault in str(error.value)
     assert "git checkout" in str(error.value)
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tools.tinymodel import model_card
 from tools.tinymodel.recipes import RECIPES, Recipe, Stage
@@ -55,7 +55,8 @@ def test_interrupt_and_resume_gives_the_same_weights(start, interrupted_after):
     again = Trainer(MICRO, parts)
     assert again.step == interrupted_after
     run(again)
-    assert again.layers == 3 and again.tokens == once.tokens
+    assert again.layers == 3
+    assert again.tokens == once.tokens
     for (name, a), b in zip(
         once.model.state_dict().items(), again.model.state_dict().values(), strict=True
     ):
@@ -97,20 +98,35 @@ def test_growing_changes_nothing_at_first():
         grow(deep.state_dict(), 5, 2)
 
 
-@pytest.fixture
-def exported(start, tmp_path):
-    folder = start("run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, micro_tokenizer):
+    """A trainer at the end of its run, and the folder that its model was exported to."""
+    folder = tmp_path_factory.mktemp("run")
+    tok.save(micro_tokenizer, folder, 256)
     trainer = Trainer(MICRO, folder)
     run(trainer)
-    model = tmp_path / "model"
+    model = tmp_path_factory.mktemp("exported") / "model"
     export.export(folder, MICRO.shape, model)
     export.copy_tokenizer(folder, model)
     return trainer, model
 
 
+@pytest.fixture
+def exported(trained, tmp_path):
+    """The same trainer, and a copy of the folder that a test may write into."""
+    trainer, model = trained
+    return trainer, shutil.copytree(model, tmp_path / "model")
+
+
+def load_in_transformers(folder):
+    from transformers import AutoModelForCausalLM  # its import takes seconds
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def test_transformers_computes_the_same(exported):
     trainer, model = exported
-    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    theirs = load_in_transformers(model)
     trainer.model.load_state_dict(
         {k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
     )
@@ -134,12 +150,14 @@ def test_gguf_holds_the_model_and_its_tokenizer(exported, kind, steps):
         return reader.get_field(name).contents()
 
     assert value("general.architecture") == "qwen3"
-    assert value("qwen3.block_count") == 3 and value("qwen3.attention.key_length") == 32
-    assert value("tokenizer.ggml.pre") == "qwen2" and value("tokenizer.ggml.eos_token_id") == 2
+    assert value("qwen3.block_count") == 3
+    assert value("qwen3.attention.key_length") == 32
+    assert value("tokenizer.ggml.pre") == "qwen2"
+    assert value("tokenizer.ggml.eos_token_id") == 2
     assert value("tokenizer.chat_template") == tok.CHAT_TEMPLATE
     assert len(value("tokenizer.ggml.tokens")) == 512
     stored = {t.name: t for t in reader.tensors}
-    config = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    config = load_in_transformers(model).state_dict()
     weight = config["model.layers.2.mlp.down_proj.weight"].numpy()
     read = stored["blk.2.ffn_down.weight"]
     back = gguf.quants.dequantize(read.data, read.tensor_type)
@@ -176,7 +194,8 @@ def test_card_is_written_from_records(exported, start):
     (model / model_card.TRAINING).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (model / "README.md").write_text(model_card.render(model, MICRO, "Weak at rhymes."))
     text = (model / "README.md").read_text()
-    assert "1 of 2 (50 %)" in text and "Weak at rhymes." in text
+    assert "1 of 2 (50 %)" in text
+    assert "Weak at rhymes." in text
     assert hub.check(model) == []
     assert model_card.loss_curve(lines).startswith("<svg")
 
@@ -187,7 +206,8 @@ def test_command_line_refuses_an_incomplete_model(tmp_path):
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "config.json: missing" in done.stderr and "Traceback" not in done.stderr
+    assert "config.json: missing" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # -- the shipped model ----------------------------------------------------------------------------
