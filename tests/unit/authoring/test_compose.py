@@ -153,8 +153,8 @@ def served(command, service, inside, port, **options):
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
     try:
         deadline = time.monotonic() + 60
-        while (said := probe(service, inside, port)).returncode:
-            assert time.monotonic() < deadline, said.stdout + said.stderr
+        while (answer := probe(service, inside, port)).returncode:
+            assert time.monotonic() < deadline, answer.stdout + answer.stderr
             assert process.poll() is None
             time.sleep(0.2)
         yield
@@ -211,7 +211,7 @@ def test_a_change_of_a_spec_changes_the_file(monkeypatch, tmp_path):
     container = dataclasses.replace(spec.container, image="nvcr.io/nvidia/vllm:27.01-py3")
     monkeypatch.setitem(ENGINES, "vllm", dataclasses.replace(spec, container=container))
     assert compose.main(["--check"]) == 1
-    assert "vllm:27.01-py3" in compose.made()
+    assert "vllm:27.01-py3" in compose.generated_services()
 
 
 REPOSITORIES = {
