@@ -133,7 +133,11 @@ def faults(document):
     )
 
 
-@pytest.mark.parametrize("document", read_documents(), ids=str)
+# A changelog also names what is gone.
+CURRENT = [document for document in read_documents() if document.path.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=str)
 def test_code_and_names_exist(document):
     assert list(faults(document)) == []
 

@@ -110,7 +110,7 @@ def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
     }
 
 
-def made() -> str:
+def generated_services() -> str:
     """The services, in YAML, with the marks around them."""
     profile = PROFILES[PROFILE]
     services = {
@@ -136,7 +136,7 @@ def put_into(text: str) -> str:
         raise ValueError(
             f"{COMPOSE} lacks the lines between which services are written: {BEGIN}{END}"
         )
-    return before + made() + after
+    return before + generated_services() + after
 
 
 def main(arguments: Sequence[str], path: Path = COMPOSE) -> int:

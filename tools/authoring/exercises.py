@@ -107,7 +107,7 @@ def read_lab(source: LabSource) -> Lab:
             others.add(id_)
         split = _split(cell, role, id_, refuse)
         tags = _tags(cell, refuse)
-        points = _whole(cell, role, id_, "points", 100, refuse) if role == "answer" else 0
+        points = _integer(cell, role, id_, "points", 100, refuse) if role == "answer" else 0
         part = Part(role, id_, cell.kind, split.solved, split.stubbed, tags, points=points)
         parts.append(part)
     parts = _join(source, parts, exercises, refuse)
@@ -139,8 +139,8 @@ def _role(cell: Cell, refuse: Refuse) -> str:
 
 
 def _facts(cell: Cell, id_: str, number: int, refuse: Refuse) -> Exercise:
-    def whole(key: str, most: int) -> int:
-        return _whole(cell, "exercise", id_, key, most, refuse)
+    def integer(key: str, maximum: int) -> int:
+        return _integer(cell, "exercise", id_, key, maximum, refuse)
 
     title = cell.options.get("title")
     if not isinstance(title, str) or not title.strip():
@@ -149,19 +149,19 @@ def _facts(cell: Cell, id_: str, number: int, refuse: Refuse) -> Exercise:
         id_,
         number,
         str(title),
-        whole("minutes", 120),
-        whole("difficulty", MAX_DIFFICULTY),
-        whole("points", 100),
+        integer("minutes", 120),
+        integer("difficulty", MAX_DIFFICULTY),
+        integer("points", 100),
     )
 
 
-def _whole(cell: Cell, role: str, id_: str, key: str, most: int, refuse: Refuse) -> int:
-    """A whole number from 1 to `most` on the marker line."""
+def _integer(cell: Cell, role: str, id_: str, key: str, maximum: int, refuse: Refuse) -> int:
+    """Return a whole number from 1 to `maximum` on the marker line."""
     value = cell.options.get(key)
-    if type(value) is int and 1 <= value <= most:
+    if type(value) is int and 1 <= value <= maximum:
         return value
     message = f"{role} {id_!r} has no {key}" if value is None else f"{key}={value!r}"
-    refuse(cell, -1, message, f"Write {key}=N on the marker line, N from 1 to {most}.")
+    refuse(cell, -1, message, f"Write {key}=N on the marker line, N from 1 to {maximum}.")
     return 1
 
 

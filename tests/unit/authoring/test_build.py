@@ -185,9 +185,9 @@ def test_drift_is_noticed_with_place_and_diff(course, folder, capsys):
     assert "Try it!" in path.read_text().splitlines()[found.line - 1]
     assert "Try it!" in found.diff and "Try it." in found.diff
     assert main(["--root", str(course), "build", "--check"]) == 1
-    said = capsys.readouterr().out
-    assert f"{folder}/lab-3.3.9-sample.ipynb:{found.line} was edited by hand" in said
-    assert "python -m tools.authoring build" in said
+    output = capsys.readouterr().out
+    assert f"{folder}/lab-3.3.9-sample.ipynb:{found.line} was edited by hand" in output
+    assert "python -m tools.authoring build" in output
     assert path.read_text() != text, "--check must not write"
 
 
@@ -306,9 +306,9 @@ def test_a_course_without_labs_says_how_to_make_them(tmp_path):
 
 def test_list_shows_exercises_and_sums(course, capsys):
     assert main(["--root", str(course), "list"]) == 0
-    said = capsys.readouterr().out
-    assert "lab-3.3.9-sample: 1 exercise, 5 min, 5 points" in said
-    assert "1. Eff" in said and "★★" in said
+    output = capsys.readouterr().out
+    assert "lab-3.3.9-sample: 1 exercise, 5 min, 5 points" in output
+    assert "1. Eff" in output and "★★" in output
 
 
 NEW_CELLS = ["# %%\nnew = 1\n\n", "# %% [markdown]\n# New.\n\n", "# %% [markdown]\n# Story.\n\n"]

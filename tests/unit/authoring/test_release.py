@@ -75,14 +75,14 @@ def test_what_a_learner_should_not_have_is_not(released, labs):
 
 
 def test_the_makefile_offers_what_learners_can_use(released):
-    said = subprocess.run(
+    listing = subprocess.run(
         ["make", "--no-print-directory", "help"],
         cwd=released,
         capture_output=True,
         text=True,
         check=True,
     )
-    commands = {line.split()[0] for line in said.stdout.splitlines()}
+    commands = {line.split()[0] for line in listing.stdout.splitlines()}
     assert commands == {"help", "doctor", "setup", "lab", "progress", "clean"}
 
 
@@ -96,8 +96,8 @@ def test_the_documents_name_nothing_that_is_not_there(released):
 
 def test_what_is_left_within_reach_is_told(capsys, tmp_path):
     assert main(["release", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "utils.checks.lab_3_3_1" in said and "utils.kvcache.blocks.BlockPool" in said
+    output = capsys.readouterr().out
+    assert "utils.checks.lab_3_3_1" in output and "utils.kvcache.blocks.BlockPool" in output
 
 
 def test_solutions_that_stray_into_a_release_are_found(released, tmp_path, labs):
