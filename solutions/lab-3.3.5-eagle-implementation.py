@@ -119,8 +119,8 @@ tables.probe_table(probed)
 #
 # If the inputs with hidden states are far ahead of the token alone, the target had already worked out more than it said.
 # If the three states are ahead of the last one alone, the lower layers hold something that the last one no longer has. If
-# they aren't, your sample may be too small: three states give the probe three times as many weights to fit, so it needs
-# more answers.
+# an input isn't ahead of a smaller one, your sample is probably too small: more inputs give the probe more weights to
+# fit, so it needs more answers. The quick load is too small for this.
 # </details>
 #
 # **In words.** The token alone says what often comes after it. The hidden state says what the target was about
@@ -368,7 +368,8 @@ plots.plot_steps(by_guess)
 # describes: from its second guess on it reads its own output, which training never showed. If the small draft with the
 # test has a worse first guess, it had to learn three tasks in the same number of steps. For a chain of three, multiply
 # the shares of guesses 1 to 3 for each draft. The larger product is the better draft, even if its first guess is worse.
-# If both fall alike on your machine, the training was too short: train longer before you conclude anything.
+# If both small drafts are bad from the first guess on, or fall alike, the training was too short, as with the quick load.
+# Train longer before you conclude anything.
 # </details>
 #
 # **In words.** Without training-time test the second guess reads something that training never showed. Acceptance
@@ -528,7 +529,7 @@ display(tables.targets_table(results), tables.cost_table(results, costs, draftin
 # * If n-gram lookup is faster than EAGLE-3, the answers repeat their prompts. Lookup costs nothing, so each token that it
 #   gets right is pure gain.
 # * If the derived and the measured speed-up differ by much, the cycle costs something that the table leaves out, for
-#   example moving keys and values.
+#   example moving keys and values, or the machine was busy during one of the measurements.
 # </details>
 #
 # **In words.** A cycle costs one verification and the drafts before it. On a GPU with a large model, a step is paid for
@@ -629,6 +630,8 @@ elif "EAGLE-3" in served:
 #
 # * If EAGLE-3 gains more in vLLM than in our own loop, vLLM's step has costs that don't grow with the tokens (scheduler,
 #   HTTP, sampling), and speculation spreads them over more tokens.
+# * If n-gram lookup is faster although it accepts less, its free drafts are worth more here than the better guesses of
+#   EAGLE-3, whose drafts take time.
 # * If some answers differ, the reason is rounding. A product of several rows is rounded differently from that of one row,
 #   and if two tokens have nearly the same probability, the other one may come first. In 16-bit types this happens more
 #   often than in float32.
@@ -673,7 +676,8 @@ else:
 # The crossover is the first level whose ratio is below 1. If no ratio is below 1, your machine still has idle arithmetic
 # at the highest level, and the crossover is further out. If every ratio is below 1, plain decoding leaves nothing idle
 # even with one request, so verification costs more than the accepted tokens bring. The acceptance length stays about
-# the same at all levels, because it belongs to draft and text. Therefore the falling ratio is due to the cost of a step.
+# the same at all levels, because it belongs to draft and text. Therefore a falling ratio is due to the cost of a step. If
+# the ratios go up and down without order, other work disturbed the runs, so repeat them on a quiet machine.
 # </details>
 #
 # Temperature, in our own loop first, whose sampling is exact (lab 3.3.4 tests that): how many guesses are accepted? Then

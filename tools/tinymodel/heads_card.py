@@ -114,7 +114,7 @@ def render(quality: Mapping[str, Any], folder: Path) -> str:
         if path.suffix in (".safetensors", ".json")
     ]
     settings = [
-        f"| {name} | {s.steps} | {s.rows} | {s.rate} |" for name, s in train_config.SETTINGS.items()
+        f"| {name} | {s.steps} | {s.rows} | {s.rate} |" for name, s in train_config.CONFIGS.items()
     ]
     firsts = ", ".join(str(row[0]) for row in quality["medusa_accuracy"])
     return f"""# Draft heads of the tiny model

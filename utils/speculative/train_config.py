@@ -24,12 +24,12 @@ AUX_LAYERS = (2, 12, 21)  # EAGLE-3's choice of 24 layers: state 2, the middle, 
 MEDUSA_HEADS = 4
 DRAFT_VOCAB = 1024
 UNROLLED = 4
-SETTINGS = {
+CONFIGS = {
     "medusa": TrainingConfig(steps=2000, rate=2e-3, rows=512),
     "eagle1": TrainingConfig(steps=600, rate=4e-3, rows=12),
     "eagle3": TrainingConfig(steps=1100, rate=4e-3, rows=12),
 }
-HEADS = tuple(SETTINGS)
+HEADS = tuple(CONFIGS)
 
 
 def train(
@@ -47,15 +47,15 @@ def train(
     Returns:
         The log.
     """
-    settings = replace(SETTINGS[name], folder=run)
+    config = replace(CONFIGS[name], folder=run)
     heads: MedusaHeads | Eagle1Draft | Eagle3Draft
     if name == "medusa":
-        heads, log = train_medusa(target, data, settings, MEDUSA_HEADS)
+        heads, log = train_medusa(target, data, config, MEDUSA_HEADS)
     elif name == "eagle1":
-        heads, log = train_eagle1(target, data, settings)
+        heads, log = train_eagle1(target, data, config)
     else:
         heads, log = train_eagle3(
-            target, data, AUX_LAYERS, settings, unrolled=UNROLLED, draft_vocab=DRAFT_VOCAB
+            target, data, AUX_LAYERS, config, unrolled=UNROLLED, draft_vocab=DRAFT_VOCAB
         )
     save_heads(heads, target, folder)
     return log

@@ -50,8 +50,8 @@ def _examples(target: Target, data: Sequence[Recorded]) -> tuple[Mapping[str, Te
     token, last, several = torch.cat(tokens), torch.cat(hidden), torch.cat(features)
     return {
         "token i+1 alone": token,
-        "token i+1, last hidden state of token i": torch.cat((token, last), 1),
-        "token i+1, low, middle and high hidden state of token i": torch.cat((token, several), 1),
+        "token i+1, last hidden state": torch.cat((token, last), 1),
+        "token i+1, low, middle and high hidden state": torch.cat((token, several), 1),
     }, torch.cat(wanted)
 
 
