@@ -31,15 +31,16 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from utils import loopback
 from utils.benchmark.host import describe_host
 from utils.engines import llama_cpp, llama_cpp_server
 from utils.engines.process import SHARED_CORES
 from utils.engines.runtime import free_port
 from utils.profiles import ENGINES, MODELS
 from utils.tinymodel.export import write_gguf
-from utils.tinymodel.model import Shape
+from utils.tinymodel.model import ModelShape
 
-LARGE = Shape(layers=16, hidden=768, ffn=2048, heads=12, kv_heads=4)
+LARGE = ModelShape(layers=16, hidden=768, ffn=2048, heads=12, kv_heads=4)
 PREFILL = {1: 384, 16: 64}  # tokens of a prompt with one token of answer, by the number of requests
 DECODE = {1: 64, 16: 32}  # tokens of an answer to a short prompt
 SHORT = 4  # tokens of that prompt
@@ -118,7 +119,7 @@ def served(command: list[str], model: Path, case: Case) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"The server did not start: {' '.join(line)}")
             try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                if loopback.get(f"{url}/health", timeout=5).status_code == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -138,7 +139,9 @@ def measure(url: str, case: Case, phase: str, seed: int) -> float:
 
     def ask(prompt: list[int]) -> None:
         body = {"prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
-        answer = httpx.post(f"{url}/completion", json=body | {"cache_prompt": False}, timeout=300)
+        answer = loopback.post(
+            f"{url}/completion", json=body | {"cache_prompt": False}, timeout=300
+        )
         answer.raise_for_status()
 
     with ThreadPoolExecutor(case.requests) as pool:

@@ -144,7 +144,7 @@ tree_mask = Grading(
             lambda parents: _changed(parents, lambda m: [[int(seen) for seen in row] for row in m])
         ),
     },
-    twins=("utils.speculative.tree.Tree.mask", "utils.speculative.tree.Tree.path"),
+    twins=("utils.speculative.tree.DraftTree.mask", "utils.speculative.tree.Tree.path"),
 )
 
 
@@ -175,7 +175,7 @@ position_ids = Grading(
             says="not behind its number",
         ),
     },
-    twins=("utils.speculative.tree.Tree.depths", "utils.speculative.target.positions_of"),
+    twins=("utils.speculative.tree.DraftTree.depths", "utils.speculative.target.positions_of"),
 )
 
 
