@@ -199,7 +199,9 @@ def main() -> None:
             except NotHere as reason:
                 missing[name] = str(reason)
         found, failed = rounds(engine, served, chosen.rounds)
-    rows = {name: row(mine, found[DIRECT]) for name, mine in found.items() if name not in failed}
+    rows = {
+        name: row(actual, found[DIRECT]) for name, actual in found.items() if name not in failed
+    }
     print(f"{chosen.engine}, {chosen.rounds} rounds", HEAD)
     for name, figures in rows.items():
         print(line(name, figures))

@@ -40,12 +40,12 @@ def fill_folder(folder: Path, write: Callable[[Path], object]) -> None:
     # Inside `folder`, because a file can be moved only within one file system.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         write(Path(part))
-        made = sorted(Path(part).iterdir())
-        for path in made:
+        built = sorted(Path(part).iterdir())
+        for path in built:
             path.chmod(0o644)
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-        for path in made:
+        for path in built:
             path.replace(folder / path.name)
 
 

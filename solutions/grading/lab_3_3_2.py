@@ -270,17 +270,17 @@ def _same_trees(
 ) -> None:
     for _ in range(15):
         page_size, stored = rng.choice(page_sizes), _some(rng, 7, 12)
-        mine, theirs = Node([]), Node([])
+        actual, expected = Node([]), Node([])
         held: list[tuple[Node, Tokens]] = []
         for now, tokens in enumerate(stored, 1):
             given = list(tokens)
-            end = attempt(mine, given, page_size, now)
+            end = attempt(actual, given, page_size, now)
             expect_equal(given, tokens, what="the tokens that were handed in, afterwards")
-            wanted = radix.insert(theirs, tokens, page_size, now)
+            wanted = radix.insert(expected, tokens, page_size, now)
             case = f"{stored[:now]} in pages of {page_size}"
             what = f"the tree, as (tokens from the root, lock_ref, last_used), after {case}"
-            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
-            if broken := damage(mine, page_size):
+            expect_equal(lab.drawn(actual), lab.drawn(expected), what=what)
+            if broken := damage(actual, page_size):
                 raise CheckFailed(f"{broken}, after {case}.")
             expect(isinstance(end, Node), f"no Node is returned for the last of {case}")
             what = f"the tokens up to the node that is returned for the last of {case}"
@@ -355,19 +355,19 @@ lock = Grading(
 def _(attempt: Callable[..., None], rng: random.Random) -> None:
     for _ in range(15):
         stored = [[], *_some(rng, 6, 9)]
-        mine, theirs = lab.tree_of(*stored), lab.tree_of(*stored)
+        actual, expected = lab.tree_of(*stored), lab.tree_of(*stored)
         held: list[Tokens] = []
         for _ in range(8):
             change = -1 if held and rng.random() < 0.4 else 1
             tokens = held.pop(rng.randrange(len(held))) if change < 0 else rng.choice(stored)
             held += [tokens] if change > 0 else []
-            attempt(radix.insert(mine, tokens, 1, 9), change)
-            radix.lock(radix.insert(theirs, tokens, 1, 9), change)
+            attempt(radix.insert(actual, tokens, 1, 9), change)
+            radix.lock(radix.insert(expected, tokens, 1, 9), change)
             what = (
                 f"(tokens, lock_ref, last_used) of {stored} after {tokens} was changed by {change}"
             )
-            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
-            expect_equal(mine.lock_ref, 0, what="lock_ref of the root")
+            expect_equal(lab.drawn(actual), lab.drawn(expected), what=what)
+            expect_equal(actual.lock_ref, 0, what="lock_ref of the root")
 
 
 def _leaves(root: Node) -> list[Node]:
@@ -453,18 +453,18 @@ def _same_evictions(attempt: Callable[..., int], rng: random.Random, locks: int)
     for _ in range(25):
         page_size = rng.choice([1, 1, 2])
         stored = _some(rng, 8, 10)
-        mine, theirs = (lab.tree_of(*stored, page_size=page_size) for _ in range(2))
+        actual, expected = (lab.tree_of(*stored, page_size=page_size) for _ in range(2))
         for tokens in rng.sample(stored, locks):
-            for root in (mine, theirs):
+            for root in (actual, expected):
                 radix.lock(radix.insert(root, tokens, page_size, 0))  # the oldest of all
         for num_tokens in (rng.randint(0, 6), rng.randint(1, 9)):
             case = f"{num_tokens} tokens where {stored} were stored, pages of {page_size}, {locks} locked"
-            wanted = radix.evict(theirs, num_tokens)
-            expect_equal(attempt(mine, num_tokens), wanted, what=f"tokens removed of {case}")
+            wanted = radix.evict(expected, num_tokens)
+            expect_equal(attempt(actual, num_tokens), wanted, what=f"tokens removed of {case}")
             what = (
                 f"the tree, as (tokens from the root, lock_ref, last_used), after evicting {case}"
             )
-            expect_equal(lab.drawn(mine), lab.drawn(theirs), what=what)
+            expect_equal(lab.drawn(actual), lab.drawn(expected), what=what)
 
 
 @evict.part("leaves go, the least recently used first", points=2)

@@ -370,29 +370,29 @@ def _same_growth(
 ) -> None:
     """Sequences that grow and fork, on the learner's side and on the reference's."""
     size, order = rng.randint(2, 12), rng.sample(range(blocks), blocks)
-    mine, theirs = BlockPool(blocks, size), BlockPool(blocks, size)
-    mine.free, theirs.free = deque(order), deque(order)
+    actual, expected = BlockPool(blocks, size), BlockPool(blocks, size)
+    actual.free, expected.free = deque(order), deque(order)
     sequences: list[tuple[list[int], list[int], int]] = [([], [], 0)]
     for _ in range(steps):
         index = rng.randrange(len(sequences))
         table, wanted, tokens = sequences[index]
         if rng.random() < forks and tokens:
             for block in table:
-                mine.share(block)
-                theirs.share(block)
+                actual.share(block)
+                expected.share(block)
             sequences.append((list(table), list(wanted), tokens))
             continue
-        case = f"token {tokens + 1}, blocks of {size}, block table {table}, references {mine.references}"
+        case = f"token {tokens + 1}, blocks of {size}, block table {table}, references {actual.references}"
         try:
-            copied = _append_slot(theirs, wanted, tokens)
+            copied = _append_slot(expected, wanted, tokens)
         except OutOfBlocks:
-            expect_raises(OutOfBlocks, partial(attempt, mine, table, tokens), what=f"{case}, none free")
+            expect_raises(OutOfBlocks, partial(attempt, actual, table, tokens), what=f"{case}, none free")
             copied = None
         else:
-            expect_equal(attempt(mine, table, tokens), copied, what=f"what is returned for {case}")
+            expect_equal(attempt(actual, table, tokens), copied, what=f"what is returned for {case}")
             sequences[index] = (table, wanted, tokens + 1)
         expect_equal(table, wanted, what=f"the block table after {case}")
-        expect_equal(list(mine.references), theirs.references, what=f"references after {case}")
+        expect_equal(list(actual.references), expected.references, what=f"references after {case}")
 
 
 @append_slot.part("a sequence by itself", points=1)
@@ -556,37 +556,37 @@ def _state(rng: random.Random, blocks: int, tokens: int, running: int, budget: i
     pool = BlockPool(blocks, 4)
     ids = iter(range(1, 99))
 
-    def some(count: int) -> list[Sequence]:
+    def subset(count: int) -> list[Sequence]:
         lengths = [rng.randint(1, tokens) for _ in range(count)]
         return [Sequence(Job(next(ids), 0, n, 50), BlockTable(pool)) for n in lengths]
 
     chunked = rng.random() < 0.6
     started = []
-    for sequence in some(running):
+    for sequence in subset(running):
         # Without chunks, a prompt that runs has been read whole.
         part = rng.randint(1, sequence.remaining) if chunked and rng.random() < 0.5 else sequence.remaining
         if sequence.fits(part):
             sequence.take(part)
             sequence.generated = int(sequence.remaining == 0)
             started.append(sequence)
-    return deque(some(rng.randint(1, 5))), started, SchedulerLimits(budget, rng.randint(3, 6), chunked)
+    return deque(subset(rng.randint(1, 5))), started, SchedulerLimits(budget, rng.randint(3, 6), chunked)
 
 
 def _same_step(attempt: Decide, seed: int, **size: int) -> None:
-    mine, theirs = (_state(random.Random(seed), **size) for _ in range(2))
-    waiting, running, limits = mine
+    actual, expected = (_state(random.Random(seed), **size) for _ in range(2))
+    waiting, running, limits = actual
     free = len(waiting[0].table.pool.free)
     runs, waits = ([(s.job.job_id, s.remaining) for s in group] for group in (running, waiting))
     case = (
         f"(id, remaining) running {runs}, waiting {waits}, {free} blocks of 4 free, {limits}"
     )
-    wanted = _reference_schedule(*theirs)
+    wanted = _reference_schedule(*expected)
     try:
         plan = attempt(waiting, running, limits)
     except OutOfBlocks as error:
         raise CheckFailed(f"take() raised OutOfBlocks. {case}") from error
     expect_equal(plan, wanted, what=f"the plan of {case}")
-    for name, got, right in zip(("waiting", "running"), mine, theirs, strict=False):
+    for name, got, right in zip(("waiting", "running"), actual, expected, strict=False):
         expect_equal(lab._ids(got), lab._ids(right), what=f"{name} after {case}")
 
 

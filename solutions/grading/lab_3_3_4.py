@@ -306,8 +306,8 @@ def _(attempt: Callable[..., Array], rng: random.Random) -> None:
 
 
 def _entropy(p: Array) -> float:
-    some = p[p > 0]
-    return -float((some * np.log(some)).sum())
+    subset = p[p > 0]
+    return -float((subset * np.log(subset)).sum())
 
 
 def _log_of_zero(p: Array, token: int, epsilon: float, alpha: float) -> bool:

@@ -69,11 +69,11 @@ fuse = Grading(
 def _same_fusion(attempt: Callable[..., Array], rng: random.Random, count: int) -> None:
     for _ in range(6):
         layers, tokens, hidden = rng.randint(6, 12), rng.randint(1, 6), rng.randint(2, 5)
-        made = lab.states(layers, tokens, hidden, rng.randrange(10**6))
+        built = lab.states(layers, tokens, hidden, rng.randrange(10**6))
         aux = rng.sample(range(layers + 1), count)
         fc = np.random.default_rng(rng.randrange(10**6)).normal(size=(hidden, count * hidden))
         what = f"states {aux} of {layers} layers, {tokens} tokens of {hidden}"
-        expect_close(attempt(made, aux, fc), _fuse(made, aux, fc), what=what)
+        expect_close(attempt(built, aux, fc), _fuse(built, aux, fc), what=what)
 
 
 @fuse.part("three hidden states", points=2)

@@ -237,13 +237,13 @@ def _messages(rng: random.Random) -> list[dict[str, Any]]:
 
 def _timings(attempt: Callable[..., Timing], rng: random.Random, what: str) -> None:
     for _ in range(20):
-        mine = wanted = Timing(rng.uniform(0, 5))
+        actual = wanted = Timing(rng.uniform(0, 5))
         now = wanted.began
         for message in _messages(rng):
             now += rng.uniform(0.1, 1.0)
-            mine = attempt(mine, message, now)
+            actual = attempt(actual, message, now)
             wanted = _note(wanted, message, now)
-            expect_equal(getattr(mine, what), getattr(wanted, what), what=f"{what} after {message}")
+            expect_equal(getattr(actual, what), getattr(wanted, what), what=f"{what} after {message}")
 
 
 @on_message.part("the first byte", points=2)

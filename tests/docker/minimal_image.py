@@ -25,8 +25,8 @@ def wheel(python):
     code = (
         "import sys, sysconfig; print(sysconfig.get_path('stdlib'), sysconfig.get_path('purelib'))"
     )
-    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    library, packages = map(Path, told.stdout.split())
+    message = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    library, packages = map(Path, message.stdout.split())
     files = {os.path.realpath(python): "/app/python", llama_cpp_server.__file__: "/app/server.py"}
     left_out = {"__pycache__", "site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
     for file in library.rglob("*"):

@@ -55,7 +55,7 @@ def health(container):
 def test_the_engines_health_check_inside_its_container(client, image, serves, status):
     """Docker runs it: curl in the image, against the engine, or against nothing."""
     service = SERVICES["llama-a"]
-    made = client.containers.create(
+    built = client.containers.create(
         image if serves else PLAIN,
         service["command"] if serves else ["/usr/bin/sleep", "60"],
         volumes={str(compose.ROOT / "models" / "tiny"): {"bind": "/models", "mode": "ro"}},
@@ -67,11 +67,11 @@ def test_the_engines_health_check_inside_its_container(client, image, serves, st
         init=True,
     )
     try:
-        made.start()
+        built.start()
         deadline = time.monotonic() + 30
-        while (said := health(made)) != status:
-            assert said == "starting"
-            assert time.monotonic() < deadline, said
+        while (text := health(built)) != status:
+            assert text == "starting"
+            assert time.monotonic() < deadline, text
             time.sleep(0.1)
     finally:
-        made.remove(force=True, v=True)
+        built.remove(force=True, v=True)

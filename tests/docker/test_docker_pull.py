@@ -23,14 +23,14 @@ def registry():
 
 
 def test_a_pull_tells_how_far_it_is_and_the_next_start_needs_none(client, registry):
-    image, said = f"{registry.address}/slow:1", []
-    ensure_image(client, image, said.append)
+    image, text = f"{registry.address}/slow:1", []
+    ensure_image(client, image, text.append)
     done = [
-        float(m[1]) for line in said if (m := re.search(r": ([\d.]+) MB of 6\.0 MB so far", line))
+        float(m[1]) for line in text if (m := re.search(r": ([\d.]+) MB of 6\.0 MB so far", line))
     ]
-    assert len(done) >= 3, said
+    assert len(done) >= 3, text
     assert done == sorted(done)
-    assert said[-1] == f"unpacking {image}, 6.0 MB so far"
+    assert text[-1] == f"unpacking {image}, 6.0 MB so far"
     ensure_image(client, image, lambda line: pytest.fail(line))
     client.images.remove(image)
 

@@ -154,11 +154,11 @@ def test_docker_takes_what_each_engine_asks_for(name, image, client, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     container = ENGINES[name].container
     request = run_arguments(container, ["M"], free_port(), TINY, {"HF_TOKEN": "secret"})
-    made = client.containers.create(**request | {"image": image})
+    built = client.containers.create(**request | {"image": image})
     try:
-        host = made.attrs["HostConfig"]
+        host = built.attrs["HostConfig"]
     finally:
-        made.remove(v=True)
+        built.remove(v=True)
         for volume in client.volumes.list():  # Ollama's
             volume.remove()
     assert host["DeviceRequests"][0]["Capabilities"] == [["gpu"]]
@@ -168,8 +168,8 @@ def test_docker_takes_what_each_engine_asks_for(name, image, client, monkeypatch
     assert [b["HostIp"] for b in host["PortBindings"][f"{container.port}/tcp"]] == ["127.0.0.1"]
     if container.shm_size:
         assert host["ShmSize"] == 32 * 2**30
-    told = "HF_TOKEN=secret" in (made.attrs["Config"]["Env"] or ())
-    assert told == ("HF_TOKEN" in container.pass_environment)
+    message = "HF_TOKEN=secret" in (built.attrs["Config"]["Env"] or ())
+    assert message == ("HF_TOKEN" in container.pass_environment)
 
 
 def test_who_may_not_use_docker_is_told_so(daemon):

@@ -32,9 +32,9 @@ def stops_without_a_trace():
         assert family
         engine.stop()
         named = [p for p in psutil.process_iter(["name"]) if title in (p.info["name"] or "")]
-        mine = {*family, *(p for p in named if p.pid not in before)}
+        actual = {*family, *(p for p in named if p.pid not in before)}
         # One that ended and that init has not collected yet is gone.
-        assert [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+        assert [p for p in actual if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
     return stops
 

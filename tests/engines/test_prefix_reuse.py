@@ -121,14 +121,14 @@ def test_every_constrained_answer_is_valid(engine, profile, constraint):
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"], indirect=True)
 def test_what_cannot_be_served_is_refused_and_the_engine_lives(engine, profile):
-    said = {
+    text = {
         what: experiments.say(engine, fields)
         for what, fields in experiments.impossible_requests(engine, profile)
     }
     for what in ("a schema of no known type", "an expression with an open bracket"):
-        assert said[what].startswith("refused with HTTP 400"), said
-    assert "refused with HTTP 400" in said["a prompt beyond the context"]
-    assert "no answer" not in said["an expression that matches nothing"]
+        assert text[what].startswith("refused with HTTP 400"), text
+    assert "refused with HTTP 400" in text["a prompt beyond the context"]
+    assert "no answer" not in text["an expression that matches nothing"]
     assert experiments.say(engine, {"messages": experiments._SAY, "max_tokens": 2}).startswith(
         "answered"
     )

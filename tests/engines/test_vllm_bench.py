@@ -39,13 +39,13 @@ print("VALUES" + json.dumps({k: float(v) for k, v in values.items()} | {"lengths
 
 def traces(count: int) -> list[RequestTrace]:
     rng = random.Random(5)
-    made = []
+    built = []
     for index in range(count):
         sent = rng.uniform(0, 20)
         times = [sent + rng.expovariate(5)]
         for _ in range(rng.randrange(0, 30)):
             times.append(times[-1] + rng.expovariate(30))
-        made.append(
+        built.append(
             RequestTrace(
                 index=index,
                 scheduled=sent,
@@ -58,13 +58,13 @@ def traces(count: int) -> list[RequestTrace]:
                 error="HTTP 500" if index % 9 == 4 else None,
             )
         )
-    return made
+    return built
 
 
 @pytest.mark.engine
 @pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed here (make setup)")
 def test_vllm_computes_the_same_from_the_same_requests(tmp_path: Path) -> None:
-    mine, duration = traces(200), 25.0
+    actual, duration = traces(200), 25.0
     outputs = [
         {
             "success": t.ok,
@@ -76,24 +76,24 @@ def test_vllm_computes_the_same_from_the_same_requests(tmp_path: Path) -> None:
             "error": t.error or "",
             "start_time": t.sent,
         }
-        for t in mine
+        for t in actual
     ]
     goodput = {"ttft": 250, "tpot": 35, "e2el": 900}
     given = {"outputs": outputs, "duration": duration, "goodput": goodput}
     (tmp_path / "given.json").write_text(json.dumps(given))
-    result = LoadResult(ClosedLoop(8), tuple(mine), 0.0, duration, "chat", "m")
+    result = LoadResult(ClosedLoop(8), tuple(actual), 0.0, duration, "chat", "m")
     ours_file = tmp_path / "ours.json"
     ours_file.write_text(json.dumps(make_record(result, engine(), load_profile("cpu")).to_vllm()))
     command = [str(PYTHON), "-c", ORACLE, str(tmp_path / "given.json"), str(ours_file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    theirs = json.loads(done.stdout.split("VALUES")[1])
-    summary = summarise(mine, duration, slo=Slo(ttft_ms=250, tpot_ms=35, e2el_ms=900))
-    names = [name for name in theirs if name in summary.to_dict()]
+    expected = json.loads(done.stdout.split("VALUES")[1])
+    summary = summarise(actual, duration, slo=Slo(ttft_ms=250, tpot_ms=35, e2el_ms=900))
+    names = [name for name in expected if name in summary.to_dict()]
     assert {"request_goodput", "output_throughput", "std_itl_ms", "p99_tpot_ms"} <= set(names)
     assert len(names) > 30
     for name in names:
         if name != "max_concurrent_requests":  # they count per second, we per moment
-            assert summary[name] == pytest.approx(theirs[name]), name
-    assert theirs["total_output"] == summary.total_output_tokens
+            assert summary[name] == pytest.approx(expected[name]), name
+    assert expected["total_output"] == summary.total_output_tokens
     assert len(list(tmp_path.glob("ours*.json"))) == 2

@@ -78,10 +78,10 @@ def test_a_right_notebook_passes_without_an_engine(lab_server):
 
 def test_what_is_wrong_is_told_in_the_exercises_terms(lab_server):
     failed = validate(lab_server, "partial")["value"]["failed"]
-    said = {entry["source"].split()[0]: entry["raw_error"] for entry in failed}
-    assert set(said) == {"stream_metrics", "goodput", "mean_interval"}
-    assert "the first token belongs to TTFT" in said["stream_metrics"]
-    assert "not attempted" in said["goodput"]
+    text = {entry["source"].split()[0]: entry["raw_error"] for entry in failed}
+    assert set(text) == {"stream_metrics", "goodput", "mean_interval"}
+    assert "the first token belongs to TTFT" in text["stream_metrics"]
+    assert "not attempted" in text["goodput"]
 
 
 def test_an_untouched_notebook_does_not_pass_on_the_references(lab_server):

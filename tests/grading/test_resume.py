@@ -147,12 +147,12 @@ def test_points_given_by_hand_survive_and_reach_the_feedback(submissions, undist
 
 
 def test_a_changed_submission_is_graded_anew(submissions, undisturbed, tmp_path):
-    mine, out = tmp_path / "some", tmp_path / "out"
-    shutil.copytree(submissions, mine)
+    actual, out = tmp_path / "some", tmp_path / "out"
+    shutil.copytree(submissions, actual)
     shutil.copytree(undisturbed, out)
-    (good,) = (mine / "good").iterdir()
-    shutil.copy(good, mine / "no-json" / good.name)
-    assert grade(ROOT, mine, out) == 0
+    (good,) = (actual / "good").iterdir()
+    shutil.copy(good, actual / "no-json" / good.name)
+    assert grade(ROOT, actual, out) == 0
     before, after = ({row[:2]: row[2] for row in contents(o)[0]} for o in (undisturbed, out))
     changed = {
         student for (student, cell), score in after.items() if before[student, cell] != score

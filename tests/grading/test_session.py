@@ -250,10 +250,10 @@ def test_a_reply_may_say_nothing_of_the_graders_own_objects(session):
         "def f(x):\n    x[:] = [9]\n    return x\n"
     )
     f = session.look("f", FUNCTION).subject(True, [])
-    mine = [1, 2]
+    actual = [1, 2]
     with session.budget(5):
-        assert f(mine) == [9]
-    assert mine == [1, 2]
+        assert f(actual) == [9]
+    assert actual == [1, 2]
 
 
 def test_magics_awaits_and_syntax_errors(session):

@@ -40,8 +40,8 @@ def served(command, service, inside, port, **options):
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
     try:
         deadline = time.monotonic() + 60
-        while (said := probe(service, inside, port)).returncode:
-            assert time.monotonic() < deadline, said.stdout + said.stderr
+        while (text := probe(service, inside, port)).returncode:
+            assert time.monotonic() < deadline, text.stdout + text.stderr
             assert process.poll() is None
             time.sleep(0.2)
         yield

@@ -73,16 +73,16 @@ class Ran:
             return
         for id_ in self.with_role("check"):
             exercise = id_.removeprefix("check-")
-            said = f"✔ {exercise}: right." if solved else f"○ {exercise}: not attempted"
-            if said not in self.printed(id_):
-                yield f"{id_} does not say {said!r} but:\n{self.printed(id_)}"
+            text = f"✔ {exercise}: right." if solved else f"○ {exercise}: not attempted"
+            if text not in self.printed(id_):
+                yield f"{id_} does not say {text!r} but:\n{self.printed(id_)}"
         measuring = self.tagged("measures")
         if not measuring:
             yield "no cell is tagged as measuring"
         for id_ in measuring:
-            if not (said := self.printed(id_)):
+            if not (text := self.printed(id_)):
                 yield f"{id_} shows nothing"
-            elif self.took(id_) <= AT_ONCE_S and "not run here" not in said:
+            elif self.took(id_) <= AT_ONCE_S and "not run here" not in text:
                 yield f"{id_} took {self.took(id_)} s: did it measure?"
         for process in self.left_running:
             with contextlib.suppress(psutil.Error):

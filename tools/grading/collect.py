@@ -69,12 +69,12 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
         else:
             students.append(student)
             try:
-                mine, said = _of_student(student, path, names)
+                actual, text = _of_student(student, path, names)
             except OSError as error:
                 file = _printable(str(error.filename))
-                mine, said = [], [f"{student}: not graded; {error.strerror}: {file}"]
-            found += mine
-            complaints += said
+                actual, text = [], [f"{student}: not graded; {error.strerror}: {file}"]
+            found += actual
+            complaints += text
     if not students:
         raise CourseError(
             f"No student's folder is in {folder}. It holds one folder per student, and in it the "

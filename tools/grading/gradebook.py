@@ -89,7 +89,7 @@ class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
 
 def _how_it_was_graded(found: Findings) -> NotebookNode:
     """A cell for the learner. What it says may quote the learner, so it is shown as text."""
-    said = [note.learner for note in found.judgement.notes if note.learner]
+    output = [note.learner for note in found.judgement.notes if note.learner]
     lines = ["### How this notebook was graded", ""]
     if found.readable:
         lines += [
@@ -99,8 +99,8 @@ def _how_it_was_graded(found: Findings) -> NotebookNode:
             "and nobody has checked it.",
             "",
         ]
-    if said:
-        lines.append(as_text("\n".join(f"• {' '.join(text.split())}" for text in said)))
+    if output:
+        lines.append(as_text("\n".join(f"• {' '.join(text.split())}" for text in output)))
     cell: NotebookNode = new_markdown_cell("\n".join(lines))
     cell.id = "how-it-was-graded"
     return cell

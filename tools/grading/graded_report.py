@@ -60,11 +60,11 @@ def print_summary(
 ) -> None:
     """Print how the class did, what needs a person, and where everything is."""
     for lab in sorted({g.lab for g in graded}):
-        mine = [g for g in graded if g.lab == lab]
-        mean = sum(g.score for g in mine) / len(mine)
-        print(f"\n{lab}: {len(mine)} graded, mean {mean:.1f} of {mine[0].most:g} points")
-        verdicts = Counter((e.id, e.verdict) for g in mine for e in g.judgement.exercises)
-        for exercise in mine[0].judgement.exercises:
+        actual = [g for g in graded if g.lab == lab]
+        mean = sum(g.score for g in actual) / len(actual)
+        print(f"\n{lab}: {len(actual)} graded, mean {mean:.1f} of {actual[0].most:g} points")
+        verdicts = Counter((e.id, e.verdict) for g in actual for e in g.judgement.exercises)
+        for exercise in actual[0].judgement.exercises:
             counts = [f"{n} {v}" for v in _SIGNS if (n := verdicts[exercise.id, v])]
             print(f"  {exercise.id:<24} {', '.join(counts)}")
     waiting = sum(g.awaits_a_person for g in graded)

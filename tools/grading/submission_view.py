@@ -48,13 +48,13 @@ def verdict_outputs(result: ExerciseResult) -> list[dict[str, Any]]:
     text = "\n".join(lines) + "\n"
     outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": "stdout", "text": text}]
     if result.score == 0:
-        said = [] if result.parts else _folded(result.message, "")
+        output = [] if result.parts else _folded(result.message, "")
         outputs.append(
             {
                 "output_type": "error",
                 "ename": "NotAttempted" if result.verdict == "not attempted" else "CheckFailed",
                 "evalue": result.message,
-                "traceback": [f"{result.id}: {result.verdict}", *said],
+                "traceback": [f"{result.id}: {result.verdict}", *output],
             }
         )
     elif result.score < result.points:

@@ -56,7 +56,7 @@ def failures(standing: Status) -> dict[str, Any]:
     for id_ in standing.unwritten:
         failed.append((f"written answer: {id_}", "nothing is written yet"))
     entries = [
-        {"source": source, "error": html.escape(said), "raw_error": said} for source, said in failed
+        {"source": source, "error": html.escape(text), "raw_error": text} for source, text in failed
     ]
     return {"failed": entries} if entries else {}
 

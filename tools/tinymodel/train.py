@@ -180,8 +180,8 @@ def train(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
         texts = corpus.vocabulary_texts(recipe.vocab_repeats)
-        made = tok.train(texts, recipe.shape.vocab)
-        fill_folder(folder, lambda part: tok.save(made, part, recipe.shape.context))
+        built = tok.train(texts, recipe.shape.vocab)
+        fill_folder(folder, lambda part: tok.save(built, part, recipe.shape.context))
     (folder / "rendezvous").unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     if recipe.workers == 1:

@@ -111,9 +111,9 @@ def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -
     texts = []
     engines = dict.fromkeys(record.engine for record in records)
     for engine, (colour, marker) in zip(engines, _styles(), strict=False):
-        mine = [record for record in records if record.engine == engine]
-        due = _points(mine, "request_rate", lambda record: record.summary[key])
-        sent = _points(mine, "request_rate", lambda record: record.summary["from_sent"][key])
+        actual = [record for record in records if record.engine == engine]
+        due = _points(actual, "request_rate", lambda record: record.summary[key])
+        sent = _points(actual, "request_rate", lambda record: record.summary["from_sent"][key])
         _line(axes, due, f"{engine}, from when it was due", (colour, marker))
         _line(axes, sent, f"{engine}, from when it was sent", (colour, marker), dashed=True)
         texts.append(

@@ -58,14 +58,14 @@ def median_timings(traces: Sequence[RequestTrace]) -> dict[str, float]:
     Returns:
         The keys of `read_timings`, and `prefill_rate`, `decode_rate`: medians of tokens per second.
     """
-    said = [t.engine_timings for t in traces if t.ok and t.engine_timings]
-    if not said:
+    text = [t.engine_timings for t in traces if t.ok and t.engine_timings]
+    if not text:
         return {}
-    found = {key: median(one[key] for one in said if key in one) for key in said[0]}
+    found = {key: median(one[key] for one in text if key in one) for key in text[0]}
     for phase in ("prefill", "decode"):
         rates = [
             one[f"{phase}_tokens"] / one[f"{phase}_s"]
-            for one in said
+            for one in text
             if one.get(f"{phase}_s", 0) > 0
         ]
         if rates:

@@ -147,13 +147,13 @@ def _head_logits(hidden: Array, weight: Array, bias: Array, lm_head: Array) -> A
 @check(reference=_head_logits)
 def head_logits(attempt: Callable[..., Array]) -> None:
     """Examines the learner's `head_logits(hidden, weight, bias, lm_head)`."""
-    eye, nothing = np.eye(2), np.zeros((2, 2))
+    eye, noop = np.eye(2), np.zeros((2, 2))
     h = np.array([[1.0, -2.0]])
     hint = "With weights and bias 0 the block adds SiLU(0) = 0: what is left is the hidden state itself."
-    got = attempt(h, nothing, np.zeros(2), eye)
+    got = attempt(h, noop, np.zeros(2), eye)
     expect_close(got, h, what="a block of zeros, LM head = identity", hint=hint)
     hint = "SiLU(x) = x / (1 + exp(-x)): 3 becomes 2.857, and is added to the hidden state."
-    got = attempt(h, nothing, np.array([3.0, 0.0]), eye)
+    got = attempt(h, noop, np.array([3.0, 0.0]), eye)
     wanted = np.array([[1.0 + 3 / (1 + math.exp(-3)), -2.0]])
     expect_close(got, wanted, what="weights 0, bias [3, 0], LM head = identity", hint=hint)
     weight = np.array([[0.0, 1.0], [0.0, 0.0]])
@@ -163,7 +163,7 @@ def head_logits(attempt: Callable[..., Array]) -> None:
     expect_close(got, wanted, what="a weight that moves the second number to the first", hint=hint)
     lm_head = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     hint = "lm_head is [vocabulary, hidden]: three logits, the third the sum of the other two."
-    got = attempt(h, nothing, np.zeros(2), lm_head)
+    got = attempt(h, noop, np.zeros(2), lm_head)
     expect_close(got, np.array([[1.0, -2.0, -1.0]]), what="an LM head of 3 tokens", hint=hint)
     rng = np.random.default_rng(4)
     for _ in range(5):
@@ -211,8 +211,8 @@ def residual(attempt: Callable[..., Array]) -> None:
 
 
 def _typical_accepts(p: Array, token: int, epsilon: float, alpha: float) -> bool:
-    some = p[p > 0]
-    entropy = -float((some * np.log(some)).sum())
+    subset = p[p > 0]
+    entropy = -float((subset * np.log(subset)).sum())
     return bool(p[token] > min(epsilon, alpha * math.exp(-entropy)))
 
 

@@ -154,9 +154,9 @@ def least_outstanding(attempt: Callable[..., str]) -> None:
     chosen = [attempt(idle, turn) for turn in range(6)]
     hint = "Equals take turns, by `turn`; else the first gets every request of an idle pool."
     expect_equal(chosen, ["a", "b", "c"] * 2, what="six turns of an idle pool", hint=hint)
-    some = [attempt({"a": 5, "b": 1, "c": 1}, turn) for turn in range(4)]
+    subset = [attempt({"a": 5, "b": 1, "c": 1}, turn) for turn in range(4)]
     hint = "Only those with the fewest take turns."
-    expect_equal(some, ["b", "c", "b", "c"], what="four turns with a: 5, b: 1, c: 1", hint=hint)
+    expect_equal(subset, ["b", "c", "b", "c"], what="four turns with a: 5, b: 1, c: 1", hint=hint)
 
 
 RING: Ring = [(10, "a"), (20, "b"), (30, "c"), (40, "a"), (50, "b")]

@@ -162,16 +162,16 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
         pass
     repository, tag = parse_repository_tag(image)
     layers: dict[str, tuple[int, int]] = {}
-    said = ""
+    text = ""
     try:
         with answering():
             for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
                 if "error" in event:
                     raise docker.errors.APIError(event["error"])
                 line = pull_line(image, event, layers)
-                if line != said:
-                    said = line
-                    say(said)
+                if line != text:
+                    text = line
+                    say(text)
     except docker.errors.APIError as error:
         raise EngineError(
             f"The image {image} could not be pulled: {error}. Most likely "
@@ -208,8 +208,8 @@ def _size(count: float) -> str:
 
 def next_step(message: str, known: Sequence[tuple[str, str]]) -> str:
     """The advice for the first of `known` whose words (any of them, between bars) docker's message has."""
-    said = message.lower()
-    return next(advice for words, advice in known if any(w in said for w in words.split("|")))
+    text = message.lower()
+    return next(advice for words, advice in known if any(w in text for w in words.split("|")))
 
 
 class ContainerHandle:

@@ -177,8 +177,8 @@ def make_app(baseline: Baseline, served_name: str) -> FastAPI:
             yield f"data: {json.dumps({'error': {'message': str(error), 'code': 500}})}\n\n"
             return
         full = usage["completion_tokens"] >= request.max_tokens
-        nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-        yield event([{"index": 0, **nothing, "finish_reason": "length" if full else "stop"}])
+        noop: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+        yield event([{"index": 0, **noop, "finish_reason": "length" if full else "stop"}])
         if request.stream_options.include_usage:
             yield event([], usage=usage)
         yield "data: [DONE]\n\n"

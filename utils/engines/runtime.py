@@ -138,8 +138,8 @@ _MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I |^\[[\d-]{10} [\d:]{8}\] ")
 
 def last_log_line(path: Path) -> str:
     """The last line of a log that its engine meant as a message, without colours, names and times."""
-    said = [line for line in tail(path, 40).splitlines() if _MESSAGE.search(line)]
-    line = said[-1] if said else "loading"
+    text = [line for line in tail(path, 40).splitlines() if _MESSAGE.search(line)]
+    line = text[-1] if text else "loading"
     for _ in range(2):
         line = _LOG_HEAD.sub("", line).strip()
     return line

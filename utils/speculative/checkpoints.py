@@ -129,9 +129,9 @@ def _folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path)))
     except Exception as error:  # of the hub's client, of HTTP and of the network: it has many kinds
-        said = str(error).strip().split("\n")[0]
+        text = str(error).strip().split("\n")[0]
         raise SpeculationError(
-            f"There is no folder {folder.absolute()}, and the model hub gave nothing for {path} ({said}). "
+            f"There is no folder {folder.absolute()}, and the model hub gave nothing for {path} ({text}). "
             "Is the folder's name right? For the hub: is the id, and is there a network?"
         ) from error
 
@@ -416,7 +416,7 @@ def _eagle3_in(
         "norm": "norm.weight",
         "lm_head.weight": "lm_head.weight",
     }
-    state |= {ours: tensors[theirs] for ours, theirs in names.items() if theirs in tensors}
+    state |= {ours: tensors[expected] for ours, expected in names.items() if expected in tensors}
     state["d2t"] = _draft_ids(tensors, size, target.shape.vocab, folder)
     _fill(heads, state, folder)
     return heads

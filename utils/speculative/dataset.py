@@ -83,10 +83,10 @@ def record(
 
     drafter = Reference(answers, aux_layers)
     run = generate(target, prompts, drafter, max_new_tokens=max_new_tokens, listen=listen)
-    made = []
+    built = []
     for row, answer in enumerate(run.generations):
         count = len(answer.prompt) + len(answer.tokens)
-        made.append(
+        built.append(
             Recorded(
                 torch.tensor(answer.prompt + answer.tokens),
                 len(answer.prompt),
@@ -94,7 +94,7 @@ def record(
                 torch.cat(features[row])[: count - 1].clone(),
             )
         )
-    return made
+    return built
 
 
 def record_all(
@@ -108,8 +108,8 @@ def record_all(
     """`record` in batches; neighbours should be of similar length."""
     data: list[Recorded] = []
     for start in range(0, len(prompts), batch):
-        some = prompts[start : start + batch]
-        ids, answers = [p.ids for p in some], [p.answer for p in some]
+        subset = prompts[start : start + batch]
+        ids, answers = [p.ids for p in subset], [p.answer for p in subset]
         data += record(target, ids, answers, aux_layers, max_new_tokens=max_new_tokens)
     return data
 
@@ -142,9 +142,9 @@ def self_generated(
     starts = range(0, len(prompts), batch)
     for number, start in enumerate(tqdm(starts, desc="the target writes", unit="batch")):
         file = folder / f"data-{number:04}.pt" if folder else None
-        some = slice(start, start + batch)
+        subset = slice(start, start + batch)
         about = {
-            "prompts": digest([list(map(list, prompts[some]))]),
+            "prompts": digest([list(map(list, prompts[subset]))]),
             "target": digest([target.norm, target.shape]),
             "aux_layers": list(aux_layers),
             "max_new_tokens": max_new_tokens,
@@ -152,12 +152,12 @@ def self_generated(
         if file and file.exists():
             data += [Recorded(*row) for row in resume(file, about)["rows"]]
             continue
-        made = record(
-            target, prompts[some], answers[some], aux_layers, max_new_tokens=max_new_tokens
+        built = record(
+            target, prompts[subset], answers[subset], aux_layers, max_new_tokens=max_new_tokens
         )
-        data += made
+        data += built
         if file:
-            rows = [(s.ids, s.prompt, s.hidden, s.features) for s in made]
+            rows = [(s.ids, s.prompt, s.hidden, s.features) for s in built]
             write_file(file, partial(torch.save, {"about": about, "rows": rows}))
     return data
 

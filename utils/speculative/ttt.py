@@ -69,5 +69,5 @@ def attention_gap(mask_of: Callable[[int, int], list[list[bool]]], rows: int, st
         [drawn() for _ in range(step + 1)],
         [drawn() for _ in range(step + 1)],
     )
-    mine = attend_masked(q, keys, values, mask_of(rows, step))
-    return float((mine - _attend(q, keys, values)).abs().max())
+    actual = attend_masked(q, keys, values, mask_of(rows, step))
+    return float((actual - _attend(q, keys, values)).abs().max())

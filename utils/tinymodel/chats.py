@@ -33,8 +33,8 @@ def prompts(
         earlier: Messages = []
         for _ in range(rng.randint(*turns) - 1):
             task = next(pool)
-            said = [m for m in task.messages if m["role"] != "system"]
-            earlier += [*said, {"role": "assistant", "content": task.answer}]
+            text = [m for m in task.messages if m["role"] != "system"]
+            earlier += [*text, {"role": "assistant", "content": task.answer}]
         last = _question(rng) if rng.random() < questions else next(pool).messages
         system = [m for m in last if m["role"] == "system"]
         chats.append([*system, *earlier, *[m for m in last if m["role"] != "system"]])
@@ -46,8 +46,8 @@ def shared_prefix(n: int, *, seed: int = 0, turns: int = 6) -> list[Messages]:
     rng = random.Random(f"shared {seed}")
     prefix: Messages = [{"role": "system", "content": tasks.SYSTEM_PROMPTS[seed % 4]}]
     for task in tasks.heldout(turns, seed=seed):
-        said = [m for m in task.messages if m["role"] != "system"]
-        prefix += [*said, {"role": "assistant", "content": task.answer}]
+        text = [m for m in task.messages if m["role"] != "system"]
+        prefix += [*text, {"role": "assistant", "content": task.answer}]
     lasts = [task.messages for task in tasks.heldout(n, seed=seed + 1)]
     chats = [[*prefix, *[m for m in last if m["role"] != "system"]] for last in lasts]
     rng.shuffle(chats)

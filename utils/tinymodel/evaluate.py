@@ -70,9 +70,9 @@ def generate(
             {"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt"
         )
         with torch.inference_mode():
-            made = model.generate(**padded, max_new_tokens=max_new_tokens, do_sample=False)
+            built = model.generate(**padded, max_new_tokens=max_new_tokens, do_sample=False)
         end = model.generation_config.eos_token_id
-        for i, row in zip(chosen, made[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+        for i, row in zip(chosen, built[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
             stopped = end in row
             tokens = row[: row.index(end)] if stopped else row
             answers[i] = Output(tokenizer.decode(tokens), tokens, stopped)
@@ -94,15 +94,15 @@ def tasks_quality(model: Any, tokenizer: Any, n: int, seed: int = 0) -> dict[str
     asked: list[tasks.Task] = []
     outputs: list[Output] = []
     for kind in tqdm(tasks.KINDS, desc="tasks"):
-        mine = tasks.heldout(n, kind, seed)
-        longest = max(len(tokenizer(t.answer)["input_ids"]) for t in mine)
-        chats = [t.messages for t in mine]
-        made = generate(model, tokenizer, chats, batch=n, max_new_tokens=longest + SPARE_TOKENS)
-        right = sum(tasks.check(t, o.text) for t, o in zip(mine, made, strict=True))
-        mean = sum(len(o.tokens) for o in made) / n
+        actual = tasks.heldout(n, kind, seed)
+        longest = max(len(tokenizer(t.answer)["input_ids"]) for t in actual)
+        chats = [t.messages for t in actual]
+        built = generate(model, tokenizer, chats, batch=n, max_new_tokens=longest + SPARE_TOKENS)
+        right = sum(tasks.check(t, o.text) for t, o in zip(actual, built, strict=True))
+        mean = sum(len(o.tokens) for o in built) / n
         kinds[kind] = asdict(KindResult(n, right, round(mean, 1)))
-        asked += mine
-        outputs += made
+        asked += actual
+        outputs += built
     references = [tokenizer(t.answer)["input_ids"] for t in asked]
     return {
         "n": len(asked),

@@ -123,11 +123,11 @@ def check(folder: Path = TINY) -> list[str]:
         elif name not in listed:
             found.append(f"{name}: not on the card; `python -m tools.tinymodel card` writes it")
         elif sha256(folder / name) != listed[name]:
-            made = "gguf" if name.endswith(".gguf") else "export"
+            built = "gguf" if name.endswith(".gguf") else "export"
             found.append(
                 f"{name}: differs from its hash on the card; restore it with "
                 f"`git checkout -- {folder / name}`, or, if it was made anew "
-                f"(`python -m tools.tinymodel {made}`), measure and describe it again: "
+                f"(`python -m tools.tinymodel {built}`), measure and describe it again: "
                 "`python -m tools.tinymodel evaluate card`"
             )
     return found

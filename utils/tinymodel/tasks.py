@@ -198,14 +198,14 @@ def _draw_argparse(rng: random.Random) -> Spec:
 
 
 def _ask_argparse(rng: random.Random, spec: Spec) -> str:
-    said = [
+    text = [
         f"--{n} ({k})" if k == "flag" else f"--{n} ({k}, default {d})"
         for n, k, d in spec["options"]
     ]
     return _pick(
         rng,
-        f"Write an argparse script with the options {_series(said)}.",
-        f"Write a Python script that reads the options {_series(said)} with argparse.",
+        f"Write an argparse script with the options {_series(text)}.",
+        f"Write a Python script that reads the options {_series(text)} with argparse.",
     )
 
 
@@ -377,8 +377,8 @@ def _draw_object(rng: random.Random) -> Spec:
 
 def _ask_object(*forms: str) -> Callable[[random.Random, Spec], str]:
     def ask(rng: random.Random, spec: Spec) -> str:
-        said = _series([f"{k} {_text(v)}" for k, v in spec["data"].items()])
-        return rng.choice(forms).format(said)
+        text = _series([f"{k} {_text(v)}" for k, v in spec["data"].items()])
+        return rng.choice(forms).format(text)
 
     return ask
 
@@ -396,11 +396,11 @@ def _draw_yaml(rng: random.Random) -> Spec:
 
 
 def _ask_yaml(rng: random.Random, spec: Spec) -> str:
-    said = "; ".join(
+    text = "; ".join(
         f"{section} with {_series([f'{k} {_text(v)}' for k, v in entries.items()])}"
         for section, entries in spec["data"].items()
     )
-    return _pick(rng, "Write a YAML file with the sections ", "YAML configuration: ") + said + "."
+    return _pick(rng, "Write a YAML file with the sections ", "YAML configuration: ") + text + "."
 
 
 def _answer_yaml(spec: Spec) -> str:

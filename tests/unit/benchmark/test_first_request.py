@@ -35,11 +35,11 @@ def asked(mode):
 
 def test_an_answer_is_shown_with_what_it_took():
     engine, trace = asked("ok")
-    said = first_request.described(engine, trace)
+    text = first_request.described(engine, trace)
     assert trace.error is None
-    assert said.startswith(trace.text.strip())
-    assert "Fake 1.0, BF16: there after 2 s; first token after " in said
-    assert f"{trace.completion_tokens} tokens in all" in said
+    assert text.startswith(trace.text.strip())
+    assert "Fake 1.0, BF16: there after 2 s; first token after " in text
+    assert f"{trace.completion_tokens} tokens in all" in text
 
 
 def test_the_stream_is_drawn_beside_the_records(monkeypatch, tmp_path):
@@ -95,8 +95,8 @@ def test_if_none_runs_every_reason_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr(first_request, "launch", launch)
     assert first_request.main([]) == 1
-    said = capsys.readouterr().err
-    assert all(f"no {name} here" in said for name in first_request.ORDER)
+    text = capsys.readouterr().err
+    assert all(f"no {name} here" in text for name in first_request.ORDER)
 
 
 def test_an_engine_that_does_not_start_is_no_reason_to_try_another(monkeypatch, capsys):

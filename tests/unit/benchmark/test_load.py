@@ -214,7 +214,7 @@ def test_interrupt_cancels_everything_and_returns_at_once() -> None:
 
     threads = set(threading.enumerate())
     with Adversary(stuck) as server:
-        mine = set(threading.enumerate())
+        actual = set(threading.enumerate())
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         start = time.perf_counter()
@@ -225,7 +225,7 @@ def test_interrupt_cancels_everything_and_returns_at_once() -> None:
         deadline = time.perf_counter() + 2
         while server.in_flight and time.perf_counter() < deadline:
             time.sleep(0.02)
-        assert gone(set(threading.enumerate()) - mine)
+        assert gone(set(threading.enumerate()) - actual)
     assert gone(set(threading.enumerate()) - threads)
 
 

@@ -24,8 +24,8 @@ def samples(ttft_ms, tokens_per_s, request_s=0.0, chunk_s=0.0):
 
 def test_figures_are_medians_over_rounds_and_cpu_time_is_split():
     direct = samples({QUIET: 1, FEW: 2, FULL: 4, SHORT: 9}, 1000)
-    mine = samples({QUIET: 1.5, FEW: 3, FULL: 6, SHORT: 9}, 950, request_s=2e-3, chunk_s=1e-4)
-    found = row(mine, direct)
+    actual = samples({QUIET: 1.5, FEW: 3, FULL: 6, SHORT: 9}, 950, request_s=2e-3, chunk_s=1e-4)
+    found = row(actual, direct)
     added = [found[f"added_ttft_ms_{load.streams}"] for load in (QUIET, FEW, FULL)]
     assert added == [0.5, 1, 2]
     assert found["share_of_direct"] == pytest.approx(0.95)

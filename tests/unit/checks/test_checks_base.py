@@ -58,9 +58,9 @@ def test_an_error_names_what_it_was_called_with():
         words.clear()
         return words[0]
 
-    said = count.judge(broken).message
-    assert "your code raised IndexError" in said
-    assert "(it was called with (['a', 'b', 'a'], 'a'))" in said, "as given, before it was changed"
+    text = count.judge(broken).message
+    assert "your code raised IndexError" in text
+    assert "(it was called with (['a', 'b', 'a'], 'a'))" in text, "as given, before it was changed"
 
 
 def unattempted(words, word):
@@ -73,18 +73,18 @@ def not_grading(monkeypatch):
 
 
 def test_a_right_answer_is_the_learners_own(capsys):
-    def mine(words, word):
+    def actual(words, word):
         return words.count(word)
 
-    assert count(mine) is mine
+    assert count(actual) is actual
     assert capsys.readouterr().out == "✔ count: right.\n"
 
 
 def test_an_untouched_exercise_hands_back_the_reference(capsys):
     assert count(unattempted) is count_of
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     line = unattempted.__code__.co_firstlineno + 1
-    assert said == (
+    assert text == (
         f"○ count: not attempted (line {line} of your cell raises NotImplementedError):"
         " going on with the reference.\n"
     )
@@ -120,10 +120,10 @@ def test_the_reference_handed_back_is_not_praised_on_a_second_run(capsys):
 def test_a_wrong_answer_is_told_in_the_exercises_terms_with_a_way_on():
     with pytest.raises(CheckFailed) as caught:
         count(lambda words, word: 1)
-    said = str(caught.value)
-    assert said.startswith("count: 'a' in a, b, a: got 1, expected 2. Count every one.\n")
-    assert "raise NotImplementedError" in said
-    assert "reference" in said
+    text = str(caught.value)
+    assert text.startswith("count: 'a' in a, b, a: got 1, expected 2. Count every one.\n")
+    assert "raise NotImplementedError" in text
+    assert "reference" in text
     assert caught.value.cause == "answer"
     assert isinstance(caught.value, AssertionError)
 
@@ -153,13 +153,13 @@ def test_grading_refuses_the_reference_and_a_wrong_answer(monkeypatch):
 
 
 def test_a_crash_is_told_with_the_learners_line():
-    def mine(words, word):
+    def actual(words, word):
         found = {}
         return found[word]
 
     with pytest.raises(CheckFailed) as caught:
-        count(mine)
-    line = mine.__code__.co_firstlineno + 2
+        count(actual)
+    line = actual.__code__.co_firstlineno + 2
     assert f"KeyError: 'a', in line {line} of your cell: return found[word]" in str(caught.value)
     assert caught.value.cause == "exception"
 
@@ -229,18 +229,18 @@ def test_an_outer_timer_survives_the_check():
 def test_a_check_works_outside_the_main_thread_and_inside_an_event_loop():
     results = []
 
-    def mine(words, word):
+    def actual(words, word):
         return words.count(word)
 
-    thread = threading.Thread(target=lambda: results.append(count(mine)))
+    thread = threading.Thread(target=lambda: results.append(count(actual)))
     thread.start()
     thread.join()
-    assert results == [mine]
+    assert results == [actual]
 
     async def cell():
-        return count(mine)
+        return count(actual)
 
-    assert asyncio.run(cell()) is mine
+    assert asyncio.run(cell()) is actual
 
 
 def test_changing_the_inputs_does_not_fool_the_check():
@@ -261,10 +261,10 @@ def test_inputs_that_must_change_are_handed_over_themselves():
         attempt(items)
         expect_equal(items, [1, 2], what="the list")
 
-    def mine(self, /, *, key=None, reverse=False):
+    def actual(self, /, *, key=None, reverse=False):
         self[:] = sorted(self)
 
-    assert sort(mine) is mine
+    assert sort(actual) is actual
 
 
 def test_inputs_that_cannot_be_copied_say_so():
@@ -320,14 +320,14 @@ def test_a_function_of_another_shape_is_told():
 
 
 def test_an_added_parameter_with_a_default_and_a_decorator_are_fine():
-    def mine(words, word, verbose=False):
+    def actual(words, word, verbose=False):
         return words.count(word)
 
-    assert count(mine) is mine
+    assert count(actual) is actual
 
-    @functools.wraps(mine)
+    @functools.wraps(actual)
     def wrapped(*args):
-        return mine(*args)
+        return actual(*args)
 
     assert count(wrapped) is wrapped
 

@@ -18,9 +18,9 @@ from utils.checks import compare_prediction
 )
 def test_in_words(predicted, measured, says, capsys):
     assert compare_prediction(predicted, measured, what="speed-up", unit="×") is None
-    said = capsys.readouterr().out
-    assert says in said
-    assert "speed-up: " in said
+    text = capsys.readouterr().out
+    assert says in text
+    assert "speed-up: " in text
 
 
 def test_compare_prediction_names_other_origin(capsys):

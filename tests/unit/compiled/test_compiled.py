@@ -28,10 +28,10 @@ MACHINE = Machine("a machine", (Bandwidth(0, 10e9, "memory"),), 100e9, "float32"
 @pytest.fixture(scope="module")
 def target():
     torch.manual_seed(1)
-    made = Target(SHAPE, Rotary(torch.tensor([1.0, 0.3, 0.1, 0.03]), 64))
-    for parameter in made.parameters():
+    built = Target(SHAPE, Rotary(torch.tensor([1.0, 0.3, 0.1, 0.03]), 64))
+    for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return made.requires_grad_(False).eval()
+    return built.requires_grad_(False).eval()
 
 
 def expected(target, ids):

@@ -105,9 +105,9 @@ def test_a_pull_tells_how_far_it_is():
         {"id": "l1", "status": "Extracting", "progressDetail": {"current": 1e6, "total": 2e9}},
         {"id": "l2", "status": "Pull complete"},
     ]
-    said = []
-    ensure_image(FakeDocker(events=events), "registry/a:1", said.append)
-    assert said == [
+    text = []
+    ensure_image(FakeDocker(events=events), "registry/a:1", text.append)
+    assert text == [
         "pulling registry/a:1",
         "pulling registry/a:1: 1.0 GB of 2.0 GB so far",
         "pulling registry/a:1: 2.0 GB of 6.0 GB so far",

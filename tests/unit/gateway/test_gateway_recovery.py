@@ -154,10 +154,10 @@ class Provider(trace.TracerProvider, trace.Tracer):
 
     def start_span(self, name, context=None, **_):
         parent = trace.get_current_span(context).get_span_context()
-        mine = trace.SpanContext(
+        actual = trace.SpanContext(
             parent.trace_id, 7, is_remote=False, trace_flags=parent.trace_flags
         )
-        return trace.NonRecordingSpan(mine)
+        return trace.NonRecordingSpan(actual)
 
     def start_as_current_span(self, name, context=None, **_):
         return trace.use_span(self.start_span(name, context))

@@ -105,22 +105,22 @@ def test_names_that_a_terminal_should_not_get_are_written_as_python_does(tmp_pat
     put(tmp_path, "bob", "in\x1b[2J/lab-3.3.1-x.ipynb")
     (tmp_path / "bob" / os.fsdecode(b"lab-3.3.3-\xff.txt")).write_text("")
     (tmp_path / os.fsdecode(b"\xff\x1b.txt")).write_text("")
-    said = "\n".join(collect(tmp_path, LABS).complaints)
-    print(said)
-    assert said.replace("\n", "").isprintable()
-    assert r"'n\x1b]0;x\x07otes' is no lab" in said
-    assert r"'lab-3.3.3-\udcff.txt'" in said
-    assert r"move 'in\x1b[2J/lab-3.3.1-x.ipynb' up" in said
+    text = "\n".join(collect(tmp_path, LABS).complaints)
+    print(text)
+    assert text.replace("\n", "").isprintable()
+    assert r"'n\x1b]0;x\x07otes' is no lab" in text
+    assert r"'lab-3.3.3-\udcff.txt'" in text
+    assert r"move 'in\x1b[2J/lab-3.3.1-x.ipynb' up" in text
 
 
 def test_an_unknown_lab_and_an_empty_or_deeper_folder(tmp_path):
     put(tmp_path, "anna", "lab-3.3.9-x.ipynb")
     put(tmp_path, "bob", "work/labs/lab-3.3.1-x.ipynb")
     (tmp_path / "carla").mkdir()
-    said = "\n".join(collect(tmp_path, LABS).complaints)
-    assert "anna: lab-3.3.9-x.ipynb is no lab of this course" in said
-    assert "bob: no notebook of a lab in the folder; move work/labs/lab-3.3.1-x.ipynb up" in said
-    assert "carla: no notebook of a lab" in said
+    text = "\n".join(collect(tmp_path, LABS).complaints)
+    assert "anna: lab-3.3.9-x.ipynb is no lab of this course" in text
+    assert "bob: no notebook of a lab in the folder; move work/labs/lab-3.3.1-x.ipynb up" in text
+    assert "carla: no notebook of a lab" in text
 
 
 def test_a_folder_that_is_none_or_empty(tmp_path):

@@ -61,9 +61,9 @@ def test_what_was_changed_elsewhere_does_not_count():
             cell["source"] = "raise SystemExit"
             cell["outputs"] = [{"output_type": "error"}]
     merged = merge(CELLS, STUBBED, handed(changed).texts)
-    for mine, theirs in zip(merged["cells"], STUBBED["cells"], strict=True):
-        if not mine["id"].startswith(("exercise", "prediction", "answer")):
-            assert mine == theirs
+    for actual, expected in zip(merged["cells"], STUBBED["cells"], strict=True):
+        if not actual["id"].startswith(("exercise", "prediction", "answer")):
+            assert actual == expected
     assert merged["metadata"] == STUBBED["metadata"]
     nbformat.validate(merged)
 
@@ -97,8 +97,8 @@ def test_pieces_of_a_cell_are_joined_and_untouched_copies_do_not_count():
 def test_an_answer_in_a_cell_behind_the_one_meant_for_it_is_taken():
     notebook = json.loads(json.dumps(STUBBED))
     place = next(i for i, c in enumerate(notebook["cells"]) if c["id"] == "answer-recommendation")
-    mine = {"cell_type": "markdown", "id": "mine", "metadata": {}, "source": "I take vLLM."}
-    notebook["cells"].insert(place + 1, mine)
+    actual = {"cell_type": "markdown", "id": "mine", "metadata": {}, "source": "I take vLLM."}
+    notebook["cells"].insert(place + 1, actual)
     found = handed(notebook)
     assert found.texts["answer-recommendation"] == "I take vLLM."
     assert [note.instructor for note in found.notes] == [
@@ -106,7 +106,7 @@ def test_an_answer_in_a_cell_behind_the_one_meant_for_it_is_taken():
     ]
     del notebook["cells"][place]
     assert handed(notebook).texts["answer-recommendation"] == "I take vLLM."
-    notebook["cells"].remove(mine)
+    notebook["cells"].remove(actual)
     found = handed(notebook)
     assert "answer-recommendation" not in found.texts
     assert "no answer was found" in found.notes[0].learner
@@ -114,9 +114,9 @@ def test_an_answer_in_a_cell_behind_the_one_meant_for_it_is_taken():
 
 def test_cells_that_are_not_graded_are_kept_apart():
     notebook = json.loads(json.dumps(SOLVED))
-    mine = {"cell_type": "code", "id": "mine", "metadata": {}, "source": "helper = 1"}
+    actual = {"cell_type": "code", "id": "mine", "metadata": {}, "source": "helper = 1"}
     shown = {"output_type": "stream", "name": "stdout", "text": "7 tok/s"}
-    notebook["cells"].append({**mine, "outputs": [shown]})
+    notebook["cells"].append({**actual, "outputs": [shown]})
     found = handed(notebook)
     assert "helper" in names_in(found.elsewhere)
     assert "goodput" not in names_in(found.elsewhere)

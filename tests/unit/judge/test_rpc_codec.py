@@ -40,8 +40,8 @@ def across(message):
 
 
 def there(value):
-    ours, theirs = pair()
-    return theirs.decode(across(ours.encode(value)))
+    ours, expected = pair()
+    return expected.decode(across(ours.encode(value)))
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
@@ -127,10 +127,10 @@ def test_one_object_twice_is_one_object_twice():
 
 def call(function, *args):
     """Call by copy-restore: what the grader's own objects look like afterwards, and the result."""
-    ours, theirs = pair()
-    arguments = theirs.decode(across(ours.encode(list(args))))
+    ours, expected = pair()
+    arguments = expected.decode(across(ours.encode(list(args))))
     result = function(*arguments)
-    return ours.decode(across(theirs.encode([result, arguments])))[0]
+    return ours.decode(across(expected.encode([result, arguments])))[0]
 
 
 def test_what_a_function_changes_in_place_is_changed_here():
@@ -180,9 +180,11 @@ def test_classes_nobody_agreed_to_stay_there():
     class Mine:
         pass
 
-    ours, theirs = pair()
+    ours, expected = pair()
     thing = Mine()
-    assert ours.decode(across(theirs.encode(thing))) is thing  # as a handle: the test's own Handles
+    assert (
+        ours.decode(across(expected.encode(thing))) is thing
+    )  # as a handle: the test's own Handles
     forged = {"t": "object", "n": 0, "c": "utils.kvcache.blocks:BlockPool", "k": [], "v": []}
     with pytest.raises(WireError, match="nobody agreed"):
         ours.decode(forged)
@@ -196,11 +198,11 @@ def test_a_subclass_of_a_plain_type_is_not_plain():
         __eq__ = object.__eq__
         __hash__ = object.__hash__
 
-    ours, theirs = pair()
-    assert theirs.encode(Sly(1))["t"] == "handle"
-    assert theirs.encode(type("list", (list,), {})())["t"] == "handle"
+    ours, expected = pair()
+    assert expected.encode(Sly(1))["t"] == "handle"
+    assert expected.encode(type("list", (list,), {})())["t"] == "handle"
     with pytest.raises(Exception, match=r"got 1\.0 of type Sly"):
-        expect_equal(ours.decode(theirs.encode(Sly(1))), 1.0, what="it")
+        expect_equal(ours.decode(expected.encode(Sly(1))), 1.0, what="it")
 
 
 def test_too_deep_and_too_much_are_refused():

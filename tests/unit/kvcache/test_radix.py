@@ -145,5 +145,5 @@ def test_the_audit_finds_a_planted_fault_and_shows_a_short_trace(fault, monkeypa
 
 
 def test_the_audit_says_how_much_it_tried():
-    said = audit(radix.match_prefix, radix.insert, radix.lock, radix.evict, traces=20)
-    assert said == "20 generated traces, every invariant held after every step."
+    text = audit(radix.match_prefix, radix.insert, radix.lock, radix.evict, traces=20)
+    assert text == "20 generated traces, every invariant held after every step."

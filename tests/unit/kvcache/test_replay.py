@@ -25,8 +25,8 @@ def rate(prompts, cache):
 
 
 def test_workloads_share_as_much_as_derived_by_hand():
-    made = workloads(CPU)
-    rates = {name: rate(prompts, RadixCache()) for name, prompts in made.items()}
+    built = workloads(CPU)
+    rates = {name: rate(prompts, RadixCache()) for name, prompts in built.items()}
     shapes = {  # shared units over all units; single lengths vary by a tenth
         "system prompt": 6 * 8 / (7 * 9),
         "few-shot": 6 * 5 / (8 * 6),
@@ -35,10 +35,10 @@ def test_workloads_share_as_much_as_derived_by_hand():
         "no sharing": 0,
     }
     assert rates == pytest.approx(shapes, abs=0.03)
-    assert workloads(CPU) == made != workloads(CPU, seed=1)
-    longest = max(len(prompt) for prompts in made.values() for prompt in prompts)
+    assert workloads(CPU) == built != workloads(CPU, seed=1)
+    longest = max(len(prompt) for prompts in built.values() for prompt in prompts)
     assert longest + experiments.ANSWER_TOKENS < CPU.context_length
-    assert max(map(len, made["system prompt"])) > 400
+    assert max(map(len, built["system prompt"])) > 400
 
 
 def test_workloads_grow_with_the_profile():

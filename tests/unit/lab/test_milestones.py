@@ -73,9 +73,9 @@ def test_at_the_start_nothing_is_done(course, capsys):
     assert (found["3.3.1"].state, found["3.3.1"].exercises) == ("open", "0 of 7 exercises")
     assert found["3.3.7"].state == "to come"
     assert print_progress(course) == 0
-    said = capsys.readouterr().out
-    assert "0 of 7 milestones done" in said
-    assert "missing: a report of two engines" in said
+    text = capsys.readouterr().out
+    assert "0 of 7 milestones done" in text
+    assert "missing: a report of two engines" in text
 
 
 def test_exercises_alone_are_a_beginning(course, capsys):

@@ -67,7 +67,7 @@ def test_formula_and_points():
 
 def test_a_line_per_temperature_of_ratios():
     plain = [Level(n, t, (10.0,), 1.0) for t in (0.0, 1.0) for n in (1, 8)]
-    mine = [Level(n, t, (15.0, 5.0), 2.0) for t in (0.0, 1.0) for n in (1, 8)]
-    (axes,) = drawn(plots.plot_crossover({"plain": plain, "E": mine}))
+    actual = [Level(n, t, (15.0, 5.0), 2.0) for t in (0.0, 1.0) for n in (1, 8)]
+    (axes,) = drawn(plots.plot_crossover({"plain": plain, "E": actual}))
     assert labels(axes) == ["E, temperature 0", "E, temperature 1"]
     assert list(axes.lines[0].get_ydata()) == [1.0, 1.0]

@@ -340,8 +340,8 @@ def test_a_learners_right_ceiling_is_ours(tmp_path: Path) -> None:
     machine = Machine("m", bands, 1e12, "bfloat16", "measured", "s")
     records = [scaled("x", ClosedLoop(n), 1) for n in (1, 8)]
     ours = compare(records, {}, machine, model)
-    theirs = compare(records, {}, machine, model, lambda b, w, k, c, n: n * b / (w + n * c * k))
-    assert list(theirs["ceiling tok/s"]) == pytest.approx(list(ours["ceiling tok/s"]))
+    expected = compare(records, {}, machine, model, lambda b, w, k, c, n: n * b / (w + n * c * k))
+    assert list(expected["ceiling tok/s"]) == pytest.approx(list(ours["ceiling tok/s"]))
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,10 @@ def test_later_commands_go_on_with_the_python_that_set_up(make, tmp_path):
         alone = {
             k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))
         }
-        told = subprocess.run(
+        message = subprocess.run(
             line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True
         )
-        return told.stdout
+        return message.stdout
 
     shutil.copy(ROOT / "Makefile", tmp_path)
     assert asked() == "python3 -m tools.doctor\n"
@@ -170,14 +170,14 @@ def test_one_that_fails_ends_what_runs_beside_it(make, tmp_path, compiling_fails
 
 
 def test_ctrl_c_ends_both_of_two_lanes(make, tmp_path, monkeypatch, capsys):
-    def told(shell, target):
+    def message(shell, target):
         until(tmp_path / "started")
         target.mkdir()
         os.kill(os.getpid(), signal.SIGINT)
         waiting_for(tmp_path / "never")(shell, target / "inner")
 
     first = make(waiting_for(tmp_path / "started"), "first")
-    second = make(told, "second", compiles=True)
+    second = make(message, "second", compiles=True)
     monkeypatch.setattr(command, "steps_for", lambda name: (first, second))
     monkeypatch.setattr(sys, "argv", ["setup"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -402,8 +402,8 @@ def test_llama_cpp_is_hashed_wheel_without_compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     shell = Told(lambda command: False)
     LLAMA_CPP.build(shell, tmp_path / "llama_cpp")
-    made, installed, loaded = shell.commands
-    assert "-m venv" in made
+    built, installed, loaded = shell.commands
+    assert "-m venv" in built
     assert "--no-deps --require-hashes -r" in installed
     assert installed.endswith("xllamacpp.hash.txt")
     assert loaded.endswith("import xllamacpp")
@@ -468,8 +468,10 @@ def test_make_passes_native_on(tmp_path):
     line = ["make", "-n", "setup", "STEP=llama_cpp", "NATIVE=1"]
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     shutil.copy(ROOT / "Makefile", tmp_path)
-    told = subprocess.run(line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
-    assert told.stdout == "python3 -m tools.setup --only llama_cpp --native\n"
+    message = subprocess.run(
+        line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True
+    )
+    assert message.stdout == "python3 -m tools.setup --only llama_cpp --native\n"
 
 
 def test_plan_tells_which_parts_an_earlier_version_made(make, capsys):
@@ -584,7 +586,7 @@ def test_commands_inherit_the_lock_so_that_a_rerun_waits_for_them(tmp_path, monk
 
 @pytest.mark.parametrize("number", command.STOPS)
 def test_being_told_to_end_twice_cleans_up_once(number, make, monkeypatch, capsys):
-    def told(shell, target):
+    def message(shell, target):
         target.mkdir()
         os.kill(os.getpid(), number)
         try:
@@ -594,7 +596,7 @@ def test_being_told_to_end_twice_cleans_up_once(number, make, monkeypatch, capsy
             time.sleep(0.1)
             (target / "inner").mkdir()
 
-    step = make(told)
+    step = make(message)
     before = {known: signal.getsignal(known) for known in command.STOPS}
     monkeypatch.setattr(command, "steps_for", lambda name: (step,))
     monkeypatch.setattr(sys, "argv", ["setup"])

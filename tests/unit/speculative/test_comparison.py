@@ -22,9 +22,9 @@ SMALL = TargetShape(
 def target():
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    made = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 256)).requires_grad_(False)
-    made.path = str(hub.TINY)
-    return made
+    built = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 256)).requires_grad_(False)
+    built.path = str(hub.TINY)
+    return built
 
 
 def test_a_comparison_is_fair_and_leaves_a_record(target, tmp_path, monkeypatch):

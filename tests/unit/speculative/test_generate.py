@@ -73,12 +73,12 @@ def drafters(target):
 
 
 def test_plain_decoding_is_what_transformers_writes(target, prompts, plain):
-    theirs, _ = hub.load(hub.TINY)
-    for prompt, mine in zip(prompts[::3], plain[::3], strict=True):
+    expected, _ = hub.load(hub.TINY)
+    for prompt, actual in zip(prompts[::3], plain[::3], strict=True):
         with torch.inference_mode():
             ids = torch.tensor([prompt.ids])
-            made = theirs.generate(ids, max_new_tokens=LIMIT, do_sample=False)
-        assert made[0, len(prompt.ids) :].tolist() == mine.tokens
+            built = expected.generate(ids, max_new_tokens=LIMIT, do_sample=False)
+        assert built[0, len(prompt.ids) :].tolist() == actual.tokens
 
 
 def test_every_drafter_writes_the_same_in_a_batch(target, prompts, plain):
@@ -104,11 +104,15 @@ def test_a_good_guess_is_accepted_whole(target, prompts, plain):
 
 
 def test_what_is_recorded_is_what_the_target_computed(target, prompts, plain):
-    some = prompts[:3]
+    subset = prompts[:3]
     rows = record(
-        target, [p.ids for p in some], [p.answer for p in some], (2, 12, 21), max_new_tokens=LIMIT
+        target,
+        [p.ids for p in subset],
+        [p.answer for p in subset],
+        (2, 12, 21),
+        max_new_tokens=LIMIT,
     )
-    for row, answer, prompt in zip(rows, plain, some, strict=False):
+    for row, answer, prompt in zip(rows, plain, subset, strict=False):
         assert row.ids.tolist() == prompt.ids + answer.tokens
         assert len(row.hidden) == len(row.features) == len(row.ids) - 1
         with torch.inference_mode():

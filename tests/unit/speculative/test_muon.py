@@ -10,15 +10,15 @@ from utils.speculative.muon import Muon, orthogonalized
 def test_steps_are_pytorchs_up_to_bfloat16(size):
     torch.manual_seed(0)
     start = torch.randn(size)
-    mine, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    actual, expected = (torch.nn.Parameter(start.clone()) for _ in range(2))
     options = {"lr": 1e-2, "adjust_lr_fn": "match_rms_adamw"}
-    ours, reference = Muon([mine], **options), torch.optim.Muon([theirs], **options)
+    ours, reference = Muon([actual], **options), torch.optim.Muon([expected], **options)
     for _ in range(3):
         gradient = torch.randn(size)
-        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        actual.grad, expected.grad = gradient.clone(), gradient.clone()
         ours.step()
         reference.step()
-    assert (mine - theirs).norm() < 0.02 * (theirs - start).norm()
+    assert (actual - expected).norm() < 0.02 * (expected - start).norm()
     assert ours.state_dict()["param_groups"] == reference.state_dict()["param_groups"]
     reference.load_state_dict(ours.state_dict())  # a checkpoint of one goes on with the other
 

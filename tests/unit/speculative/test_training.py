@@ -36,8 +36,8 @@ AUX = (1, 2)
 def target():
     torch.set_num_threads(1)
     torch.manual_seed(3)
-    made = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 128))
-    return made.requires_grad_(False)
+    built = Target(SMALL, Rotary(torch.tensor([1.0, 0.01]), 128))
+    return built.requires_grad_(False)
 
 
 @pytest.fixture
@@ -48,14 +48,16 @@ def data(target):
 
 def test_data_is_kept_and_read_again(target, tmp_path, monkeypatch):
     prompts, answers = [[1, 2], [3, 4], [5, 6]], [[7]] * 3
-    made = self_generated(target, prompts, answers, AUX, max_new_tokens=5, batch=2, folder=tmp_path)
+    built = self_generated(
+        target, prompts, answers, AUX, max_new_tokens=5, batch=2, folder=tmp_path
+    )
     monkeypatch.setattr(dataset, "record", None)  # all of it is on disk
     again = self_generated(
         target, prompts, answers, AUX, max_new_tokens=5, batch=2, folder=tmp_path
     )
     assert len(again) == 3
     assert all(torch.equal(a.ids, b.ids) and torch.equal(a.hidden, b.hidden)
-               for a, b in zip(made, again, strict=True))  # fmt: skip
+               for a, b in zip(built, again, strict=True))  # fmt: skip
     assert not list(tmp_path.glob("*.part"))
 
 

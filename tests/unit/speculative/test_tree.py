@@ -85,9 +85,9 @@ def test_the_best_choices_are_the_best_of_all_trees():
             if all(len(p) == 1 or p[:-1] in c for p in c)
         ]
         best = max(expected(accuracy, c) for c in closed)
-        mine = best_choices(accuracy, nodes)
-        ChoiceTree(mine)
-        assert expected(accuracy, mine) == pytest.approx(best)
+        actual = best_choices(accuracy, nodes)
+        ChoiceTree(actual)
+        assert expected(accuracy, actual) == pytest.approx(best)
 
 
 @given(trees(), st.integers(1, 10), st.randoms(use_true_random=False))

@@ -126,13 +126,13 @@ def load_in_transformers(folder):
 
 def test_transformers_computes_the_same(exported):
     trainer, model = exported
-    theirs = load_in_transformers(model)
+    expected = load_in_transformers(model)
     trainer.model.load_state_dict(
-        {k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
+        {k: v for k, v in expected.state_dict().items() if k != "lm_head.weight"}
     )
     ids = torch.randint(0, 512, (2, 40))
     with torch.no_grad():
-        logits = theirs(ids).logits
+        logits = expected(ids).logits
         want = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
         torch.testing.assert_close(trainer.model(ids, ids), want, atol=1e-4, rtol=1e-4)
 

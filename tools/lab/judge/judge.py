@@ -206,9 +206,9 @@ class Judge:
         result.verdict = next(iter(verdicts)) if len(verdicts) == 1 else mixed
         result.message = next((o.message for o in outcomes if o.verdict != "right"), "")
         if grading and worker.alive and result.verdict != "not attempted":
-            said = worker.examine(check, answer, check.examine)
-            if said.verdict == "wrong":
-                result.message = f"The lab's own check says: {said.message}"
+            text = worker.examine(check, answer, check.examine)
+            if text.verdict == "wrong":
+                result.message = f"The lab's own check says: {text.message}"
 
 
 class _Worker:

@@ -215,32 +215,32 @@ class Codec:
         """Make (or find) the object first, then fill it: what is in it may point back to it."""
         number, before = node["n"], self._items
         fresh = number not in self._by_number
-        mine: Any = None if fresh else self._by_number[number]
+        actual: Any = None if fresh else self._by_number[number]
         if fresh:
-            mine = self._empty(node, kind)
-            self._by_number[number], self._numbers[id(mine)] = mine, number
-        elif type(mine) is not type(self._empty(node, kind)):
+            actual = self._empty(node, kind)
+            self._by_number[number], self._numbers[id(actual)] = actual, number
+        elif type(actual) is not type(self._empty(node, kind)):
             raise WireError("an object that changed its type")
         if kind == "array":
             array = _from_raw(node)
-            if array.shape != mine.shape or array.dtype != mine.dtype:
+            if array.shape != actual.shape or array.dtype != actual.dtype:
                 raise WireError("an array that changed its shape")
-            mine[...] = array
+            actual[...] = array
         elif kind == "list":
-            mine[:] = each(node["v"])
+            actual[:] = each(node["v"])
         elif kind == "object":
             state = dict(zip(node["k"], each(node["v"]), strict=True))
-            if fresh or not _frozen(mine):  # what cannot change is not changed from afar
-                _fill(mine, state)
+            if fresh or not _frozen(actual):  # what cannot change is not changed from afar
+                _fill(actual, state)
         else:
             items = each(node["v"])
             keys = each(node["k"]) if kind == "dict" else []
-            mine.clear()
-            mine.update(zip(keys, items, strict=True)) if kind == "dict" else (
-                mine.update(items) if kind == "set" else mine.extend(items)
+            actual.clear()
+            actual.update(zip(keys, items, strict=True)) if kind == "dict" else (
+                actual.update(items) if kind == "set" else actual.extend(items)
             )
         self._items_of[number] = self._items - before
-        return mine
+        return actual
 
     def _again(self, number: int) -> Any:
         self._items += self._items_of.get(number, 0)

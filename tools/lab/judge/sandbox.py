@@ -187,10 +187,10 @@ class Bubblewrap:
                 command += ["--ro-bind", path, path]
         for path in _FILES:
             command += ["--ro-bind-try", path, path]
-        made: set[str] = {"/tmp"}
+        built: set[str] = {"/tmp"}
         for path in dict.fromkeys((sys.base_prefix, sys.prefix)):
             if not path.startswith("/usr/"):
-                command += [*_parents(path, made), "--ro-bind", path, path]
+                command += [*_parents(path, built), "--ro-bind", path, path]
         command += ["--perms", "0755", "--dir", "/course"]
         for name in ("tools", "utils"):
             command += ["--ro-bind", str(self.course / name), f"/course/{name}"]

@@ -95,8 +95,8 @@ class Session:
             self.close()
             if self.spent_s > limits.notebook_s:
                 raise
-            said = self._errors.decode(errors="replace")[-_ERROR_TEXT:]
-            raise RuntimeError(f"the worker did not start: {stopped}\n{said}") from stopped
+            text = self._errors.decode(errors="replace")[-_ERROR_TEXT:]
+            raise RuntimeError(f"the worker did not start: {stopped}\n{text}") from stopped
         family = self._tree.children(recursive=True)
         self._family = len(family)
         self._temporary = [f"/proc/{family[-1].pid}/root{folder}" for folder in sandbox.temporary]
@@ -232,8 +232,8 @@ class Session:
         reply = self._receive(self._number)
         if "failed" in reply:
             with self._reading("a failure"):
-                said = plain(str(reply["failed"]), 200)
-            self._end(f"your code broke the process it ran in ({said})")
+                text = plain(str(reply["failed"]), 200)
+            self._end(f"your code broke the process it ran in ({text})")
         return reply
 
     # ---- wire.Handles
@@ -278,9 +278,9 @@ class Session:
                 continue
             ready, _, _ = select.select(sources, [], [], _LOOK_S)
             if errors in ready:
-                said = os.read(errors, 65536)
-                self._errors = (self._errors + said)[-_ERROR_TEXT:]
-                if not said:
+                text = os.read(errors, 65536)
+                self._errors = (self._errors + text)[-_ERROR_TEXT:]
+                if not text:
                     sources.remove(errors)
             if self._from in ready:
                 data = os.read(self._from, 1 << 20)
@@ -344,11 +344,11 @@ class Session:
 
     def _files(self) -> int:
         """Files in the temporary folders; each takes memory of the kernel's, also an empty one."""
-        made = 0
+        built = 0
         with contextlib.suppress(OSError):
             for facts in map(os.statvfs, self._temporary):
-                made += facts.f_files - facts.f_ffree
-        return made
+                built += facts.f_files - facts.f_ffree
+        return built
 
     def _end(self, message: str, cause: str = "limit") -> NoReturn:
         self.close()
@@ -502,8 +502,8 @@ class LearnersError:
         kind = type(self.name, (base,), {"__str__": lambda _: text})
         error: Any = base.__new__(kind)
         error.learners_line = (self.line, self.code)
-        made: BaseException = error
-        return made
+        built: BaseException = error
+        return built
 
 
 def _memory(process: psutil.Process, *, shared: bool) -> int:

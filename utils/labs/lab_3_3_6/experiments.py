@@ -143,7 +143,7 @@ def alternate(
 def speedups(times: Mapping[str, Sequence[float]], base: str = "eager") -> dict[str, list[float]]:
     """How many times as fast as `base` each way was, repeat by repeat."""
     return {
-        name: [b / mine for b, mine in zip(times[base], own, strict=True)]
+        name: [b / actual for b, actual in zip(times[base], own, strict=True)]
         for name, own in times.items()
         if name != base
     }
