@@ -144,7 +144,7 @@ tree_mask = Grading(
             lambda parents: _changed(parents, lambda m: [[int(seen) for seen in row] for row in m])
         ),
     },
-    twins=("utils.speculative.tree.DraftTree.mask", "utils.speculative.tree.Tree.path"),
+    twins=("utils.speculative.tree.DraftTree.mask", "utils.speculative.tree.DraftTree.path"),
 )
 
 

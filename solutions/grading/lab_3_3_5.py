@@ -62,7 +62,7 @@ fuse = Grading(
         "forgets to transpose": Wrong(_not_transposed, says="mismatch"),
         "lays them along the tokens": Wrong(_along_tokens, says="shape"),
     },
-    twins=("utils.speculative.heads.Eagle3.fuse",),
+    twins=("utils.speculative.heads.Eagle3Draft.fuse",),
 )
 
 
