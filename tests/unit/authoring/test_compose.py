@@ -131,7 +131,7 @@ def test_a_change_of_a_spec_changes_the_file(monkeypatch, tmp_path):
     container = dataclasses.replace(spec.container, image="nvcr.io/nvidia/vllm:27.01-py3")
     monkeypatch.setitem(ENGINES, "vllm", dataclasses.replace(spec, container=container))
     assert compose.main(["--check"]) == 1
-    assert "vllm:27.01-py3" in compose.made()
+    assert "vllm:27.01-py3" in compose.generated_services()
 
 
 REPOSITORIES = {
