@@ -23,6 +23,9 @@
 # **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
 # stops them. **It writes** one JSON record per measured run into `records/`, and engine files into a temporary folder. Numbers
 # are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+#
+# **It needs** a C++ compiler for the engine file of section 3 (Debian, Ubuntu: `apt install g++`). Without one, that section tells
+# you so, and the rest of the lab runs.
 
 # %%
 import tempfile
