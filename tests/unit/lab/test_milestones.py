@@ -22,7 +22,7 @@ def run(engine, concurrency=1, command=(), label=""):
 def judged_once():
     """Judge each notebook once for all of these tests, because each judgement starts a process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(milestones, "stand", functools.cache(milestones.stand))
+        patch.setattr(milestones, "evaluate", functools.cache(milestones.evaluate))
         yield
 
 
