@@ -190,8 +190,9 @@ def as_command(engine, words):
             if named[: len(program.split())] == program.split() and rest:
                 return program, rest
     image = ENGINES[engine].container.image
-    if image in words and words[words.index(image) + 1 :]:
-        return SERVES[engine], words[words.index(image) + 1 :]
+    rest = words[words.index(image) + 1 :] if image in words else []
+    if rest and rest[0] not in ("bash", "sh"):
+        return SERVES[engine], rest
     return None
 
 
