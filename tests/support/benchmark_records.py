@@ -34,6 +34,7 @@ def result(load: ClosedLoop | OpenLoop | None = None, count: int = 3) -> LoadRes
             text="naïve <b>",
             prompt_tokens=4,
             completion_tokens=3,
+            engine_timings={"decode_s": 0.2, "decode_tokens": 3.0},
         )
         for i in range(count)
     ]

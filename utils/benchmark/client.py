@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
@@ -110,7 +110,7 @@ class Client:
         Raises:
             WorkloadError: If the request cannot be expressed in this client's API.
         """
-        body = json.dumps(self.body(request)).encode()
+        body = json.dumps(request.body(self.model, self.api)).encode()
         collector = ResponseCollector()
         status: int | None = None
         error: str | None = None
@@ -123,7 +123,7 @@ class Client:
                     try:
                         async with connection.stream("POST", self.url, content=body) as response:
                             status = response.status_code
-                            await self.read(response, request.stream, collector)
+                            await self._read(response, request.stream, collector)
                         break
                     except DroppedBeforeResponse:
                         if resends == MAX_RESENDS:
@@ -159,29 +159,21 @@ class Client:
             **collector.token_counts(),
         )
 
-    def body(self, request: Request) -> Mapping[str, Any]:
-        """The JSON body that goes out for a request.
-
-        Raises:
-            WorkloadError: If the request cannot be expressed in this client's API.
-        """
-        return request.body(self.model, self.api)
-
-    async def read(
+    async def _read(
         self, response: httpx.Response, streamed: bool, collector: ResponseCollector
     ) -> None:
-        """Reads a whole answer.
+        """Read a whole answer.
 
         Raises:
-            ResponseError: It is an error, or not whole.
+            ResponseError: The answer is an error, or incomplete.
             httpx.HTTPError: The connection broke.
         """
-        await raise_for_status(response)
+        await _raise_for_status(response)
         if not streamed or response.headers.get("content-type", "").startswith("application/json"):
             collector.whole(await response.aread(), perf_counter())
             return
         parser = SSEParser()
-        async for at, piece in pieces(response):
+        async for at, piece in _pieces(response):
             for event in parser.feed(piece):
                 collector.event(event, at)
         if (last := parser.close()) is not None:
@@ -195,12 +187,12 @@ class Client:
             httpx.HTTPError: If the connection or the request fails.
             ResponseError: On an HTTP error status.
         """
-        body = json.dumps(self.body(request)).encode()
+        body = json.dumps(request.body(self.model, self.api)).encode()
         parser = SSEParser()
         sent = perf_counter()
         async with self._connection().stream("POST", self.url, content=body) as response:
-            await raise_for_status(response)
-            async for at, piece in pieces(response):
+            await _raise_for_status(response)
+            async for at, piece in _pieces(response):
                 for event in parser.feed(piece):
                     yield at - sent, event.data
 
@@ -245,7 +237,7 @@ class Client:
         return self._http
 
 
-async def pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]]:
+async def _pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]]:
     """The body with arrival times: from the socket for http, from when we get it for https."""
     stream = response.extensions.get("timed_stream")
     if isinstance(stream, TimedStream):
@@ -256,7 +248,7 @@ async def pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]]
             yield perf_counter(), piece
 
 
-async def raise_for_status(response: httpx.Response) -> None:
+async def _raise_for_status(response: httpx.Response) -> None:
     """Raises ResponseError, with the engine's words, for any other status than 200."""
     if response.status_code == 200:
         return

@@ -6,12 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from utils.benchmark.timings import read_timings
 from utils.files import encodable
 from utils.http.sse import DONE, Event
 
 # No real count comes near; beyond it, floats are no longer exact.
 _MOST_TOKENS = 2**53
+# Our name: llama.cpp's name, and its unit in seconds (1 for counts).
+_TIMINGS = {
+    "prefill_s": ("prompt_ms", 1e-3),
+    "decode_s": ("predicted_ms", 1e-3),
+    "prefill_tokens": ("prompt_n", 1),
+    "decode_tokens": ("predicted_n", 1),
+}
 
 
 class ResponseError(Exception):
@@ -140,6 +146,17 @@ class ResponseCollector:
             self.finished = at
 
 
+def read_timings(values: object) -> dict[str, float] | None:
+    """Read the `timings` of llama.cpp's last chunk (tools/server/README.md), by its own clock.
+
+    Returns:
+        `prefill_s` and `decode_s` in seconds, `prefill_tokens` and `decode_tokens`. None for anything else.
+    """
+    if not isinstance(values, Mapping) or "predicted_ms" not in values:
+        return None
+    return {ours: _number(values.get(name)) * unit for ours, (name, unit) in _TIMINGS.items()}
+
+
 def error_text(body: str) -> str:
     """The message in an OpenAI-style error body, or the body itself."""
     try:
@@ -188,6 +205,10 @@ def _count(values: Mapping[str, Any], name: str) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
         raise ResponseError(f"{name} is {_shown(value)}, not a number of tokens")
     return value
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 def _shown(value: object) -> str:

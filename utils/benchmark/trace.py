@@ -52,7 +52,7 @@ class RequestTrace:
         max_tokens: What was asked for.
         streamed: Whether the response was streamed.
         tag: The request's tag, for grouping ("cold", "warm", ...).
-        engine_timings: What the engine says about its own time, see `utils.benchmark.timings`; None: nothing.
+        engine_timings: Times by the engine's own clock, see `response.read_timings`. None if it sends none.
     """
 
     index: int

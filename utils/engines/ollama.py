@@ -1,10 +1,12 @@
 """Ollama: llama.cpp-type inference with model management.
 
-Its settings are environment variables, its models are its own: a GGUF file is made into one, a name of its
-library is pulled (`ollama_api`). Its OpenAI-compatible API is under /v1; what that lacks, `ollama_chat`
-translates.
+Its settings are environment variables. Before it can serve a GGUF file it must create a model from it, and
+it downloads a model that is named in its library (`ollama_api`). All requests use its OpenAI-compatible API
+under /v1. That API ignores fields that it doesn't know, for example `ignore_eos`, `options` (`num_ctx`) and
+`keep_alive`, so the context length and how long a model stays loaded are set when it starts.
 
-Sources: ollama docs/docker.mdx, docs/gpu.mdx, docs/faq.mdx, docs/api.md, envconfig/config.go at v0.24.0.
+Sources: ollama docs/docker.mdx, docs/gpu.mdx, docs/faq.mdx, docs/api.md, envconfig/config.go and
+openai/openai.go at v0.24.0.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.engines import ollama_api
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.ollama_api import TINY, Modelfile, Ollama
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
@@ -57,22 +59,23 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
 
 
 def prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
-    """Makes or pulls the model, and loads it, so that the first request finds it in memory.
+    """Create or pull the model and load it, so that the first request finds it in memory.
 
     Raises:
-        OllamaError: It could not; says why.
+        OllamaError: The model can't be created, pulled or loaded.
     """
     gguf = Path(options.model)
-    with Ollama(base_url) as ollama:
+    name = options.served_name
+    with ollama_api.connect(base_url) as ollama:
         if gguf.is_file():
-            known = gguf.parent == TINY_MODEL
-            ollama.create(options.served_name, gguf, TINY if known else Modelfile(), say)
-        elif not ollama.has(options.served_name):
-            ollama.pull(options.model, say)
-            if options.model != options.served_name:  # owner/name:tag
-                ollama.copy(options.model, options.served_name)
-        say(f"loading {options.served_name}")
-        ollama.load(options.served_name)
+            settings = ollama_api.TINY if gguf.parent == TINY_MODEL else {}
+            ollama_api.create(ollama, name, gguf, settings, say)
+        elif not ollama_api.has(ollama, name):
+            ollama_api.pull(ollama, options.model, say)
+            if options.model != name:  # owner/name:tag
+                ollama_api.copy(ollama, options.model, name)
+        say(f"loading {name}")
+        ollama_api.load(ollama, name)
 
 
 def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]) -> None:

@@ -10,9 +10,8 @@ from contextlib import suppress
 
 import httpx
 
-from utils.engines.ollama_chat import NotTranslatable
 from utils.engines.registry import ENGINES
-from utils.gateway import circuit, ollama_translation
+from utils.gateway import circuit
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import BackendSettings, Health
@@ -52,7 +51,6 @@ class Backend:
         self._urls = {
             "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
             "completions": httpx.URL(f"{settings.url}/v1/completions"),
-            "native": httpx.URL(settings.url + ollama_translation.NATIVE_PATH),
             "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
         }
         self._transport: httpx.AsyncBaseTransport = (
@@ -124,18 +122,7 @@ class Backend:
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
-        if self.engine == "ollama" and api == "chat":
-            try:
-                native = ollama_translation.native_request(body)
-            except NotTranslatable as error:
-                return ollama_translation.refusal(error)
-            if native is not None:
-                answer = await self._post("native", native, headers)
-                return ollama_translation.translated(answer, self.model)
-        return await self._post(api, body, headers)
-
-    async def _post(self, where: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
-        request = self._request(where, body, headers)
+        request = self._request(api, body, headers)
         try:
             return await self._transport.handle_async_request(request)
         except DroppedBeforeResponse as error:

@@ -212,6 +212,26 @@ def test_tool_calls_are_tokens() -> None:
     assert trace.finish_reason == "tool_calls"
 
 
+def test_llama_cpps_own_times_are_kept_in_seconds() -> None:
+    said = {"prompt_n": 5, "prompt_ms": 20.0, "predicted_n": 9, "predicted_ms": 90.0, "cache_n": 2}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.event(delta(content="x"))
+        await exchange.event({**finish(), "timings": said})
+        await exchange.end()
+
+    trace = ask(script)
+    assert trace.ok
+    assert trace.engine_timings == {
+        "prefill_s": 0.02,
+        "decode_s": 0.09,
+        "prefill_tokens": 5,
+        "decode_tokens": 9,
+    }
+    assert ask(lambda x: x.answer("x")).engine_timings is None
+
+
 def test_missing_usage_is_said_and_nothing_is_guessed() -> None:
     trace = ask(lambda x: x.answer("a", "b", "c"))
     assert trace.ok
