@@ -1,5 +1,5 @@
-"""`make doctor`: what this machine can do for each lab, and what to fix. Standard library only.
+"""`make doctor`: what this machine can do for each lab, and how to fix the rest. Standard library only.
 
-`facts` asks the machine, once, through a `Probe`; `findings` judges the answers and asks nothing; `page`
-writes.
+`facts` asks the machine once, through `machine_probe`. `diagnoses` has a check for each subject, which reads
+the facts and asks nothing. `doctor_report` writes the page.
 """

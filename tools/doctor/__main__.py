@@ -14,15 +14,15 @@ if sys.version_info < (3, 9):  # noqa: UP036 (this runs on whatever python3 is)
 
 from tools.doctor.diagnoses import examine, stopped
 from tools.doctor.doctor_report import render
-from tools.doctor.facts import gather
+from tools.doctor.facts import Machine
 from tools.doctor.machine_probe import Probe
 
 
 def main() -> int:
-    """Asks, judges, prints; returns the exit status."""
-    facts = gather(Probe())
-    findings = examine(facts)
-    print(render(facts, findings))
+    """Print the page, and return the exit status."""
+    machine = Machine(Probe())
+    findings = examine(machine)
+    print(render(machine, findings))
     return 1 if stopped(findings) else 0
 
 

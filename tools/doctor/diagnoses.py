@@ -1,7 +1,8 @@
-"""What the facts mean: pure functions from `Facts` to diagnoses, each with a fix that can be pasted.
+"""The doctor's checks: each has a subject, reads the machine, and yields its verdict with a fix to paste.
 
-Sources of the fixes: NVIDIA's container toolkit and DGX Spark documents (known issues: memory, page cache),
-Docker's post-installation steps, https://docs.docker.com/go/wsl2/, triton-lang/triton#8539.
+To add one, write a function with `@check`. Sources of the fixes: NVIDIA's container toolkit and DGX Spark
+documents (known issues: memory, page cache), Docker's post-installation steps,
+https://docs.docker.com/go/wsl2/, triton-lang/triton#8539.
 """
 
 from __future__ import annotations
@@ -9,43 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tools.doctor.facts import Facts
-from tools.doctor.needs import (
-    CPU_ENGINE_BYTES,
-    CPU_ENGINES_AT_ONCE,
-    DRIVER,
-    GB,
-    GLIBC,
-    IMAGES,
-    LABS,
-    OLLAMA_PORT,
-    PORTS,
-    PTXAS,
-    PYTHONS,
-    TITLES,
-    WEIGHTS_BYTES,
-)
+from tools.doctor import needs
+from tools.doctor.facts import CUDA_PTXAS, Machine
+from tools.doctor.needs import GB, IMAGES, LABS, PORTS, PYTHONS
 from tools.setup.setup_steps import SPARE_GIGABYTES
-from utils.gpu import CAPABILITY, OVERHEAD_BYTES, Gpu
-from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, detect, on_x86
+from utils.gpu import CAPABILITY, OVERHEAD_BYTES
+from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, on_x86
 
 GIB = 1024**3
 BLOCKER, FIXABLE, INFO, OK = "blocker", "fixable", "info", "ok"
 ALL = frozenset(LABS)
-SPARE_BYTES = SPARE_GIGABYTES * GB
 ON_CPU = f"{ENVIRONMENT_VARIABLE}=cpu make lab"
+UNSET = f"unset {ENVIRONMENT_VARIABLE}"
+JOIN_DOCKER = "sudo usermod -aG docker $USER   # then log in again"
+GPU_USERS = "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv"
+LARGE_MODELS = "docker system df; du -sh ~/.cache/*   # what is large"
+WSL_GUIDE = "https://docs.nvidia.com/cuda/wsl-user-guide"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One result of the doctor's checks.
+    """A result of a check.
 
     Attributes:
         level: `BLOCKER` (labs can't run), `FIXABLE` (`make lab` fixes it), `INFO` or `OK`.
-        topic: What it is about.
+        topic: The subject.
         text: What was found, and what it means.
-        fix: Lines to paste; () where nothing is to be done.
-        labs: The labs that it stops.
+        fix: Lines to paste, or () if there is nothing to do.
+        labs: Numbers of the labs that it stops.
     """
 
     level: str
@@ -55,487 +47,422 @@ class Diagnosis:
     labs: frozenset[int] = frozenset()
 
 
-def examine(facts: Facts) -> tuple[Diagnosis, ...]:
-    """All diagnoses, the worst first."""
-    found = [diagnosis for check in CHECKS for diagnosis in check(facts)]
+Check = Callable[[Machine], Iterator[Diagnosis]]
+CHECKS: list[Check] = []
+
+
+def check(function: Check) -> Check:
+    """Register a check. Within a level, the page follows the order of the checks."""
+    CHECKS.append(function)
+    return function
+
+
+def examine(machine: Machine) -> tuple[Diagnosis, ...]:
+    """Return all diagnoses, the worst first."""
+    found = [diagnosis for each in CHECKS for diagnosis in each(machine)]
     order = (BLOCKER, FIXABLE, INFO, OK)
     return tuple(sorted(found, key=lambda diagnosis: order.index(diagnosis.level)))
 
 
 def stopped(diagnoses: tuple[Diagnosis, ...]) -> frozenset[int]:
-    """The labs that cannot run."""
+    """Return the labs that cannot run."""
     return frozenset(lab for diagnosis in diagnoses for lab in diagnosis.labs)
 
 
-def _stop(topic: str, text: str, *fix: str, labs: frozenset[int] = ALL) -> Diagnosis:
+def stop(topic: str, text: str, *fix: str, labs: frozenset[int] = ALL) -> Diagnosis:
+    """Report a problem that stops labs."""
     return Diagnosis(BLOCKER, topic, text, fix, labs)
 
 
-def _in_containers(facts: Facts) -> bool:
-    return PROFILES[facts.profile].runtime == "docker"
+def info(topic: str, text: str, *fix: str) -> Diagnosis:
+    """Report something worth knowing."""
+    return Diagnosis(INFO, topic, text, fix)
 
 
-def profile(facts: Facts) -> Iterator[Diagnosis]:
-    """Which profile, and whether the machine could have a better one."""
-    if facts.asked and facts.asked not in PROFILES:
-        text = f"There is no profile {facts.asked!r}; there are: {', '.join(PROFILES)}."
-        yield _stop("profile", text, f"unset {ENVIRONMENT_VARIABLE}")
-    elif facts.asked:
-        name = facts.gpus[0].name if facts.gpus else None
-        own = detect(name, facts.machine, facts.docker.state != "missing")
-        text = f"{facts.profile}, asked for with {ENVIRONMENT_VARIABLE}."
-        if own == facts.profile:
-            yield Diagnosis(OK, "profile", text)
-        else:
-            text += f" The machine itself would have {own}."
-            yield Diagnosis(INFO, "profile", text, (f"unset {ENVIRONMENT_VARIABLE}",))
-    elif facts.gpus and facts.docker.state == "missing":
+def ok(topic: str, text: str) -> Diagnosis:
+    """Report something in order."""
+    return Diagnosis(OK, topic, text)
+
+
+@check
+def profile(m: Machine) -> Iterator[Diagnosis]:
+    """Report the profile, and whether the machine could have a better one."""
+    text = f"{m.profile}, asked for with {ENVIRONMENT_VARIABLE}."
+    if m.asked and m.asked not in PROFILES:
+        text = f"There is no profile {m.asked!r}; there are: {', '.join(PROFILES)}."
+        yield stop("profile", text, UNSET)
+    elif m.asked == m.own_profile:
+        yield ok("profile", text)
+    elif m.asked:
+        yield info("profile", f"{text} The machine itself would have {m.own_profile}.", UNSET)
+    elif m.gpus and m.docker.state == "missing":
         text = (
-            f"{facts.gpus[0].name} is here, but docker is not, and engines need it to use the GPU: labs "
-            "run on the CPU."
+            f"{m.gpu.name} is here, but docker is not installed, and engines need it to use the GPU. "
+            "Labs run on the CPU."
         )
-        yield Diagnosis(INFO, "docker", text, _install_docker(facts))
+        yield info("docker", text, *install_docker(m))
 
 
-def machine(facts: Facts) -> Iterator[Diagnosis]:
-    """Architecture, C library: whether the pinned packages have wheels for it."""
-    linux = facts.system.startswith("Linux")
-    if not linux or not (on_x86(facts.machine) or facts.machine == "aarch64"):
-        text = (
-            f"{facts.system} on {facts.machine}: there are wheels for Linux on x86-64 and aarch64."
-        )
-        yield _stop("packages", text, "# use a Linux machine, or WSL 2 in Windows")
-    elif facts.glibc and facts.glibc < GLIBC:
-        need = _dotted(GLIBC)
-        text = f"glibc {_dotted(facts.glibc)} is older than the {need} that wheels are built for."
-        yield _stop("packages", text, "# use Debian 12, Ubuntu 22.04, DGX OS 7, or newer")
-    elif not facts.glibc:
-        text = "This is no glibc system: most wheels are for glibc."
-        yield _stop("packages", text, "# use Debian 12, Ubuntu 22.04, or newer")
-    elif facts.profile == "cpu" and not on_x86(facts.machine):
+@check
+def packages(m: Machine) -> Iterator[Diagnosis]:
+    """Report whether the pinned packages have wheels for this architecture and C library."""
+    arm = m.machine == "aarch64"
+    if not m.system.startswith("Linux") or not (on_x86(m.machine) or arm):
+        text = f"{m.system} on {m.machine}: there are wheels for Linux on x86-64 and aarch64."
+        yield stop("packages", text, "# use a Linux machine, or WSL 2 in Windows")
+    elif not m.glibc:
+        text = "The C library is not glibc, which most wheels are built for."
+        yield stop("packages", text, "# use Debian 12, Ubuntu 22.04, or newer")
+    elif m.glibc < needs.GLIBC:
+        need = dotted(needs.GLIBC)
+        text = f"glibc {dotted(m.glibc)} is older than the {need} that wheels are built for."
+        yield stop("packages", text, "# use Debian 12, Ubuntu 22.04, DGX OS 7, or newer")
+    elif m.profile == "cpu" and arm:
         text = "aarch64: all pinned packages have wheels. SGLang on a CPU is for x86-64, and is left out."
-        yield Diagnosis(OK, "packages", text)
+        yield ok("packages", text)
     else:
-        text = f"{facts.machine}, glibc {_dotted(facts.glibc)}: the pinned packages have wheels."
-        yield Diagnosis(OK, "packages", text)
-    if facts.wsl and facts.root.startswith("/mnt/"):
-        text = (
-            f"{facts.root} is on Windows' disk, which is slow from Linux and knows no hard links."
-        )
-        yield Diagnosis(
-            INFO, "WSL", text, ("mkdir -p ~/course && cp -r . ~/course && cd ~/course",)
-        )
+        text = f"{m.machine}, glibc {dotted(m.glibc)}: the pinned packages have wheels."
+        yield ok("packages", text)
+    if m.wsl and m.root.startswith("/mnt/"):
+        text = f"{m.root} is on Windows' disk, which is slow from Linux and has no hard links."
+        yield info("WSL", text, "mkdir -p ~/course && cp -r . ~/course && cd ~/course")
 
 
-def python(facts: Facts) -> Iterator[Diagnosis]:
-    """The Python that set-up would use."""
-    version = _dotted(facts.python)
-    if facts.python[:2] not in PYTHONS:
-        wanted = ", ".join(_dotted(known) for known in PYTHONS)
-        text = f"Python {version}; the course runs on {wanted}."
-        if facts.other_pythons:
-            yield _stop("Python", text, f"make lab PYTHON={facts.other_pythons[-1]}")
-        else:
-            # Ubuntu 22.04, with 3.10, has 3.11 too.
-            name = "python" + _dotted(PYTHONS[0] if facts.python < PYTHONS[0] else PYTHONS[-1])
-            yield _stop(
-                "Python",
-                text,
-                f"sudo apt-get install -y {name} {name}-venv && make doctor PYTHON={name}",
-            )
-    elif not facts.venv:
+@check
+def python(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the Python that set-up would use."""
+    version, install = dotted(m.python), "sudo apt-get install -y"
+    if m.python[:2] not in PYTHONS:
+        # Ubuntu 22.04, with 3.10, has 3.11 too.
+        name = "python" + dotted(PYTHONS[0] if m.python < PYTHONS[0] else PYTHONS[-1])
+        fix = f"{install} {name} {name}-venv && make doctor PYTHON={name}"
+        if m.other_pythons:
+            fix = f"make lab PYTHON={m.other_pythons[-1]}"
+        wanted = ", ".join(map(dotted, PYTHONS))
+        yield stop("Python", f"Python {version}; the course runs on {wanted}.", fix)
+    elif not m.venv:
         text = f"Python {version} cannot make virtual environments."
-        name = "python" + _dotted(facts.python[:2])
-        yield _stop("Python", text, f"sudo apt-get install -y {name}-venv")
+        yield stop("Python", text, f"{install} python{dotted(m.python[:2])}-venv")
     else:
-        yield Diagnosis(OK, "Python", f"{version}, with venv.")
+        yield ok("Python", f"{version}, with venv.")
 
 
-def compiler(facts: Facts) -> Iterator[Diagnosis]:
+@check
+def compiler(m: Machine) -> Iterator[Diagnosis]:
     """Report whether there is a C++ compiler, which lab 3.3.6 builds engine files with."""
-    if facts.compiler:
-        yield Diagnosis(OK, "C++ compiler", f"{facts.compiler}.")
-        return
-    labs = frozenset(number for number, lab in LABS.items() if lab.compiler)
-    text = "There is none, and lab 3.3.6 builds engine files with it."
-    yield _stop("C++ compiler", text, "sudo apt-get install -y g++", labs=labs)
+    if m.compiler:
+        yield ok("C++ compiler", f"{m.compiler}.")
+    else:
+        labs = frozenset(number for number, lab in LABS.items() if lab.compiler)
+        text = "No C++ compiler was found, and lab 3.3.6 builds engine files with one."
+        yield stop("C++ compiler", text, "sudo apt-get install -y g++", labs=labs)
 
 
-def libgomp(facts: Facts) -> Iterator[Diagnosis]:
+@check
+def libgomp(m: Machine) -> Iterator[Diagnosis]:
     """Report a missing libgomp. The wheel of llama.cpp needs it, and a compiler would have brought it."""
-    if facts.libgomp or facts.profile != "cpu":
-        return
-    labs = frozenset(number for number, lab in LABS.items() if "llama_cpp" in lab.engines)
-    labs = (
-        labs if _done(facts, "llama_cpp") else ALL
-    )  # set-up stops, and with it all that comes after
-    text = "The library libgomp.so.1 is missing, and llama.cpp needs it."
-    yield _stop("libgomp", text, "sudo apt-get install -y libgomp1", labs=labs)
+    if not m.libgomp and m.profile == "cpu":
+        labs = frozenset(number for number, lab in LABS.items() if "llama_cpp" in lab.engines)
+        text = "The library libgomp.so.1 is missing, and llama.cpp needs it."
+        # Without the step, set-up stops, and so does all that comes after it.
+        labs = labs if m.has_step("llama_cpp") else ALL
+        yield stop("libgomp", text, "sudo apt-get install -y libgomp1", labs=labs)
 
 
-def driver(facts: Facts) -> Iterator[Diagnosis]:
-    """NVIDIA's driver."""
-    if facts.gpus:
-        yield from _working_driver(facts)
-        return
-    wanted = _in_containers(facts)
-    level, labs = (BLOCKER, ALL) if wanted else (INFO, frozenset())
-    tail = "" if wanted else " Labs run on the CPU meanwhile."
-    if facts.nvidia_smi:
-        what, fix = _broken_driver(facts)
-        yield Diagnosis(
-            level, "driver", f"{what} It said: {_short(facts.nvidia_smi)}{tail}", fix, labs
-        )
-    elif facts.nvidia_device:
-        text = f"An NVIDIA device is here, its driver is not.{tail}"
-        yield Diagnosis(level, "driver", text, _install_driver(facts), labs)
-    elif wanted:
-        text = f"Profile {facts.profile} needs an NVIDIA GPU, and there is none."
-        yield _stop("GPU", text, ON_CPU)
-    else:
-        yield Diagnosis(OK, "GPU", "none from NVIDIA: labs run on the CPU, with the tiny model.")
-
-
-def _working_driver(facts: Facts) -> Iterator[Diagnosis]:
-    gpu = facts.gpus[0]
-    number = gpu.driver.partition(".")[0]
-    if number.isdecimal() and int(number) < DRIVER and _in_containers(facts):
+@check
+def driver(m: Machine) -> Iterator[Diagnosis]:
+    """Report on NVIDIA's driver."""
+    number, said = m.gpu.driver.partition(".")[0], m.nvidia_smi
+    cuda = m.cuda or "unknown"
+    if m.gpus and m.in_containers and number.isdecimal() and int(number) < needs.DRIVER:
         text = (
-            f"Driver {gpu.driver} (CUDA {facts.cuda or 'unknown'}); the images are of CUDA 13, which needs "
-            f"{DRIVER} or newer."
+            f"Driver {m.gpu.driver} (CUDA {cuda}); the images are of CUDA 13, which needs "
+            f"{needs.DRIVER} or newer."
         )
-        yield _stop("driver", text, *_install_driver(facts))
+        yield stop("driver", text, *install_driver(m))
+    elif m.gpus:
+        yield ok("driver", f"{m.gpu.driver}, up to CUDA {cuda}.")
+    elif said or m.nvidia_device:
+        text, *fix = broken_driver(m) if said else (NO_DRIVER, *install_driver(m))
+        text += f" nvidia-smi said: {short(said)}" if said else ""
+        if m.in_containers:
+            yield stop("driver", text, *fix)
+        else:
+            yield info("driver", f"{text} Labs run on the CPU meanwhile.", *fix)
+    elif m.in_containers:
+        yield stop(
+            "GPU", f"Profile {m.profile} needs an NVIDIA GPU, but this machine has none.", ON_CPU
+        )
     else:
-        yield Diagnosis(OK, "driver", f"{gpu.driver}, up to CUDA {facts.cuda or 'unknown'}.")
+        yield ok("GPU", "none from NVIDIA: labs run on the CPU, with the tiny model.")
 
 
-def _broken_driver(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    said = facts.nvidia_smi or ""
-    if facts.wsl:
-        return "nvidia-smi does not see the GPU from WSL.", (
+NO_DRIVER = "This machine has an NVIDIA device, but its driver is not installed."
+
+
+def broken_driver(m: Machine) -> tuple[str, ...]:
+    """Explain an nvidia-smi that failed, and return the lines of the fix after it."""
+    if m.wsl:
+        return (
+            "nvidia-smi does not see the GPU from WSL.",
             "wsl.exe --update && wsl.exe --shutdown   # then open this terminal again",
-            "# and NVIDIA's driver in Windows; none in WSL: https://docs.nvidia.com/cuda/wsl-user-guide",
+            f"# and NVIDIA's driver in Windows; none in WSL: {WSL_GUIDE}",
         )
-    if "version mismatch" in said:
-        return "The driver was updated, and the old one is still loaded.", ("sudo reboot",)
-    if "did not answer" in said:
-        return "The driver hangs.", ("sudo dmesg | grep -i nvrm | tail", "sudo reboot")
-    return "NVIDIA's driver is installed and not loaded.", (
+    if "version mismatch" in m.nvidia_smi:
+        return "The driver was updated, and the old one is still loaded.", "sudo reboot"
+    if "did not answer" in m.nvidia_smi:
+        return "The driver hangs.", "sudo dmesg | grep -i nvrm | tail", "sudo reboot"
+    return (
+        "NVIDIA's driver is installed, but it is not loaded.",
         "sudo apt-get install -y linux-headers-$(uname -r) && sudo dkms autoinstall && sudo reboot",
         "# if it is the same afterwards: sudo dmesg | grep -iE 'nvrm|nvidia' | tail; mokutil --sb-state",
     )
 
 
-def gpu(facts: Facts) -> Iterator[Diagnosis]:
-    """Compute capability and memory, where engines use the GPU."""
-    if not facts.gpus:
+@check
+def gpu(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the GPU's compute capability and memory, if engines use it."""
+    if not m.gpus:
         return
-    first = facts.gpus[0]
-    more = f" ({len(facts.gpus)} of them)" if len(facts.gpus) > 1 else ""
-    name = f"{first.name}, sm_{first.capability:.1f}".replace(".", "") + more
-    if not _in_containers(facts):
-        yield Diagnosis(OK, "GPU", f"{name}; profile {facts.profile} does not use it.")
-        return
-    needed = CAPABILITY["bfloat16"]
-    if first.capability < needed:
-        text = f"{name}: bfloat16 needs compute capability {needed}."
-        yield _stop("GPU", text, ON_CPU)
-        return
-    yield from _unified(facts, name) if first.unified else _own_memory(facts, first, name)
-
-
-def _own_memory(facts: Facts, first: Gpu, name: str) -> Iterator[Diagnosis]:
-    share = PROFILES[facts.profile].gpu_memory_utilization or 1.0
-    may = share * first.memory_bytes
-    least = WEIGHTS_BYTES + OVERHEAD_BYTES
-    if may < least:
+    more = f" ({len(m.gpus)} of them)" if len(m.gpus) > 1 else ""
+    name = f"{m.gpu.name}, sm_{m.gpu.capability:.1f}".replace(".", "") + more
+    least, needed = needs.WEIGHTS_BYTES + OVERHEAD_BYTES, CAPABILITY["bfloat16"]
+    total, free = f"{m.gpu.memory_bytes / GIB:.0f}", f"{m.gpu.free_bytes / GIB:.0f}"
+    if not m.in_containers:
+        yield ok("GPU", f"{name}; profile {m.profile} does not use it.")
+    elif m.gpu.capability < needed:
+        yield stop("GPU", f"{name}: bfloat16 needs compute capability {needed}.", ON_CPU)
+    elif m.gpu.unified:
+        yield unified_memory(m, name)
+    elif m.engine_bytes < least:
         text = (
-            f"{name}: {first.memory_bytes / GIB:.0f} GiB, of which engines take {share:.0%}; an 8B model in "
+            f"{name}: {total} GiB, of which engines take {m.engine_share:.0%}; an 8B model in "
             f"bfloat16 needs {least / GIB:.0f} before any KV cache."
         )
-        yield _stop("GPU memory", text, ON_CPU)
-    elif first.free_bytes < may:
+        yield stop("GPU memory", text, ON_CPU)
+    elif m.gpu.free_bytes < m.engine_bytes:
         text = (
-            f"{name}: {first.free_bytes / GIB:.0f} of {first.memory_bytes / GIB:.0f} GiB are free, and "
-            f"engines ask for {share:.0%}: something else uses it."
+            f"{name}: {free} of {total} GiB are free, and engines ask for {m.engine_share:.0%}: "
+            "something else uses it."
         )
-        yield _stop(
-            "GPU memory",
-            text,
-            "nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv   # then: kill PID",
-        )
+        yield stop("GPU memory", text, f"{GPU_USERS}   # then: kill PID")
     else:
-        text = f"{name}, {first.memory_bytes / GIB:.0f} GiB, {first.free_bytes / GIB:.0f} free."
-        yield Diagnosis(OK, "GPU", text)
+        yield ok("GPU", f"{name}, {total} GiB, {free} free.")
 
 
-def _unified(facts: Facts, name: str) -> Iterator[Diagnosis]:
-    memory = facts.memory
-    share = PROFILES[facts.profile].gpu_memory_utilization or 1.0
-    wanted = share * memory.total
+def unified_memory(m: Machine, name: str) -> Diagnosis:
+    """Judge memory that GPU and CPU share."""
     drop = "sync; echo 3 | sudo tee /proc/sys/vm/drop_caches"
-    figures = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB available"
-    if memory.available < wanted:
+    figures = f"{m.memory.available / GIB:.0f} of {m.memory.total / GIB:.0f} GiB available"
+    if m.memory.available < m.engine_bytes:
         text = (
-            f"{name}: memory is shared with the CPU, {figures}; engines ask for {share:.0%} of all. "
-            "Something else uses it: another engine, a notebook, a desktop."
+            f"{name}: memory is shared with the CPU, {figures}; engines ask for "
+            f"{m.engine_share:.0%} of all. Something else uses it: another engine, a notebook, a desktop."
         )
-        yield _stop(
-            "unified memory",
-            text,
-            "docker ps; nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv",
-            f"# stop what you do not need, then: {drop}",
-        )
-    elif memory.free < wanted:
+        fix = (f"docker ps; {GPU_USERS}", f"# stop what you do not need, then: {drop}")
+        return stop("unified memory", text, *fix)
+    if m.memory.free < m.engine_bytes:
         text = (
-            f"{name}: {figures}, but {memory.cached / GIB:.0f} of them are page cache, which the GPU's "
+            f"{name}: {figures}, but {m.memory.cached / GIB:.0f} of them are page cache, which the GPU's "
             "allocator does not take back (nvidia-smi says nothing about memory on this machine). Drop it "
             "before you start an engine."
         )
-        yield Diagnosis(INFO, "page cache", text, (drop,))
-    else:
-        text = f"{name}, memory shared with the CPU, {figures} (from /proc/meminfo)."
-        yield Diagnosis(OK, "GPU", text)
+        return info("page cache", text, drop)
+    return ok("GPU", f"{name}, memory shared with the CPU, {figures} (from /proc/meminfo).")
 
 
-def docker(facts: Facts) -> Iterator[Diagnosis]:
-    """The container engine, and whether it can hand GPUs in."""
-    found = facts.docker
-    if not _in_containers(facts):
-        if found.state == "ready":
-            yield Diagnosis(OK, "docker", f"{found.version}; profile {facts.profile} needs none.")
-        return
-    if found.state == "missing":
-        yield _stop("docker", "It is not installed.", *_install_docker(facts))
-    elif found.state == "shim":
-        text = "Docker Desktop does not serve this WSL distribution."
-        yield _stop(
-            "docker",
-            text,
+@check
+def docker(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the container engine, and whether it can give GPUs to containers."""
+    found = m.docker
+    faults = {
+        "missing": ("docker is not installed.", *install_docker(m)),
+        "shim": (
+            "Docker Desktop does not serve this WSL distribution.",
             "# Docker Desktop: Settings, Resources, WSL integration; then open this terminal again",
             f"# or without it: {ON_CPU}",
-        )
-    elif found.state == "denied":
-        text = "You may not use it."
-        yield _stop("docker", text, "sudo usermod -aG docker $USER   # then log in again")
-    elif found.state == "down":
-        text = f"Its daemon does not answer: {_short(found.said)}"
-        yield _stop("docker", text, "sudo systemctl enable --now docker")
+        ),
+        "denied": ("Your user is not allowed to use docker.", JOIN_DOCKER),
+        "down": (
+            f"The docker daemon does not answer: {short(found.said)}",
+            "sudo systemctl enable --now docker",
+        ),
+    }
+    if not m.in_containers:
+        if found.state == "ready":
+            yield ok("docker", f"{found.version}; profile {m.profile} needs none.")
+    elif found.state in faults:
+        yield stop("docker", *faults[found.state])
     elif not found.gpus:
-        text = (
-            f"{found.version}, but it cannot give GPUs to containers: NVIDIA's toolkit is missing."
-        )
-        yield _stop(
+        yield stop(
             "container toolkit",
-            text,
+            f"{found.version}, but it cannot give GPUs to containers: NVIDIA's toolkit is missing.",
             "sudo apt-get install -y nvidia-container-toolkit",
             "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
             "# no such package: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit",
         )
     else:
         toolkit = f", NVIDIA's toolkit {found.toolkit}" if found.toolkit else ""
-        yield Diagnosis(OK, "docker", f"{found.version}{toolkit}.")
+        yield ok("docker", f"{found.version}{toolkit}.")
 
 
-def images(facts: Facts) -> Iterator[Diagnosis]:
-    """Which images are here; the labs pull the others."""
-    if not _in_containers(facts) or facts.docker.state != "ready":
+@check
+def disk(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the disk for set-up, and for models."""
+    due = (sum(step.gigabytes for step in m.due) + SPARE_GIGABYTES) * GB
+    if m.free is not None and m.due and m.free < due:
+        text = f"{m.root} has {m.free / GB:.1f} GB free; set-up needs {due / GB:.1f}."
+        yield stop("disk", text, "du -xhd1 ~ | sort -h | tail   # what is large")
+    elif m.free is not None:
+        yield ok("disk", f"{m.free / GB:.0f} GB free in {m.root}.")
+    if m.free_models is None or not m.downloads:
         return
-    missing = [name for name, image in IMAGES.items() if image not in facts.docker.images]
-    if missing:
-        names = ", ".join(TITLES[name] for name in missing)
-        room = facts.free_images
-        where = "" if room is None else f" ({room / GB:.0f} GB are free in {facts.docker.folder})"
-        text = f"To be pulled when a lab first starts them{where}: {names}. Before a lesson:"
-        fix = tuple(f"docker pull {IMAGES[name]}" for name in missing)
-        yield Diagnosis(INFO, "images", text, fix)
+    sizes = m.downloads.values()
+    text = (
+        f"{sum(sizes) / GB:.0f} GB of models are to come ({', '.join(m.downloads)}), images besides; "
+        f"{m.free_models / GB:.0f} GB are free"
+    )
+    if m.free_models < max(sizes):
+        yield stop("disk", f"{text} in ~/.cache, too little for one.", LARGE_MODELS)
+    elif m.free_models < sum(sizes):
+        yield info("disk", f"{text} in ~/.cache: not all will fit.", LARGE_MODELS)
     else:
-        yield Diagnosis(OK, "images", "all five engines' are here.")
+        yield ok("models", f"{text}.")
 
 
-def disk(facts: Facts) -> Iterator[Diagnosis]:
-    """Room for set-up, and for models."""
-    due = sum(step.bytes for step in facts.steps if not step.done)
-    if facts.free is not None and due and facts.free < due + SPARE_BYTES:
-        text = f"{facts.root} has {facts.free / GB:.1f} GB free; set-up needs {(due + SPARE_BYTES) / GB:.1f}."
-        yield _stop("disk", text, "du -xhd1 ~ | sort -h | tail   # what is large")
-    elif facts.free is not None:
-        yield Diagnosis(OK, "disk", f"{facts.free / GB:.0f} GB free in {facts.root}.")
-    needed = sum(facts.downloads.values())
-    if facts.free_models is None or not needed:
-        return
-    names = ", ".join(facts.downloads)
-    what = f"{needed / GB:.0f} GB of models are to come ({names}), images besides"
-    if facts.free_models < max(facts.downloads.values()):
-        text = f"{what}; {facts.free_models / GB:.0f} GB are free in ~/.cache, too little for one."
-        yield _stop("disk", text, "docker system df; du -sh ~/.cache/*   # what is large")
-    elif facts.free_models < needed:
-        text = f"{what}; {facts.free_models / GB:.0f} GB are free in ~/.cache: not all will fit."
-        yield Diagnosis(
-            INFO, "disk", text, ("docker system df; du -sh ~/.cache/*   # what is large",)
-        )
-    else:
-        yield Diagnosis(OK, "models", f"{what}; {facts.free_models / GB:.0f} GB are free.")
-
-
-def cpu_memory(facts: Facts) -> Iterator[Diagnosis]:
-    """Main memory, where engines run on the CPU."""
-    if _in_containers(facts) or not facts.memory.total:
-        return
-    needed = CPU_ENGINES_AT_ONCE * CPU_ENGINE_BYTES
-    have = facts.memory.available
-    text = (
-        f"{have / GIB:.1f} of {facts.memory.total / GIB:.1f} GiB available; labs run up to "
-        f"{CPU_ENGINES_AT_ONCE} engines at once, of {CPU_ENGINE_BYTES / GIB:.1f} GiB each."
-    )
-    if have >= needed:
-        yield Diagnosis(OK, "memory", text)
-        return
-    fix = ["ps -eo rss,pid,comm --sort=-rss | head   # what uses it"]
-    if facts.wsl:
-        fix.append(
-            "# WSL gets half of Windows' memory: [wsl2] memory=12GB in %UserProfile%\\.wslconfig"
-        )
-    yield Diagnosis(INFO, "memory", text + " Close what you do not need.", tuple(fix))
-
-
-def cpu(facts: Facts) -> Iterator[Diagnosis]:
-    """What the CPU's instructions mean for the data type."""
-    if _in_containers(facts):
-        return
-    has = "has" if facts.dtype == "bfloat16" else "has no"
-    text = f"{facts.cores} cores; it {has} bfloat16 instructions: the tiny model runs in {facts.dtype}."
-    yield Diagnosis(OK, "CPU", text)
-
-
-def ports(facts: Facts) -> Iterator[Diagnosis]:
-    """Ports that something else holds. Engines of the labs take free ones, whatever is found here."""
-    if facts.listeners is None:
-        text = "`ss` is not installed: which ports are in use is not known."
-        yield Diagnosis(INFO, "ports", text, ("sudo apt-get install -y iproute2",))
-        return
-    used = [listener for listener in facts.listeners if listener.port in PORTS]
-    for listener in used:
-        owner = (
-            f"{listener.program} (process {listener.pid})"
-            if listener.pid
-            else "another user's program"
-        )
-        text = f"{listener.port} is held by {owner}: {PORTS[listener.port]}. Labs take free ports."
-        fix = f"sudo ss -ltnp 'sport = :{listener.port}'   # who; then: kill PID"
-        if listener.port == OLLAMA_PORT:
-            text += " Models that an Ollama has loaded take memory."
-            fix = "ollama ps; sudo systemctl stop ollama"
-        yield Diagnosis(INFO, "ports", text, (fix,))
-    if not used:
-        yield Diagnosis(OK, "ports", f"{', '.join(map(str, sorted(PORTS)))} are free.")
-
-
-def token(facts: Facts) -> Iterator[Diagnosis]:
-    """The model hub's token."""
-    if not _in_containers(facts):
-        return
-    if facts.token:
-        yield Diagnosis(OK, "HF_TOKEN", f"found ({facts.token}).")
-        return
-    text = (
-        "None is set. The course's models (Qwen3-8B) need none; gated ones (Llama) do, after you have "
-        "accepted their licence on their page."
-    )
-    fix = (
-        "export HF_TOKEN=hf_...   # before make lab; from https://huggingface.co/settings/tokens",
-    )
-    yield Diagnosis(INFO, "HF_TOKEN", text, fix)
-
-
-def ptxas(facts: Facts) -> Iterator[Diagnosis]:
-    """The assembler that Triton uses on GB10."""
-    if not facts.gpus or facts.gpus[0].capability != 12.1 or not _in_containers(facts):
-        return
-    if facts.ptxas.get(facts.ptxas_chosen, ()) >= PTXAS:
-        yield Diagnosis(OK, "ptxas", f"TRITON_PTXAS_PATH={facts.ptxas_chosen} knows sm_121.")
-        return
-    good = [path for path, version in facts.ptxas.items() if version >= PTXAS]
-    path = good[-1] if good else "/usr/local/cuda/bin/ptxas"
-    text = (
-        "Triton's own assembler may not know sm_121a, where a notebook compiles for the GPU itself."
-    )
-    fix = [f"export TRITON_PTXAS_PATH={path}"]
-    if not good:
-        text += f" No ptxas of CUDA {_dotted(PTXAS)} or newer was found."
-        fix.insert(0, "sudo apt-get install -y cuda-toolkit-13-0")
-    yield Diagnosis(INFO, "ptxas", text, tuple(fix))
-
-
-def environments(facts: Facts) -> Iterator[Diagnosis]:
-    """What set-up has made, and whether Jupyter would find its kernel."""
-    for step in facts.steps:
-        if step.done:
-            yield Diagnosis(OK, step.name, f"{step.title}: ready.")
+@check
+def environments(m: Machine) -> Iterator[Diagnosis]:
+    """Report what set-up has made, and whether Jupyter would find its kernel."""
+    for step in m.steps:
+        if step in m.due:
+            text = f"{step.title}: missing, or of another version. `make lab` makes it."
+            yield Diagnosis(FIXABLE, step.name, text, (f"make setup STEP={step.name}",))
         else:
-            yield Diagnosis(
-                FIXABLE,
-                step.name,
-                f"{step.title}: not there, or of another version; `make lab` makes it.",
-                (f"make setup STEP={step.name}",),
-            )
-    if facts.kernel == "broken" and _done(facts, "course"):  # else it is made anew
+            yield ok(step.name, f"{step.title}: ready.")
+    if m.kernel == "broken" and m.has_step("course"):  # else it is made again
         text = (
             "The environment is there, but the notebooks' kernel does not start from it: the folder was "
             "moved, or a Python was removed."
         )
-        yield Diagnosis(BLOCKER, "Jupyter", text, ("rm -rf .venv && make setup STEP=course",), ALL)
-    elif facts.kernel == "ready":
-        yield Diagnosis(
-            OK, "Jupyter", "the notebooks' kernel starts from the course's environment."
+        yield stop("Jupyter", text, "rm -rf .venv && make setup STEP=course")
+    elif m.kernel == "ready":
+        yield ok("Jupyter", "the notebooks' kernel starts from the course's environment.")
+
+
+@check
+def cpu(m: Machine) -> Iterator[Diagnosis]:
+    """Report the CPU's instructions and the main memory, if engines run on the CPU."""
+    if m.in_containers:
+        return
+    has = "has" if m.dtype == "bfloat16" else "has no"
+    text = f"it {has} bfloat16 instructions: the tiny model runs in {m.dtype}."
+    yield ok("CPU", f"{m.cores} cores; {text}")
+    if not m.memory.total:
+        return
+    engines, each = needs.CPU_ENGINES_AT_ONCE, needs.CPU_ENGINE_BYTES
+    text = (
+        f"{m.memory.available / GIB:.1f} of {m.memory.total / GIB:.1f} GiB available; labs run up to "
+        f"{engines} engines at once, of {each / GIB:.1f} GiB each."
+    )
+    if m.memory.available >= engines * each:
+        yield ok("memory", text)
+        return
+    fix = ["ps -eo rss,pid,comm --sort=-rss | head   # what uses it"]
+    if m.wsl:
+        fix += [
+            "# WSL gets half of Windows' memory: [wsl2] memory=12GB in %UserProfile%\\.wslconfig"
+        ]
+    yield info("memory", f"{text} Close what you do not need.", *fix)
+
+
+@check
+def images(m: Machine) -> Iterator[Diagnosis]:
+    """Report which images are here. The labs pull the others."""
+    if not m.in_containers or m.docker.state != "ready":
+        return
+    missing = [name for name, image in IMAGES.items() if image not in m.docker.images]
+    if missing:
+        names = ", ".join(needs.TITLES[name] for name in missing)
+        room = m.probe.free_bytes(m.docker.folder) if m.docker.folder else None
+        where = "" if room is None else f" ({room / GB:.0f} GB are free in {m.docker.folder})"
+        text = f"To be pulled when a lab first starts them{where}: {names}. Before a lesson:"
+        yield info("images", text, *(f"docker pull {IMAGES[name]}" for name in missing))
+    else:
+        yield ok("images", "all five engines' are here.")
+
+
+@check
+def ports(m: Machine) -> Iterator[Diagnosis]:
+    """Report ports that something else holds. Engines of the labs take free ones in any case."""
+    used = [listener for listener in m.listeners or () if listener.port in PORTS]
+    for port, program, pid in used:
+        owner = f"{program} (process {pid})" if pid else "another user's program"
+        text = f"{port} is held by {owner}: {PORTS[port]}. Labs take free ports."
+        fix = f"sudo ss -ltnp 'sport = :{port}'   # who; then: kill PID"
+        if port == needs.OLLAMA_PORT:
+            text += " Models that an Ollama has loaded take memory."
+            fix = "ollama ps; sudo systemctl stop ollama"
+        yield info("ports", text, fix)
+    if m.listeners is None:
+        text = "`ss` is not installed, so the doctor cannot tell which ports are in use."
+        yield info("ports", text, "sudo apt-get install -y iproute2")
+    elif not used:
+        yield ok("ports", f"{', '.join(map(str, sorted(PORTS)))} are free.")
+
+
+@check
+def token(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the model hub's token."""
+    if m.in_containers and m.token:
+        yield ok("HF_TOKEN", f"found ({m.token}).")
+    elif m.in_containers:
+        text = (
+            "No token is set. The course's models (Qwen3-8B) need none; gated ones (Llama) need one, "
+            "after you have accepted their licence on their page."
         )
+        fix = "export HF_TOKEN=hf_...   # before make lab; from https://huggingface.co/settings/tokens"
+        yield info("HF_TOKEN", text, fix)
 
 
-CHECKS: tuple[Callable[[Facts], Iterator[Diagnosis]], ...] = (
-    profile,
-    machine,
-    python,
-    compiler,
-    libgomp,
-    driver,
-    gpu,
-    docker,
-    disk,
-    environments,
-    cpu,
-    cpu_memory,
-    images,
-    ports,
-    token,
-    ptxas,
-)
+@check
+def ptxas(m: Machine) -> Iterator[Diagnosis]:
+    """Report on the assembler that Triton uses on GB10."""
+    if m.gpu.capability != 12.1 or not m.in_containers:
+        return
+    good = [path for path, version in m.ptxas.items() if version >= needs.PTXAS]
+    text = (
+        "Triton's own assembler may not know sm_121a, where a notebook compiles for the GPU itself."
+    )
+    fix = f"export TRITON_PTXAS_PATH={good[-1] if good else CUDA_PTXAS}"
+    if m.chosen_ptxas in good:
+        yield ok("ptxas", f"TRITON_PTXAS_PATH={m.chosen_ptxas} knows sm_121.")
+    elif good:
+        yield info("ptxas", text, fix)
+    else:
+        text += f" No ptxas of CUDA {dotted(needs.PTXAS)} or newer was found."
+        yield info("ptxas", text, "sudo apt-get install -y cuda-toolkit-13-0", fix)
 
 
-def _install_docker(facts: Facts) -> tuple[str, ...]:
-    if facts.wsl:
+def install_docker(m: Machine) -> tuple[str, ...]:
+    """Return the fix for a missing docker."""
+    if m.wsl:
         return ("# Docker Desktop with WSL integration: https://docs.docker.com/go/wsl2/",)
-    return (
-        "sudo apt-get update && sudo apt-get install -y docker.io",
-        "sudo usermod -aG docker $USER   # then log in again",
-    )
+    return "sudo apt-get update && sudo apt-get install -y docker.io", JOIN_DOCKER
 
 
-def _install_driver(facts: Facts) -> tuple[str, ...]:
-    if facts.wsl:
-        return ("# update NVIDIA's driver in Windows: https://docs.nvidia.com/cuda/wsl-user-guide",)
-    return (
-        "sudo apt-get update && sudo apt-get install -y ubuntu-drivers-common",
-        "sudo ubuntu-drivers install && sudo reboot",
-    )
+def install_driver(m: Machine) -> tuple[str, ...]:
+    """Return the fix for a missing or old driver."""
+    if m.wsl:
+        return (f"# update NVIDIA's driver in Windows: {WSL_GUIDE}",)
+    packages = "sudo apt-get update && sudo apt-get install -y ubuntu-drivers-common"
+    return packages, "sudo ubuntu-drivers install && sudo reboot"
 
 
-def _done(facts: Facts, name: str) -> bool:
-    return any(step.done for step in facts.steps if step.name == name)
-
-
-def _dotted(version: tuple[int, ...]) -> str:
+def dotted(version: tuple[int, ...]) -> str:
+    """Write a version."""
     return ".".join(map(str, version))
 
 
-def _short(text: str, most: int = 160) -> str:
+def short(text: str, most: int = 160) -> str:
+    """Cut another program's message."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from tools.doctor.diagnoses import BLOCKER, FIXABLE, INFO, OK, Diagnosis, stopped
-from tools.doctor.facts import Facts
+from tools.doctor.facts import Machine
 from tools.doctor.needs import IMAGES, LABS, TITLES
 from utils.profiles import PROFILES
 
@@ -18,9 +18,9 @@ HEADINGS = {
 }
 
 
-def render(facts: Facts, diagnoses: tuple[Diagnosis, ...]) -> str:
-    """The page."""
-    parts = [head(facts), verdicts(facts, diagnoses)]
+def render(machine: Machine, diagnoses: tuple[Diagnosis, ...]) -> str:
+    """Write the page."""
+    parts = [head(machine), verdicts(machine, diagnoses)]
     for level, heading in HEADINGS.items():
         if some := [diagnosis for diagnosis in diagnoses if diagnosis.level == level]:
             parts.append("\n".join([heading, *(show(diagnosis) for diagnosis in some)]))
@@ -30,53 +30,52 @@ def render(facts: Facts, diagnoses: tuple[Diagnosis, ...]) -> str:
     return "\n\n".join(parts)
 
 
-def head(facts: Facts) -> str:
-    """The machine and its profile."""
-    gpus = facts.gpus[0].name if facts.gpus else "no NVIDIA GPU in use"
-    where = "WSL, " if facts.wsl else ""
-    memory = f"{facts.memory.total / GIB:.0f} GiB"
+def head(machine: Machine) -> str:
+    """Write the machine and its profile."""
+    gpus = machine.gpu.name or "no NVIDIA GPU in use"
+    where = "WSL, " if machine.wsl else ""
+    memory = f"{machine.memory.total / GIB:.0f} GiB"
     lines = [
-        f"{where}{facts.system} {facts.machine}, {facts.cores} cores, {memory} of memory, {gpus}",
-        f"Profile {facts.profile}: {PROFILES[facts.profile].description}",
+        f"{where}{machine.system} {machine.machine}, {machine.cores} cores, {memory} of memory, {gpus}",
+        f"Profile {machine.profile}: {PROFILES[machine.profile].description}",
     ]
     return "\n".join(line for text in lines for line in textwrap.wrap(text, WIDTH))
 
 
-def verdicts(facts: Facts, diagnoses: tuple[Diagnosis, ...]) -> str:
-    """A line for each lab."""
+def verdicts(machine: Machine, diagnoses: tuple[Diagnosis, ...]) -> str:
+    """Write a line for each lab."""
     off = stopped(diagnoses)
-    missing = {step.name for step in facts.steps if not step.done}
     lines = []
     for number, lab in LABS.items():
         reasons = sorted({f.topic for f in diagnoses if number in f.labs})
-        without = [name for name in (*lab.engines, *lab.optional) if not offered(facts, name)]
+        without = [name for name in (*lab.engines, *lab.optional) if not offered(machine, name)]
         if number in off:
             verdict = f"cannot run: {', '.join(reasons)}"
         else:
             verdict = "runs in part" if set(without) & set(lab.engines) else "can run"
-            verdict += ", after set-up" if missing else ""
+            verdict += ", after set-up" if machine.due else ""
             verdict += f"; without {', '.join(TITLES[name] for name in without)}" if without else ""
         lines.append(f"  3.3.{number}  {lab.title:<32}{verdict}")
     return "\n".join(lines)
 
 
-def offered(facts: Facts, engine: str) -> bool:
-    """Whether an engine runs on this profile at all."""
-    if PROFILES[facts.profile].runtime == "docker":
+def offered(machine: Machine, engine: str) -> bool:
+    """Return whether an engine runs on this profile at all."""
+    if machine.in_containers:
         return engine in IMAGES or engine == "transformers"
-    has = {"transformers": True, "ollama": facts.ollama}
-    return has.get(engine, engine in {step.name for step in facts.steps})
+    has = {"transformers": True, "ollama": not machine.answers["ollama"].missing}
+    return has.get(engine, engine in {step.name for step in machine.steps})
 
 
 def show(diagnosis: Diagnosis) -> str:
-    """One diagnosis, its fix below it."""
+    """Write a diagnosis, with its fix below it."""
     first = f"  {diagnosis.topic}: "
     body = textwrap.wrap(first + diagnosis.text, WIDTH, subsequent_indent="    ")
     return "\n".join([*body, *(f"      {line}" for line in diagnosis.fix)])
 
 
 def last_word(diagnoses: tuple[Diagnosis, ...]) -> str:
-    """What to do next."""
+    """Tell what to do next."""
     off = stopped(diagnoses)
     if not off:
         return "All labs can run. Next: make lab"

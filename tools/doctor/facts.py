@@ -1,4 +1,4 @@
-"""What there is to know about a machine, gathered in one go.
+"""The facts about a machine: `Machine` asks its probe once, and reads the answers.
 
 Formats: nvidia-smi's `--query-gpu` and header, `docker info` as JSON, `/proc/{meminfo,cpuinfo}`, `ss -ltnpH`,
 `/proc/bus/pci/devices` (second column: vendor and device in hexadecimal).
@@ -12,15 +12,18 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tools.doctor.machine_probe import CommandResult, Probe
 from tools.doctor.needs import DOWNLOADS, PARAMETERS, PYTHONS
-from tools.setup.setup_steps import COURSE_ENV, Step, steps_for
+from tools.setup.setup_steps import COURSE_ENV, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
 from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, ROOT, detect, dtype_for
 
 NVIDIA_VENDOR = "10de"
+CUDA_PTXAS = "/usr/local/cuda/bin/ptxas"
+COMPILERS = ("c++", "g++", "clang++")
+PYTHON_NAMES = tuple(f"python{major}.{minor}" for major, minor in PYTHONS)
 Version = tuple[int, ...]
 
 
@@ -31,12 +34,12 @@ class Docker:
     Attributes:
         state: `ready`, `missing`, `down` (no daemon answers), `denied` (no permission), or `shim` (Docker
             Desktop's stand-in in a WSL distribution that is not integrated).
-        said: What it said where it is not ready.
-        version: Of the daemon.
+        said: Its message if it isn't ready.
+        version: Version of the daemon.
         gpus: Whether containers can be given NVIDIA GPUs: a runtime, a CDI device or the toolkit is there.
-        toolkit: Version of NVIDIA's container toolkit; "" where it is not installed in this system.
-        folder: Where images go.
-        images: Images that are here already, `name:tag`.
+        toolkit: Version of NVIDIA's container toolkit, or "" if it isn't installed in this system.
+        folder: Folder that images are stored in.
+        images: Images that are here already, as `name:tag`.
     """
 
     state: str
@@ -48,15 +51,8 @@ class Docker:
     images: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Something that listens on a TCP port.
-
-    Attributes:
-        port: The port.
-        program: Its name; "" where it belongs to another user.
-        pid: Its process; 0 where it belongs to another user.
-    """
+class Listener(NamedTuple):
+    """Program that listens on a TCP port. It has no name, and process 0, if it is another user's."""
 
     port: int
     program: str
@@ -65,7 +61,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Of `/proc/meminfo`, bytes; all 0 where the system has no such file."""
+    """Bytes in `/proc/meminfo`, all 0 on a system without this file."""
 
     total: float = 0.0
     available: float = 0.0
@@ -73,98 +69,11 @@ class MachineMemory:
     cached: float = 0.0
 
 
-@dataclass(frozen=True)
-class StepState:
-    """A set-up step of this profile.
-
-    Attributes:
-        name: Its name, for `make setup STEP=`.
-        title: What a person reads.
-        done: Whether it is complete.
-        bytes: Disk that it takes.
-    """
-
-    name: str
-    title: str
-    done: bool
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A machine.
-
-    Attributes:
-        asked: What COURSE_PROFILE names; "" where it is not set.
-        profile: The profile that labs get; where `asked` is none, the one that the machine decides.
-        machine: `x86_64` or `aarch64`.
-        system: Kernel and its version.
-        wsl: Whether this is Linux inside Windows.
-        cores: Processor cores.
-        dtype: `bfloat16` where the CPU has instructions for it, else `float32`.
-        memory: Main memory.
-        python: Version of the Python that set-up would use.
-        other_pythons: Versions among those that the course runs on, as commands, `python3.12`.
-        venv: Whether this Python can make virtual environments.
-        glibc: Version of the C library; () for another one.
-        compiler: First line of the C++ compiler's version; "" without one.
-        gpus: GPUs that the driver shows.
-        cuda: Highest CUDA version that the driver supports; "" without a driver.
-        nvidia_smi: What nvidia-smi said where it failed; None: it is not installed; "": it answered.
-        nvidia_device: Whether an NVIDIA device sits on the PCI bus, driver or not.
-        docker: The container engine.
-        ptxas: Program to CUDA version, of those that exist.
-        ptxas_chosen: What TRITON_PTXAS_PATH names; "": Triton takes its own.
-        root: The course's folder.
-        free: Free disk in it, bytes.
-        free_images: Free disk where images go, bytes.
-        free_models: Free disk in the home folder, where containers keep models, bytes.
-        downloads: Models of the profile that are not here yet, and their bytes.
-        token: Where a Hugging Face token was found; "" for nowhere.
-        listeners: What listens; None: `ss` is not installed.
-        steps: Set-up's steps for this profile.
-        ollama: Whether Ollama's program is installed.
-        kernel: `ready`; `none`; or `broken`: the course's environment or its Jupyter kernel does not run.
-        libgomp: Whether the OpenMP library that compilers bring can be loaded.
-    """
-
-    asked: str
-    profile: str
-    machine: str
-    system: str
-    wsl: bool
-    cores: int
-    dtype: str
-    memory: MachineMemory
-    python: Version
-    other_pythons: tuple[str, ...]
-    venv: bool
-    glibc: Version
-    compiler: str
-    gpus: tuple[Gpu, ...]
-    cuda: str
-    nvidia_smi: str | None
-    nvidia_device: bool
-    docker: Docker
-    ptxas: Mapping[str, Version]
-    ptxas_chosen: str
-    root: str
-    free: float | None
-    free_images: float | None
-    free_models: float | None
-    downloads: Mapping[str, float]
-    token: str
-    listeners: tuple[Listener, ...] | None
-    steps: tuple[StepState, ...]
-    ollama: bool
-    kernel: str
-    libgomp: bool
-
-
 def commands(probe: Probe) -> dict[str, Sequence[str]]:
-    """What is asked, by a name of ours."""
-    python = str(COURSE_ENV / "bin" / "python")
+    """Return the commands to run, by the name of their answer."""
+    versions = (*PYTHON_NAMES, *COMPILERS, *_ptxas(probe), "nvidia-ctk", "ollama")
     return {
+        **{name: (name, "--version") for name in versions},
         "uname": ("uname", "-srm"),
         "cores": ("getconf", "_NPROCESSORS_ONLN"),
         "libc": ("getconf", "GNU_LIBC_VERSION"),
@@ -173,70 +82,169 @@ def commands(probe: Probe) -> dict[str, Sequence[str]]:
         "smi": ("nvidia-smi",),
         "docker": ("docker", "info", "--format", "{{json .}}"),
         "images": ("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"),
-        "toolkit": ("nvidia-ctk", "--version"),
         "ports": ("ss", "-ltnpH"),
-        "ollama": ("ollama", "--version"),
-        **{f"python {name}": (name, "--version") for name in _python_names()},
-        **{f"compiler {name}": (name, "--version") for name in ("c++", "g++", "clang++")},
-        **{f"ptxas {path}": (path, "--version") for path in _ptxas_paths(probe.environment)},
-        "kernel": (python, "-c", "import ipykernel, sys; print(sys.prefix)"),
+        "kernel": (
+            str(COURSE_ENV / "bin/python"),
+            "-c",
+            "import ipykernel, sys; print(sys.prefix)",
+        ),
     }
 
 
-def gather(probe: Probe) -> Facts:
-    """Asks the machine. Takes as long as its slowest command, at most `TIMEOUT_S`."""
-    answers = probe.run_all(commands(probe))
-    memory = read_memory(probe.read("/proc/meminfo") or "")
-    gpus = parse_gpus(answers["gpus"].text, memory.available) if answers["gpus"].fine else ()
-    docker = read_docker(answers["docker"], answers["images"], answers["toolkit"])
-    system, _, machine = (answers["uname"].text.strip() or platform.machine()).rpartition(" ")
-    asked = probe.environment.get(ENVIRONMENT_VARIABLE, "")
-    name = gpus[0].name if gpus else None
-    profile = asked if asked in PROFILES else detect(name, machine, docker.state != "missing")
-    return Facts(
-        asked=asked,
-        profile=profile,
-        machine=machine,
-        system=system,
-        wsl="microsoft" in system.lower(),
-        cores=_number(answers["cores"].text),
-        dtype=dtype_for(probe.read("/proc/cpuinfo") or ""),
-        memory=memory,
-        python=probe.python,
-        other_pythons=tuple(n for n in _python_names() if answers[f"python {n}"].fine),
-        venv=probe.has_module("ensurepip"),
-        glibc=_version(answers["libc"].text),
-        compiler=_compiler(answers),
-        gpus=gpus,
-        cuda=_first(r"CUDA Version:\s*([\d.]+)", answers["smi"].text),
-        nvidia_smi=_smi_fault(answers["gpus"]),
-        nvidia_device=has_nvidia(probe.read("/proc/bus/pci/devices") or ""),
-        docker=docker,
-        ptxas=read_ptxas(answers),
-        ptxas_chosen=probe.environment.get("TRITON_PTXAS_PATH", ""),
-        root=str(ROOT),
-        free=probe.free_bytes(str(ROOT)),
-        free_images=probe.free_bytes(docker.folder) if docker.folder else None,
-        free_models=probe.free_bytes(f"{probe.home}/.cache"),
-        downloads=missing_models(probe, profile),
-        token=find_token(probe),
-        listeners=None if answers["ports"].missing else read_listeners(answers["ports"].text),
-        steps=tuple(_state(probe, step) for step in steps_for(profile, machine)),
-        ollama=not answers["ollama"].missing,
-        kernel=_kernel(probe, answers["kernel"]),
-        libgomp=answers["libgomp"].code in (0, None),
-    )
+class Machine:
+    """A machine, asked once. The checks read it, and don't ask again.
+
+    Attributes:
+        probe: The machine's commands and files.
+        answers: Results of `commands`.
+        root: The course's folder.
+        system: Kernel and its version.
+        machine: Architecture, `x86_64` or `aarch64`.
+        cores: Number of processor cores.
+        dtype: Data type for the CPU: `bfloat16` if it has instructions for it, else `float32`.
+        memory: Main memory.
+        gpus: GPUs that the driver shows.
+        cuda: Highest CUDA version that the driver supports, or "" without a driver.
+        nvidia_smi: Message of an nvidia-smi that failed, or "" if it answered or isn't installed.
+        nvidia_device: Whether an NVIDIA device is on the PCI bus, with or without a driver.
+        docker: The container engine.
+        asked: Profile that COURSE_PROFILE names, or "" if it isn't set.
+        profile: Profile that labs get.
+        python: Version of the Python that set-up would use.
+        other_pythons: Installed Pythons that the course runs on, such as `python3.12`.
+        venv: Whether this Python can make virtual environments.
+        glibc: Version of glibc, or () if the C library is another one.
+        compiler: First line of the C++ compiler's version, or "" if there is none.
+        libgomp: Whether the OpenMP library that compilers bring can be loaded.
+        ptxas: CUDA versions of the ptxas programs that exist, by path.
+        chosen_ptxas: Program that TRITON_PTXAS_PATH names, or "" if Triton takes its own.
+        free: Free disk in the course's folder, in bytes.
+        free_models: Free disk in the home folder, where containers keep models, in bytes.
+        downloads: Models that labs of this profile would download, and their bytes.
+        token: Where the model hub's clients would find a token, or "".
+        listeners: Programs that listen on a port, or None if `ss` isn't installed.
+        steps: Set-up's steps for this profile.
+        due: Set-up's steps that are not complete.
+        kernel: `ready`, `none`, or `broken` if the course's environment or its kernel doesn't run.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.answers = answers = probe.run_all(commands(probe))
+        self.root = str(ROOT)
+        name = answers["uname"].text.strip() or platform.machine()
+        self.system, _, self.machine = name.rpartition(" ")
+        cores = answers["cores"].text.strip()
+        self.cores = int(cores) if cores.isdecimal() else 0
+        self.dtype = dtype_for(probe.read("/proc/cpuinfo") or "")
+        self.memory = read_memory(probe.read("/proc/meminfo") or "")
+        gpus = answers["gpus"]
+        self.gpus = parse_gpus(gpus.text, self.memory.available) if gpus.fine else ()
+        self.cuda = _first(r"CUDA Version:\s*([\d.]+)", answers["smi"].text)
+        self.nvidia_smi = "" if gpus.fine or gpus.missing else gpus.words
+        self.nvidia_device = has_nvidia(probe.read("/proc/bus/pci/devices") or "")
+        self.docker = read_docker(answers["docker"], answers["images"], answers["nvidia-ctk"])
+        self.asked = probe.environment.get(ENVIRONMENT_VARIABLE, "")
+        self.profile = self.asked if self.asked in PROFILES else self.own_profile
+        self.python = probe.python
+        self.other_pythons = tuple(name for name in PYTHON_NAMES if answers[name].fine)
+        self.venv = probe.has_module("ensurepip")
+        self.glibc = _version(answers["libc"].text)
+        compilers = (answers[name].text.partition("\n")[0] for name in COMPILERS)
+        self.compiler = next(filter(None, compilers), "")
+        self.libgomp = answers["libgomp"].code in (0, None)
+        releases = {path: _first(r"release ([\d.]+)", answers[path].text) for path in _ptxas(probe)}
+        self.ptxas = {path: _version(text) for path, text in releases.items() if text}
+        self.chosen_ptxas = probe.environment.get("TRITON_PTXAS_PATH", "")
+        self.free = probe.free_bytes(self.root)
+        self.free_models = probe.free_bytes(f"{probe.home}/.cache")
+        self.downloads = missing_models(probe, self.profile)
+        self.token = find_token(probe)
+        ports = answers["ports"]
+        self.listeners = None if ports.missing else read_listeners(ports.text)
+        self.steps = steps_for(self.profile, self.machine)
+        self.due = tuple(step for step in self.steps if not probe.done(step))
+        self.kernel = find_kernel(probe, answers["kernel"])
+
+    @property
+    def own_profile(self) -> str:
+        """Profile that labs get if COURSE_PROFILE isn't set."""
+        return detect(self.gpu.name or None, self.machine, self.docker.state != "missing")
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether this profile runs engines in containers, on a GPU."""
+        return PROFILES[self.profile].runtime == "docker"
+
+    @property
+    def wsl(self) -> bool:
+        """Whether this is Linux inside Windows."""
+        return "microsoft" in self.system.lower()
+
+    @property
+    def gpu(self) -> Gpu:
+        """First GPU, or one without name and memory if there is none."""
+        return self.gpus[0] if self.gpus else Gpu("", 0.0, 0.0)
+
+    @property
+    def engine_share(self) -> float:
+        """Share of the GPU's memory that engines ask for."""
+        return PROFILES[self.profile].gpu_memory_utilization or 1.0
+
+    @property
+    def engine_bytes(self) -> float:
+        """Memory that engines ask for."""
+        whole = self.memory.total if self.gpu.unified else self.gpu.memory_bytes
+        return self.engine_share * whole
+
+    def has_step(self, name: str) -> bool:
+        """Return whether a step of this profile is complete."""
+        return name in {step.name for step in self.steps} - {step.name for step in self.due}
 
 
 def read_memory(meminfo: str) -> MachineMemory:
-    """Reads `/proc/meminfo`, whose figures are KiB."""
+    """Read `/proc/meminfo`, which counts in KiB."""
     found = {k: float(v) * 1024 for k, v in re.findall(r"^(\w+):\s*(\d+) kB", meminfo, re.M)}
     names = ("MemTotal", "MemAvailable", "MemFree", "Cached")
     return MachineMemory(*(found.get(name, 0.0) for name in names))
 
 
+def has_nvidia(devices: str) -> bool:
+    """Return whether `/proc/bus/pci/devices` lists a device of NVIDIA's."""
+    rows = [line.split() for line in devices.splitlines()]
+    return any(len(row) > 1 and row[1].lower().startswith(NVIDIA_VENDOR) for row in rows)
+
+
+def missing_models(probe: Probe, profile: str) -> dict[str, float]:
+    """Return the models of a profile that labs would download, and their bytes."""
+    wanted = set(PROFILES[profile].models.values())
+    return {
+        model: PARAMETERS * each
+        for model, (folder, each) in DOWNLOADS.items()
+        if model in wanted and not (folder and probe.exists(f"{probe.home}/{folder}"))
+    }
+
+
+def find_token(probe: Probe) -> str:
+    """Return where the model hub's clients would find a token, or "". It is not read."""
+    if probe.environment.get("HF_TOKEN"):
+        return "HF_TOKEN"
+    home = probe.environment.get("HF_HOME") or f"{probe.home}/.cache/huggingface"
+    return f"{home}/token" if probe.exists(f"{home}/token") else ""
+
+
+def find_kernel(probe: Probe, answer: CommandResult) -> str:
+    """Return the state of the notebooks' kernel."""
+    if not probe.exists(str(COURSE_ENV)):
+        return "none"
+    spec = probe.read(str(COURSE_ENV / "share/jupyter/kernels/python3/kernel.json"))
+    program = str((_json(spec or "").get("argv") or [""])[0])
+    here = program.startswith(str(COURSE_ENV)) and probe.exists(program)
+    return "ready" if answer.fine and (here or program == "python") else "broken"
+
+
 def read_docker(info: CommandResult, images: CommandResult, toolkit: CommandResult) -> Docker:
-    """Reads `docker info`, `docker image ls` and `nvidia-ctk --version`."""
+    """Read `docker info`, `docker image ls` and `nvidia-ctk --version`."""
     version = _first(r"version ([\d.]+)", toolkit.text) if toolkit.fine else ""
     if info.missing:
         return Docker("missing", toolkit=version)
@@ -249,15 +257,12 @@ def read_docker(info: CommandResult, images: CommandResult, toolkit: CommandResu
         state = "denied" if "permission denied" in said.lower() else "down"
         return Docker(state, said, toolkit=version)
     devices = [str(device.get("ID", "")) for device in values.get("DiscoveredDevices") or ()]
-    runtimes = values.get("Runtimes") or {}
+    cdi = any(device.startswith("nvidia.com/") for device in devices)
     desktop = values.get("OperatingSystem") == "Docker Desktop"
-    gpus = (
-        bool(version) or "nvidia" in runtimes or any(d.startswith("nvidia.com/") for d in devices)
-    )
     return Docker(
         "ready",
         version=str(values["ServerVersion"]),
-        gpus=gpus,
+        gpus=bool(version) or "nvidia" in (values.get("Runtimes") or {}) or cdi,
         toolkit=version,
         # Docker Desktop's is inside a virtual machine.
         folder="" if desktop else str(values.get("DockerRootDir") or ""),
@@ -266,7 +271,7 @@ def read_docker(info: CommandResult, images: CommandResult, toolkit: CommandResu
 
 
 def read_listeners(answer: str) -> tuple[Listener, ...]:
-    """Reads `ss -ltnpH`: local address and port are the fourth column; each port once."""
+    """Read `ss -ltnpH`, whose fourth column is the local address and port. Each port comes once."""
     found: dict[int, Listener] = {}
     for line in answer.splitlines():
         fields = line.split()
@@ -279,72 +284,8 @@ def read_listeners(answer: str) -> tuple[Listener, ...]:
     return tuple(found[port] for port in sorted(found))
 
 
-def has_nvidia(devices: str) -> bool:
-    """Whether `/proc/bus/pci/devices` lists a device of NVIDIA's."""
-    rows = [line.split() for line in devices.splitlines()]
-    return any(len(row) > 1 and row[1].lower().startswith(NVIDIA_VENDOR) for row in rows)
-
-
-def read_ptxas(answers: Mapping[str, CommandResult]) -> dict[str, Version]:
-    """CUDA versions of the ptxas that exist, by path."""
-    found = {
-        name[len("ptxas ") :]: _version(_first(r"release ([\d.]+)", answer.text))
-        for name, answer in answers.items()
-        if name.startswith("ptxas ") and answer.fine
-    }
-    return {path: version for path, version in found.items() if version}
-
-
-def missing_models(probe: Probe, profile: str) -> dict[str, float]:
-    """Models of a profile that labs would download, and their bytes."""
-    wanted = set(PROFILES[profile].models.values())
-    return {
-        model: PARAMETERS * each
-        for model, (folder, each) in DOWNLOADS.items()
-        if model in wanted and not (folder and probe.exists(f"{probe.home}/{folder}"))
-    }
-
-
-def find_token(probe: Probe) -> str:
-    """Where the model hub's clients would find a token; "" for nowhere. The token itself is not read."""
-    if probe.environment.get("HF_TOKEN"):
-        return "HF_TOKEN"
-    home = probe.environment.get("HF_HOME") or f"{probe.home}/.cache/huggingface"
-    return f"{home}/token" if probe.exists(f"{home}/token") else ""
-
-
-def _state(probe: Probe, step: Step) -> StepState:
-    return StepState(step.name, step.title, probe.done(step), step.gigabytes * 1e9)
-
-
-def _kernel(probe: Probe, answer: CommandResult) -> str:
-    if not probe.exists(str(COURSE_ENV)):
-        return "none"
-    spec = COURSE_ENV / "share/jupyter/kernels/python3/kernel.json"
-    argv = _json(probe.read(str(spec)) or "").get("argv") or [""]
-    program = str(argv[0])
-    here = program == "python" or (program.startswith(str(COURSE_ENV)) and probe.exists(program))
-    return "ready" if answer.fine and here else "broken"
-
-
-def _smi_fault(answer: CommandResult) -> str | None:
-    if answer.missing:
-        return None
-    return "" if answer.fine else answer.words
-
-
-def _compiler(answers: Mapping[str, CommandResult]) -> str:
-    found = [answers[name].text for name in answers if name.startswith("compiler ")]
-    return next((text.partition("\n")[0] for text in found if text), "")
-
-
-def _python_names() -> list[str]:
-    return [f"python{major}.{minor}" for major, minor in PYTHONS]
-
-
-def _ptxas_paths(environment: Mapping[str, str]) -> list[str]:
-    chosen = environment.get("TRITON_PTXAS_PATH")
-    return [*([chosen] if chosen else ["ptxas"]), "/usr/local/cuda/bin/ptxas"]
+def _ptxas(probe: Probe) -> tuple[str, str]:
+    return probe.environment.get("TRITON_PTXAS_PATH") or "ptxas", CUDA_PTXAS
 
 
 def _version(text: str) -> Version:
@@ -352,16 +293,12 @@ def _version(text: str) -> Version:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def _number(text: str) -> int:
-    return int(text) if text.strip().isdecimal() else 0
-
-
 def _first(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     return found[1] if found else ""
 
 
-def _json(text: str) -> dict[str, Any]:
+def _json(text: str) -> Mapping[str, Any]:
     try:
         values = json.loads(text)
     except ValueError:
