@@ -127,13 +127,13 @@ def rounds(engine: Engine, served: dict[str, Served], count: int) -> tuple[Round
     return found, failed
 
 
-def row(mine: dict[Load, list[Sample]], direct: dict[Load, list[Sample]]) -> dict[str, float]:
+def row(samples: dict[Load, list[Sample]], direct: dict[Load, list[Sample]]) -> dict[str, float]:
     """One peer's figures, each the median over rounds of the difference to, or share of, going direct."""
 
     def over(load: Load, value: Callable[[Sample, Sample], float]) -> float:
-        return median(value(a, b) for a, b in zip(mine[load], direct[load], strict=True))
+        return median(value(a, b) for a, b in zip(samples[load], direct[load], strict=True))
 
-    pairs = list(zip(mine[FULL], mine[SHORT], strict=True))
+    pairs = list(zip(samples[FULL], samples[SHORT], strict=True))
     chunk_s = median(
         (full.cpu_s - short.cpu_s * FULL.requests / SHORT.requests)
         / (full.chunks - short.chunks * FULL.requests / SHORT.requests)
@@ -146,7 +146,7 @@ def row(mine: dict[Load, list[Sample]], direct: dict[Load, list[Sample]]) -> dic
     }
     return {
         **added,
-        "tokens_per_s": median(sample.tokens_per_s for sample in mine[FULL]),
+        "tokens_per_s": median(sample.tokens_per_s for sample in samples[FULL]),
         "share_of_direct": over(FULL, lambda a, b: a.tokens_per_s / b.tokens_per_s),
         "cpu_s_per_1000_chunks": 1000 * chunk_s,
         "cpu_ms_per_request": 1000 * request_s,

@@ -517,7 +517,7 @@ narrow = models_of({experiments.MODEL: [second]}, max_outstanding=4)
 drain = {"notice_s": 1.0, "limit_s": 20.0}  # for section 7, which ends this gateway
 gateway = start(narrow, queue={"size": 8, "wait_s": 30}, drain=drain, log_level="warning")
 found, waits = experiments.crowd(gateway, 40, 3 * sizes.answer_tokens)
-said, page = gateway.metrics(), experiments.page_title(gateway)  # for section 8
+metrics_text, page = gateway.metrics(), experiments.page_title(gateway)  # for section 8
 compare_prediction(answered_of_40, found[200], what="requests answered", unit="of 40")
 print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
@@ -594,7 +594,7 @@ display(tables.drain_table(seen, lambda since, in_flight: phase(since, in_flight
 # section 6 said after its crowd:
 
 # %%
-lines = [line for line in said.splitlines() if not line.startswith("#")]
+lines = [line for line in metrics_text.splitlines() if not line.startswith("#")]
 wanted = ("gateway_requests_total", "gateway_e2e_seconds_count", "gateway_queued", "gateway_backend_up", "gateway_tokens_total")
 print(*[line for line in lines if line.startswith(wanted)], sep="\n")
 print(f"\n{len(lines)} lines in all. At / there is a page, {page!r}: python -m utils.gateway --config gateway.yaml, then open it.")

@@ -182,7 +182,7 @@ def test_llama_cpp_ends_with_killed_parent(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "said", "hint"),
+    ("extra", "message", "hint"),
     [
         (("--no-such-flag",), "invalid argument: --no-such-flag", "know one of the arguments"),
         (("-ctk", "q9"), "-ctk", "know one of the arguments"),
@@ -190,10 +190,10 @@ def test_llama_cpp_ends_with_killed_parent(build, tmp_path):
     ],
 )
 @pytest.mark.parametrize("build", ["wheel"], indirect=True)
-def test_wheel_server_tells_why_it_did_not_start(build, profile, extra, said, hint):
+def test_wheel_server_tells_why_it_did_not_start(build, profile, extra, message, hint):
     with pytest.raises(EngineStartError) as caught:
         launch("llama_cpp", profile, extra_arguments=extra, quiet=True)
-    assert said in caught.value.tail
+    assert message in caught.value.tail
     assert hint in caught.value.hint
 
 

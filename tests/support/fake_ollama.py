@@ -95,8 +95,8 @@ class Handler(BaseHTTPRequestHandler):
         if full(body["model"]) not in self.state.models:
             error = {"message": f"model '{body['model']}' not found", "type": "not_found_error"}
             return self.whole({"error": error}, 404)
-        said = body["messages"][-1]["content"].split()
-        words = said[: body.get("max_tokens")]
+        text = body["messages"][-1]["content"].split()
+        words = text[: body.get("max_tokens")]
         reason = "length" if len(words) == body.get("max_tokens") else "stop"
         usage = {"prompt_tokens": 26, "completion_tokens": len(words)}
         head = {"id": "chatcmpl-1", "model": body["model"]}

@@ -56,8 +56,8 @@ def touched(text: str) -> str:
         notebook = json.loads(text)
         if any(cell.get("outputs") for cell in notebook["cells"]):
             return "was run: it holds outputs"
-        made = notebook["metadata"]["course"]["digest"]
-        return "" if made == digest(notebook["cells"]) else "was edited by hand"
+        built = notebook["metadata"]["course"]["digest"]
+        return "" if built == digest(notebook["cells"]) else "was edited by hand"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "is not a notebook that was generated"
 

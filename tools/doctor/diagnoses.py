@@ -172,7 +172,7 @@ def libgomp(m: Machine) -> Iterator[Diagnosis]:
 @check
 def driver(m: Machine) -> Iterator[Diagnosis]:
     """Report on NVIDIA's driver."""
-    number, said = m.gpu.driver.partition(".")[0], m.nvidia_smi
+    number, output = m.gpu.driver.partition(".")[0], m.nvidia_smi
     cuda = m.cuda or "unknown"
     if m.gpus and m.in_containers and number.isdecimal() and int(number) < needs.DRIVER:
         text = (
@@ -182,9 +182,9 @@ def driver(m: Machine) -> Iterator[Diagnosis]:
         yield stop("driver", text, *install_driver(m))
     elif m.gpus:
         yield ok("driver", f"{m.gpu.driver}, up to CUDA {cuda}.")
-    elif said or m.nvidia_device:
-        text, *fix = broken_driver(m) if said else (NO_DRIVER, *install_driver(m))
-        text += f" nvidia-smi said: {short(said)}" if said else ""
+    elif output or m.nvidia_device:
+        text, *fix = broken_driver(m) if output else (NO_DRIVER, *install_driver(m))
+        text += f" nvidia-smi said: {short(output)}" if output else ""
         if m.in_containers:
             yield stop("driver", text, *fix)
         else:
@@ -284,7 +284,7 @@ def docker(m: Machine) -> Iterator[Diagnosis]:
         ),
         "denied": ("Your user is not allowed to use docker.", JOIN_DOCKER),
         "down": (
-            f"The docker daemon does not answer: {short(found.said)}",
+            f"The docker daemon does not answer: {short(found.message)}",
             "sudo systemctl enable --now docker",
         ),
     }

@@ -22,8 +22,8 @@ def render(machine: Machine, diagnoses: tuple[Diagnosis, ...]) -> str:
     """Write the page."""
     parts = [head(machine), verdicts(machine, diagnoses)]
     for level, heading in HEADINGS.items():
-        if some := [diagnosis for diagnosis in diagnoses if diagnosis.level == level]:
-            parts.append("\n".join([heading, *(show(diagnosis) for diagnosis in some)]))
+        if subset := [diagnosis for diagnosis in diagnoses if diagnosis.level == level]:
+            parts.append("\n".join([heading, *(show(diagnosis) for diagnosis in subset)]))
     fine = [diagnosis for diagnosis in diagnoses if diagnosis.level == OK]
     parts.append("\n".join(["In order", *(show(diagnosis) for diagnosis in fine)]))
     parts.append(last_word(diagnoses))

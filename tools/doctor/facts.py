@@ -34,7 +34,7 @@ class Docker:
     Attributes:
         state: `ready`, `missing`, `down` (no daemon answers), `denied` (no permission), or `shim` (Docker
             Desktop's stand-in in a WSL distribution that is not integrated).
-        said: Its message if it isn't ready.
+        message: Its message if it isn't ready.
         version: Version of the daemon.
         gpus: Whether containers can be given NVIDIA GPUs: a runtime, a CDI device or the toolkit is there.
         toolkit: Version of NVIDIA's container toolkit, or "" if it isn't installed in this system.
@@ -43,7 +43,7 @@ class Docker:
     """
 
     state: str
-    said: str = ""
+    message: str = ""
     version: str = ""
     gpus: bool = False
     toolkit: str = ""
@@ -252,10 +252,10 @@ def read_docker(info: CommandResult, images: CommandResult, toolkit: CommandResu
         return Docker("shim", info.words, toolkit=version)
     values = _json(info.text)
     errors = " ".join(map(str, values.get("ServerErrors") or ()))
-    said = " ".join(f"{errors} {info.error}".split())
+    text = " ".join(f"{errors} {info.error}".split())
     if not values.get("ServerVersion"):
-        state = "denied" if "permission denied" in said.lower() else "down"
-        return Docker(state, said, toolkit=version)
+        state = "denied" if "permission denied" in text.lower() else "down"
+        return Docker(state, text, toolkit=version)
     devices = [str(device.get("ID", "")) for device in values.get("DiscoveredDevices") or ()]
     cdi = any(device.startswith("nvidia.com/") for device in devices)
     desktop = values.get("OperatingSystem") == "Docker Desktop"

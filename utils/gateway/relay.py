@@ -329,14 +329,14 @@ _DECODER = msgspec.json.Decoder(_Counted)
 def _refused(name: str, status: int, body: bytes) -> UpstreamError:
     """An engine's own error, which another engine may not have."""
     try:
-        said = str(msgspec.json.decode(body)["error"]["message"])[:500]
+        text = str(msgspec.json.decode(body)["error"]["message"])[:500]
     except (msgspec.DecodeError, KeyError, TypeError):
-        said = "no reason given"
+        text = "no reason given"
     if status in (429, 503):
-        error = unavailable(f"The engine {name} is busy: {said}", "engine_busy", "busy", 2.0)
+        error = unavailable(f"The engine {name} is busy: {text}", "engine_busy", "busy", 2.0)
         return UpstreamError(f"http_{status}", error, blame=False)
     return UpstreamError(
-        f"http_{status}", upstream_error(f"The engine {name} answered {status}: {said}")
+        f"http_{status}", upstream_error(f"The engine {name} answered {status}: {text}")
     )
 
 

@@ -222,11 +222,11 @@ def test_missing_and_orphaned_notebooks_are_drift(course):
 def test_a_learners_work_is_not_overwritten(course, capsys):
     build(course)
     path = course / "labs" / "lab-3.3.9-sample.ipynb"
-    mine = path.read_text().replace("raise NotImplementedError", "return 2 * x  # mine")
-    path.write_text(mine)
+    actual = path.read_text().replace("raise NotImplementedError", "return 2 * x  # mine")
+    path.write_text(actual)
     assert main(["--root", str(course), "build"]) == 2
     assert "--force" in capsys.readouterr().err
-    assert path.read_text() == mine
+    assert path.read_text() == actual
     assert build(course, force=True) == [path]
     assert drift(course) == []
 

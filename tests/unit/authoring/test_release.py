@@ -149,18 +149,18 @@ def test_an_earlier_release_is_replaced(released, tmp_path):
 def test_a_release_that_somebody_worked_in_is_left_alone(released, tmp_path, what):
     target = tmp_path / "release"
     shutil.copytree(released, target)
-    mine = next((target / "labs").glob("lab-3.3.1-*.ipynb"))
+    actual = next((target / "labs").glob("lab-3.3.1-*.ipynb"))
     match what:
         case "changed":
-            mine.write_text(mine.read_text() + "\n")
+            actual.write_text(actual.read_text() + "\n")
         case "new":
-            mine = target / "labs" / "lab-3.3.1-mine.ipynb"
-            mine.write_text("{}")
+            actual = target / "labs" / "lab-3.3.1-mine.ipynb"
+            actual.write_text("{}")
         case "mark lost":
             (target / MARK).write_text("{}")
     with pytest.raises(CourseError, match=r"one that somebody worked in(.|\n)*TO="):
         write_release(ROOT, target)
-    assert mine.is_file()
+    assert actual.is_file()
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):

@@ -213,12 +213,12 @@ def test_tool_calls_are_tokens() -> None:
 
 
 def test_llama_cpps_own_times_are_kept_in_seconds() -> None:
-    said = {"prompt_n": 5, "prompt_ms": 20.0, "predicted_n": 9, "predicted_ms": 90.0, "cache_n": 2}
+    text = {"prompt_n": 5, "prompt_ms": 20.0, "predicted_n": 9, "predicted_ms": 90.0, "cache_n": 2}
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.event(delta(content="x"))
-        await exchange.event({**finish(), "timings": said})
+        await exchange.event({**finish(), "timings": text})
         await exchange.end()
 
     trace = ask(script)

@@ -160,7 +160,7 @@ def test_gb10_says_which_ptxas_triton_should_take():
 @pytest.mark.parametrize(
     ("name", "changed", "topic", "fix"),
     [
-        ("h100", {"docker": {"state": "down", "said": "Cannot connect"}}, "docker", "systemctl"),
+        ("h100", {"docker": {"state": "down", "message": "Cannot connect"}}, "docker", "systemctl"),
         ("h100", {"docker": {"state": "denied"}}, "docker", "usermod -aG docker"),
         ("h100", {"docker": {"gpus": False}}, "container toolkit", "nvidia-ctk runtime configure"),
         ("h100", {"free_models": 9e9, "downloads": {"m": 16e9}}, "disk", "docker system df"),
@@ -229,7 +229,7 @@ def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
 
 
 @pytest.mark.parametrize(
-    ("said", "words", "fix"),
+    ("output", "words", "fix"),
     [
         (
             "Failed to initialize NVML: Driver/library version mismatch",
@@ -240,8 +240,8 @@ def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
         ("", "its driver is not installed", "ubuntu-drivers install"),
     ],
 )
-def test_a_broken_driver_is_named_and_labs_fall_back_to_the_cpu(said, words, fix):
-    facts = change(facts_of("broken_driver"), nvidia_smi=said)
+def test_a_broken_driver_is_named_and_labs_fall_back_to_the_cpu(output, words, fix):
+    facts = change(facts_of("broken_driver"), nvidia_smi=output)
     found = examine(facts)
     assert words in render(facts, found) and fix in fixes(found)
     assert not stopped(found)

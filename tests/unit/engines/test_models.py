@@ -36,16 +36,16 @@ def test_a_sharded_model_of_somebody_elses_is_sound(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("config.json", "config.json: missing"),
         ("tokenizer.json", "no tokenizer"),
         ("model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors: missing"),
     ],
 )
-def test_what_is_missing_is_named(folder, name, said):
+def test_what_is_missing_is_named(folder, name, message):
     (folder / name).unlink()
-    with pytest.raises(ModelMissing, match=said):
+    with pytest.raises(ModelMissing, match=message):
         find_model(str(folder))
 
 

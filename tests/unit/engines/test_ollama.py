@@ -99,35 +99,35 @@ def test_a_regex_which_ollama_would_ignore_is_refused():
 
 
 def test_a_model_is_created_from_a_gguf_which_is_sent_once(fake):
-    said = []
+    text = []
     with connect(fake.url) as server:
         assert not ollama_api.has(server, "tiny")
-        ollama_api.create(server, "tiny", GGUF, TINY, said.append)
-        ollama_api.create(server, "twin", GGUF, {}, said.append)
+        ollama_api.create(server, "tiny", GGUF, TINY, text.append)
+        ollama_api.create(server, "twin", GGUF, {}, text.append)
         assert ollama_api.has(server, "tiny")
         ollama_api.load(server, "tiny")
         with pytest.raises(OllamaError, match=r"HTTP 404: model 'nobody' not found"):
             ollama_api.load(server, "nobody")
     assert list(fake.blobs.values()) == [GGUF.stat().st_size]
-    assert [line for line in said if line.startswith("sending")] == [said[0]]
+    assert [line for line in text if line.startswith("sending")] == [text[0]]
     assert fake.models["tiny:latest"]["files"].keys() == {"tiny-Q8_0.gguf"}
     assert fake.models["tiny:latest"]["parameters"]["stop"] == ["<|im_end|>"]
     assert "template" not in fake.models["twin:latest"]
-    assert "creating tiny: success" in said
+    assert "creating tiny: success" in text
     assert loaded(fake.url) == ["tiny:latest"]
 
 
 def test_a_pull_reports_progress_and_why_it_failed(fake):
-    said = []
+    text = []
     with connect(fake.url) as server:
-        ollama_api.pull(server, "qwen3:8b-fp16", said.append)
-        assert "pulling qwen3:8b-fp16: 1.0 of 4.0 GB so far" in said
-        assert said[-1] == "pulling qwen3:8b-fp16: success"
+        ollama_api.pull(server, "qwen3:8b-fp16", text.append)
+        assert "pulling qwen3:8b-fp16: 1.0 of 4.0 GB so far" in text
+        assert text[-1] == "pulling qwen3:8b-fp16: success"
         with pytest.raises(OllamaError, match="file does not exist"):
-            ollama_api.pull(server, "nobody:1b", said.append)
+            ollama_api.pull(server, "nobody:1b", text.append)
         fake.breaks_off = True
         with pytest.raises(OllamaError, match=r"ended at 'pulling abc'. Try again"):
-            ollama_api.pull(server, "qwen3:8b-fp16", said.append)
+            ollama_api.pull(server, "qwen3:8b-fp16", text.append)
 
 
 def test_an_ollama_that_does_not_run_is_named():
@@ -219,9 +219,9 @@ def test_launch_creates_the_model_and_loads_it(capsys):
         client = Client(engine.base_url, engine.model)
         result = run(client, [Request("x")], ClosedLoop(1), progress=False)
         assert result.traces[0].text == "x "
-    said = capsys.readouterr().out
-    assert "loading tiny-BF16" in said
-    assert "200.0 tokens/s" in said
+    text = capsys.readouterr().out
+    assert "loading tiny-BF16" in text
+    assert "200.0 tokens/s" in text
 
 
 @pytest.mark.usefixtures("program")

@@ -34,7 +34,7 @@ def ours(pieces: list[bytes]) -> tuple[int, bytes, bool, bool]:
     return parser.status, body, complete, parser.keep_alive
 
 
-def theirs(data: bytes) -> tuple[int, bytes, bool, bool]:
+def parsed_by_h11(data: bytes) -> tuple[int, bytes, bool, bool]:
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     connection.send(h11.EndOfMessage())
@@ -56,7 +56,7 @@ def theirs(data: bytes) -> tuple[int, bytes, bool, bool]:
 
 @pytest.mark.parametrize("response", RESPONSES)
 def test_parser_agrees_with_h11(response: bytes) -> None:
-    status, body, _, keep_alive = theirs(response)
+    status, body, _, keep_alive = parsed_by_h11(response)
     got = ours([response])
     assert (got[0], got[1], got[3]) == (status, body, keep_alive)
 

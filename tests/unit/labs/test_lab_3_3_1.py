@@ -29,9 +29,9 @@ def row(label: str, concurrency: int = 32, **changes: Any) -> dict[str, Any]:
 FIGURES = ("output_throughput", "total_token_throughput", "p95_ttft_ms", "median_tpot_ms")
 
 
-@pytest.mark.parametrize("nothing", [None, math.nan])
-def test_guide_leaves_out_engine_with_failed_requests(nothing: float | None) -> None:
-    failed = row("broken", failed=8, **dict.fromkeys(FIGURES, nothing))
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_guide_leaves_out_engine_with_failed_requests(missing: float | None) -> None:
+    failed = row("broken", failed=8, **dict.fromkeys(FIGURES, missing))
     rows = [failed, row("good")]
     assert best_for_api(rows, 100) == "good"
     choices = guide(rows, "good", 100)

@@ -132,9 +132,9 @@ def until(file):
 
 
 def test_compiling_runs_beside_the_steps_that_install(make, tmp_path, capsys):
-    def meets(mine, other):
+    def meets(own, other):
         def build(shell, target):
-            (tmp_path / mine).touch()
+            (tmp_path / own).touch()
             until(tmp_path / other)
             good(shell, target)
 

@@ -338,12 +338,12 @@ def _no_answer(slot: Slot, error: LearnersError | None) -> str:
     return f"the cell does not run: it raised {error}{where}"
 
 
-def _left_out(slot: Slot, said: str, handed: HandedIn) -> Iterable[Note]:
+def _left_out(slot: Slot, message: str, handed: HandedIn) -> Iterable[Note]:
     """A name that only a cell defines that is not run."""
-    if "NameError" not in said:
+    if "NameError" not in message:
         return
     missing = (
-        name for name in names_in(handed.elsewhere) if f"name {name!r} is not defined" in said
+        name for name in names_in(handed.elsewhere) if f"name {name!r} is not defined" in message
     )
     for name in islice(missing, 3):
         learner = (

@@ -265,11 +265,11 @@ class Codec:
         return found
 
 
-def _fill(mine: Any, state: dict[str, Any]) -> None:
+def _fill(target: Any, state: dict[str, Any]) -> None:
     if not all(isinstance(name, str) and name.isidentifier() for name in state):
         raise WireError("no names of attributes")
-    vars(mine).clear()
-    vars(mine).update(state)
+    vars(target).clear()
+    vars(target).update(state)
 
 
 def _frozen(value: Any) -> bool:

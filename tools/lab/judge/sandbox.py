@@ -232,12 +232,12 @@ def _for_root() -> list[str]:
     return ["--cap-drop", "ALL", *(word for cap in keep for word in ("--cap-add", cap))]
 
 
-def _parents(path: str, made: set[str]) -> list[str]:
+def _parents(path: str, built: set[str]) -> list[str]:
     """Makes the folders above a mount point, readable: bubblewrap's own would be root's alone."""
     words: list[str] = []
     for parent in reversed(Path(path).parents):
-        if str(parent) != "/" and str(parent) not in made:
-            made.add(str(parent))
+        if str(parent) != "/" and str(parent) not in built:
+            built.add(str(parent))
             words += ["--perms", "0755", "--dir", str(parent)]
     return words
 
