@@ -19,6 +19,7 @@ MODELS = ROOT / "models"
 ENGINES = ROOT / ".engines"  # environments of the engines, one folder each
 ENVIRONMENT_VARIABLE = "COURSE_PROFILE"
 LOAD_VARIABLE = "COURSE_LOAD"
+LOADS = ("full", "quick")
 CPUINFO = Path("/proc/cpuinfo")
 # As Linux names the instructions: two families on x86-64, one on aarch64.
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -389,9 +390,9 @@ def wants_quick_load() -> bool:
         ProfileError: It holds something else than `full` or `quick`.
     """
     chosen = os.environ.get(LOAD_VARIABLE) or "full"
-    if chosen not in ("full", "quick"):
+    if chosen not in LOADS:
         raise ProfileError(
-            f"There is no load {chosen!r}. Set {LOAD_VARIABLE} to one of: full, quick; "
+            f"There is no load {chosen!r}. Set {LOAD_VARIABLE} to one of: {', '.join(LOADS)}; "
             "or unset it, for the full one."
         )
     return chosen == "quick"

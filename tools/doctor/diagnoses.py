@@ -15,7 +15,7 @@ from tools.doctor.facts import CUDA_PTXAS, Machine
 from tools.doctor.needs import GB, IMAGES, LABS, PORTS, PYTHONS
 from tools.setup.setup_steps import SPARE_GIGABYTES
 from utils.gpu import CAPABILITY, OVERHEAD_BYTES
-from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, on_x86
+from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE, LOADS, PROFILES, on_x86
 
 GIB = 1024**3
 BLOCKER, FIXABLE, INFO, OK = "blocker", "fixable", "info", "ok"
@@ -82,6 +82,14 @@ def info(topic: str, text: str, *fix: str) -> Diagnosis:
 def ok(topic: str, text: str) -> Diagnosis:
     """Report something in order."""
     return Diagnosis(OK, topic, text)
+
+
+@check
+def load(m: Machine) -> Iterator[Diagnosis]:
+    """Report a load that doesn't exist."""
+    if m.load not in LOADS:
+        text = f"There is no load {m.load!r}; there are: {', '.join(LOADS)}."
+        yield stop("load", text, f"unset {LOAD_VARIABLE}")
 
 
 @check

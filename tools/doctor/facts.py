@@ -18,7 +18,7 @@ from tools.doctor.machine_probe import CommandResult, Probe
 from tools.doctor.needs import DOWNLOADS, PARAMETERS, PYTHONS
 from tools.setup.setup_steps import COURSE_ENV, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
-from utils.profiles import ENVIRONMENT_VARIABLE, PROFILES, ROOT, detect, dtype_for
+from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE, PROFILES, ROOT, detect, dtype_for
 
 NVIDIA_VENDOR = "10de"
 CUDA_PTXAS = "/usr/local/cuda/bin/ptxas"
@@ -109,6 +109,7 @@ class Machine:
         nvidia_device: Whether an NVIDIA device is on the PCI bus, with or without a driver.
         docker: The container engine.
         asked: Profile that COURSE_PROFILE names, or "" if it isn't set.
+        load: Load that COURSE_LOAD names, or "full".
         profile: Profile that labs get.
         python: Version of the Python that set-up would use.
         other_pythons: Installed Pythons that the course runs on, such as `python3.12`.
@@ -145,6 +146,7 @@ class Machine:
         self.nvidia_device = has_nvidia(probe.read("/proc/bus/pci/devices") or "")
         self.docker = read_docker(answers["docker"], answers["images"], answers["nvidia-ctk"])
         self.asked = probe.environment.get(ENVIRONMENT_VARIABLE, "")
+        self.load = probe.environment.get(LOAD_VARIABLE) or "full"
         self.profile = self.asked if self.asked in PROFILES else self.own_profile
         self.python = probe.python
         self.other_pythons = tuple(name for name in PYTHON_NAMES if answers[name].fine)

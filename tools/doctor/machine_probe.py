@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tools.setup.setup_steps import Step
+from utils.profiles import ProfileError
 
 TIMEOUT_S = 15.0
 
@@ -110,5 +111,11 @@ class Probe:
         return find_spec(name) is not None
 
     def done(self, step: Step) -> bool:
-        """Whether a set-up step is complete."""
-        return step.done()
+        """Return whether a set-up step is complete.
+
+        A wrong COURSE_PROFILE or COURSE_LOAD is a diagnosis of its own, and no step is complete then.
+        """
+        try:
+            return step.done()
+        except ProfileError:
+            return False

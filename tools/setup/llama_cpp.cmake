@@ -1,4 +1,4 @@
-# Given to llama.cpp's build (steps.py), so that llama-server is compiled in less time. ggml and libllama, which
+# Given to llama.cpp's build (setup_steps.py), so that llama-server is compiled in less time. ggml and libllama, which
 # compute the answers, are compiled as their authors have it.
 cmake_language(DEFER CALL compile_in_less_time)
 

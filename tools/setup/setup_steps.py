@@ -85,7 +85,7 @@ class Step:
         if self.done() or not self.target.exists():
             return ""
         if (self.target / STAMP).is_file():
-            return "made again: an earlier version of the course made it"
+            return "made again: it was for another version, Python, profile or folder"
         return "made again: it was not finished"
 
     def run(self, shell: Shell) -> None:

@@ -17,9 +17,10 @@ from tools.doctor.diagnoses import BLOCKER, examine, stopped
 from tools.doctor.doctor_report import render
 from tools.doctor.facts import Listener, Machine, commands, read_docker, read_listeners
 from tools.doctor.machine_probe import CommandResult, Probe
+from tools.setup.setup_steps import COURSE, Step
 from utils.engines import ENGINES
 from utils.model_sizes import decoder_parameters
-from utils.profiles import PROFILES, ROOT
+from utils.profiles import PROFILES, ROOT, load_profile
 from utils.roofline.published import QWEN3_8B
 
 MACHINES = Path(__file__).with_name("doctor_machines")
@@ -208,6 +209,22 @@ def test_doctor_names_package_of_missing_libgomp():
     assert stopped(found) == {1, 3, 6, 7}
     probe.keys.remove(("done", "llama_cpp"))
     assert stopped(examine(Machine(probe))) == set(needs.LABS)
+
+
+def test_doctor_stops_at_unknown_load():
+    found = examine(facts_of("laptop", COURSE_LOAD="foo"))
+    assert "load" in topics(found, BLOCKER)
+    assert "unset COURSE_LOAD" in fixes(found)
+
+
+@pytest.mark.parametrize("name", ["COURSE_PROFILE", "COURSE_LOAD"])
+def test_probe_calls_no_step_done_when_variable_is_wrong(name, monkeypatch):
+    def done(step):
+        return load_profile() is not None
+
+    monkeypatch.setattr(Step, "done", done)
+    monkeypatch.setenv(name, "foo")
+    assert not Probe().done(COURSE)
 
 
 def test_doctor_ignores_libgomp_when_engines_run_in_containers():
