@@ -22,6 +22,7 @@ LAYERS = (
     {"checks"},
     {"labs"},
 )
+UNRELEASED = ("authoring", "grading", "tinymodel")
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
@@ -47,6 +48,17 @@ def imports_of_tools(root: Path) -> list[str]:
         for path in sorted((root / "utils").rglob("*.py"))
         for name in imported_modules(path.read_text())
         if name.split(".")[0] == "tools"
+    ]
+
+
+def unreleased_imports(root: Path) -> list[str]:
+    """Return the imports of instructors' tools below the tools that a release ships."""
+    return [
+        f"{path.relative_to(root)} imports {name}"
+        for folder in ("lab", "setup", "doctor")
+        for path in sorted((root / "tools" / folder).rglob("*.py"))
+        for name in imported_modules(path.read_text())
+        if name.split(".")[:2] in (["tools", other] for other in UNRELEASED)
     ]
 
 
@@ -77,6 +89,16 @@ def imports_of_other_labs(root: Path) -> list[str]:
 
 def test_utils_never_imports_tools():
     assert imports_of_tools(ROOT) == []
+
+
+def test_released_tools_never_import_unreleased_ones():
+    assert unreleased_imports(ROOT) == []
+
+
+def test_import_of_unreleased_tools_is_found_when_planted(tmp_path):
+    (tmp_path / "tools" / "lab").mkdir(parents=True)
+    (tmp_path / "tools" / "lab" / "planted.py").write_text("from tools.authoring import build\n")
+    assert len(unreleased_imports(tmp_path)) == 1
 
 
 def test_utils_packages_import_only_lower_layers():
