@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help doctor setup course-env lab lab-exists progress clean
 
 help:  ## this list
-	@awk -F ':.*## ' 'FNR == 1 && NR > 1 {print "\nFor instructors and authors:"} /^[a-z-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' 'FNR == 1 && NR > 1 {print "\nFor instructors and authors:"} /^[a-z0-9-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 doctor:  ## what this machine can do for each lab, and what to fix; needs nothing but Python
 	@$(PYTHON) -m tools.doctor
@@ -31,7 +31,7 @@ course-env:  # without the engines: minutes less
 progress: course-env  ## the course's milestones, and what you have done of them
 	@$(RUN) -m tools.lab progress
 
-clean:  ## remove what set-up made: .venv, .engines, logs (records/ stays)
-	rm -rf .venv .engines .site-env .peers .setup .run
+clean:  ## remove what set-up and the site made: .venv, .engines, caches, logs (records/ stays)
+	rm -rf .venv .engines .site-env .site .peers .setup .run
 
 -include solutions/instructors.mk

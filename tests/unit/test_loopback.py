@@ -23,7 +23,6 @@ METRICS = ROOT / "tests" / "support" / "telemetry_texts" / "vllm-0.32.0-later.tx
 
 # Calls that may make a client in another way, and why.
 ELSEWHERE = {
-    "tools/authoring/external_links.py": "asks other sites, which may need the proxy",
     "utils/gateway/backend.py": "an httpx transport by itself never reads the environment",
     "utils/loopback.py": "is the factory",
 }

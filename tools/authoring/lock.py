@@ -6,6 +6,7 @@ left out, with the CUDA packages that its default build asks for: set-up chooses
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -22,7 +23,8 @@ LOCKS = {
 
 
 def main() -> None:
-    """Resolves and writes the files."""
+    """Resolve and write the files; an argument is refused, because a run changes the pins."""
+    argparse.ArgumentParser(prog="python -m tools.authoring.lock", description=__doc__).parse_args()
     for name in LOCKS:
         lock(name)
 

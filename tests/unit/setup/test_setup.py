@@ -484,7 +484,7 @@ def test_plan_tells_which_parts_an_earlier_version_made(make, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     again = [line for line in lines if line.startswith("made again")]
     assert again == [
-        "made again: an earlier version of the course made it",
+        "made again: it was for another version, Python, profile or folder",
         "made again: it was not finished",
     ]
     assert lines.index(again[0]) == lines.index(next(x for x in lines if "step old" in x)) + 1
