@@ -34,10 +34,6 @@ class Interval:
         """Half of the interval's length."""
         return (self.high - self.low) / 2
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a value; if so, do not call one of them faster."""
-        return self.low <= other.high and other.low <= self.high
-
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:,.4g} (n = {self.count}: no interval)"

@@ -53,11 +53,6 @@ class Built:
         """Size of the file."""
         return self.path.stat().st_size
 
-    @property
-    def build_s(self) -> float:
-        """Export and compilation, seconds."""
-        return self.export_s + self.compile_s
-
 
 @dataclass(frozen=True)
 class Steps:

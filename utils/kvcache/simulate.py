@@ -106,11 +106,6 @@ class Prediction:
         return sum(o.first_token_at - o.job.arrival for o in self.outcomes) / len(self.outcomes)
 
     @property
-    def mean_latency_s(self) -> float:
-        """Mean seconds from arrival to the last output token."""
-        return sum(o.finished_at - o.job.arrival for o in self.outcomes) / len(self.outcomes)
-
-    @property
     def preemptions(self) -> int:
         """Number of times that a request lost its cache."""
         return sum(outcome.preemptions for outcome in self.outcomes)
