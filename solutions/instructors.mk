@@ -4,7 +4,7 @@
 
 # Two worker processes share these tests. Those of tests/unit/benchmark compare real clocks with bounds of 30 ms, so
 # they run alone, and so do the suites that start engines.
-IN_PARALLEL := tests/unit tests/integration --ignore=tests/unit/benchmark -n 2 --dist worksteal
+IN_PARALLEL := tests/unit tests/gpu_paths tests/integration --ignore=tests/unit/benchmark -n 2 --dist worksteal
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients

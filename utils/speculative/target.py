@@ -79,9 +79,12 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     norm, one operation, holds the same numbers in half the time.
     """
     size = x.shape[-1]
+    # The weight is multiplied outside, because F.rms_norm takes none that broadcasts, and the one of the
+    # queries' and keys' norm is [heads, size].
     if x.is_cuda:
-        return F.rms_norm(x, (size,), weight, eps)
-    y = F.layer_norm(torch.cat((x, -x), -1), (2 * size,), None, None, eps)[..., :size]
+        y = F.rms_norm(x, (size,), None, eps)
+    else:
+        y = F.layer_norm(torch.cat((x, -x), -1), (2 * size,), None, None, eps)[..., :size]
     return y if weight is None else y * weight
 
 
