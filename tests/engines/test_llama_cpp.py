@@ -1,5 +1,6 @@
 """llama.cpp's server alone: the wheel, and the compiled one if it is set up."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from utils import loopback
 from utils.engines import EngineStartError, launch, llama_cpp, registry
 from utils.engines.runtime import free_port
 from utils.telemetry.cache import llama_cpp_cache_bytes
@@ -115,9 +117,16 @@ def test_llama_cpp_stops_at_once_while_it_streams(build, profile):
     def stream():
         body = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True, "stream": True}
         url = f"{engine.base_url}/v1/completions"
-        with httpx.stream("POST", url, json=body, timeout=60) as answer:
-            for _ in answer.iter_lines():
+        events = 0
+        with (
+            contextlib.suppress(httpx.TransportError),  # some streams end whole
+            loopback.client(timeout=60) as client,
+            client.stream("POST", url, json=body) as answer,
+        ):
+            for line in answer.iter_lines():
+                events += line.startswith("data:")
                 started.set()
+        return events
 
     with ThreadPoolExecutor(1) as pool:
         streaming = pool.submit(stream)
@@ -125,7 +134,7 @@ def test_llama_cpp_stops_at_once_while_it_streams(build, profile):
         began = time.monotonic()
         engine.stop()
         took = time.monotonic() - began
-        assert isinstance(streaming.exception(), httpx.RemoteProtocolError)
+        assert 0 < streaming.result() < 1500
     assert took < 3
     assert engine.exit_code() == 0
 

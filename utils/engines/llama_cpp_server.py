@@ -16,7 +16,6 @@ import re
 import signal
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -298,21 +297,16 @@ def serve(settings: Mapping[str, object], wheel: Any) -> int:
     Returns:
         Exit code of a server that couldn't start.
     """
-    # The wheel holds Python's lock while it loads a model, so that a Python handler would run too late.
-    for number in STOPS:
-        signal.signal(number, signal.SIG_DFL)
+    # The wheel sets handlers of its own, which stop the server but not this process. Its threads inherit
+    # this mask, so no handler runs, and the signal waits until `sigwait` takes it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         server = wheel.Server(apply(settings, wheel))
     except (RuntimeError, ValueError) as error:
         print(f"error: the server did not start, the lines above say why: {error}", file=sys.stderr)
         return 1
-    stop = threading.Event()
-    for (
-        number
-    ) in STOPS:  # the wheel has set its own handlers, which stop the server but not this process
-        signal.signal(number, lambda *_: stop.set())
     print(f"xllamacpp {version('xllamacpp')} serves at {server.listening_address}", flush=True)
-    stop.wait()
+    signal.sigwait(STOPS)
     print("stopped by a signal", flush=True)
     os._exit(0)  # the wheel's own end waits for running streams: 30 s, measured 2026-11-30
 
