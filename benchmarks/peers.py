@@ -34,6 +34,7 @@ from utils.gateway.local_gateway import serve
 from utils.profiles import ROOT
 
 FOLDER = ROOT / ".peers"
+STOP_S = 10.0  # patience after SIGTERM
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
@@ -121,7 +122,11 @@ def started(
             yield Served(url, psutil.Process(process.pid))
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _answers(url: str) -> bool:

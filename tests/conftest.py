@@ -9,6 +9,15 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def signals_stay_open():
+    """Fail a test that leaves signals blocked: programs that later tests start could not be ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    after = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert after == before, f"the test left signals blocked: {after - before}"
+
+
 @pytest.fixture(scope="module")  # JupyterLab saves what is typed into it
 def released(tmp_path_factory):
     """A release, with the engines that are set up here."""

@@ -299,10 +299,11 @@ def serve(settings: Mapping[str, object], wheel: Any) -> int:
     """
     # The wheel sets handlers of its own, which stop the server but not this process. Its threads inherit
     # this mask, so no handler runs, and the signal waits until `sigwait` takes it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         server = wheel.Server(apply(settings, wheel))
     except (RuntimeError, ValueError) as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         print(f"error: the server did not start, the lines above say why: {error}", file=sys.stderr)
         return 1
     print(f"xllamacpp {version('xllamacpp')} serves at {server.listening_address}", flush=True)

@@ -165,11 +165,10 @@ def test_missing_wheel_names_setup_step(tmp_path, capsys, monkeypatch):
     assert "not whole" in hint_for(last, 1)
 
 
-def test_failed_start_ends_with_code_1(tmp_path, capsys, monkeypatch):
+def test_failed_start_ends_with_code_1(capsys):
     def server(parameters):
         raise RuntimeError("Failed to init server")
 
-    monkeypatch.setattr(llama_cpp_server.signal, "signal", lambda *_: None)
     wheel = SimpleNamespace(**vars(WHEEL), Server=server)
     assert llama_cpp_server.serve({"model.path": "x"}, wheel) == 1
     assert "Failed to init server" in capsys.readouterr().err.splitlines()[-1]
