@@ -27,7 +27,7 @@ from opentelemetry import propagate, trace
 from starlette.exceptions import HTTPException
 
 from utils.gateway import drain, schemas
-from utils.gateway.auth import Authenticator, Caller
+from utils.gateway.auth import RATE_HEADERS, Authenticator, Caller
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
@@ -71,10 +71,15 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.auth = Authenticator(settings.keys)
+        self.auth = Authenticator(settings.keys, on_failure=self._note_wrong_key)
+        self.prices = {model.name: model.price for model in settings.models}
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
         self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
+
+    def _note_wrong_key(self, address: str) -> None:
+        self.metrics.failed_keys.inc()
+        say("wrong key", logging.WARNING, client=address)
 
     @property
     def phase(self) -> str:
@@ -209,12 +214,15 @@ class GatewayEndpoint:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
                 _check_origin(request, self.gateway.settings)
-                caller = self.gateway.auth.identify(request.headers.get("authorization"))
+                caller = identify(self.gateway, request)
                 context.caller = caller.name
                 body = await read_body(request, self.gateway.settings)
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
                 parsed, pool = self._checked(body, context)
-                self.gateway.auth.reserve(caller, parsed.estimate)
+                try:
+                    self.gateway.auth.reserve(caller, parsed.estimate)
+                finally:
+                    context.headers += self.gateway.auth.rate_headers(caller)
                 reservation = Reservation(caller, parsed)
                 relay = Relay(parsed, pool, self.gateway.settings, context)
                 await relay.run(send, request.headers.get(ENGINE_HEADER), _trace_of(request))
@@ -367,6 +375,17 @@ def _trace_of(request: Request) -> dict[str, str]:
     return kept
 
 
+def identify(gateway: Gateway, request: Request) -> Caller:
+    """Return the caller of a request. Anthropic's clients send the key as `x-api-key`.
+
+    Raises:
+        ApiError: 401 or 429; see `Authenticator.identify`.
+    """
+    key = request.headers.get("x-api-key")
+    header = request.headers.get("authorization") or (key and f"Bearer {key}")
+    return gateway.auth.identify(header, request.client.host if request.client else "unknown")
+
+
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for backend in pool.backends:
@@ -388,11 +407,13 @@ class Observe:
             return
         context = RequestContext(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
         scope["context"] = context
+        context.client = (scope.get("client") or ("",))[0]
         marked = (b"x-request-id", context.request_id.encode())
 
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), marked]}
+                headers = [*message.get("headers", []), marked, *context.headers]
+                message = {**message, "headers": headers}
             context.timing = on_message(context.timing, message, time.monotonic())
             await send(message)
 
@@ -407,6 +428,7 @@ class Observe:
         model, backend = context.model or "none", context.backend or "none"
         seconds = time.monotonic() - timing.began
         self.gateway.metrics.requests.labels(context.route, model, backend, context.outcome).inc()
+        self.gateway.metrics.note_usage(context, self.gateway.prices)
         if context.backend and context.outcome == "ok":
             self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
         if not LOG.isEnabledFor(logging.INFO):
@@ -416,6 +438,7 @@ class Observe:
             id=context.request_id,
             route=context.route,
             caller=context.caller,
+            client=context.client,
             model=context.model,
             backend=context.backend,
             status=timing.status,
@@ -498,7 +521,7 @@ def create_app(settings: GatewaySettings) -> Application:
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", ENGINE_HEADER],
-            expose_headers=["x-request-id", "x-gateway-backend", "retry-after"],
+            expose_headers=["x-request-id", "x-gateway-backend", "retry-after", *RATE_HEADERS],
         )
     return app
 
@@ -548,12 +571,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        gateway.auth.identify(request.headers.get("authorization"))
+        identify(gateway, request)
         return gateway.models()
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
     async def model(name: str, request: Request) -> dict[str, Any]:
-        gateway.auth.identify(request.headers.get("authorization"))
+        identify(gateway, request)
         for entry in gateway.models()["data"]:
             if entry["id"] == name:
                 return dict(entry)

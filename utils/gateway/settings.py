@@ -80,6 +80,18 @@ class BackendSettings(SettingsGroup):
         return value.rstrip("/")
 
 
+class Price(SettingsGroup):
+    """Price of a million tokens, in a currency of your choice; 0 for what isn't charged.
+
+    Attributes:
+        prompt: Of a million prompt tokens.
+        completion: Of a million tokens of answers.
+    """
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
 class ModelSettings(SettingsGroup):
     """A model as clients know it, and who serves it.
 
@@ -87,10 +99,12 @@ class ModelSettings(SettingsGroup):
         name: The name in requests.
         backends: Its replicas.
         policy: How one of them is chosen.
+        price: Price of its tokens, for the metric of each key's cost.
     """
 
     name: Name
     backends: tuple[BackendSettings, ...] = Field(min_length=1)
+    price: Price = Price()
     policy: str = "least_outstanding"
 
     @field_validator("policy")
@@ -109,12 +123,14 @@ class KeySettings(SettingsGroup):
         sha256: SHA-256 of the key, in hexadecimal.
         requests_per_minute: Requests allowed in the long run; a minute's worth may come at once.
         tokens_per_minute: The same for prompt and answer tokens.
+        max_parallel: Requests of this key that may be in the gateway at once, waiting or running.
     """
 
     name: Name
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     requests_per_minute: float = Field(default=600, gt=0)
     tokens_per_minute: float = Field(default=600_000, gt=0)
+    max_parallel: Count = 64
 
 
 class GatewayLimits(SettingsGroup):
