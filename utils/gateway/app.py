@@ -28,19 +28,19 @@ from starlette.exceptions import HTTPException
 
 from utils.gateway import drain, schemas
 from utils.gateway.auth import RATE_HEADERS, Authenticator, Caller
+from utils.gateway.browsers import check_browser
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
 from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
 from utils.gateway.request_context import RequestContext
-from utils.gateway.schemas import Api, ParsedRequest
+from utils.gateway.schemas import PATHS, Api, ParsedRequest
 from utils.gateway.settings import GatewaySettings, Timeouts
 from utils.gateway.timing import Timing, on_message
 from utils.http import sse_events
 
 SWEEP_S = 0.1
-PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"[ -~]{1,1024}")
@@ -213,12 +213,12 @@ class GatewayEndpoint:
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
-                _check_origin(request, self.gateway.settings)
+                check_browser(request, self.gateway.settings)
                 caller = identify(self.gateway, request)
                 context.caller = caller.name
                 body = await read_body(request, self.gateway.settings)
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
-                parsed, pool = self._checked(body, context)
+                parsed, pool = self._checked(request, body, context)
                 try:
                     self.gateway.auth.reserve(caller, parsed.estimate)
                 finally:
@@ -254,9 +254,12 @@ class GatewayEndpoint:
             if reservation is not None:
                 reservation.refund(context)
 
-    def _checked(self, body: bytes, context: RequestContext) -> tuple[ParsedRequest, Pool]:
+    def _checked(
+        self, request: Request, body: bytes, context: RequestContext
+    ) -> tuple[ParsedRequest, Pool]:
         settings = self.gateway.settings
-        parsed = schemas.parse(self.api, body, settings.limits, settings.affinity.characters)
+        session = request.headers.get(settings.affinity.header, "")
+        parsed = schemas.parse(self.api, body, settings.limits, settings.affinity, session)
         pool = self.gateway.pools.get(parsed.model)
         if pool is None:
             names = ", ".join(self.gateway.pools)
@@ -343,25 +346,6 @@ async def _tell_when_gone(receive: Any, context: RequestContext) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     context.cut("client_gone")
-
-
-def _check_origin(request: Request, settings: GatewaySettings) -> None:
-    """Without keys, a web page could have the browsers of its visitors ask: only ours and those named may.
-
-    Raises:
-        ApiError: 403.
-    """
-    origin = request.headers.get("origin")
-    allowed = settings.cors_origins
-    if origin is None or settings.keys or origin in allowed or "*" in allowed:
-        return
-    if origin.partition("://")[2] != request.headers.get("host"):
-        raise ApiError(
-            403,
-            f"Web pages of {origin[:100]!r} may not ask here: name it in cors_origins, or use keys.",
-            kind="permission_error",
-            code="origin_not_allowed",
-        )
 
 
 def _trace_of(request: Request) -> dict[str, str]:
@@ -494,8 +478,15 @@ class Application(FastAPI):
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
             with _span(scope):
                 await self._endpoints[scope["path"]](scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            return
+        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+            request = Request(scope, receive)
+            try:
+                check_browser(request, self.state.gateway.settings)
+            except ApiError as error:
+                await (await _api_error(request, error))(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: GatewaySettings) -> Application:
@@ -520,7 +511,8 @@ def create_app(settings: GatewaySettings) -> Application:
             app.outer,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", ENGINE_HEADER],
+            # OpenAI's package sends a dozen headers of its own. A named origin may send any.
+            allow_headers=["*"],
             expose_headers=["x-request-id", "x-gateway-backend", "retry-after", *RATE_HEADERS],
         )
     return app
@@ -582,10 +574,12 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
                 return dict(entry)
         raise ApiError(404, f"There is no model {name[:100]!r} here.", code="model_not_found")
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses={503: {"description": "Draining, or a model is down"}})
     async def ready() -> Response:
         now = time.monotonic()
@@ -615,7 +609,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
-    return await _api_error(request, ApiError(404, "There is no such path.", code="not_found"))
+    path = f"/v1{request.url.path}"
+    hint = f" Did you mean {path}?" if path in (*PATHS, "/v1/models") else ""
+    return await _api_error(
+        request, ApiError(404, f"There is no such path.{hint}", code="not_found")
+    )
 
 
 async def _no_such_method(request: Request, error: Exception) -> Response:

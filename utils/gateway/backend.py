@@ -14,6 +14,7 @@ from utils.engines.registry import ENGINES
 from utils.gateway import circuit
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
+from utils.gateway.schemas import PATHS, Api
 from utils.gateway.settings import BackendSettings, Health
 from utils.http.transport import AsyncioTransport, DroppedBeforeResponse
 
@@ -48,11 +49,9 @@ class Backend:
         self._failed_checks = 0
         self._sent = 0
         self._probe = 0
-        self._urls = {
-            "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
-            "completions": httpx.URL(f"{settings.url}/v1/completions"),
-            "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
-        }
+        self._urls = {api: httpx.URL(settings.url + path) for path, api in PATHS.items()}
+        self._health_url = httpx.URL(settings.url + ENGINES[settings.engine].health_path)
+        self._headers = settings.headers
         self._transport: httpx.AsyncBaseTransport = (
             AsyncioTransport(connect_timeout_s=CONNECT_S, high_water=BUFFERED_BYTES)
             if settings.url.startswith("http://")
@@ -112,7 +111,7 @@ class Backend:
             self._m_circuit.set(circuit.STATES.index(self.circuit.state))
             say("circuit", backend=self.name, state=self.circuit.state, before=before)
 
-    async def send(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async def send(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Response:
         """Sends a request; returns when the head of the answer is there.
 
         A kept connection may have been closed by the engine while it was idle (llama.cpp does that): that
@@ -130,13 +129,11 @@ class Backend:
                 raise
             return await self._transport.handle_async_request(request)
 
-    def _request(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Request:
+    def _request(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Request:
         """One with all its headers given: httpx takes five times as long to find them out by itself."""
         url = self._urls[api]
-        length = {"host": url.netloc.decode(), "content-length": str(len(body))}
-        request = httpx.Request(
-            "POST", url, headers=headers | length, stream=httpx.ByteStream(body)
-        )
+        own = {"host": url.netloc.decode(), "content-length": str(len(body)), **self._headers}
+        request = httpx.Request("POST", url, headers=headers | own, stream=httpx.ByteStream(body))
         request.read()
         return request
 
@@ -175,7 +172,7 @@ class Backend:
             return False
 
     async def _check(self) -> bool:
-        request = httpx.Request("GET", self._urls["health"])
+        request = httpx.Request("GET", self._health_url, headers=self._headers)
         response = await self._transport.handle_async_request(request)
         try:
             async for _ in _pieces(response):

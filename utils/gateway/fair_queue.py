@@ -65,14 +65,14 @@ class Waiter:
     Attributes:
         caller: Name of its key.
         cost: Estimate of its tokens.
-        prefix: Beginning of its prompt, for the choice of a backend.
+        affinity_key: Key for the choice of a backend.
         wish: Engine that it asks for (None for any), and the backends that it has tried.
         turn: Future of the place that it gets.
     """
 
     caller: str
     cost: float
-    prefix: str
+    affinity_key: str
     wish: Wish
     turn: asyncio.Future[Any]
 

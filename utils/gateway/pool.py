@@ -48,7 +48,7 @@ class Pool:
 
     async def acquire(
         self,
-        prefix: str,
+        affinity_key: str,
         engine: str | None,
         failed: Collection[str],
         caller: str = "",
@@ -57,7 +57,7 @@ class Pool:
         """Return a backend for one request, and the request's number there; `release` gives it back.
 
         Args:
-            prefix: Key of the policy `prefix_affinity`.
+            affinity_key: Key of the policy `prefix_affinity`.
             engine: Only backends of this engine; None: of any.
             failed: Backends that this request has tried. They get it again only if there is no other.
             caller: Name of the key that asks. If requests have to wait, the keys take turns.
@@ -68,12 +68,12 @@ class Pool:
         """
         # Those who wait cannot have what is free now, or `wake` would have given it to them.
         if free := self._free(engine, failed):
-            return self._take(free, prefix)
+            return self._take(free, affinity_key)
         return await self._wait(
             Waiter(
                 caller,
                 cost,
-                prefix,
+                affinity_key,
                 (engine, frozenset(failed)),
                 asyncio.get_running_loop().create_future(),
             )
@@ -105,10 +105,10 @@ class Pool:
             chosen = self._waiting.next(servable)
             if chosen is None:
                 return
-            chosen.turn.set_result(self._take(free[chosen.wish], chosen.prefix))
+            chosen.turn.set_result(self._take(free[chosen.wish], chosen.affinity_key))
 
-    def _take(self, free: dict[str, int], prefix: str) -> tuple[Backend, int]:
-        backend = self._by_name[self._pick(free, prefix)]
+    def _take(self, free: dict[str, int], affinity_key: str) -> tuple[Backend, int]:
+        backend = self._by_name[self._pick(free, affinity_key)]
         backend.outstanding += 1
         backend.m_in_flight.inc()
         return backend, backend.sent()
@@ -134,12 +134,14 @@ class Pool:
             )
         return {b.name: b.outstanding for b in usable if b.outstanding < b.settings.max_outstanding}
 
-    def _pick(self, outstanding: dict[str, int], prefix: str) -> str:
+    def _pick(self, outstanding: dict[str, int], affinity_key: str) -> str:
         self._turn += 1
         if self.policy == "power_of_two":
             return balance.power_of_two(outstanding, self._rng)
         if self.policy == "prefix_affinity":
-            return balance.bounded_hash(self._ring, outstanding, balance.point(prefix), self._slack)
+            return balance.bounded_hash(
+                self._ring, outstanding, balance.point(affinity_key), self._slack
+            )
         if self.policy == "round_robin":
             return list(outstanding)[self._turn % len(outstanding)]
         return balance.least_outstanding(outstanding, self._turn)

@@ -174,7 +174,7 @@ class Relay:
         name, last = list(failed.items())[-1] if failed else ("", None)
         try:
             backend, number = await self.pool.acquire(
-                self.parsed.prefix, engine, failed, self.context.caller, self.parsed.estimate
+                self.parsed.affinity_key, engine, failed, self.context.caller, self.parsed.estimate
             )
         except ApiError as error:
             if last is None or error.outcome != "no_backend":

@@ -54,6 +54,7 @@ class BackendSettings(SettingsGroup):
         url: `http://HOST:PORT`, without `/v1`.
         model: The model's name there; None: as clients call it.
         max_outstanding: Most requests in flight there; more wait in the queue.
+        api_key_file: File with the key that the engine asks for (`--api-key`). It never gets clients' keys.
     """
 
     name: Name
@@ -61,6 +62,26 @@ class BackendSettings(SettingsGroup):
     url: str
     model: str | None = None
     max_outstanding: Count = 64
+    api_key_file: Path | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that every request to the engine gets: its key, if it has one."""
+        if self.api_key_file is None:
+            return {}
+        return {"authorization": f"Bearer {self.api_key_file.read_text(encoding='utf-8').strip()}"}
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                text = value.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"it can't be read: {error}") from None
+            if not text or not text.isascii() or not text.isprintable():
+                raise ValueError("write one line with the engine's key into it")
+        return value
 
     @field_validator("engine")
     @classmethod
@@ -137,16 +158,16 @@ class GatewayLimits(SettingsGroup):
     """What a request may ask for.
 
     Attributes:
-        body_bytes: Size of the body.
-        max_tokens: Longest answer that may be asked for; also what an answer is counted as until its end, if
-            the request sets none. Such an answer ends where the engine ends it, at the latest at its context.
-            No number is written in: vLLM refuses one above its context (renderers/params.py), SGLang one that
-            exceeds it together with the prompt (managers/tokenizer_manager.py).
+        body_bytes: Size of the body. Images and long documents need megabytes.
+        max_tokens: Longest answer; a request that asks for more gets this. If a request sets none, its answer
+            is counted as so many tokens until its end, which the engine decides, at the latest at its
+            context. No number is written in: vLLM refuses one above its context (renderers/params.py), SGLang
+            one that exceeds it together with the prompt (managers/tokenizer_manager.py).
         choices: Largest `n` and `best_of`.
         messages: Messages of a chat; prompts of a batch.
     """
 
-    body_bytes: Count = 1_000_000
+    body_bytes: int = Field(default=32 << 20, ge=1, le=1 << 30)
     max_tokens: Count = 4096
     choices: Count = 8
     messages: Count = 1000
@@ -219,11 +240,14 @@ class Affinity(SettingsGroup):
     """The policy `prefix_affinity`.
 
     Attributes:
-        characters: How much of a prompt's beginning makes the key.
+        characters: How much of the first text after the system message makes the key, with that message.
+        header: Header in which clients name their session; it is the key then. The field `prompt_cache_key`
+            is the second choice.
         slack: How much more than the mean a backend may have in flight, as a factor.
     """
 
     characters: Count = 512
+    header: str = Field(default="x-session-id", pattern=r"^[a-z0-9-]+$")
     slack: float = Field(default=1.25, ge=1, le=100)
 
 
@@ -235,6 +259,8 @@ class GatewaySettings(BaseSettings):
         port: Port to listen on; 0 takes a free one.
         models: What is served.
         keys: Who may.
+        hosts: Names under which a gateway without keys is reached, in addition to localhost and IP addresses.
+            It refuses others, because a foreign web page could use them (DNS rebinding).
         allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.
         cors_origins: Web pages of other origins that may call; none by default. Without keys, requests that
             browsers send for other pages are refused.
@@ -249,6 +275,7 @@ class GatewaySettings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     keys: tuple[KeySettings, ...] = ()
+    hosts: tuple[str, ...] = ()
     allow_anonymous: bool = False
     cors_origins: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
