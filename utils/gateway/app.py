@@ -38,7 +38,7 @@ from utils.gateway.request_context import RequestContext
 from utils.gateway.schemas import PATHS, Api, ParsedRequest
 from utils.gateway.settings import GatewaySettings, Timeouts
 from utils.gateway.timing import Timing, on_message
-from utils.http import sse_events
+from utils.http import sse
 
 SWEEP_S = 0.1
 ENGINE_HEADER = "x-gateway-engine"
@@ -74,6 +74,7 @@ class Gateway:
         self.auth = Authenticator(settings.keys, on_failure=self._note_wrong_key)
         self.prices = {model.name: model.price for model in settings.models}
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
+        self._pings: set[asyncio.Task[None]] = set()
         self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
 
@@ -95,43 +96,45 @@ class Gateway:
             say("draining", in_flight=len(self.contexts))
 
     def ready(self) -> bool:
-        """Whether a load balancer should send requests: every model has a backend that works."""
-        now = time.monotonic()
-        return self.phase == drain.SERVING and all(
-            any(backend.usable(now) for backend in pool.backends) for pool in self.pools.values()
-        )
+        """Tell whether a load balancer should send requests: this gateway serves, and doesn't drain.
+
+        The engines aren't asked. All gateways see the same dead engine at the same moment, so all of them
+        would leave, and the models that work would be gone too. `/v1/models` and the metrics tell of engines.
+        """
+        return self.phase == drain.SERVING
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watches backends and requests meanwhile."""
-        tasks = [
-            asyncio.create_task(backend.watch(pool.wake))
-            for pool in self.pools.values()
-            for backend in pool.backends
-        ]
-        tasks.append(asyncio.create_task(self._sweep()))
+        for pool in self.pools.values():
+            pool.start()
+        sweep = asyncio.create_task(self._sweep())
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
             for pool in self.pools.values():
-                for backend in pool.backends:
-                    await backend.close()
+                await pool.stop()
 
     async def _sweep(self) -> None:
         """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
-        limits = self.settings.timeouts
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.monotonic()
+            now, limits = time.monotonic(), self.settings.timeouts
             cutting = self.phase == drain.CUTTING
             for context in list(self.contexts):
                 try:
                     reason = _overdue(context, limits, cutting, now)
                     if reason:
                         context.cut(reason)
+                    elif now > context.opens_by:
+                        context.abandon("timeout")
+                    elif context.ping is not None and _silent(context, limits, now):
+                        context.pinged = now
+                        ping = asyncio.create_task(_ping(context))
+                        self._pings.add(ping)
+                        ping.add_done_callback(self._pings.discard)
                 except Exception:  # nobody would start it again
                     LOG.exception("sweep", extra={"fields": {"id": context.request_id}})
 
@@ -174,9 +177,23 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
         return "slow_client"
     if cutting:
         return "draining"
-    if now - context.timing.began > limits.deadline_s:
+    if now > context.deadline:
         return "deadline"
     return "idle" if context.stage == "read" and waited > limits.idle_s else ""
+
+
+def _silent(context: RequestContext, limits: Timeouts, now: float) -> bool:
+    """Whether a client that waits for a stream has got nothing for `ping_s`."""
+    last = max(context.timing.began, context.pinged)
+    if context.stage == "read":
+        last = max(context.since, context.pinged)
+    return context.stage != "send" and now - last > limits.ping_s
+
+
+async def _ping(context: RequestContext) -> None:
+    if context.ping is not None:
+        with suppress(Exception):  # the client has gone; the request finds that out by itself
+            await context.ping()
 
 
 @dataclass(frozen=True)
@@ -300,12 +317,10 @@ async def _send_problem(
             (b"content-length", b"%d" % len(body)),
             *problem.headers(),
         ]
-        if problem.code == "draining":
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
     elif context.stream:
-        await send({"type": "http.response.body", "body": sse_events.error_event(problem.fields())})
+        await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
 
 
 async def read_body(request: Request, settings: GatewaySettings) -> bytes:
@@ -397,6 +412,9 @@ class Observe:
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", []), marked, *context.headers]
+                if self.gateway.drain_began is not None:
+                    # Load balancers only stop new connections. Kept ones stay until the server closes them.
+                    headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             context.timing = on_message(context.timing, message, time.monotonic())
             await send(message)
@@ -580,7 +598,7 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
         return {"status": "alive"}
 
     @app.head("/health/ready", include_in_schema=False)
-    @app.get("/health/ready", responses={503: {"description": "Draining, or a model is down"}})
+    @app.get("/health/ready", responses={503: {"description": "Draining"}})
     async def ready() -> Response:
         now = time.monotonic()
         backends = {

@@ -66,6 +66,12 @@ class Metrics:
             [*where, "reason"],
             registry=registry,
         )
+        self.failed_attempts = Counter(
+            "gateway_failed_attempts",
+            "Attempts that failed before the first token, repeated or not, by backend and reason",
+            [*where, "reason"],
+            registry=registry,
+        )
         self.circuit = Gauge(
             "gateway_circuit_state",
             "0 closed, 1 half open, 2 open",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
-from utils.gateway import balance
+from utils.gateway import balance, bucket, circuit
 from utils.gateway.backend import Backend
 from utils.gateway.fair_queue import FairQueue, Waiter, Wish
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.metrics import Metrics
-from utils.gateway.settings import GatewaySettings, ModelSettings
+from utils.gateway.settings import BackendSettings, GatewaySettings, ModelSettings
 
 _FIRST_GUESS_S = 2.0
+_CLOCK_STEP_S = 0.01
 
 
 class Pool:
@@ -30,21 +31,106 @@ class Pool:
         self, settings: ModelSettings, all_settings: GatewaySettings, metrics: Metrics
     ) -> None:
         self.model = settings.name
-        self.policy = settings.policy
-        self.backends: Sequence[Backend] = [
-            Backend(settings.name, backend, all_settings.health, metrics)
-            for backend in settings.backends
-        ]
+        self.backends: list[Backend] = []
         self.served_s = _FIRST_GUESS_S
-        self._queue_settings = all_settings.queue
-        self._slack = all_settings.affinity.slack
+        self._metrics = metrics
         self._rng = random.Random()
         self._turn = 0
-        self._by_name = {backend.name: backend for backend in self.backends}
-        self._ring = balance.make_ring(list(self._by_name))
         self._waiting = FairQueue()
         self._m_queued = metrics.queued.labels(self.model)
-        self._m_retries = metrics.retries
+        self._watches: dict[Backend, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._running = False
+        self._backoff: asyncio.TimerHandle | None = None
+        self._backoff_at = 0.0
+        health = all_settings.health
+        reserve = float(health.retry_reserve)
+        # It is filled by requests instead of by time.
+        self._retries = bucket.full(health.retry_share, reserve, 0.0)
+        self._requests = 0
+        self.configure(settings, all_settings)
+
+    def configure(self, settings: ModelSettings, all_settings: GatewaySettings) -> None:
+        """Take new settings: backends that are not in them leave, new ones come, the others go on."""
+        self.policy = settings.policy
+        self._all_settings = all_settings
+        self._queue_settings = all_settings.queue
+        self._slack = all_settings.affinity.slack
+        kept = {
+            backend.settings: backend
+            for backend in self.backends
+            if backend.health == all_settings.health and not backend.leaving
+        }
+        wanted = [
+            kept.pop(each) if each in kept else self._new_backend(each)
+            for each in settings.backends
+        ]
+        gone = [backend for backend in self.backends if backend not in wanted]
+        self.backends = wanted
+        self._by_name = {backend.name: backend for backend in wanted}
+        self._ring = balance.make_ring(list(self._by_name))
+        for backend in gone:
+            self._let_leave(backend)
+        if self._running:
+            self.start()
+        self.wake()
+
+    def _new_backend(self, settings: BackendSettings) -> Backend:
+        backend = Backend(self.model, settings, self._all_settings.health, self._metrics)
+        backend.may_open = self._may_open
+        backend.others_quicker = self.others_quicker
+        return backend
+
+    def _let_leave(self, backend: Backend) -> None:
+        """Send it nothing more, and close it when its last request has ended."""
+        backend.leaving = True
+        watch = self._watches.pop(backend, None)
+        if watch is not None:
+            watch.cancel()
+        if backend.name not in self._by_name:
+            backend.forget()
+        if self._running:
+            task = asyncio.create_task(backend.close_when_idle())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    def start(self) -> None:
+        """Watch the backends that are not watched yet."""
+        self._running = True
+        for backend in self.backends:
+            if backend not in self._watches:
+                self._watches[backend] = asyncio.create_task(backend.watch(self.wake))
+
+    async def stop(self) -> None:
+        """Watch no more, and close the connections."""
+        tasks = [*self._watches.values(), *self._leaving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._backoff is not None:
+            self._backoff.cancel()
+        for backend in self.backends:
+            await backend.close()
+
+    def _may_open(self, backend: Backend) -> bool:
+        """Tell whether a circuit may open: another backend has to be left."""
+        return any(
+            other.up and not other.leaving and other.circuit.state == circuit.CLOSED
+            for other in self.backends
+            if other is not backend
+        )
+
+    def others_quicker(self, backend: Backend, waited_s: float) -> bool:
+        """Tell whether another backend has answered since this one last did, and in less time.
+
+        One that was too slow itself since then proves nothing. If all are slow, the load is the reason.
+        """
+        return any(
+            other.answered_at > max(backend.answered_at, other.timed_out_at)
+            and other.answer_s < waited_s
+            for other in self.backends
+            if other is not backend
+        )
 
     async def acquire(
         self,
@@ -66,6 +152,8 @@ class Pool:
         Raises:
             ApiError: 400: no such engine here. 503: no backend works. 429: too many wait, or for too long.
         """
+        if not failed:
+            self._requests += 1
         # Those who wait cannot have what is free now, or `wake` would have given it to them.
         if free := self._free(engine, failed):
             return self._take(free, affinity_key)
@@ -82,13 +170,28 @@ class Pool:
     def release(self, backend: Backend, seconds: float) -> None:
         """Gives a backend back after a request that took `seconds`."""
         backend.outstanding -= 1
+        if backend.leaving and not backend.outstanding:
+            backend.idle.set()
         backend.m_in_flight.dec()
         self.served_s += 0.1 * (seconds - self.served_s)
         self.wake()
 
+    def may_retry(self) -> bool:
+        """Take one retry from the budget; False if it is used up.
+
+        The budget grows with the number of requests. So in an outage the engines get a tenth more load, and
+        not three times as much.
+        """
+        self._retries, wait = bucket.take(self._retries, 1.0, float(self._requests))
+        return wait == 0.0
+
     def retried(self, backend: str, reason: str) -> None:
         """Counts an attempt that failed there and is repeated."""
-        self._m_retries.labels(self.model, backend, reason).inc()
+        self._metrics.retries.labels(self.model, backend, reason).inc()
+
+    def failed(self, backend: str, reason: str) -> None:
+        """Counts an attempt that failed there, repeated or not."""
+        self._metrics.failed_attempts.labels(self.model, backend, reason).inc()
 
     def wake(self) -> None:
         """Give what is free to those who wait: a backend has room, or came back, or none is left."""
@@ -123,7 +226,8 @@ class Pool:
         ours = [b for b in self.backends if engine is None or b.engine == engine]
         if not ours:
             raise ApiError(400, f"{self.model} is not served by {engine!r} here.", param="engine")
-        usable = [b for b in ours if b.usable(now)]
+        up = [b for b in ours if b.up and not b.leaving]
+        usable = [b for b in up if b.circuit.state == circuit.CLOSED] or up
         usable = [b for b in usable if b.name not in failed] or usable
         if not usable:
             raise unavailable(
@@ -132,7 +236,32 @@ class Pool:
                 "no_backend",
                 2.0,
             )
-        return {b.name: b.outstanding for b in usable if b.outstanding < b.settings.max_outstanding}
+        ready = [b for b in usable if now >= b.busy_until]
+        if not ready:
+            self._wait_until_ready(min(b.busy_until for b in usable), now)
+            return {}
+        return {b.name: b.outstanding for b in ready if b.outstanding < b.settings.max_outstanding}
+
+    def _wait_until_ready(self, at: float, now: float) -> None:
+        """Let those who wait look again then.
+
+        Raises:
+            ApiError: That is longer than a request may wait.
+        """
+        if at - now > self._queue_settings.wait_s:
+            raise unavailable(
+                f"All engines that serve {self.model} are busy. Try again in {at - now:.0f} s.",
+                "engine_busy",
+                "busy",
+                at - now,
+            )
+        if self._backoff is None or self._backoff_at > at or self._backoff_at <= now:
+            if self._backoff is not None:
+                self._backoff.cancel()
+            self._backoff_at = at
+            # A little later, so that it isn't a little too early.
+            later = at - now + _CLOCK_STEP_S
+            self._backoff = asyncio.get_running_loop().call_later(later, self.wake)
 
     def _pick(self, outstanding: dict[str, int], affinity_key: str) -> str:
         self._turn += 1
@@ -189,7 +318,7 @@ class Pool:
         last.turn.set_exception(refusal)
 
     def _full(self, why: str) -> ApiError:
-        places = sum(b.settings.max_outstanding for b in self.backends)
+        places = max(1, sum(b.settings.max_outstanding for b in self.backends))
         wait_s = min(30.0, self.served_s * (1 + len(self._waiting) / places))
         return ApiError(
             429,

@@ -55,6 +55,9 @@ class BackendSettings(SettingsGroup):
         model: The model's name there; None: as clients call it.
         max_outstanding: Most requests in flight there; more wait in the queue.
         api_key_file: File with the key that the engine asks for (`--api-key`). It never gets clients' keys.
+        ca_file: Certificate authorities for an https:// address; None takes the system's.
+        discover: Whether the host is a DNS name of several engines. Then each of its addresses is a backend,
+            and the name is looked up again all the time: replicas come and go while the gateway runs.
     """
 
     name: Name
@@ -63,6 +66,8 @@ class BackendSettings(SettingsGroup):
     model: str | None = None
     max_outstanding: Count = 64
     api_key_file: Path | None = None
+    ca_file: str | None = None
+    discover: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -188,18 +193,29 @@ class Queue(SettingsGroup):
 class Timeouts(SettingsGroup):
     """How long things may take, s.
 
+    A long prompt or a long answer isn't a fault. So two of the limits grow by the time that a request may
+    need at the slowest rates that you promise.
+
     Attributes:
-        deadline_s: A whole request, from its last byte in to its last byte out.
-        first_byte_s: From sending to an engine to the first byte of a stream; then another is tried. An
-            answer in one piece comes when all of it is done: for it there is only `deadline_s`.
-        idle_s: Between two pieces of a stream; then it ends with an error event.
+        deadline_s: A whole request, from its last byte in to its last byte out. The time for its prompt and
+            its longest answer is added.
+        first_byte_s: From sending to an engine to the first token of a stream; then another is tried. The
+            time for the prompt is added, and for an answer in one piece also the time for the answer.
+        prefill_tokens_per_s: Slowest rate at which prompts are read.
+        decode_tokens_per_s: Slowest rate at which one answer is written.
+        idle_s: Between two events of a stream; then it ends with an error event. Comments don't count.
+        ping_s: A client that waits for a stream gets a comment after each such time, because load balancers
+            close connections that are silent (nginx and AWS after 60 s).
         send_s: A client that does not read; then it is dropped.
         body_s: From a request's head to the end of its body.
     """
 
     deadline_s: Seconds = 300.0
     first_byte_s: Seconds = 60.0
+    prefill_tokens_per_s: float = Field(default=200.0, gt=0)
+    decode_tokens_per_s: float = Field(default=5.0, gt=0)
     idle_s: Seconds = 30.0
+    ping_s: Seconds = 15.0
     send_s: Seconds = 30.0
     body_s: Seconds = 30.0
 
@@ -211,9 +227,13 @@ class Health(SettingsGroup):
         every_s: Between two checks of a backend.
         timeout_s: What one check may take.
         failures: Failed checks in a row that take a backend out; one good check takes it back.
-        circuit_failures: Failed requests in a row that open its circuit.
-        circuit_open_s: How long it then gets no request, before one may try.
+        circuit_failures: Failed requests in a row that open its circuit. The last backend's never opens.
+        circuit_open_s: How long it then gets no request. After it, the gateway asks for one token itself.
+        silence_s: A backend with work and room from which nothing came for so long is asked for one token.
+        probe_s: What the answer to such a question may take.
         retries: How often a request is sent to another backend, as long as its client has got nothing.
+        retry_share: Retries for each request, in the long run. More would multiply the load of an outage.
+        retry_reserve: Retries that may come at once, for example when a backend dies with many requests.
     """
 
     every_s: Seconds = 1.0
@@ -221,7 +241,11 @@ class Health(SettingsGroup):
     failures: Count = 2
     circuit_failures: Count = 3
     circuit_open_s: Seconds = 5.0
+    silence_s: Seconds = 10.0
+    probe_s: Seconds = 10.0
     retries: int = Field(default=2, ge=0, le=10)
+    retry_share: float = Field(default=0.1, gt=0, le=10)
+    retry_reserve: Count = 100
 
 
 class Drain(SettingsGroup):
