@@ -206,18 +206,19 @@ class Engine:
         gap_s: float = 0.0,
         health: int = 200,
         port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         self.mode, self.parts, self.answer = mode, parts and list(parts), answer
-        self.body = body
+        self.body, self.host = body, host
         self.first_s, self.gap_s, self.health, self.port = first_s, gap_s, health, port
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.running = self.cancelled = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Engine:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -36,7 +36,7 @@ from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
 from utils.gateway.request_context import RequestContext
 from utils.gateway.schemas import PATHS, Api, ParsedRequest
-from utils.gateway.settings import GatewaySettings, Timeouts
+from utils.gateway.settings import GatewaySettings, SettingsError, Timeouts
 from utils.gateway.timing import Timing, on_message
 from utils.http import sse
 
@@ -66,17 +66,64 @@ class Gateway:
         pools: The backends, by model.
         contexts: Requests that are being answered.
         drain_began: When SIGTERM came, s; None: it did not.
+        load: Loads the settings again, for `reload`; None if there is nowhere to load them from.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.auth = Authenticator(settings.keys, on_failure=self._note_wrong_key)
-        self.prices = {model.name: model.price for model in settings.models}
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
         self._pings: set[asyncio.Task[None]] = set()
+        self._retired: list[Pool] = []
+        self._running = False
         self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
+        self.load: Callable[[], GatewaySettings] | None = None
+
+    def reload(self) -> None:
+        """Load the settings again and apply them.
+
+        Raises:
+            SettingsError: They are wrong, or there is no file. Then everything stays as it was.
+        """
+        if self.load is None:
+            raise SettingsError(
+                "This gateway was not started from a file, so it can't load one again."
+            )
+        self.configure(self.load())
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Apply new settings. Requests in flight end under the old ones, wherever they are.
+
+        Raises:
+            SettingsError: They change something for which the gateway has to be started again.
+        """
+        fixed = [
+            name
+            for name in ("host", "port", "private", "cors_origins")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        if fixed:
+            raise SettingsError(f"Restart the gateway to change: {', '.join(fixed)}.")
+        self.settings = settings
+        self.auth.configure(settings.keys)
+        before = self.pools
+        self.pools = {}
+        for model in settings.models:
+            pool = before.pop(model.name, None)
+            if pool is None:
+                pool = Pool(model, settings, self.metrics)
+                if self._running:
+                    pool.start()
+            else:
+                pool.configure(model, settings)
+            self.pools[model.name] = pool
+        for pool in before.values():
+            pool.retire()
+            self._retired.append(pool)
+        LOG.setLevel(settings.log_level.upper())
+        say("configured", models=list(self.pools))
 
     def _note_wrong_key(self, address: str) -> None:
         self.metrics.failed_keys.inc()
@@ -106,6 +153,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watches backends and requests meanwhile."""
+        self._running = True
         for pool in self.pools.values():
             pool.start()
         sweep = asyncio.create_task(self._sweep())
@@ -114,7 +162,7 @@ class Gateway:
         finally:
             sweep.cancel()
             await asyncio.gather(sweep, return_exceptions=True)
-            for pool in self.pools.values():
+            for pool in [*self.pools.values(), *self._retired]:
                 await pool.stop()
 
     async def _sweep(self) -> None:
@@ -430,7 +478,7 @@ class Observe:
         model, backend = context.model or "none", context.backend or "none"
         seconds = time.monotonic() - timing.began
         self.gateway.metrics.requests.labels(context.route, model, backend, context.outcome).inc()
-        self.gateway.metrics.note_usage(context, self.gateway.prices)
+        self.gateway.metrics.note_usage(context, self.gateway.settings.models)
         if context.backend and context.outcome == "ok":
             self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
         if not LOG.isEnabledFor(logging.INFO):
@@ -471,6 +519,30 @@ def _span(scope: Any) -> AbstractContextManager[object]:
     )
 
 
+def _describe(span: trace.Span, context: RequestContext) -> None:
+    """Give a span the attributes of OpenTelemetry's conventions for generative AI, and its status."""
+    status = context.timing.status
+    chat = context.route == "/v1/chat/completions"
+    known = {
+        "http.request.method": "POST",
+        "url.path": context.route,
+        "http.response.status_code": status,
+        "gen_ai.operation.name": "chat" if chat else "text_completion",
+        "gen_ai.request.model": context.model,
+        "gen_ai.usage.input_tokens": context.prompt_tokens,
+        "gen_ai.usage.output_tokens": context.completion_tokens,
+        "gateway.backend": context.backend,
+        "gateway.request_id": context.request_id,
+        "gateway.outcome": context.outcome,
+        "gateway.retries": context.retries,
+    }
+    span.set_attributes({name: value for name, value in known.items() if value not in (None, "")})
+    # A stream that breaks off has the status 200. A client's error isn't ours (HTTP's conventions).
+    if context.outcome not in ("ok", "client_gone") and not 400 <= (status or 500) < 500:
+        span.set_attribute("error.type", context.outcome)
+        span.set_status(trace.StatusCode.ERROR, context.outcome)
+
+
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
@@ -494,8 +566,10 @@ class Application(FastAPI):
 
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
-            with _span(scope):
+            with _span(scope) as span:
                 await self._endpoints[scope["path"]](scope, receive, send)
+                if isinstance(span, trace.Span) and span.is_recording():
+                    _describe(span, scope["context"])
             return
         if scope["type"] == "http" and not scope["path"].startswith("/health/"):
             request = Request(scope, receive)

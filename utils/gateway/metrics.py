@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from utils.gateway.logs import dropped_lines
 from utils.gateway.request_context import RequestContext
-from utils.gateway.settings import Price
+from utils.gateway.settings import ModelSettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -78,6 +79,12 @@ class Metrics:
             where,
             registry=registry,
         )
+        lost = Gauge(
+            "gateway_log_lines_dropped",
+            "Lines of the log that were dropped, because nobody read it",
+            registry=registry,
+        )
+        lost.set_function(dropped_lines)
         self.up = Gauge(
             "gateway_backend_up",
             "1 if its health check answers",
@@ -108,7 +115,7 @@ class Metrics:
             "gateway_failed_keys", "Requests with a key that isn't known", registry=registry
         )
 
-    def note_usage(self, context: RequestContext, prices: Mapping[str, Price]) -> None:
+    def note_usage(self, context: RequestContext, models: Sequence[ModelSettings]) -> None:
         """Count a request that ended for its key, if it had a known one."""
         if not context.caller:
             return
@@ -118,9 +125,10 @@ class Metrics:
             return
         self.key_tokens.labels(key, model, "prompt").inc(context.prompt_tokens)
         self.key_tokens.labels(key, model, "completion").inc(context.completion_tokens)
-        price = prices[model]
-        cost = context.prompt_tokens * price.prompt + context.completion_tokens * price.completion
-        self.key_cost.labels(key, model).inc(cost / 1e6)
+        for price in (each.price for each in models if each.name == model):
+            cost = context.prompt_tokens * price.prompt
+            cost += context.completion_tokens * price.completion
+            self.key_cost.labels(key, model).inc(cost / 1e6)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from utils.gateway import balance, bucket, circuit
 from utils.gateway.backend import Backend
 from utils.gateway.fair_queue import FairQueue, Waiter, Wish
 from utils.gateway.http_errors import ApiError, unavailable
+from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.settings import BackendSettings, GatewaySettings, ModelSettings
+from utils.http.names import Names
 
 _FIRST_GUESS_S = 2.0
 _CLOCK_STEP_S = 0.01
+_DISCOVER_S = 2.0
 
 
 class Pool:
@@ -41,6 +46,9 @@ class Pool:
         self._watches: dict[Backend, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._running = False
+        self._members: dict[BackendSettings, list[str]] = {}
+        self._discoveries: dict[BackendSettings, asyncio.Task[None]] = {}
+        self._names = Names(fresh_s=_DISCOVER_S / 2)
         self._backoff: asyncio.TimerHandle | None = None
         self._backoff_at = 0.0
         health = all_settings.health
@@ -53,18 +61,33 @@ class Pool:
     def configure(self, settings: ModelSettings, all_settings: GatewaySettings) -> None:
         """Take new settings: backends that are not in them leave, new ones come, the others go on."""
         self.policy = settings.policy
+        self._settings = settings
         self._all_settings = all_settings
         self._queue_settings = all_settings.queue
         self._slack = all_settings.affinity.slack
-        kept = {
-            backend.settings: backend
-            for backend in self.backends
-            if backend.health == all_settings.health and not backend.leaving
-        }
-        wanted = [
-            kept.pop(each) if each in kept else self._new_backend(each)
-            for each in settings.backends
+        self._apply()
+
+    def retire(self) -> None:
+        """Let all backends leave, because the model isn't served any more."""
+        self._settings = self._settings.model_copy(update={"backends": ()})
+        self._apply()
+
+    def _apply(self) -> None:
+        described = [
+            one
+            for each in self._settings.backends
+            for one in (
+                map(each.at, self._members.get(_plain(each), [])) if each.discover else [each]
+            )
         ]
+        health = self._all_settings.health
+        kept = {b.settings: b for b in self.backends if b.health == health}
+        wanted = []
+        for each in described:
+            plain = _plain(each)
+            backend = kept.pop(plain, None) or self._new_backend(plain)
+            backend.leaving = each.draining
+            wanted.append(backend)
         gone = [backend for backend in self.backends if backend not in wanted]
         self.backends = wanted
         self._by_name = {backend.name: backend for backend in wanted}
@@ -84,6 +107,7 @@ class Pool:
     def _let_leave(self, backend: Backend) -> None:
         """Send it nothing more, and close it when its last request has ended."""
         backend.leaving = True
+        backend.idle.clear()
         watch = self._watches.pop(backend, None)
         if watch is not None:
             watch.cancel()
@@ -100,10 +124,36 @@ class Pool:
         for backend in self.backends:
             if backend not in self._watches:
                 self._watches[backend] = asyncio.create_task(backend.watch(self.wake))
+        wanted = {_plain(each) for each in self._settings.backends if each.discover}
+        for each in self._discoveries.keys() - wanted:
+            self._discoveries.pop(each).cancel()
+            self._members.pop(each, None)
+        for each in wanted - self._discoveries.keys():
+            self._discoveries[each] = asyncio.create_task(self._discover(each))
+
+    async def _discover(self, described: BackendSettings) -> None:
+        """Look a name up for ever, and let a backend come or go with each of its addresses.
+
+        If the name server fails, the addresses stay: their health checks tell whether the engines do.
+        """
+        host = urlsplit(described.url).hostname or ""
+        while True:
+            try:
+                found = sorted(await self._names.addresses(host))
+                if found != self._members.get(described):
+                    self._members[described] = found
+                    say("discovered", backend=described.name, addresses=found)
+                    self._apply()
+            except (OSError, UnicodeError) as error:
+                problem = str(error) or "no answer in time"
+                say("name not found", logging.WARNING, backend=described.name, error=problem)
+            except Exception:  # nobody would start it again
+                LOG.exception("a look-up failed by itself")
+            await asyncio.sleep(_DISCOVER_S)
 
     async def stop(self) -> None:
         """Watch no more, and close the connections."""
-        tasks = [*self._watches.values(), *self._leaving]
+        tasks = [*self._watches.values(), *self._leaving, *self._discoveries.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -224,7 +274,7 @@ class Pool:
         """
         now = time.monotonic()
         ours = [b for b in self.backends if engine is None or b.engine == engine]
-        if not ours:
+        if not ours and self.backends:
             raise ApiError(400, f"{self.model} is not served by {engine!r} here.", param="engine")
         up = [b for b in ours if b.up and not b.leaving]
         usable = [b for b in up if b.circuit.state == circuit.CLOSED] or up
@@ -328,3 +378,8 @@ class Pool:
             outcome="queue_full",
             retry_after_s=wait_s,
         )
+
+
+def _plain(settings: BackendSettings) -> BackendSettings:
+    """The settings of a backend, whether it drains or not."""
+    return settings.model_copy(update={"draining": False})

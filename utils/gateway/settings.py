@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from utils.engines.registry import ENGINES
 from utils.gateway.balance import POLICIES
+from utils.http.names import is_address
 
 CONFIG_VARIABLE = "GATEWAY_CONFIG"
 _SERVICE_VARIABLE = re.compile(
@@ -58,6 +59,7 @@ class BackendSettings(SettingsGroup):
         ca_file: Certificate authorities for an https:// address; None takes the system's.
         discover: Whether the host is a DNS name of several engines. Then each of its addresses is a backend,
             and the name is looked up again all the time: replicas come and go while the gateway runs.
+        draining: Whether it gets no new requests. Those in flight there end as usual.
     """
 
     name: Name
@@ -68,6 +70,7 @@ class BackendSettings(SettingsGroup):
     api_key_file: Path | None = None
     ca_file: str | None = None
     discover: bool = False
+    draining: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -104,6 +107,24 @@ class BackendSettings(SettingsGroup):
         if parts.path.strip("/"):
             raise ValueError("write the address without a path: /v1 is added")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _can_be_discovered(self) -> BackendSettings:
+        parts = urlsplit(self.url)
+        if self.discover and (parts.scheme != "http" or is_address(parts.hostname or "")):
+            raise ValueError("discover: the url has to be http://NAME:PORT, with a DNS name")
+        return self
+
+    def at(self, address: str) -> BackendSettings:
+        """Return the settings of one engine that was discovered at an address."""
+        host = f"[{address}]" if ":" in address else address
+        port = urlsplit(self.url).port or 80
+        changes = {
+            "name": f"{self.name}-{address}",
+            "url": f"http://{host}:{port}",
+            "discover": False,
+        }
+        return self.model_copy(update=changes)
 
 
 class Price(SettingsGroup):
@@ -260,6 +281,20 @@ class Drain(SettingsGroup):
     limit_s: Seconds = 30.0
 
 
+class Private(SettingsGroup):
+    """A second port for operators, which clients must not reach.
+
+    It has the metrics, the state of the backends, and commands that add, drain and remove them.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on, 0 for a free one. None: there is no such port.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(default=None, ge=0, le=65535)
+
+
 class Affinity(SettingsGroup):
     """The policy `prefix_affinity`.
 
@@ -308,24 +343,12 @@ class GatewaySettings(BaseSettings):
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
     drain: Drain = Drain()
+    private: Private = Private()
     affinity: Affinity = Affinity()
 
     @model_validator(mode="after")
     def _consistent(self) -> GatewaySettings:
-        backends = [backend.name for model in self.models for backend in model.backends]
-        for what, names in (
-            ("models", [model.name for model in self.models]),
-            ("models.backends", backends),
-            ("keys", [key.name for key in self.keys]),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what}: the name {twice[0]!r} occurs twice")
-        if not self.keys and not self.allow_anonymous:
-            raise ValueError(
-                "keys: there are none, so nobody could ask. Add one (python -m utils.gateway new-key "
-                "NAME), or set allow_anonymous: true"
-            )
+        check_consistent(self)
         return self
 
     @classmethod
@@ -345,6 +368,28 @@ class GatewaySettings(BaseSettings):
             if not _of_kubernetes(name, value)
         }
         return env_settings, init_settings
+
+
+def check_consistent(settings: GatewaySettings) -> None:
+    """Check the rules that join several settings.
+
+    Raises:
+        ValueError: One is broken.
+    """
+    backends = [backend.name for model in settings.models for backend in model.backends]
+    for kind, names in (
+        ("models", [model.name for model in settings.models]),
+        ("models.backends", backends),
+        ("keys", [key.name for key in settings.keys]),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{kind}: the name {twice[0]!r} occurs twice")
+    if not settings.keys and not settings.allow_anonymous:
+        raise ValueError(
+            "keys: there are none, so nobody could ask. Add one (python -m utils.gateway new-key "
+            "NAME), or set allow_anonymous: true"
+        )
 
 
 def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySettings:

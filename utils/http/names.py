@@ -14,8 +14,6 @@ import threading
 import time
 from contextlib import suppress
 
-_FRESH_S = 5.0
-
 
 def is_address(host: str) -> bool:
     """Tell whether a host is an IP address already."""
@@ -31,10 +29,12 @@ class Names:
 
     Args:
         timeout_s: Limit for one look-up. The next caller waits for the same look-up if it still runs.
+        fresh_s: How long an answer is used before the name is looked up again, s.
     """
 
-    def __init__(self, timeout_s: float = 2.0) -> None:
+    def __init__(self, timeout_s: float = 2.0, fresh_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
+        self._fresh_s = fresh_s
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
@@ -50,7 +50,7 @@ class Names:
         if is_address(host):
             return [host]
         at, known = self._known.get(host, (0.0, []))
-        if known and time.monotonic() - at < _FRESH_S:
+        if known and time.monotonic() - at < self._fresh_s:
             return known
         running = self._running.get(host)
         if running is None:

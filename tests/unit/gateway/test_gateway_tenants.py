@@ -8,6 +8,9 @@ from gateway_case import MODEL, case
 from test_gateway_relay import run
 
 from utils.gateway.auth import FailedKeys, digest
+from utils.gateway.settings import Price
+
+PRICE = Price(prompt=2.0, completion=10.0)
 
 
 def key(name, **more):
@@ -104,7 +107,8 @@ def test_answers_carry_rate_limit_headers():
 def test_metrics_show_tokens_and_cost_by_key():
     async def work():
         async with case(FakeServer(tokens=5), keys=[key("ann"), key("bob")]) as c:
-            c.gateway.prices[MODEL] = type(c.gateway.prices[MODEL])(prompt=2.0, completion=10.0)
+            priced = c.gateway.settings.models[0].model_copy(update={"price": PRICE})
+            c.gateway.configure(c.gateway.settings.model_copy(update={"models": (priced,)}))
             for stream in (True, False):
                 await ask(c, "ann", stream=stream)
             await ask(c, "bob", messages=[])
