@@ -591,10 +591,13 @@ def create_app(settings: GatewaySettings) -> Application:
             yield
 
     about = {"title": "Gateway", "version": "1", "redoc_url": None, "docs_url": None}
+    about["openapi_url"] = None  # `_add_operators_routes` serves it
     app = Application(gateway, lifespan=lifespan, **about)
     for path, api in PATHS.items():
         _describe_engine_route(app, path, api)
     _add_plain_routes(app, gateway)
+    if settings.private.port is None:
+        _add_operators_routes(app, gateway)
     app.add_exception_handler(404, _no_such_path)
     app.add_exception_handler(405, _no_such_method)
     app.add_exception_handler(ApiError, _api_error)
@@ -684,13 +687,23 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
         body = {"status": "ready" if fine else "not ready", "phase": gateway.phase}
         return JSONResponse(body | {"backends": backends}, 200 if fine else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
-
     @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+
+def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add metrics and the OpenAPI document, for a gateway without a private port. They need a key as well."""
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        identify(gateway, request)
+        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> dict[str, Any]:
+        identify(gateway, request)
+        return app.openapi()
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -23,6 +23,8 @@ PATHS: dict[str, Api] = {
     "/v1/responses": "responses",
     "/v1/messages": "messages",
 }
+# APIs that some engines lack, or offer only with a flag.
+OPTIONAL: tuple[Api, ...] = ("embeddings", "responses", "messages")
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]

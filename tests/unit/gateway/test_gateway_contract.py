@@ -6,6 +6,7 @@ import random
 import pytest
 from fake_openai import FakeServer
 from gateway_case import MODEL, case
+from misbehaving_engine import Engine
 from test_gateway_relay import run
 
 from utils.gateway import balance
@@ -14,6 +15,7 @@ from utils.gateway.schemas import IMAGE_TOKENS, parse
 from utils.gateway.settings import Affinity, GatewayLimits, SettingsError, load_settings
 
 MESSAGES = [{"role": "user", "content": "a"}]
+LONG = {"every_s": 60.0, "circuit_open_s": 60.0}
 LIMITS = GatewayLimits(max_tokens=100)
 
 
@@ -284,3 +286,116 @@ def test_file_without_engines_key_is_refused(tmp_path, text):
     backend = {"name": "a", "engine": "vllm", "url": "http://h:1", "api_key_file": str(path)}
     with pytest.raises(SettingsError, match="api_key_file"):
         load_settings(models=[{"name": "m", "backends": [backend]}], allow_anonymous=True)
+
+
+# APIs that some engines lack
+
+
+def typed(kind, **fields):
+    """An event of the Responses or Messages API."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
+
+
+RESPONSES = [
+    typed("response.created", response={"id": "r", "error": None, "usage": None}),
+    typed("response.output_text.delta", delta="one "),
+    typed("response.output_text.delta", delta="two"),
+    typed("response.completed", response={"usage": {"input_tokens": 7, "output_tokens": 2}}),
+]
+ANTHROPIC = [
+    typed("message_start", message={"usage": {"input_tokens": 7, "output_tokens": 1}}),
+    typed("ping"),
+    typed("content_block_delta", delta={"type": "text_delta", "text": "one two"}),
+    typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 2}),
+    typed("message_stop"),
+]
+STREAMS = [
+    ("/v1/responses", {"input": "hello"}, RESPONSES),
+    ("/v1/messages", {"messages": MESSAGES, "max_tokens": 9}, ANTHROPIC),
+]
+
+
+@pytest.mark.parametrize("path, fields, events", STREAMS, ids=["responses", "messages"])
+def test_stream_of_other_api_passes_whole_and_is_counted(path, fields, events):
+    async def work():
+        async with case(Engine(parts=events), keys=[{"name": "k", "sha256": digest("gw-k")}]) as c:
+            body = {"model": MODEL, "stream": True, **fields}
+            answer = await c.http.post(path, json=body, headers={"x-api-key": "gw-k"})
+            assert answer.status_code == 200, answer.text
+            assert answer.content == b"".join(events)
+            labels = {"key": "k", "model": MODEL}
+            assert c.metric("gateway_key_tokens_total", kind="prompt", **labels) == 7
+            assert c.metric("gateway_key_tokens_total", kind="completion", **labels) == 2
+            sent = {"route": path, "model": MODEL, "backend": "b0", "outcome": "ok"}
+            assert c.metric("gateway_requests_total", **sent) == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize("path, fields, events", STREAMS, ids=["responses", "messages"])
+def test_stream_of_other_api_that_breaks_off_says_so(path, fields, events):
+    async def work():
+        async with case(Engine(parts=events[:-1])) as c:
+            body = {"model": MODEL, "stream": True, **fields}
+            answer = await c.http.post(path, json=body)
+            assert b'"error"' in answer.content.rpartition(b"data: ")[2]
+
+    run(work())
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize(
+    "path, fields", [(p, f) for p, f, _ in STREAMS] + [("/v1/embeddings", {"input": "a"})]
+)
+def test_engine_without_an_api_gets_no_blame_and_client_a_hint(path, fields, status):
+    async def work():
+        refusal = (status, {"error": {"message": "not found"}})
+        async with case(Engine(answer=refusal), health=LONG) as c:
+            for _ in range(4):
+                answer = await c.http.post(path, json={"model": MODEL, **fields})
+                assert answer.status_code == 404
+                assert f"The engine b0 doesn't offer {path}." in answer.json()["error"]["message"]
+            assert c.gateway.pools[MODEL].backends[0].circuit.failures == 0
+
+    run(work())
+
+
+def test_request_goes_to_engine_that_has_the_api():
+    async def work():
+        vectors = (200, {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 3}})
+        lacks = Engine(answer=(404, {"error": {"message": "not found"}}))
+        async with case(lacks, Engine(answer=vectors), policy="round_robin", health=LONG) as c:
+            for _ in range(4):
+                answer = await c.http.post("/v1/embeddings", json={"model": MODEL, "input": "a"})
+                assert answer.status_code == 200
+                assert answer.json()["data"][0]["embedding"] == [0.5]
+
+    run(work())
+
+
+# Operators
+
+
+def test_metrics_and_openapi_are_only_on_private_port():
+    async def work():
+        async with case(private={"port": 0}) as c:
+            port = c.server.private.servers[0].sockets[0].getsockname()[1]
+            for path in ("/metrics", "/openapi.json"):
+                assert (await c.http.get(path)).status_code == 404
+                private = await c.http.get(f"http://127.0.0.1:{port}{path}")
+                assert private.status_code == 200
+            document = (await c.http.get(f"http://127.0.0.1:{port}/openapi.json")).json()
+            assert "/v1/chat/completions" in document["paths"]
+
+    run(work())
+
+
+def test_metrics_need_key_without_private_port():
+    async def work():
+        async with case(keys=[{"name": "k", "sha256": digest("gw-k")}]) as c:
+            for path in ("/metrics", "/openapi.json"):
+                assert (await c.http.get(path)).status_code == 401
+                answer = await c.http.get(path, headers={"authorization": "Bearer gw-k"})
+                assert answer.status_code == 200
+
+    run(work())
