@@ -278,7 +278,8 @@ class GatewayEndpoint:
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
-                check_browser(request, self.gateway.settings)
+                if not self.gateway.settings.keys:
+                    check_browser(request, self.gateway.settings)
                 caller = identify(self.gateway, request)
                 context.caller = caller.name
                 body = await read_body(request, self.gateway.settings)
@@ -571,10 +572,12 @@ class Application(FastAPI):
                 if isinstance(span, trace.Span) and span.is_recording():
                     _describe(span, scope["context"])
             return
-        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+        settings = self.state.gateway.settings
+        health = scope["type"] == "http" and scope["path"].startswith("/health/")
+        if scope["type"] == "http" and not health and not settings.keys:
             request = Request(scope, receive)
             try:
-                check_browser(request, self.state.gateway.settings)
+                check_browser(request, settings)
             except ApiError as error:
                 await (await _api_error(request, error))(scope, receive, send)
                 return
