@@ -34,6 +34,7 @@ from utils.checks.attempt import (
 )
 from utils.checks.expect import list_passed
 from utils.checks.failures import CheckFailed, NotAttempted, show
+from utils.checks.own_cell import names_of_other_cells
 
 GRADING = "COURSE_GRADING"
 _GREEN, _AMBER = "#15803d", "#b45309"
@@ -83,6 +84,7 @@ class Check:
             outcome = CheckResult("not attempted", "this is the reference; run your own cell again")
         else:
             outcome = self.judge(learner)
+            self._warn_of_other_cells(learner)
         if outcome.verdict == "right":
             show("✔", f"{self.exercise}: right.", _GREEN)
             return learner
@@ -95,6 +97,15 @@ class Check:
             raise NotAttempted(text)
         show("○", f"{text} The notebook goes on with the course's own.", _AMBER)
         return self.reference if callable(self.reference) else copy.deepcopy(self.reference)
+
+    def _warn_of_other_cells(self, learner: Any) -> None:
+        """Show the names that the answer reads from cells that grading doesn't run."""
+        lab = self.examine.__module__.rpartition(".lab_")[2].replace("_", ".")
+        names = [f"`{name}`" for name in names_of_other_cells(learner, lab)]
+        if names and os.environ.get(GRADING) != "1":
+            text = f"{self.exercise}: your code reads {' and '.join(names)} from another cell."
+            advice = "Grading runs only this cell, so put everything it needs in it, imports too."
+            show("△", f"{text} {advice}", _AMBER)
 
     def judge(self, learner: Any) -> CheckResult:
         """Find out what an answer is worth, without showing or raising anything."""
