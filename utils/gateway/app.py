@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -35,9 +35,9 @@ from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
 from utils.gateway.request_context import RequestContext
 from utils.gateway.schemas import Api, ParsedRequest
-from utils.gateway.settings import GatewaySettings, Timeouts
+from utils.gateway.settings import GatewaySettings, SettingsError, Timeouts
 from utils.gateway.timing import Timing, on_message
-from utils.http import sse_events
+from utils.http import sse
 
 SWEEP_S = 0.1
 PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -66,6 +66,7 @@ class Gateway:
         pools: The backends, by model.
         contexts: Requests that are being answered.
         drain_began: When SIGTERM came, s; None: it did not.
+        load: Loads the settings again, for `reload`; None if there is nowhere to load them from.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -73,8 +74,56 @@ class Gateway:
         self.metrics = Metrics()
         self.auth = Authenticator(settings.keys)
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
+        self._pings: set[asyncio.Task[None]] = set()
+        self._retired: list[Pool] = []
+        self._running = False
         self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
+        self.load: Callable[[], GatewaySettings] | None = None
+
+    def reload(self) -> None:
+        """Load the settings again and apply them.
+
+        Raises:
+            SettingsError: They are wrong, or there is no file. Then everything stays as it was.
+        """
+        if self.load is None:
+            raise SettingsError(
+                "This gateway was not started from a file, so it can't load one again."
+            )
+        self.configure(self.load())
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Apply new settings. Requests in flight end under the old ones, wherever they are.
+
+        Raises:
+            SettingsError: They change something for which the gateway has to be started again.
+        """
+        fixed = [
+            name
+            for name in ("host", "port", "private", "cors_origins")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        if fixed:
+            raise SettingsError(f"Restart the gateway to change: {', '.join(fixed)}.")
+        self.settings = settings
+        self.auth.configure(settings.keys)
+        before = self.pools
+        self.pools = {}
+        for model in settings.models:
+            pool = before.pop(model.name, None)
+            if pool is None:
+                pool = Pool(model, settings, self.metrics)
+                if self._running:
+                    pool.start()
+            else:
+                pool.configure(model, settings)
+            self.pools[model.name] = pool
+        for pool in before.values():
+            pool.retire()
+            self._retired.append(pool)
+        LOG.setLevel(settings.log_level.upper())
+        say("configured", models=list(self.pools))
 
     @property
     def phase(self) -> str:
@@ -90,43 +139,46 @@ class Gateway:
             say("draining", in_flight=len(self.contexts))
 
     def ready(self) -> bool:
-        """Whether a load balancer should send requests: every model has a backend that works."""
-        now = time.monotonic()
-        return self.phase == drain.SERVING and all(
-            any(backend.usable(now) for backend in pool.backends) for pool in self.pools.values()
-        )
+        """Tell whether a load balancer should send requests: this gateway serves, and doesn't drain.
+
+        The engines aren't asked. All gateways see the same dead engine at the same moment, so all of them
+        would leave, and the models that work would be gone too. `/v1/models` and the metrics tell of engines.
+        """
+        return self.phase == drain.SERVING
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watches backends and requests meanwhile."""
-        tasks = [
-            asyncio.create_task(backend.watch(pool.wake))
-            for pool in self.pools.values()
-            for backend in pool.backends
-        ]
-        tasks.append(asyncio.create_task(self._sweep()))
+        self._running = True
+        for pool in self.pools.values():
+            pool.start()
+        sweep = asyncio.create_task(self._sweep())
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for pool in self.pools.values():
-                for backend in pool.backends:
-                    await backend.close()
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
+            for pool in [*self.pools.values(), *self._retired]:
+                await pool.stop()
 
     async def _sweep(self) -> None:
         """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
-        limits = self.settings.timeouts
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.monotonic()
+            now, limits = time.monotonic(), self.settings.timeouts
             cutting = self.phase == drain.CUTTING
             for context in list(self.contexts):
                 try:
                     reason = _overdue(context, limits, cutting, now)
                     if reason:
                         context.cut(reason)
+                    elif now > context.opens_by:
+                        context.abandon("timeout")
+                    elif context.ping is not None and _silent(context, limits, now):
+                        context.pinged = now
+                        ping = asyncio.create_task(_ping(context))
+                        self._pings.add(ping)
+                        ping.add_done_callback(self._pings.discard)
                 except Exception:  # nobody would start it again
                     LOG.exception("sweep", extra={"fields": {"id": context.request_id}})
 
@@ -169,9 +221,23 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
         return "slow_client"
     if cutting:
         return "draining"
-    if now - context.timing.began > limits.deadline_s:
+    if now > context.deadline:
         return "deadline"
     return "idle" if context.stage == "read" and waited > limits.idle_s else ""
+
+
+def _silent(context: RequestContext, limits: Timeouts, now: float) -> bool:
+    """Whether a client that waits for a stream has got nothing for `ping_s`."""
+    last = max(context.timing.began, context.pinged)
+    if context.stage == "read":
+        last = max(context.since, context.pinged)
+    return context.stage != "send" and now - last > limits.ping_s
+
+
+async def _ping(context: RequestContext) -> None:
+    if context.ping is not None:
+        with suppress(Exception):  # the client has gone; the request finds that out by itself
+            await context.ping()
 
 
 @dataclass(frozen=True)
@@ -289,12 +355,10 @@ async def _send_problem(
             (b"content-length", b"%d" % len(body)),
             *problem.headers(),
         ]
-        if problem.code == "draining":
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
     elif context.stream:
-        await send({"type": "http.response.body", "body": sse_events.error_event(problem.fields())})
+        await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
 
 
 async def read_body(request: Request, settings: GatewaySettings) -> bytes:
@@ -392,7 +456,11 @@ class Observe:
 
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), marked]}
+                headers = [*message.get("headers", []), marked]
+                if self.gateway.drain_began is not None:
+                    # Load balancers only stop new connections. Kept ones stay until the server closes them.
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             context.timing = on_message(context.timing, message, time.monotonic())
             await send(message)
 
@@ -446,6 +514,30 @@ def _span(scope: Any) -> AbstractContextManager[object]:
     )
 
 
+def _describe(span: trace.Span, context: RequestContext) -> None:
+    """Give a span the attributes of OpenTelemetry's conventions for generative AI, and its status."""
+    status = context.timing.status
+    chat = context.route == "/v1/chat/completions"
+    known = {
+        "http.request.method": "POST",
+        "url.path": context.route,
+        "http.response.status_code": status,
+        "gen_ai.operation.name": "chat" if chat else "text_completion",
+        "gen_ai.request.model": context.model,
+        "gen_ai.usage.input_tokens": context.prompt_tokens,
+        "gen_ai.usage.output_tokens": context.completion_tokens,
+        "gateway.backend": context.backend,
+        "gateway.request_id": context.request_id,
+        "gateway.outcome": context.outcome,
+        "gateway.retries": context.retries,
+    }
+    span.set_attributes({name: value for name, value in known.items() if value not in (None, "")})
+    # A stream that breaks off has the status 200. A client's error isn't ours (HTTP's conventions).
+    if context.outcome not in ("ok", "client_gone") and not 400 <= (status or 500) < 500:
+        span.set_attribute("error.type", context.outcome)
+        span.set_status(trace.StatusCode.ERROR, context.outcome)
+
+
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
@@ -469,8 +561,10 @@ class Application(FastAPI):
 
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
-            with _span(scope):
+            with _span(scope) as span:
                 await self._endpoints[scope["path"]](scope, receive, send)
+                if isinstance(span, trace.Span) and span.is_recording():
+                    _describe(span, scope["context"])
         else:
             await super().__call__(scope, receive, send)
 
@@ -563,7 +657,7 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/health/ready", responses={503: {"description": "Draining, or a model is down"}})
+    @app.get("/health/ready", responses={503: {"description": "Draining"}})
     async def ready() -> Response:
         now = time.monotonic()
         backends = {

@@ -74,7 +74,8 @@ class Authenticator:
         self, keys: Sequence[KeySettings], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._callers = [(key.sha256, Caller(key.name, key, clock())) for key in keys]
+        self._known: dict[KeySettings, Caller] = {}
+        self.configure(keys)
         self._anonymous = Caller(ANONYMOUS, None, clock())
 
     def identify(self, authorization: str | None) -> Caller:
@@ -98,6 +99,12 @@ class Authenticator:
         if found is None:
             raise _refused("This API key is not known. Is it complete, and of this gateway?")
         return found
+
+    def configure(self, keys: Sequence[KeySettings]) -> None:
+        """Take new keys. A key whose settings haven't changed keeps what it has used."""
+        now, before = self._clock(), self._known
+        self._known = {key: before.get(key) or Caller(key.name, key, now) for key in keys}
+        self._callers = [(key.sha256, caller) for key, caller in self._known.items()]
 
     def reserve(self, caller: Caller, tokens: float) -> None:
         """Reserve a request now. Raises ApiError as `Caller.reserve` does."""

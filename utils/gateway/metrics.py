@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from utils.gateway.logs import dropped_lines
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -61,12 +63,24 @@ class Metrics:
             [*where, "reason"],
             registry=registry,
         )
+        self.failed_attempts = Counter(
+            "gateway_failed_attempts",
+            "Attempts that failed before the first token, repeated or not, by backend and reason",
+            [*where, "reason"],
+            registry=registry,
+        )
         self.circuit = Gauge(
             "gateway_circuit_state",
             "0 closed, 1 half open, 2 open",
             where,
             registry=registry,
         )
+        lost = Gauge(
+            "gateway_log_lines_dropped",
+            "Lines of the log that were dropped, because nobody read it",
+            registry=registry,
+        )
+        lost.set_function(dropped_lines)
         self.up = Gauge(
             "gateway_backend_up",
             "1 if its health check answers",

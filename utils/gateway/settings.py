@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from utils.engines.registry import ENGINES
 from utils.gateway.balance import POLICIES
+from utils.http.names import is_address
 
 CONFIG_VARIABLE = "GATEWAY_CONFIG"
 _SERVICE_VARIABLE = re.compile(
@@ -54,6 +55,10 @@ class BackendSettings(SettingsGroup):
         url: `http://HOST:PORT`, without `/v1`.
         model: The model's name there; None: as clients call it.
         max_outstanding: Most requests in flight there; more wait in the queue.
+        ca_file: Certificate authorities for an https:// address; None takes the system's.
+        discover: Whether the host is a DNS name of several engines. Then each of its addresses is a backend,
+            and the name is looked up again all the time: replicas come and go while the gateway runs.
+        draining: Whether it gets no new requests. Those in flight there end as usual.
     """
 
     name: Name
@@ -61,6 +66,9 @@ class BackendSettings(SettingsGroup):
     url: str
     model: str | None = None
     max_outstanding: Count = 64
+    ca_file: str | None = None
+    discover: bool = False
+    draining: bool = False
 
     @field_validator("engine")
     @classmethod
@@ -78,6 +86,24 @@ class BackendSettings(SettingsGroup):
         if parts.path.strip("/"):
             raise ValueError("write the address without a path: /v1 is added")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _can_be_discovered(self) -> BackendSettings:
+        parts = urlsplit(self.url)
+        if self.discover and (parts.scheme != "http" or is_address(parts.hostname or "")):
+            raise ValueError("discover: the url has to be http://NAME:PORT, with a DNS name")
+        return self
+
+    def at(self, address: str) -> BackendSettings:
+        """Return the settings of one engine that was discovered at an address."""
+        host = f"[{address}]" if ":" in address else address
+        port = urlsplit(self.url).port or 80
+        changes = {
+            "name": f"{self.name}-{address}",
+            "url": f"http://{host}:{port}",
+            "discover": False,
+        }
+        return self.model_copy(update=changes)
 
 
 class ModelSettings(SettingsGroup):
@@ -151,18 +177,29 @@ class Queue(SettingsGroup):
 class Timeouts(SettingsGroup):
     """How long things may take, s.
 
+    A long prompt or a long answer isn't a fault. So two of the limits grow by the time that a request may
+    need at the slowest rates that you promise.
+
     Attributes:
-        deadline_s: A whole request, from its last byte in to its last byte out.
-        first_byte_s: From sending to an engine to the first byte of a stream; then another is tried. An
-            answer in one piece comes when all of it is done: for it there is only `deadline_s`.
-        idle_s: Between two pieces of a stream; then it ends with an error event.
+        deadline_s: A whole request, from its last byte in to its last byte out. The time for its prompt and
+            its longest answer is added.
+        first_byte_s: From sending to an engine to the first token of a stream; then another is tried. The
+            time for the prompt is added, and for an answer in one piece also the time for the answer.
+        prefill_tokens_per_s: Slowest rate at which prompts are read.
+        decode_tokens_per_s: Slowest rate at which one answer is written.
+        idle_s: Between two events of a stream; then it ends with an error event. Comments don't count.
+        ping_s: A client that waits for a stream gets a comment after each such time, because load balancers
+            close connections that are silent (nginx and AWS after 60 s).
         send_s: A client that does not read; then it is dropped.
         body_s: From a request's head to the end of its body.
     """
 
     deadline_s: Seconds = 300.0
     first_byte_s: Seconds = 60.0
+    prefill_tokens_per_s: float = Field(default=200.0, gt=0)
+    decode_tokens_per_s: float = Field(default=5.0, gt=0)
     idle_s: Seconds = 30.0
+    ping_s: Seconds = 15.0
     send_s: Seconds = 30.0
     body_s: Seconds = 30.0
 
@@ -174,9 +211,13 @@ class Health(SettingsGroup):
         every_s: Between two checks of a backend.
         timeout_s: What one check may take.
         failures: Failed checks in a row that take a backend out; one good check takes it back.
-        circuit_failures: Failed requests in a row that open its circuit.
-        circuit_open_s: How long it then gets no request, before one may try.
+        circuit_failures: Failed requests in a row that open its circuit. The last backend's never opens.
+        circuit_open_s: How long it then gets no request. After it, the gateway asks for one token itself.
+        silence_s: A backend with work and room from which nothing came for so long is asked for one token.
+        probe_s: What the answer to such a question may take.
         retries: How often a request is sent to another backend, as long as its client has got nothing.
+        retry_share: Retries for each request, in the long run. More would multiply the load of an outage.
+        retry_reserve: Retries that may come at once, for example when a backend dies with many requests.
     """
 
     every_s: Seconds = 1.0
@@ -184,7 +225,11 @@ class Health(SettingsGroup):
     failures: Count = 2
     circuit_failures: Count = 3
     circuit_open_s: Seconds = 5.0
+    silence_s: Seconds = 10.0
+    probe_s: Seconds = 10.0
     retries: int = Field(default=2, ge=0, le=10)
+    retry_share: float = Field(default=0.1, gt=0, le=10)
+    retry_reserve: Count = 100
 
 
 class Drain(SettingsGroup):
@@ -197,6 +242,20 @@ class Drain(SettingsGroup):
 
     notice_s: float = Field(default=2.0, ge=0, le=600)
     limit_s: Seconds = 30.0
+
+
+class Private(SettingsGroup):
+    """A second port for operators, which clients must not reach.
+
+    It has the metrics, the state of the backends, and commands that add, drain and remove them.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on, 0 for a free one. None: there is no such port.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(default=None, ge=0, le=65535)
 
 
 class Affinity(SettingsGroup):
@@ -241,24 +300,12 @@ class GatewaySettings(BaseSettings):
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
     drain: Drain = Drain()
+    private: Private = Private()
     affinity: Affinity = Affinity()
 
     @model_validator(mode="after")
     def _consistent(self) -> GatewaySettings:
-        backends = [backend.name for model in self.models for backend in model.backends]
-        for what, names in (
-            ("models", [model.name for model in self.models]),
-            ("models.backends", backends),
-            ("keys", [key.name for key in self.keys]),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what}: the name {twice[0]!r} occurs twice")
-        if not self.keys and not self.allow_anonymous:
-            raise ValueError(
-                "keys: there are none, so nobody could ask. Add one (python -m utils.gateway new-key "
-                "NAME), or set allow_anonymous: true"
-            )
+        check_consistent(self)
         return self
 
     @classmethod
@@ -278,6 +325,28 @@ class GatewaySettings(BaseSettings):
             if not _of_kubernetes(name, value)
         }
         return env_settings, init_settings
+
+
+def check_consistent(settings: GatewaySettings) -> None:
+    """Check the rules that join several settings.
+
+    Raises:
+        ValueError: One is broken.
+    """
+    backends = [backend.name for model in settings.models for backend in model.backends]
+    for kind, names in (
+        ("models", [model.name for model in settings.models]),
+        ("models.backends", backends),
+        ("keys", [key.name for key in settings.keys]),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{kind}: the name {twice[0]!r} occurs twice")
+    if not settings.keys and not settings.allow_anonymous:
+        raise ValueError(
+            "keys: there are none, so nobody could ask. Add one (python -m utils.gateway new-key "
+            "NAME), or set allow_anonymous: true"
+        )
 
 
 def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySettings:
