@@ -34,6 +34,31 @@ DTYPES: dict[str, tuple[int, int]] = {
 }
 ALIASES = {"bf16": "bfloat16", "f16": "float16", "half": "float16", "f32": "float32"}
 
+_QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "dtype": "bfloat16",
+}
+# Qwen/Qwen3-{size}, config.json of each.
+QWEN3: dict[str, dict[str, Any]] = {
+    size: {
+        **_QWEN3,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+    for size, hidden, inner, layers, heads, tied in (
+        ("0.6B", 1024, 3072, 28, 16, True),
+        ("1.7B", 2048, 6144, 28, 16, True),
+        ("4B", 2560, 9728, 36, 32, True),
+        ("8B", 4096, 12288, 36, 32, False),
+    )
+}
+
 
 class ConfigError(ValueError):
     """A model's config does not describe a cache that these formulas cover."""

@@ -14,13 +14,12 @@ from pathlib import Path
 import yaml
 
 from tools.authoring.build import read_labs
-from tools.doctor.needs import DOWNLOADS
+from tools.doctor.needs import download_bytes
 from tools.lab.course_error import CourseError
 from tools.setup.packages import TORCH
 from utils.engines import ENGINES
-from utils.model_sizes import decoder_parameters
 from utils.profiles import PROFILES, ROOT, Profile
-from utils.roofline.published import OLD_TABLE, PUBLISHED, QWEN3_8B, judge_rows
+from utils.roofline.published import OLD_TABLE, PUBLISHED, judge_rows
 
 PAGES = ("LAB_PREP.md", "QUICK_REFERENCE.md")
 _TABLE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
@@ -55,13 +54,9 @@ def ports_table(root: Path) -> str:
 def models_table(root: Path) -> str:
     """Make a row per model of the `spark` profile: its engines, and the size of its download."""
     profile = PROFILES["spark"]
-    parameters = decoder_parameters(QWEN3_8B)
     rows = ["| model | for | download |", "|---|---|---|"]
     for model, engines in _by_model(profile).items():
-        size = "not known here"
-        if model in DOWNLOADS:
-            _, each_bytes = DOWNLOADS[model]
-            size = f"{each_bytes * parameters / 1e9:.1f} GB"
+        size = f"{download_bytes(model) / 1e9:.1f} GB"
         rows.append(f"| `{model}` | {', '.join(engines)} | {size} |")
     return "\n".join(rows)
 

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from utils import loopback
+from utils.engines import memory
 from utils.engines.container import (
     CONFIG_FOLDER,
     MODEL_FOLDER,
@@ -35,6 +36,7 @@ from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
 from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
+from utils.fleet_plan import engine_sizes
 from utils.profiles import DTYPES, Profile, load_profile
 
 POLL_S = 0.25
@@ -112,6 +114,7 @@ class RunningEngine:
         if not self._stopped:
             self._handle.stop()
             self._stopped = True
+            memory.note_stop()
 
     def __enter__(self) -> RunningEngine:
         return self
@@ -181,6 +184,7 @@ def launch(
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
+        NotEnoughMemory: The GPU has too little free memory for it.
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
     """
     spec = get_spec(name)
@@ -188,7 +192,7 @@ def launch(
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
-    fields = profile_fields(profile) | choices
+    fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     if not in_container:
         require_local(spec, profile)
@@ -207,22 +211,23 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device="cpu" if profile.name == "cpu" else "cuda",
+        device=profile.device,
         extra_arguments=extra_arguments,
         **fields,
     )
     progress = StartProgress(spec.title, quiet)
     handle: Handle
-    if in_container:
-        handle = start_container(spec, options, host_port, progress)
-    else:
-        handle = start_process(spec, options)
-    engine = RunningEngine(spec, options, host_port, handle)
-    try:
-        wait_until_healthy(engine, profile.start_timeout_s, progress)
-    except BaseException:
-        engine.stop()
-        raise
+    with memory.planned(spec, options, choices, progress.say) as options:
+        if in_container:
+            handle = start_container(spec, options, host_port, progress)
+        else:
+            handle = start_process(spec, options)
+        engine = RunningEngine(spec, options, host_port, handle)
+        try:
+            wait_until_healthy(engine, profile.start_timeout_s, progress)
+        except BaseException:
+            engine.stop()
+            raise
     return engine
 
 

@@ -82,8 +82,9 @@ class ServeOptions:
         dtype: Data type of weights and activations.
         context_length: Longest prompt plus output, tokens.
         max_sequences: Most requests in one batch.
-        kv_cache_gib: KV-cache size where the engine takes GiB.
-        gpu_memory_utilization: Share of GPU memory the engine may take.
+        kv_cache_gib: KV-cache budget, GiB.
+        gpu_memory_utilization: Share of GPU memory the engine may take, as this engine counts it.
+        kv_cache_bytes: Exact size of the KV cache on a GPU, or None if it isn't planned.
         kv_cache_dtype: Data type of the KV cache; None for the model's own.
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
         prefix_caching: Whether to reuse shared prefixes.
@@ -102,6 +103,7 @@ class ServeOptions:
     max_sequences: int
     kv_cache_gib: float
     gpu_memory_utilization: float | None = None
+    kv_cache_bytes: int | None = None
     kv_cache_dtype: str | None = None
     kv_blocks: int | None = None
     prefix_caching: bool = True

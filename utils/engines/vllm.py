@@ -31,6 +31,9 @@ def arguments(options: ServeOptions) -> list[str]:
     ]
     if options.gpu_memory_utilization is not None:
         command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if options.kv_cache_bytes is not None:
+        # The share alone is no bound on unified memory while vLLM profiles (vllm-project/vllm#46307).
+        command += ["--kv-cache-memory-bytes", str(options.kv_cache_bytes)]
     if options.kv_cache_dtype:
         command += ["--kv-cache-dtype", options.kv_cache_dtype]
     if options.kv_blocks is not None:

@@ -41,19 +41,6 @@ LLAMA_3_1_8B: Mapping[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 
-# Qwen/Qwen3-8B, config.json.
-QWEN3_8B: Mapping[str, Any] = {
-    "model_type": "qwen3",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
-
 # Smallest size of a weight with its scales, so that the ceiling is never too low:
 # NVFP4 has an 8-bit scale per 16 weights; Q4_K_M mixes Q4_K (144 bytes per 256 weights) with
 # larger types; Q8_0 has 34 bytes per 32 weights.
