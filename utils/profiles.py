@@ -218,7 +218,7 @@ class Profile:
     @property
     def device(self) -> str:
         """Device that engines compute on, `cpu` or `cuda`."""
-        return "cuda" if self.runtime == "docker" else "cpu"
+        return "cpu" if self.name == "cpu" else "cuda"
 
     @property
     def dtype_name(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from utils import loopback
-from utils.engines import memory
+from utils.engines import gpu_proof, memory
 from utils.engines.container import (
     CONFIG_FOLDER,
     MODEL_FOLDER,
@@ -96,6 +96,10 @@ class RunningEngine:
     def exit_code(self) -> int | None:
         """Exit code of an engine that ended; None while it runs."""
         return self._handle.exit_code()
+
+    def process_ids(self) -> set[int]:
+        """Return the ids of the engine's processes."""
+        return self._handle.process_ids()
 
     def memory_bytes(self) -> int:
         """Memory in use by the engine and all its processes, bytes (GPU memory not included)."""
@@ -225,6 +229,7 @@ def launch(
         engine = RunningEngine(spec, options, host_port, handle)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
+            require_gpu(engine, progress)
         except BaseException:
             engine.stop()
             raise
@@ -331,6 +336,25 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def require_gpu(engine: RunningEngine, progress: StartProgress) -> None:
+    """Refuse a healthy engine that was started for a GPU and doesn't use it.
+
+    Raises:
+        EngineStartError: A proof is missing; names it, and the cure.
+    """
+    if engine.options.device != "cuda":
+        return
+    log = engine.log_path.read_text(encoding="utf-8", errors="replace")
+    fault = engine.spec.device_fault(engine.base_url, log)
+    fault = fault or gpu_proof.process_fault(engine.process_ids())
+    if fault:
+        progress.end("serves, but not on the GPU")
+        message = f"is healthy, but it doesn't use the GPU: {fault}."
+        raise EngineStartError(
+            engine.spec.title, message, engine.tail(20), gpu_proof.CURE, engine.log_path
+        )
 
 
 def warm_up(client: httpx.Client, engine: RunningEngine) -> None:

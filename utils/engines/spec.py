@@ -189,6 +189,11 @@ def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str]
     """Of an engine that has its model when it is healthy."""
 
 
+def no_statement(base_url: str, log: str) -> str:
+    """Accept an engine that doesn't say which device it computes on."""
+    return ""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -212,6 +217,8 @@ class EngineSpec:
         environment: Variables of its container for a set of options, over the container's own.
         prepare: What is done when it is healthy, before anybody else's request: called with its address, its
             options, and what shows progress.
+        device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
+            with its address and its log.
     """
 
     name: str
@@ -230,3 +237,4 @@ class EngineSpec:
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
     environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
+    device_fault: Callable[[str, str], str] = no_statement

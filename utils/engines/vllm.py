@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.engines.gpu_proof import vllm_fault
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ENGINES
 
@@ -81,6 +82,7 @@ SPEC = EngineSpec(
     not_local="",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
+    device_fault=vllm_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/version",

@@ -10,7 +10,7 @@ import pytest
 
 from utils import gpu as gpus
 from utils import host_memory
-from utils.engines import get_spec, launch, memory, registry
+from utils.engines import get_spec, gpu_proof, launch, memory, registry
 from utils.engines.engine_errors import EngineStartError
 from utils.engines.fleet import Fleet
 from utils.engines.memory import Ledger, NotEnoughMemory
@@ -29,6 +29,7 @@ def fresh(monkeypatch):
     monkeypatch.setenv("COURSE_STOP_GRACE_S", "1")
     monkeypatch.setattr(memory, "LEDGER", Ledger())
     monkeypatch.setattr(memory, "_last_stop", -1e9)
+    monkeypatch.setattr(gpu_proof, "gpu_processes", lambda: None)
 
 
 def has_gpu(monkeypatch, *states):
