@@ -19,6 +19,7 @@ from typing import Any
 
 from utils.gpu import Gpu
 from utils.model_sizes import (
+    BITS_PER_WEIGHT,
     GIB,
     QWEN3,
     ConfigError,
@@ -39,8 +40,6 @@ STEP_TOKENS = 8192  # largest step of vLLM, SGLang and TensorRT-LLM on a GPU, to
 UBATCH_TOKENS = 512  # of llama.cpp
 MOST_SLOTS = {"llama_cpp": 32, "ollama": 8}
 VLLM_BLOCK = 16
-# Bytes of one weight; GGUF's types carry a scale per 32 weights.
-QUANTISED = {"Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_K_M": 4.9 / 8, "F16": 2.0, "BF16": 2.0}
 # EAGLE-3 heads on the hub: Tengyunw/qwen3_8b_eagle3 has 0.8 GB, and those of smaller models are smaller.
 DRAFT_BYTES = 0.8e9
 # Options of `launch` that make an engine smaller.
@@ -124,8 +123,8 @@ def weights_of(model: str, dtype: str) -> float | None:
 
 def bytes_of_weight(model: str, dtype: str) -> float:
     """Return the bytes of one weight, by the quantisation in a model's name, else by the dtype."""
-    tag = re.split(r"[:-]", model)[-1].upper()
-    return QUANTISED.get(tag, float(dtype_bytes(1, dtype)))
+    bits = BITS_PER_WEIGHT.get(re.split(r"[:-]", model)[-1].upper())
+    return float(dtype_bytes(1, dtype)) if bits is None else bits / 8
 
 
 def need(

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import time
 import weakref
@@ -137,12 +138,13 @@ class RunningEngine:
 
 
 def quantisation_of(model: str, dtype: str) -> str:
-    """Weight format as the model's name gives it (`tiny-Q8_0.gguf`, `owner/name:Q8_0`), else the dtype."""
+    """Return the weight format that a model's name ends with, else the dtype's.
+
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    """
     name = Path(model).name
-    if model.endswith(".gguf"):
-        return name.removesuffix(".gguf").rpartition("-")[2].upper()
-    if ":" in name:
-        return name.rpartition(":")[2].upper()
+    if model.endswith(".gguf") or ":" in name:
+        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
