@@ -275,6 +275,16 @@ class ContainerHandle:
         self._copier.join(timeout=5)  # the last lines are in the log before anybody reads it
         return int(state["ExitCode"])
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the container's processes on the host, as `docker top` lists them."""
+        try:
+            with answering():
+                listed = self._container.top()
+        except docker.errors.APIError:
+            return set()
+        column = listed["Titles"].index("PID")
+        return {int(row[column]) for row in listed["Processes"]}
+
     def memory_bytes(self) -> int:
         """Memory of the container as `docker stats` counts it, bytes: without file pages not in use."""
         try:
