@@ -19,6 +19,7 @@ from utils.gateway import circuit, verdict
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
 from utils.gateway.request_context import RequestContext
+from utils.gateway.schemas import PATHS, Api
 from utils.gateway.settings import BackendSettings, Health
 from utils.gateway.verdict import Verdict
 from utils.http.transport import AsyncioTransport, OwnShortage
@@ -28,7 +29,7 @@ DISTRUST_S = (
     30.0  # after a kept connection turned out dead (llama.cpp closes them while they are idle)
 )
 BUFFERED_BYTES = 1 << 16  # of one stream whose client reads slowly; then the engine has to wait
-PROBES: dict[str, dict[str, Any]] = {
+PROBES: dict[Api, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "hi"}]},
     "completions": {"prompt": "hi"},
 }
@@ -73,13 +74,11 @@ class Backend:
         self._failed_checks = 0
         self._sent = 0
         self._sent_when_opened = 0
-        self._failed_api = "completions"
+        self._failed_api: Api = "completions"
         self._probing: asyncio.Task[None] | None = None
-        self._urls = {
-            "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
-            "completions": httpx.URL(f"{settings.url}/v1/completions"),
-            "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
-        }
+        self._urls = {api: httpx.URL(settings.url + path) for path, api in PATHS.items()}
+        self._health_url = httpx.URL(settings.url + ENGINES[settings.engine].health_path)
+        self._headers = settings.headers
         self._transport = self._new_transport()
         # Of their own, so that a check's kept connection is never the one that a request finds dead.
         self._checks = self._new_transport()
@@ -123,7 +122,7 @@ class Backend:
         self.answered_at = self.heard_at = now
         self.answer_s = took_s
 
-    def result(self, number: int, event: str, api: str = "") -> None:
+    def result(self, number: int, event: str, api: Api | None = None) -> None:
         """Tell its circuit how a request ended.
 
         An open circuit is closed by a probe. It also closes if a request that was sent later had an answer:
@@ -134,7 +133,7 @@ class Backend:
             event: `success`, `failure` or `cancelled`, as for `circuit.step`.
             api: The request's API; after a failure the probe asks the same.
         """
-        if event == "failure" and api in PROBES:
+        if event == "failure" and api is not None and api in PROBES:
             self._failed_api = api
         if self.circuit.state == circuit.OPEN:
             if event == "success" and number > self._sent_when_opened:
@@ -163,7 +162,7 @@ class Backend:
         """Send nothing there for a while, because the engine asked for it."""
         self.busy_until = max(self.busy_until, time.monotonic() + seconds)
 
-    async def send(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async def send(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Response:
         """Send a request; return when the head of the answer is there.
 
         Raises:
@@ -171,13 +170,11 @@ class Backend:
         """
         return await self._transport.handle_async_request(self._request(api, body, headers))
 
-    def _request(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Request:
+    def _request(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Request:
         """One with all its headers given: httpx takes five times as long to find them out by itself."""
         url = self._urls[api]
-        length = {"host": url.netloc.decode(), "content-length": str(len(body))}
-        request = httpx.Request(
-            "POST", url, headers=headers | length, stream=httpx.ByteStream(body)
-        )
+        own = {"host": url.netloc.decode(), "content-length": str(len(body)), **self._headers}
+        request = httpx.Request("POST", url, headers=headers | own, stream=httpx.ByteStream(body))
         request.read()
         return request
 
@@ -264,7 +261,8 @@ class Backend:
             return False
 
     async def _check(self) -> bool:
-        return (await self._asked(httpx.Request("GET", self._urls["health"])))[0] == 200
+        request = httpx.Request("GET", self._health_url, headers=self._headers)
+        return (await self._asked(request))[0] == 200
 
     async def _one_token(self) -> bool | None:
         """Ask for one token. None means that the engine is busy, so it is there but can't show more."""

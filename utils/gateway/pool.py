@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from utils.gateway import balance, bucket, circuit
 from utils.gateway.backend import Backend
+from utils.gateway.fair_queue import FairQueue, Waiter, Wish
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
@@ -40,7 +41,7 @@ class Pool:
         self._metrics = metrics
         self._rng = random.Random()
         self._turn = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting = FairQueue()
         self._m_queued = metrics.queued.labels(self.model)
         self._watches: dict[Backend, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -182,26 +183,39 @@ class Pool:
         )
 
     async def acquire(
-        self, key: str, engine: str | None, failed: Collection[str]
+        self,
+        affinity_key: str,
+        engine: str | None,
+        failed: Collection[str],
+        caller: str = "",
+        cost: float = 0.0,
     ) -> tuple[Backend, int]:
-        """A backend for one request, and the request's number there; `release` gives it back.
+        """Return a backend for one request, and the request's number there; `release` gives it back.
 
         Args:
-            key: The prompt's beginning.
+            affinity_key: Key of the policy `prefix_affinity`.
             engine: Only backends of this engine; None: of any.
             failed: Backends that this request has tried. They get it again only if there is no other.
+            caller: Name of the key that asks. If requests have to wait, the keys take turns.
+            cost: Estimate of the request's tokens.
 
         Raises:
             ApiError: 400: no such engine here. 503: no backend works. 429: too many wait, or for too long.
         """
         if not failed:
             self._requests += 1
-        backend = self._look(len(self._waiting), key, engine, failed)
-        if backend is None:
-            backend = await self._wait(key, engine, failed)
-        backend.outstanding += 1
-        backend.m_in_flight.inc()
-        return backend, backend.sent()
+        # Those who wait cannot have what is free now, or `wake` would have given it to them.
+        if free := self._free(engine, failed):
+            return self._take(free, affinity_key)
+        return await self._wait(
+            Waiter(
+                caller,
+                cost,
+                affinity_key,
+                (engine, frozenset(failed)),
+                asyncio.get_running_loop().create_future(),
+            )
+        )
 
     def release(self, backend: Backend, seconds: float) -> None:
         """Gives a backend back after a request that took `seconds`."""
@@ -230,26 +244,30 @@ class Pool:
         self._metrics.failed_attempts.labels(self.model, backend, reason).inc()
 
     def wake(self) -> None:
-        """Lets those who wait look again, in their order: a backend has room, or came back."""
-        self._wake(0)
+        """Give what is free to those who wait: a backend has room, or came back, or none is left."""
+        while len(self._waiting):
+            free: dict[Wish, dict[str, int]] = {}
+            for waiter in self._waiting:
+                try:
+                    if waiter.wish not in free:
+                        free[waiter.wish] = self._free(*waiter.wish)
+                except ApiError as error:
+                    self._waiting.discard(waiter)
+                    waiter.turn.set_exception(error)
+            servable = {wish for wish, backends in free.items() if backends}
+            chosen = self._waiting.next(servable)
+            if chosen is None:
+                return
+            chosen.turn.set_result(self._take(free[chosen.wish], chosen.affinity_key))
 
-    def _wake(self, place: int) -> None:
-        if place < len(self._waiting) and not self._waiting[place].done():
-            self._waiting[place].set_result(None)
+    def _take(self, free: dict[str, int], affinity_key: str) -> tuple[Backend, int]:
+        backend = self._by_name[self._pick(free, affinity_key)]
+        backend.outstanding += 1
+        backend.m_in_flight.inc()
+        return backend, backend.sent()
 
-    def _look(
-        self, place: int, key: str, engine: str | None, failed: Collection[str]
-    ) -> Backend | None:
-        """What `_choose` finds, unless somebody at an earlier place is about to look.
-
-        Those who are not have looked, and found nothing that they may take.
-        """
-        if any(waiter.done() for waiter in self._waiting[:place]):
-            return None
-        return self._choose(key, engine, failed)
-
-    def _choose(self, key: str, engine: str | None, failed: Collection[str]) -> Backend | None:
-        """A backend with room; None if all that work are full.
+    def _free(self, engine: str | None, failed: Collection[str]) -> dict[str, int]:
+        """Return the requests in flight of each backend that has room; none if all that work are full.
 
         Raises:
             ApiError: No backend works.
@@ -271,10 +289,8 @@ class Pool:
         ready = [b for b in usable if now >= b.busy_until]
         if not ready:
             self._wait_until_ready(min(b.busy_until for b in usable), now)
-            return None
-        usable = ready
-        free = {b.name: b.outstanding for b in usable if b.outstanding < b.settings.max_outstanding}
-        return self._by_name[self._pick(free, key)] if free else None
+            return {}
+        return {b.name: b.outstanding for b in ready if b.outstanding < b.settings.max_outstanding}
 
     def _wait_until_ready(self, at: float, now: float) -> None:
         """Let those who wait look again then.
@@ -297,41 +313,59 @@ class Pool:
             later = at - now + _CLOCK_STEP_S
             self._backoff = asyncio.get_running_loop().call_later(later, self.wake)
 
-    def _pick(self, outstanding: dict[str, int], key: str) -> str:
+    def _pick(self, outstanding: dict[str, int], affinity_key: str) -> str:
         self._turn += 1
         if self.policy == "power_of_two":
             return balance.power_of_two(outstanding, self._rng)
         if self.policy == "prefix_affinity":
-            return balance.bounded_hash(self._ring, outstanding, balance.point(key), self._slack)
+            return balance.bounded_hash(
+                self._ring, outstanding, balance.point(affinity_key), self._slack
+            )
         if self.policy == "round_robin":
             return list(outstanding)[self._turn % len(outstanding)]
         return balance.least_outstanding(outstanding, self._turn)
 
-    async def _wait(self, key: str, engine: str | None, failed: Collection[str]) -> Backend:
-        if len(self._waiting) >= self._queue_settings.size:
-            raise self._full(f"{len(self._waiting)} requests wait already")
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+    async def _wait(self, waiter: Waiter) -> tuple[Backend, int]:
+        self._make_room(waiter.caller)
+        self._waiting.add(waiter)
         self._m_queued.inc()
         try:
             async with asyncio.timeout(self._queue_settings.wait_s):
-                while True:
-                    await waiter
-                    place = self._waiting.index(waiter)
-                    backend = self._look(place, key, engine, failed)
-                    if backend is not None:
-                        return backend
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._waiting[place] = waiter
-                    self._wake(place + 1)  # what is free may suit the next
+                try:
+                    place: tuple[Backend, int] = await waiter.turn
+                    return place
+                except asyncio.CancelledError:
+                    self._give_back(waiter.turn)
+                    raise
         except TimeoutError:
             raise self._full(f"waited {self._queue_settings.wait_s:g} s for a place") from None
         finally:
-            self._waiting.remove(waiter)
+            self._waiting.discard(waiter)
             self._m_queued.dec()
-            # Whoever leaves with the turn in hand passes it on; one with a backend may leave room for more.
-            if waiter.done():
-                self.wake()
+
+    def _give_back(self, turn: asyncio.Future[tuple[Backend, int]]) -> None:
+        """Release the place of a request that was cancelled just when it got one."""
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            backend, number = turn.result()
+            backend.result(number, "cancelled")
+            self.release(backend, self.served_s)
+
+    def _make_room(self, caller: str) -> None:
+        """Send the newest request of the longest queue away if all is full and this caller has fewer.
+
+        Raises:
+            ApiError: The queues are full, and this caller has as many requests as any other.
+        """
+        if len(self._waiting) < self._queue_settings.size:
+            return
+        refusal = self._full(f"{len(self._waiting)} requests wait already")
+        if not len(self._waiting):
+            raise refusal
+        last = self._waiting.last_of_longest()
+        if self._waiting.count(caller) + 1 >= self._waiting.count(last.caller):
+            raise refusal
+        self._waiting.discard(last)
+        last.turn.set_exception(refusal)
 
     def _full(self, why: str) -> ApiError:
         places = max(1, sum(b.settings.max_outstanding for b in self.backends))

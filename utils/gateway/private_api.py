@@ -1,6 +1,7 @@
 """The private port: metrics, the state of the backends, and commands that change them while the gateway runs.
 
     GET    /metrics
+    GET    /openapi.json                      of the API on the other port
     GET    /backends                          their state
     POST   /models/MODEL/backends             adds one; the body is an entry of the file, as JSON
     PATCH  /models/MODEL/backends/NAME        {"draining": true}: no new requests; false: it serves again
@@ -42,9 +43,13 @@ class NotFoundError(Exception):
     """A model or a backend that doesn't exist."""
 
 
-def create_private_app(gateway: Gateway) -> FastAPI:
-    """Make the application of the private port."""
-    app = FastAPI(title="Gateway, private port", version="1", redoc_url=None, docs_url=None)
+def create_private_app(gateway: Gateway, api: FastAPI) -> FastAPI:
+    """Make the application of the private port of an API."""
+    app = FastAPI(title="Gateway, private port", redoc_url=None, docs_url=None, openapi_url=None)
+
+    @app.get("/openapi.json")
+    async def document() -> dict[str, Any]:
+        return api.openapi()
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -21,7 +21,7 @@ from utils.gateway.backend import Backend, close_response
 from utils.gateway.http_errors import ApiError, unavailable, upstream_error
 from utils.gateway.pool import Pool
 from utils.gateway.request_context import RequestContext
-from utils.gateway.schemas import ParsedRequest
+from utils.gateway.schemas import OPTIONAL, PATHS, Api, ParsedRequest
 from utils.gateway.settings import GatewaySettings
 from utils.gateway.verdict import Against, Ending, Verdict
 from utils.http import sse
@@ -40,6 +40,7 @@ _PROGRESS = b'"prompt_progress"'
 _LAST_KINDS = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "message_stop"}
 )
+_NO_SUCH_API = (404, 405, 501)  # llama.cpp says 501 for embeddings if it was started without them
 _ONE_PIECE = (None, "", "identity")  # content encodings that change nothing
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -51,11 +52,19 @@ EVENT_STREAM = [
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
+    input_tokens: int = 0  # the Responses and Messages APIs' names
+    output_tokens: int = 0
+
+
+class _Nested(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 class _Counted(msgspec.Struct):
     usage: _Usage | None = None
     choices: list[msgspec.Raw] = []
+    response: _Nested | None = None
+    message: _Nested | None = None
     error: msgspec.Raw | None = None
 
 
@@ -263,7 +272,9 @@ class Relay:
         """
         name, last = list(failed.items())[-1] if failed else ("", None)
         try:
-            backend, number = await self.pool.acquire(self.parsed.prefix, engine, failed)
+            backend, number = await self.pool.acquire(
+                self.parsed.affinity_key, engine, failed, self.context.caller, self.parsed.estimate
+            )
         except ApiError as error:
             if last is None or error.outcome not in ("no_backend", "busy"):
                 raise
@@ -404,6 +415,8 @@ class Relay:
         name, status = backend.name, response.status_code
         subject = verdict.of_status(status)
         text = error_text(body.decode("utf-8", "replace"))[:500] or "no reason given"
+        if status in _NO_SUCH_API and self.parsed.api in OPTIONAL:
+            raise UpstreamError(f"http_{status}", _lacks(self.parsed.api, name), Against.NEVER)
         if subject is Verdict.REQUEST:
             return
         if subject is Verdict.BUSY:
@@ -535,6 +548,8 @@ class Relay:
     def _taken(self, event: sse.Event, backend: Backend) -> bytes:
         """The bytes that go to the client for an event: almost always its own."""
         raw = event.raw
+        if self.parsed.api in OPTIONAL and _USAGE[0][:7] in raw:
+            self._count(event.data.encode(), backend)
         if event.data == sse.DONE or event.kind in _LAST_KINDS:
             self._told_done = True
             return self._release_last() + raw
@@ -545,6 +560,8 @@ class Relay:
                 self.context.outcome = "upstream_error"
                 plain = event.kind == "message" and event.data.lstrip().startswith("{")
                 return self._release_last() + (raw if plain else _plain_error(error))
+        if self.parsed.api in OPTIONAL:
+            return raw
         if _USAGE[0] in raw or _USAGE[1] in raw:
             counted = self._count(event.data.encode(), backend)
             if counted and not counted.choices and not self.parsed.wants_usage:
@@ -580,8 +597,12 @@ class Relay:
             counted = _DECODER.decode(body)
         except msgspec.DecodeError:
             return None
-        if counted.usage is not None:
-            prompt, answer = counted.usage.prompt_tokens, counted.usage.completion_tokens or 0
+        nested = counted.response or counted.message
+        usage = counted.usage or (nested.usage if nested is not None else None)
+        if usage is not None:
+            # The Messages API tells the prompt's tokens at the beginning and the answer's at the end.
+            prompt = usage.prompt_tokens or usage.input_tokens or self.context.prompt_tokens
+            answer = usage.completion_tokens or usage.output_tokens
             # Engines that repeat the block say totals: what counts is the difference.
             backend.m_prompt.inc(max(0, prompt - self.context.prompt_tokens))
             backend.m_answer.inc(max(0, answer - self.context.completion_tokens))
@@ -601,6 +622,17 @@ class Relay:
 
 
 _DECODER = msgspec.json.Decoder(_Counted)
+
+
+def _lacks(api: Api, engine: str) -> ApiError:
+    path = next(path for path, served in PATHS.items() if served == api)
+    hint = "" if api == "embeddings" else " Use /v1/chat/completions, which every engine has."
+    return ApiError(
+        404,
+        f"The engine {engine} doesn't offer {path}.{hint}",
+        code="api_not_offered",
+        outcome="client_error",
+    )
 
 
 def _opens(event: sse.Event) -> bool:

@@ -19,7 +19,9 @@ class RequestContext:
         request_id: The client's own, or a new one; engines get it too.
         timing: When its answer began and ended.
         route: The path, for metrics.
+        client: IP address of the client.
         caller, model, backend: Who asked what, and who answered; names only.
+        headers: Headers that its answer gets, whoever makes it.
         outcome: What became of it.
         stage: What it waits for: `engine`, `read` (the next piece) or `send` (the client).
         since: Since when, s.
@@ -40,9 +42,11 @@ class RequestContext:
     request_id: str
     timing: Timing
     route: str = ""
+    client: str = ""
     caller: str = ""
     model: str = ""
     backend: str = ""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     outcome: str = "ok"
     stage: str = "engine"
     since: float = field(default_factory=time.monotonic)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from utils.gateway import drain
 from utils.gateway.app import Gateway, create_app
@@ -56,8 +57,10 @@ class Server(uvicorn.Server):
         private = self.gateway.settings.private
         if private.port is None:
             return
+        api = self.config.app
+        assert isinstance(api, FastAPI)
         config = uvicorn.Config(
-            create_private_app(self.gateway),
+            create_private_app(self.gateway, api),
             host=private.host,
             port=private.port,
             access_log=False,

@@ -55,6 +55,7 @@ class BackendSettings(SettingsGroup):
         url: `http://HOST:PORT`, without `/v1`.
         model: The model's name there; None: as clients call it.
         max_outstanding: Most requests in flight there; more wait in the queue.
+        api_key_file: File with the key that the engine asks for (`--api-key`). It never gets clients' keys.
         ca_file: Certificate authorities for an https:// address; None takes the system's.
         discover: Whether the host is a DNS name of several engines. Then each of its addresses is a backend,
             and the name is looked up again all the time: replicas come and go while the gateway runs.
@@ -66,9 +67,29 @@ class BackendSettings(SettingsGroup):
     url: str
     model: str | None = None
     max_outstanding: Count = 64
+    api_key_file: Path | None = None
     ca_file: str | None = None
     discover: bool = False
     draining: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that every request to the engine gets: its key, if it has one."""
+        if self.api_key_file is None:
+            return {}
+        return {"authorization": f"Bearer {self.api_key_file.read_text(encoding='utf-8').strip()}"}
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                text = value.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"it can't be read: {error}") from None
+            if not text or not text.isascii() or not text.isprintable():
+                raise ValueError("write one line with the engine's key into it")
+        return value
 
     @field_validator("engine")
     @classmethod
@@ -106,6 +127,18 @@ class BackendSettings(SettingsGroup):
         return self.model_copy(update=changes)
 
 
+class Price(SettingsGroup):
+    """Price of a million tokens, in a currency of your choice; 0 for what isn't charged.
+
+    Attributes:
+        prompt: Of a million prompt tokens.
+        completion: Of a million tokens of answers.
+    """
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
 class ModelSettings(SettingsGroup):
     """A model as clients know it, and who serves it.
 
@@ -113,10 +146,12 @@ class ModelSettings(SettingsGroup):
         name: The name in requests.
         backends: Its replicas.
         policy: How one of them is chosen.
+        price: Price of its tokens, for the metric of each key's cost.
     """
 
     name: Name
     backends: tuple[BackendSettings, ...] = Field(min_length=1)
+    price: Price = Price()
     policy: str = "least_outstanding"
 
     @field_validator("policy")
@@ -135,28 +170,30 @@ class KeySettings(SettingsGroup):
         sha256: SHA-256 of the key, in hexadecimal.
         requests_per_minute: Requests allowed in the long run; a minute's worth may come at once.
         tokens_per_minute: The same for prompt and answer tokens.
+        max_parallel: Requests of this key that may be in the gateway at once, waiting or running.
     """
 
     name: Name
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     requests_per_minute: float = Field(default=600, gt=0)
     tokens_per_minute: float = Field(default=600_000, gt=0)
+    max_parallel: Count = 64
 
 
 class GatewayLimits(SettingsGroup):
     """What a request may ask for.
 
     Attributes:
-        body_bytes: Size of the body.
-        max_tokens: Longest answer that may be asked for; also what an answer is counted as until its end, if
-            the request sets none. Such an answer ends where the engine ends it, at the latest at its context.
-            No number is written in: vLLM refuses one above its context (renderers/params.py), SGLang one that
-            exceeds it together with the prompt (managers/tokenizer_manager.py).
+        body_bytes: Size of the body. Images and long documents need megabytes.
+        max_tokens: Longest answer; a request that asks for more gets this. If a request sets none, its answer
+            is counted as so many tokens until its end, which the engine decides, at the latest at its
+            context. No number is written in: vLLM refuses one above its context (renderers/params.py), SGLang
+            one that exceeds it together with the prompt (managers/tokenizer_manager.py).
         choices: Largest `n` and `best_of`.
         messages: Messages of a chat; prompts of a batch.
     """
 
-    body_bytes: Count = 1_000_000
+    body_bytes: int = Field(default=32 << 20, ge=1, le=1 << 30)
     max_tokens: Count = 4096
     choices: Count = 8
     messages: Count = 1000
@@ -262,11 +299,14 @@ class Affinity(SettingsGroup):
     """The policy `prefix_affinity`.
 
     Attributes:
-        characters: How much of a prompt's beginning makes the key.
+        characters: How much of the first text after the system message makes the key, with that message.
+        header: Header in which clients name their session; it is the key then. The field `prompt_cache_key`
+            is the second choice.
         slack: How much more than the mean a backend may have in flight, as a factor.
     """
 
     characters: Count = 512
+    header: str = Field(default="x-session-id", pattern=r"^[a-z0-9-]+$")
     slack: float = Field(default=1.25, ge=1, le=100)
 
 
@@ -278,6 +318,8 @@ class GatewaySettings(BaseSettings):
         port: Port to listen on; 0 takes a free one.
         models: What is served.
         keys: Who may.
+        hosts: Names under which a gateway without keys is reached, in addition to localhost and IP addresses.
+            It refuses others, because a foreign web page could use them (DNS rebinding).
         allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.
         cors_origins: Web pages of other origins that may call; none by default. Without keys, requests that
             browsers send for other pages are refused.
@@ -292,6 +334,7 @@ class GatewaySettings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     keys: tuple[KeySettings, ...] = ()
+    hosts: tuple[str, ...] = ()
     allow_anonymous: bool = False
     cors_origins: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

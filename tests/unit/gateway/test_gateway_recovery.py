@@ -130,7 +130,7 @@ def test_a_client_that_does_not_take_the_end_is_dropped_too():
             writer.transport.pause_reading()
             body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
             data = json.dumps(body).encode()
-            head = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+            head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
             writer.write(head % (ROUTE.encode(), len(data)) + data)
             await c.until(lambda: outcomes(c, "slow_client") == 1, 8)
             assert not c.gateway.contexts

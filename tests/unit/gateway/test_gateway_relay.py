@@ -205,7 +205,7 @@ def test_a_client_that_does_not_read_is_dropped():
             body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
             data = json.dumps(body).encode()
             writer.write(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s"
                 % (len(data), data)
             )
             await c.until(lambda: fake.cancelled == 1, 5)
