@@ -445,7 +445,7 @@ small = experiments.three_again(profile, small)
 engines = small.running
 first, second, third = engines
 runs = []
-with experiments.faulty_pool(engines) as (gateway, proxy):
+with experiments.faulty_pool(engines, profile) as (gateway, proxy):
     runs.append(experiments.run_with_fault(gateway, profile, "no fault"))
     for mode in ("slow", "lying"):
         runs.append(experiments.run_with_fault(gateway, profile, mode, *experiments.misbehave(proxy, mode)))
@@ -480,8 +480,8 @@ plots.plot_fault_runs(runs);
 # * *Lying*: the health check passes, so only failures reveal the fault. Three in a row open the circuit. If clients see no error, it is
 #   because each failed attempt was repeated on another engine (*repeated, by reason*).
 # * *Frozen*: the kernel accepts connections, and no answer comes. A request that waits for its first byte is sent elsewhere as soon as the
-#   health check fails. A stream that had begun ends with an error event after 2 s of silence (`idle_s`). If no stream had begun on
-#   that engine, nobody sees an error.
+#   health check fails. A stream that had begun ends with an error event after the silence that is printed above the table
+#   (`idle_s`). If no stream had begun on that engine, nobody sees an error.
 # * *Killed*: connections break at once. A stream that had begun ends with an error event, and all other requests are repeated. If you count
 #   fewer errors than there were users, the others waited for another engine or for their first byte. The engine doesn't come back, so
 #   the pool is "not within 10" seconds whole. Starting engines again is the job of systemd or Kubernetes.
