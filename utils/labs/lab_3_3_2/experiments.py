@@ -240,12 +240,6 @@ def starving_queue(profile: Profile, followers: int) -> tuple[Prompts, int]:
     return prompts, 2
 
 
-def half_a_gpu(profile: Profile) -> dict[str, Any]:
-    """Return the options of an engine that shares its GPU with another one, or none without a GPU."""
-    share = profile.gpu_memory_utilization
-    return {} if share is None else {"gpu_memory_utilization": round(share / 2, 2)}
-
-
 def measure_order(
     engine: RunningEngine, profile: Profile, prompts: Sequence[Tokens], label: str
 ) -> tuple[Hits, tuple[int, ...]]:
