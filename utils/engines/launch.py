@@ -32,6 +32,7 @@ from utils.engines.container import (
 )
 from utils.engines.diagnose import hint_for
 from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.memory_guard import GUARD
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
@@ -229,6 +230,8 @@ def launch(
         else:
             handle = start_process(spec, options)
         engine = RunningEngine(spec, options, host_port, handle)
+        if options.device == "cuda" and memory.unified():
+            GUARD.watch(engine)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
             require_gpu(engine, progress)
