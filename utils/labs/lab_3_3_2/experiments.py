@@ -17,10 +17,10 @@ from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write
 from utils.benchmark.engine_run import Run, measure
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
-from utils.benchmark.response import error_text
 from utils.engines import EngineError, RunningEngine
 from utils.engines.router import route
 from utils.engines.structured import Constraint, fault, request_fields
+from utils.http.answers import error_text
 from utils.kvcache.radix import Tokens
 from utils.labs.lab_3_3_2.workloads import (
     Maker,

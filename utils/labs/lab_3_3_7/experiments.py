@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from statistics import median
@@ -32,7 +31,7 @@ from utils.benchmark.prompts import PromptMaker
 from utils.benchmark.threads import run_in_thread
 from utils.benchmark.trace import RequestTrace
 from utils.engines import RunningEngine
-from utils.engines.fleet import Fleet, start_later
+from utils.engines.fleet import Fleet, StartingFleet, start_later
 from utils.fleet_plan import gateway_replicas, prefix_replicas
 from utils.gateway.local_gateway import LocalGateway, models_of, serve
 from utils.gateway.settings import Affinity
@@ -122,14 +121,14 @@ def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float
 # Balancing
 
 
-def replicas_later(profile: Profile) -> Future[Fleet] | None:
+def replicas_later(profile: Profile) -> StartingFleet | None:
     """Start two vLLM in the background, or None on a GPU, whose memory other engines need first."""
     if profile.device == "cuda":
         return None
     return start_later(profile, prefix_replicas(profile))
 
 
-def replicas_alone(profile: Profile, small: Fleet, starting: Future[Fleet] | None) -> Fleet:
+def replicas_alone(profile: Profile, small: Fleet, starting: StartingFleet | None) -> Fleet:
     """Return the two vLLM. On a GPU the three llama.cpp are stopped for them, so that they fit.
 
     Args:
