@@ -194,7 +194,9 @@ def ensure_image(
         ) from error
 
 
-def pull_events(client: Any, repository: str, tag: str) -> Generator[Mapping[str, Any], None, None]:
+def pull_events(
+    client: Any, repository: str, tag: str | None
+) -> Generator[Mapping[str, Any], None, None]:
     """Yield the events of a pull, and an empty one whenever the daemon has been silent for `POLL_S` seconds.
 
     A thread reads them, because a read from a slow registry can't be interrupted. If the generator is closed
