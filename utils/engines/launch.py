@@ -308,6 +308,7 @@ def start_container(
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
+    options = spec.settle(options)
     path = Path(options.model)
     inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
     folder = None
