@@ -358,6 +358,16 @@ class ContainerHandle:
         with contextlib.suppress(docker.errors.APIError):
             self._container.kill()
 
+    def freeze(self) -> None:
+        """Suspend the container (`docker pause`)."""
+        with answering():
+            self._container.pause()
+
+    def thaw(self) -> None:
+        """Let the container go on."""
+        with answering():
+            self._container.unpause()
+
     def stop(self) -> None:
         """Stops and removes the container.
 

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import time
 import weakref
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,13 @@ from utils.engines.container import (
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
-from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.engine_errors import (
+    EngineError,
+    EngineStartError,
+    NotRunHere,
+    UnsupportedOption,
+    skip_on_failure,
+)
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
@@ -109,6 +116,14 @@ class RunningEngine:
     def kill(self) -> None:
         """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
         self._handle.kill()
+
+    def freeze(self) -> None:
+        """Suspend it in the middle of its work. Its connections stay open."""
+        self._handle.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._handle.thaw()
 
     def stop(self) -> None:
         """Stops it and everything it started. Twice does no harm."""
@@ -239,6 +254,45 @@ def launch(
         engine.abandon()
         raise
     return engine
+
+
+class MissingEngine:
+    """What there is instead of an engine if none runs: every use of it raises `EngineError`."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError(self._reason)
+
+    def __enter__(self) -> RunningEngine:
+        raise EngineError(self._reason)
+
+    def __exit__(self, *_: object) -> None:
+        """Never entered."""
+
+
+def launch_first(
+    names: Sequence[str], profile: Profile, reasons: MutableMapping[str, str]
+) -> RunningEngine | MissingEngine:
+    """Launch the first of several engines that runs here.
+
+    Args:
+        names: Engines, the preferred one first.
+        profile: Where.
+        reasons: Gets the reason of each engine before it, by its title.
+
+    Returns:
+        The engine, or a stand-in that raises `EngineError` at any use, so that `skip_on_failure` can skip it.
+    """
+    for name in names:
+        with skip_on_failure(get_spec(name).title, reasons):
+            return launch(name, profile)
+    titles = ", ".join(get_spec(name).title for name in names)
+    return MissingEngine(f"it needs an engine, and none of these started: {titles}")
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:

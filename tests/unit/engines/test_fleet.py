@@ -195,11 +195,11 @@ def test_engine_that_fails_at_work_leaves_the_others(log, runtime, error):
 def test_skip_on_failure_covers_start_and_work(log, capsys):
     reasons = {}
     with Fleet(CPU, VARIANTS, "first") as engines:
-        with skip_on_failure(reasons, "broken"), engines.one("broken"):
+        with skip_on_failure("broken", reasons), engines.one("broken"):
             raise AssertionError("must be skipped")
-        with skip_on_failure(reasons, "a"), engines.one("a"):
+        with skip_on_failure("a", reasons), engines.one("a"):
             raise httpx.ReadTimeout("no answer")
-        with pytest.raises(ZeroDivisionError), skip_on_failure(reasons, "b"):
+        with pytest.raises(ZeroDivisionError), skip_on_failure("b", reasons):
             _ = 1 / 0
     assert reasons == {"broken": "out of luck", "a": "no answer"}
     assert "a: not run here: no answer" in capsys.readouterr().out
