@@ -450,7 +450,7 @@ vllm_gain = 12
 ### END SOLUTION
 
 # %% tags=["measures"]
-prefill_length = profile.context_length // 4
+prefill_length = profile.load.prefill_tokens
 records, prefills = [], {}
 with skip_on_failure("vLLM", not_run), first as engine:
     if engine.name == "vllm":

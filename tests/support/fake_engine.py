@@ -13,9 +13,12 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--mode", default="ok")
 parser.add_argument("--pids", default="")
+parser.add_argument("--log", default="", help="text to log before it serves")
 parser.add_argument("--silent", action="store_true", help="accept requests and never answer")
 arguments = parser.parse_args()
 
+if arguments.log:
+    print(arguments.log, flush=True)
 if arguments.mode == "dies":
     print("loading", flush=True)
     print("ValueError: No available memory for the cache blocks.", flush=True)

@@ -194,7 +194,9 @@ def ensure_image(
         ) from error
 
 
-def pull_events(client: Any, repository: str, tag: str) -> Generator[Mapping[str, Any], None, None]:
+def pull_events(
+    client: Any, repository: str, tag: str | None
+) -> Generator[Mapping[str, Any], None, None]:
     """Yield the events of a pull, and an empty one whenever the daemon has been silent for `POLL_S` seconds.
 
     A thread reads them, because a read from a slow registry can't be interrupted. If the generator is closed
@@ -340,6 +342,16 @@ class ContainerHandle:
             return None
         self._copier.join(timeout=5)  # the last lines are in the log before anybody reads it
         return int(state["ExitCode"])
+
+    def process_ids(self) -> set[int]:
+        """Return the ids of the container's processes on the host, as `docker top` lists them."""
+        try:
+            with answering():
+                listed = self._container.top()
+        except docker.errors.APIError:
+            return set()
+        column = listed["Titles"].index("PID")
+        return {int(row[column]) for row in listed["Processes"]}
 
     def memory_bytes(self) -> int:
         """Memory of the container as `docker stats` counts it, bytes: without file pages not in use."""

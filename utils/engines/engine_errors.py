@@ -112,8 +112,8 @@ def reason_of(error: Exception) -> str:
 def skip_on_failure(name: str, reasons: MutableMapping[str, str] | None = None) -> Iterator[None]:
     """Keep one engine's failure from ending the notebook.
 
-    Put it in front of the engine's own context manager: `with skip_on_failure("vLLM", not_run), launch(...) as
-    engine:`. If the engine doesn't start, or fails at its work, the rest of the block is skipped.
+    Put it in front of the engine's own context manager: `with skip_on_failure("vLLM"), launch("vllm") as x:`.
+    If the engine doesn't start, or fails at its work, the rest of the block is skipped.
 
     Args:
         name: Name of the engine, or of the part that is skipped, for people.

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import re
 import time
 import weakref
 from collections.abc import MutableMapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 
 from utils import loopback
+from utils.engines import gpu_proof, memory
 from utils.engines.cell_runs import remember, stop_earlier, this_run
 from utils.engines.container import (
     CONFIG_FOLDER,
@@ -43,6 +45,7 @@ from utils.engines.registry import get_spec
 from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.engines.start_progress import StartProgress
+from utils.fleet_plan import engine_sizes
 from utils.profiles import DTYPES, Profile, load_profile
 
 POLL_S = 0.25
@@ -105,6 +108,10 @@ class RunningEngine:
         """Exit code of an engine that ended; None while it runs."""
         return self._handle.exit_code()
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the engine's processes."""
+        return self._handle.process_ids()
+
     def memory_bytes(self) -> int:
         """Memory in use by the engine and all its processes, bytes (GPU memory not included)."""
         return self._handle.memory_bytes()
@@ -130,6 +137,7 @@ class RunningEngine:
         if not self._stopped:
             self._handle.stop()
             self._stopped = True
+            memory.note_stop()
 
     def abandon(self) -> None:
         """End an engine that never served: it has nothing to save, so it is killed at once."""
@@ -154,12 +162,13 @@ class RunningEngine:
 
 
 def quantisation_of(model: str, dtype: str) -> str:
-    """Weight format as the model's name gives it (`tiny-Q8_0.gguf`, `owner/name:Q8_0`), else the dtype."""
+    """Return the weight format that a model's name ends with, else the dtype's.
+
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    """
     name = Path(model).name
-    if model.endswith(".gguf"):
-        return name.removesuffix(".gguf").rpartition("-")[2].upper()
-    if ":" in name:
-        return name.rpartition(":")[2].upper()
+    if model.endswith(".gguf") or ":" in name:
+        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
@@ -207,6 +216,7 @@ def launch(
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
+        NotEnoughMemory: The GPU has too little free memory for it.
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
         StartCancelled: `progress` cancelled it; nothing is left.
     """
@@ -215,7 +225,7 @@ def launch(
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
-    fields = profile_fields(profile) | choices
+    fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     if not in_container:
         require_local(spec, profile)
@@ -234,7 +244,7 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device="cpu" if profile.name == "cpu" else "cuda",
+        device=profile.device,
         extra_arguments=extra_arguments,
         **fields,
     )
@@ -242,17 +252,19 @@ def launch(
     stop_earlier(run)
     progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    if in_container:
-        handle = start_container(spec, options, host_port, progress)
-    else:
-        handle = start_process(spec, options)
-    engine = RunningEngine(spec, options, host_port, handle)
-    remember(engine, run)
-    try:
-        wait_until_healthy(engine, profile.start_timeout_s, progress)
-    except BaseException:
-        engine.abandon()
-        raise
+    with memory.planned(spec, options, choices, progress.say) as options:
+        if in_container:
+            handle = start_container(spec, options, host_port, progress)
+        else:
+            handle = start_process(spec, options)
+        engine = RunningEngine(spec, options, host_port, handle)
+        remember(engine, run)
+        try:
+            wait_until_healthy(engine, profile.start_timeout_s, progress)
+            require_gpu(engine, progress)
+        except BaseException:
+            engine.abandon()
+            raise
     return engine
 
 
@@ -396,6 +408,25 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def require_gpu(engine: RunningEngine, progress: StartProgress) -> None:
+    """Refuse a healthy engine that was started for a GPU and doesn't use it.
+
+    Raises:
+        EngineStartError: A proof is missing; names it, and the cure.
+    """
+    if engine.options.device != "cuda":
+        return
+    log = engine.log_path.read_text(encoding="utf-8", errors="replace")
+    fault = engine.spec.device_fault(engine.base_url, log)
+    fault = fault or gpu_proof.process_fault(engine.process_ids())
+    if fault:
+        progress.end("serves, but not on the GPU")
+        message = f"is healthy, but it doesn't use the GPU: {fault}."
+        raise EngineStartError(
+            engine.spec.title, message, engine.tail(20), gpu_proof.CURE, engine.log_path
+        )
 
 
 def warm_up(client: httpx.Client, engine: RunningEngine) -> None:

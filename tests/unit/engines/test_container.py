@@ -31,6 +31,12 @@ class FakeContainer:
     def reload(self):
         self.calls.append("reload")
 
+    def top(self):
+        return {
+            "Titles": ["UID", "PID", "CMD"],
+            "Processes": [["root", "41", "vllm"], ["root", "57", "x"]],
+        }
+
     def start(self):
         self.calls.append("start")
 
@@ -158,6 +164,7 @@ def test_a_container_is_watched_stopped_and_removed(tmp_path):
     client = FakeDocker()
     handle = ContainerHandle(client, "vLLM", {"image": "a:1", "command": None}, tmp_path / "log")
     assert handle.exit_code() is None
+    assert handle.process_ids() == {41, 57}
     client.container.attrs = {"State": {"Running": False, "ExitCode": 3}}
     assert handle.exit_code() == 3
     assert (tmp_path / "log").read_text() == "line 1\nline 2\n"
