@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from utils import fleet_plan
 from utils.gpu import CAPABILITY, Gpu, this_gpu
+from utils.gpu_choice import GpuChoiceError, pin_gpu
 from utils.model_sizes import QWEN3
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -457,7 +458,7 @@ def load_profile(name: str | None = None) -> Profile:
         name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.
 
     Raises:
-        ProfileError: No such profile, or no such load; the message lists those there are.
+        ProfileError: No such profile, load or GPU; the message lists those there are.
     """
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE)
     if not chosen:
@@ -469,8 +470,15 @@ def load_profile(name: str | None = None) -> Profile:
             "or unset it, and the machine decides."
         )
     profile = PROFILES[chosen]
-    if profile.device == "cuda" and (gpu := this_gpu()) is not None:
-        profile = fit(profile, gpu)
+    if profile.device == "cuda":
+        try:
+            pinned = pin_gpu(os.environ)
+        except GpuChoiceError as error:
+            raise ProfileError(str(error)) from error
+        if (gpu := this_gpu()) is not None:
+            profile = fit(profile, gpu)
+        if pinned:
+            profile = replace(profile, description=f"{profile.description}; {pinned}")
     if not wants_quick_load():
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import time
 import weakref
 from collections.abc import MutableMapping, Sequence
@@ -29,6 +30,7 @@ from utils.engines.container import (
     ContainerHandle,
     connect,
     ensure_image,
+    hand_back,
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
@@ -42,11 +44,11 @@ from utils.engines.engine_errors import (
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
-from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
+from utils.engines.runtime import LOGS, Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.engines.start_progress import StartProgress
 from utils.fleet_plan import engine_sizes
-from utils.profiles import DTYPES, Profile, load_profile
+from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
 # Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
@@ -261,6 +263,8 @@ def launch(
         remember(engine, run)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
+            if isinstance(handle, ContainerHandle):
+                handle.hand_back()  # what it has downloaded
             require_gpu(engine, progress)
         except BaseException:
             engine.abandon()
@@ -366,7 +370,7 @@ def start_container(
         folder = path if path.is_dir() else path.parent
         seen_as = MODEL_FOLDER if path.is_dir() else f"{MODEL_FOLDER}/{path.name}"
         inside = dataclasses.replace(inside, model=seen_as)
-    config = Path(options.config) if options.config else None
+    config = below_course(Path(options.config)) if options.config else None
     if config is not None:
         inside = dataclasses.replace(inside, config=f"{CONFIG_FOLDER}/{config.name}")
     client = connect()
@@ -375,7 +379,21 @@ def start_container(
     settings = {**spec.container.environment, **spec.environment(inside)}
     container = dataclasses.replace(spec.container, environment=settings)
     request = run_arguments(container, arguments, port, folder, os.environ, config)
+    hand_back(client, request)  # folders that a killed kernel's container has left
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
+
+
+def below_course(config: Path) -> Path:
+    """Return a file that docker can mount: a copy in the course's folder, if it isn't there already.
+
+    Docker often can't see /tmp, for example if it is snap's, or if the notebook itself is in a container. It
+    then makes an empty folder of that name.
+    """
+    if config.is_relative_to(ROOT):
+        return config
+    LOGS.mkdir(exist_ok=True)
+    copied = LOGS / f"{os.getpid()}-{config.name}"
+    return Path(shutil.copyfile(config, copied))
 
 
 def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartProgress) -> None:

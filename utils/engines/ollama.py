@@ -19,7 +19,15 @@ from typing import Any
 from utils.engines import ollama_api
 from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.gpu_proof import ollama_fault
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    PROXY_VARIABLES,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
 
@@ -104,7 +112,7 @@ SPEC = EngineSpec(
         port=11434,
         ipc=None,
         mounts={"ollama": "/root/.ollama"},
-        pass_environment=(),
+        pass_environment=PROXY_VARIABLES,
         probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
     local=Local(

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.gpu_proof import sglang_fault
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.model_sizes import GIB, bytes_per_token, read_config
 from utils.profiles import ENGINES, on_x86
 
@@ -112,8 +122,11 @@ SPEC = EngineSpec(
         image=f"lmsysorg/sglang:v{VERSION}-cu130",
         port=30000,
         command=("python3", "-m", "sglang.launch_server"),
-        shm_size="32g",
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-sglang": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         command=(str(PYTHON), "-m", "sglang.launch_server"),

