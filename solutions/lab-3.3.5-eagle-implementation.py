@@ -648,7 +648,7 @@ ratio_at_most = 0.9
 ### END SOLUTION
 
 # %% tags=["measures"]
-temperatures = (0.0,) if profile.runtime == "process" else (0.0, 1.0)
+temperatures = (0.0,) if profile.device == "cpu" else (0.0, 1.0)
 levels = experiments.crossover(fleet, profile, serving, ("plain", "EAGLE-3"), temperatures)
 if len(temperatures) == 1:
     print("Throughput at temperature 1: not run here, because vLLM's sampling can't be trusted on a CPU; see below.")

@@ -69,7 +69,7 @@ class Fleet:
         run = run or this_run()
         stop_earlier(run)
         remember(self, run)
-        if together or profile.runtime == "process":
+        if together or not profile.shares_gpu:
             self._running = {}
             self._running = self._start(list(variants))
 
@@ -199,8 +199,10 @@ class Fleet:
             print(f"{name}: {error}")
 
     def _ask_docker(self, name: str) -> None:
+        if self.profile.runtime != "docker":
+            return
         spec = get_spec(self.variants[name].get("engine", self._engine))
-        if self.profile.runtime != "docker" or spec.container is None:
+        if spec.container is None:
             return
         progress = StartProgress(name, self._quiet, stop=self._cancel)
         ensure_image(connect(), spec.container.image, progress.say, progress.check)

@@ -229,8 +229,9 @@ def launch(
     wanted = model or profile.models.get(name)
     fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
+    device = profile.device
     if not in_container:
-        require_local(spec, profile)
+        device = require_local(spec, profile)
     if wanted is None:
         raise NotRunHere(
             spec.title, spec.not_local or f"profile {profile.name} has no model for it"
@@ -246,7 +247,7 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device=profile.device,
+        device=device,
         extra_arguments=extra_arguments,
         **fields,
     )
@@ -258,6 +259,8 @@ def launch(
         if in_container:
             handle = start_container(spec, options, host_port, progress)
         else:
+            if options.device != profile.device:
+                progress.say("on the CPU, because this build of it has no CUDA")
             handle = start_process(spec, options)
         engine = RunningEngine(spec, options, host_port, handle)
         remember(engine, run)
@@ -335,27 +338,33 @@ def check_choices(spec: EngineSpec, choices: dict[str, Any]) -> None:
         raise UnsupportedOption(f"{spec.title} {reason} the option {option!r}. It takes: {known}.")
 
 
-def require_local(spec: EngineSpec, profile: Profile) -> None:
-    """Refuses an engine that cannot run as a process here.
+def require_local(spec: EngineSpec, profile: Profile) -> str:
+    """Refuse an engine that can't run as a process here.
+
+    Returns:
+        Device that it computes on.
 
     Raises:
         NotRunHere: It has no local form, or its environment has not been set up.
     """
-    if spec.local is None:
+    local, device = spec.local_on(profile.device)
+    if local is None:
         raise NotRunHere(spec.title, spec.not_local)
-    if not spec.local.needs.exists():
+    if not local.needs.exists():
         raise NotRunHere(
             spec.title,
-            f"its environment is not set up. Run: make setup STEP={spec.local.setup} "
+            f"its environment is not set up. Run: make setup STEP={local.setup} "
             f"(profile {profile.name})",
         )
+    return device
 
 
 def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
     """Starts the engine as a local process."""
-    assert spec.local is not None
-    command = [*spec.local.command, *spec.arguments(options)]
-    return ProcessHandle(command, spec.local.environment(options), new_log(spec.name))
+    local, _ = spec.local_on(options.device)
+    assert local is not None
+    command = [*local.command, *spec.arguments(options)]
+    return ProcessHandle(command, local.environment(options), new_log(spec.name))
 
 
 def start_container(
@@ -459,7 +468,7 @@ def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
 
 def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     """Return the version that the engine tells, or the installed one if its program can't tell it."""
-    local = engine.spec.local
+    local, _ = engine.spec.local_on(engine.options.device)
     if local and not local.tells_version and isinstance(engine._handle, ProcessHandle):
         return local.version
     if engine.spec.version_path is None:

@@ -104,6 +104,18 @@ def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Seque
         )
 
 
+LOCAL = (
+    Local(
+        command=(PROGRAM, "serve"),
+        needs=Path(PROGRAM),
+        setup="",
+        version="",
+        environment=local_environment,
+    )
+    if PROGRAM
+    else None
+)
+
 SPEC = EngineSpec(
     name="ollama",
     title="Ollama",
@@ -115,15 +127,8 @@ SPEC = EngineSpec(
         pass_environment=PROXY_VARIABLES,
         probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
-    local=Local(
-        command=(PROGRAM, "serve"),
-        needs=Path(PROGRAM),
-        setup="",
-        version="",
-        environment=local_environment,
-    )
-    if PROGRAM
-    else None,
+    local=LOCAL,
+    local_cuda=LOCAL,
     not_local="its program is not on the package index; install it (https://ollama.com/download), or use "
     "docker and an NVIDIA GPU, where it runs in its container",
     arguments=arguments,

@@ -220,6 +220,7 @@ class EngineSpec:
         title: Name for people, `vLLM`.
         container: How it runs in a container; None: it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
+        local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
         not_local: Why it cannot run as a local process.
         arguments: Serving arguments for a set of options.
         options: Optional fields of ServeOptions that it honours.
@@ -254,4 +255,11 @@ class EngineSpec:
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
     environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
+    local_cuda: Local | None = None
     device_fault: Callable[[str, str], str] = no_statement
+
+    def local_on(self, device: str) -> tuple[Local | None, str]:
+        """Return how it runs as a process on a device, and the device that it then really uses."""
+        if device == "cuda" and self.local_cuda is not None:
+            return self.local_cuda, "cuda"
+        return self.local, "cpu"

@@ -54,7 +54,7 @@ SPEC = EngineSpec(
         environment=CACHE_VARIABLES,
     ),
     local=None,
-    not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
+    not_local="it needs its container: an NVIDIA GPU and docker",
     arguments=arguments,
     options=frozenset({"config"}),
     refuse=tensorrt_llm_checks.refuse,

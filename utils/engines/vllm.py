@@ -25,6 +25,7 @@ from utils.engines.spec import (
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
+CUDA = ENGINES / "vllm_cuda" / "bin"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -68,6 +69,14 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return environment
 
 
+def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CUDA wheel as a local process."""
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
 SPEC = EngineSpec(
     name="vllm",
     title="vLLM",
@@ -92,6 +101,14 @@ SPEC = EngineSpec(
         # On a CPU with AMX, a worker whose very first prompt has a single token dies of SIGILL: its attention
         # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
         warm_up="Say something short, please, and wake up.",
+    ),
+    # The wheel for CUDA, whose own command works. Not run on a GPU yet.
+    local_cuda=Local(
+        command=(str(CUDA / "vllm"), "serve"),
+        needs=CUDA / "vllm",
+        setup="vllm_cuda",
+        version="0.32.0",
+        environment=cuda_environment,
     ),
     not_local="",
     arguments=arguments,

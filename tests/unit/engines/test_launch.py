@@ -235,6 +235,37 @@ def test_an_engine_that_is_not_set_up_names_the_command(fake, profile, monkeypat
         launch("fake", profile)
 
 
+GPU = dataclasses.replace(PROFILES["cpu"], name="cuda-local", device="cuda", shares_gpu=True)
+
+
+def test_gpu_without_docker_takes_the_cuda_build(fake, monkeypatch):
+    cuda = dataclasses.replace(fake.local, command=("cuda",), setup="fake_cuda")
+    both = dataclasses.replace(fake, local_cuda=cuda)
+    assert both.local_on("cuda") == (cuda, "cuda")
+    assert both.local_on("cpu") == (fake.local, "cpu")
+    assert fake.local_on("cuda") == (fake.local, "cpu")
+
+
+def test_engine_without_cuda_build_says_that_it_is_on_the_cpu(fake, profile, capsys):
+    local = dataclasses.replace(GPU, models=profile.models, start_timeout_s=10.0)
+    with launch("fake", local) as engine:
+        assert engine.options.device == "cpu"
+    assert "on the CPU, because this build of it has no CUDA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vllm", "make setup STEP=vllm_cuda"),
+        ("sglang", "make setup STEP=sglang_cuda"),
+        ("tensorrt_llm", "it needs its container"),
+    ],
+)
+def test_gpu_without_docker_names_what_is_missing(name, says, monkeypatch):
+    with pytest.raises(NotRunHere, match=says):
+        launch(name, dataclasses.replace(GPU, models={name: "owner/some-model"}))
+
+
 def test_a_missing_model_is_refused_before_the_start(fake, profile, tmp_path):
     with pytest.raises(ModelMissing, match="There is no model at"):
         launch("fake", profile, model=str(tmp_path / "none.gguf"))
