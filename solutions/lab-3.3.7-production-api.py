@@ -446,7 +446,7 @@ failed_by_kill = 2
 # %% tags=["measures"]
 small = experiments.three_again(profile, small)
 runs = []
-with skip_on_failure("broken engines"), experiments.faulty_pool(small.at_least(2)) as (gateway, proxy):
+with skip_on_failure("broken engines"), experiments.faulty_pool(small.at_least(2), profile) as (gateway, proxy):
     engines = small.running
     runs.append(experiments.run_with_fault(gateway, profile, "no fault"))
     for mode in ("slow", "lying"):
@@ -484,8 +484,8 @@ if runs:
 # * *Lying*: the health check passes, so only failures reveal the fault. Three in a row open the circuit. If clients see no error, it is
 #   because each failed attempt was repeated on another engine (*repeated, by reason*).
 # * *Frozen*: the kernel accepts connections, and no answer comes. A request that waits for its first byte is sent elsewhere as soon as the
-#   health check fails. A stream that had begun ends with an error event after 2 s of silence (`idle_s`). If no stream had begun on
-#   that engine, nobody sees an error.
+#   health check fails. A stream that had begun ends with an error event after the silence that is printed above the table
+#   (`idle_s`). If no stream had begun on that engine, nobody sees an error.
 # * *Killed*: connections break at once. A stream that had begun ends with an error event, and all other requests are repeated. If you count
 #   fewer errors than there were users, the others waited for another engine or for their first byte. The engine doesn't come back, so
 #   the pool is "not within 10" seconds whole. Starting engines again is the job of systemd or Kubernetes.

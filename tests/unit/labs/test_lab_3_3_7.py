@@ -145,3 +145,14 @@ def test_replicas_take_turns_with_the_three_on_a_gpu_only(monkeypatch):
     assert made == ["stopped", (["left", "right"], {"together": True})]
     experiments.three_again(gpu, three)
     assert made[2:] == [(["first", "second", "third"], {"together": True})]
+
+
+def test_patience_comes_from_the_machines_own_speed():
+    def slow(factor):
+        times = tuple(factor * at for at in (1.0, 1.1, 1.5))
+        whole = trace(0, seconds=2 * factor)
+        return dataclasses.replace(whole, first_token=times[0], chunk_times=times)
+
+    assert experiments.patience([slow(1.0), slow(2.0)]) == {"first_byte_s": 10.0, "idle_s": 4.0}
+    assert experiments.patience([slow(0.01)]) == experiments.LEAST_PATIENCE_S
+    assert experiments.patience([trace(0, error="x")]) == experiments.LEAST_PATIENCE_S
