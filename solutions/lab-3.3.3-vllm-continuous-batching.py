@@ -2,13 +2,13 @@
 # # Lab 3.3.3: Continuous batching and PagedAttention
 #
 # One user gets an answer from your server. Then thirty-two come at once. Do they wait thirty-two
-# times as long? In this lab you find out why they do not, what the engine needs for that, and what
-# happens when it has too little of it.
+# times as long? In this lab you find out why they don't, which memory the engine needs for that, and
+# how it behaves when it has too little.
 #
 # Two ideas carry it. **PagedAttention** keeps a model's memory of a conversation on loose leaves in
 # place of a bound notebook: a sheet is taken when it is needed, not fifty pages in advance.
-# **Continuous batching** works like a sushi belt: whoever is done leaves a seat, and the next guest
-# sits down at once; nobody waits until the whole table has finished.
+# **Continuous batching** works like a sushi belt: a guest who is done leaves a seat, and the next one
+# sits down at once, so nobody waits until the whole table has finished.
 #
 # You will be able to
 #
@@ -24,7 +24,7 @@
 #
 # **It starts** vLLM several times (and llama.cpp once or twice) on free ports of 127.0.0.1, and stops
 # each of them. **It writes** one JSON record per run into `records/`. Numbers are *measured* here,
-# *cited* with their source, or *predicted* by a formula that you see; each says which it is.
+# *cited* with their source, or *predicted* by a formula that you see, and each is marked accordingly.
 
 # %%
 import random
@@ -34,7 +34,7 @@ from IPython.display import display
 
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_3 as checks
-from utils.engines import EngineError, launch
+from utils.engines import EngineError, launch, launch_first, skip_on_failure
 from utils.labs.lab_3_3_3 import plots, tables
 from utils.kvcache.blocks import BlockTable, OutOfBlocks
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
@@ -54,9 +54,9 @@ low, middle, top = profile.load.levels[0], profile.load.levels[1], profile.load.
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# ## 1. What one token costs
+# ## 1. The cost of one token
 #
-# To write the next token, a decoder looks back at every token before it. What it looks at are two
+# To write the next token, a decoder looks back at every token before it. It reads two
 # vectors per token, a **key** and a **value**, in every layer. Computing them again for each new
 # token would be absurd, so they are kept: that is the **KV cache**. It grows by the same amount with
 # every token, of every request, and nothing else in an engine's memory grows like that.
@@ -177,10 +177,13 @@ capacity = checks.capacity(capacity)
 # size of a block, and the memory it set aside.
 
 # %% tags=["measures"]
-engine = launch("vllm", profile)
-report = cache_report(engine)
-budget = int(kv_budget_bytes(engine))
-print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
+not_run, report, budget, block_tokens = {}, None, 0, 16  # 16 is vLLM's default
+engine = launch_first(("vllm",), profile, not_run)
+with skip_on_failure("vLLM's KV cache"):
+    report = cache_report(engine)
+    block_tokens = report.block_size
+    budget = int(kv_budget_bytes(engine))
+    print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
 
 # %% [markdown]
 # **Predict**: how many blocks will it report? You have all that is needed: `profile.value_bytes` is the size of
@@ -188,16 +191,17 @@ print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache,
 
 # %% prediction="blocks_predicted"
 ### BEGIN SOLUTION
-#: blocks_predicted = None  # capacity(budget, ..., report.block_size, ...)[0]
-blocks_predicted = capacity(budget, kv_bytes_per_token(here, profile.value_bytes), report.block_size, 1)[0]
+#: blocks_predicted = None  # capacity(budget, ..., block_tokens, ...)[0]
+blocks_predicted = capacity(budget, kv_bytes_per_token(here, profile.value_bytes), block_tokens, 1)[0]
 ### END SOLUTION
 
 # %%
-compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
-token_bytes = kv_bytes_per_token(here, profile.value_bytes)
-blocks, requests = capacity(budget, token_bytes, report.block_size, profile.context_length)
-print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
-print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
+if report:
+    compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
+    token_bytes = kv_bytes_per_token(here, profile.value_bytes)
+    blocks, requests = capacity(budget, token_bytes, block_tokens, profile.context_length)
+    print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
+    print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
 
 # %% [markdown]
 # One block is not for tokens: vLLM keeps block 0 as a placeholder (`BlockPool.null_block` in
@@ -205,7 +209,7 @@ print(f"room for {requests} requests of the full {profile.context_length} tokens
 #
 # ## 2. Loose leaves: blocks, tables, copy-on-write
 #
-# Each request has a **block table**: its first block of tokens lies in physical block 7, the second
+# Each request has a **block table**: its first block of tokens is in physical block 7, the second
 # in block 2, and so on. The attention kernel follows the table, so neighbours in the text need not be
 # neighbours in memory (PagedAttention, arXiv 2309.06180, section 4.1).
 #
@@ -276,7 +280,7 @@ block_pool = checks.block_pool(block_pool)
 # When a user asks for three samples of one prompt, all three share the prompt's blocks: three tables,
 # one copy. Trouble begins with the first new token, if the last block is not full: three sequences
 # want to write different tokens into the same block. The answer is **copy-on-write**: who writes to a
-# shared block copies it first. A full block is never written to again, so it can stay shared for ever.
+# shared block copies it first. A full block is never written to again, so it can stay shared forever.
 
 # %% [markdown]
 # Write `append_slot`, which makes room for one more token of a sequence. `table` is its block table (a
@@ -339,7 +343,7 @@ plots.plot_blocks(pool, samples)
 
 # %% [markdown]
 # *In the picture: fourteen blocks in a row, each with its number and its reference count. Blocks 0 and
-# 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). Behind them each sample
+# 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). After them each sample
 # has blocks of its own, in one colour; the last ones are free and white. Below, the three block tables.*
 #
 # vLLM 0.32 shares prompts like this through its **prefix cache**: full blocks are found again by a hash
@@ -348,8 +352,8 @@ plots.plot_blocks(pool, samples)
 # ## 3. Loose leaves against bound notebooks
 #
 # Before PagedAttention, serving systems gave each request one unbroken range, long enough for the
-# longest possible answer: nobody knows beforehand how long it will be. What is reserved and not used is
-# lost to all others. The paper found that only 20.4 to 38.2 % of the cache held tokens in the systems
+# longest possible answer: nobody knows beforehand how long it will be. Slots that are reserved but not used
+# are lost to all others. The paper found that only 20.4 to 38.2 % of the cache held tokens in the systems
 # of its day (*cited*: arXiv 2309.06180, section 1).
 #
 # Here are 300 requests of very different lengths and a memory of 8,192 tokens. The server admits
@@ -394,7 +398,7 @@ plots.plot_memory(memory_runs)
 # </details>
 #
 # So why not blocks of one token? Because kernels read memory in stretches, and tables grow: vLLM's block
-# size here is a choice of its makers. What does it cost?
+# size here is a choice of its makers. How much memory does that cost?
 
 # %% [markdown]
 # Write `unused_share`: of all the slots in blocks that requests of these `lengths` hold, which share
@@ -419,16 +423,16 @@ unused_share = checks.unused_share(unused_share)
 
 # %%
 lengths = [job.total_tokens for job in crowd]
-for size in sorted({1, 4, 16, 64, 256, report.block_size}):
-    mark = "   <- this vLLM" if size == report.block_size else ""
+for size in sorted({1, 4, 16, 64, 256, block_tokens}):
+    mark = "   <- this vLLM" if report and size == block_tokens else ""
     print(f"blocks of {size:4} tokens: {unused_share(lengths, size):6.1%} of the held slots unused (derived){mark}")
 
 # %% [markdown]
 # ## 4. The sushi belt: scheduling at every step
 #
 # With **static batching** a batch is put together, runs until its longest answer is done, and only then
-# comes the next. Short answers wait for long ones, and their places stand empty. **Iteration-level
-# scheduling** (Orca, OSDI 2022) decides anew before every forward step. vLLM's rules, in
+# comes the next. Short answers wait for long ones, and their places stay empty. **Iteration-level
+# scheduling** (Orca, OSDI 2022) decides again before every forward step. vLLM's rules, in
 # `vllm/v1/core/sched/scheduler.py`:
 #
 # 1. *The running first*, oldest first. Each gets the tokens it still has to compute: one when it is
@@ -436,8 +440,8 @@ for size in sorted({1, 4, 16, 64, 256, report.block_size}):
 #    step's token budget.
 # 2. If the blocks for those tokens are not free, the *youngest* running request is **preempted**: it
 #    loses its blocks and goes back to the *front* of the queue, to be computed again later. Repeat until
-#    it fits; whoever becomes the victim itself is out of this step, and no further running request is
-#    looked at.
+#    it fits; a request that becomes the victim itself is out of this step, and no further running request
+#    is looked at.
 # 3. Then, only if nobody was preempted, *the waiting*, first come first served: as long as budget is left
 #    and fewer than `max_running` run. A request is admitted only if the blocks for **all** its remaining
 #    tokens are free, even where only a part of them (a *chunk*) fits this step's budget. The first one
@@ -563,8 +567,10 @@ plots.plot_schedules([static, continuous])
 # times, the levels in turn so that a slow phase of the machine hits all of them.
 
 # %% tags=["measures"]
-runs = sweep(engine, profile, (low, middle), "vLLM")
-tables.sweep_table(runs)
+runs = []
+with skip_on_failure("the sweep"):
+    runs = sweep(engine, profile, (low, middle), "vLLM")
+    display(tables.sweep_table(runs))
 
 # %% [markdown]
 # With more requests in flight a step takes longer (TPOT grows), but each step gives a token to *every*
@@ -600,9 +606,12 @@ def predict_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
 predict_throughput = checks.predict_throughput(predict_throughput)
 
 # %%
-tpot_s = {level: latency_at(runs, level, "median_tpot_ms") / 1000 for level in (low, middle)}
-predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
-print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
+cost = assumed  # of section 4, until there are measured ones
+if runs:
+    tpot_s = {level: latency_at(runs, level, "median_tpot_ms") / 1000 for level in (low, middle)}
+    predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
+    cost = fit_step_cost(tpot_s)
+    print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
 
 # %% [markdown]
 # **Predict** with your own head: with the most requests in flight (the profile's top level, printed above),
@@ -615,22 +624,24 @@ speedup_at_top = 15
 ### END SOLUTION
 
 # %% tags=["measures"]
-runs += sweep(engine, profile, (top,), "vLLM")
-ratio = speedup(runs, low, top)
-compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
-measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
-compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
-if warning := tables.busy_warning(runs, low, top):
-    print(warning)
-display(tables.speedup_table(runs, low, top), tables.sweep_table(runs))
+ratio = None
+with skip_on_failure("the top level"):
+    runs += sweep(engine, profile, (top,), "vLLM")
+    ratio = speedup(runs, low, top)
+    compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
+    measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
+    compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
+    if warning := tables.busy_warning(runs, low, top):
+        print(warning)
+    display(tables.speedup_table(runs, low, top), tables.sweep_table(runs))
 
 # %%
-plots.plot_sweep(runs, predicted)
+plots.plot_sweep(runs, predicted) if ratio else None
 
 # %% [markdown]
 # *In the picture: left, throughput against concurrency on two logarithmic axes, with the intervals of the
 # repeats, your predictions as red diamonds, and a dotted line where it would be if a step cost the same
-# whatever the batch. Right, what it costs each user: compare how fast TPOT and TTFT grow.*
+# whatever the batch. Right, the price for each user: compare how fast TPOT and TTFT grow.*
 #
 # **Read the tables.** How many times as long does a step take at the top level (the factor of TPOT)? If that were the
 # only cost, by which factor would the throughput grow? What takes away the difference to the measured factor?
@@ -653,8 +664,9 @@ plots.plot_sweep(runs, predicted)
 # The engine's own view of the last run, read from its Prometheus metrics while the requests ran:
 
 # %%
-print(runs[-1].series.note)
-plot_run(runs[-1].series, runs[-1].result.traces, f"vLLM, {top} requests in flight")
+if ratio:
+    print(runs[-1].series.note)
+    display(plot_run(runs[-1].series, runs[-1].result.traces, f"vLLM, {top} requests in flight"))
 
 # %% [markdown]
 # *In the picture: above, one line per request, orange until its first token, then blue; as one ends, the
@@ -676,19 +688,20 @@ waves_gain = 1.6
 
 # %% tags=["measures"]
 mixed = make_requests(profile, 6 * middle, seed=50, spread=0.8)
-jobs, cost = as_jobs(mixed, profile), fit_step_cost(tpot_s)
+jobs = as_jobs(mixed, profile)
 slots = middle * profile.context_length
 static = simulate_static(jobs, cost, slots, profile.context_length, padding=False)
 continuous = simulate_continuous(
-    jobs, cost, slots // report.block_size, report.block_size, SchedulerLimits(max_running=middle), decide=schedule
+    jobs, cost, slots // block_tokens, block_tokens, SchedulerLimits(max_running=middle), decide=schedule
 )
-in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
-flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
-gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
-compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
-simulated_gain = static.makespan_s / continuous.makespan_s
-compare_prediction(simulated_gain, gain, what="waves over continuous, your scheduler", unit="times")
-display(tables.waves_table(flowing, in_waves))
+with skip_on_failure("waves"):
+    in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
+    flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
+    gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
+    compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
+    simulated_gain = static.makespan_s / continuous.makespan_s
+    compare_prediction(simulated_gain, gain, what="waves over continuous, your scheduler", unit="times")
+    display(tables.waves_table(flowing, in_waves))
 
 # %% [markdown]
 # **Read the table.** In which row do more places stay empty, and why? Does this explain how much faster the same
@@ -715,9 +728,10 @@ display(tables.waves_table(flowing, in_waves))
 
 # %% tags=["measures"]
 burst = make_requests(profile, top, seed=77)
-roomy = measure(engine, profile, burst, top, "burst, roomy cache")
-engine.stop()
-print(f"{roomy.throughput:.0f} tok/s, KV cache at most {roomy.series.peak('kv_usage'):.1%} in use")
+roomy = None
+with skip_on_failure("the burst"), engine:  # which stops it afterwards
+    roomy = measure(engine, profile, burst, top, "burst, roomy cache")
+    print(f"{roomy.throughput:.0f} tok/s, KV cache at most {roomy.series.peak('kv_usage'):.1%} in use")
 
 # %%
 length = profile.load.prompt_tokens + profile.load.output_tokens
@@ -760,7 +774,8 @@ for name, run in squeezed.items():
     if name == own_tight:
         compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
     compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
-display(tables.pressure_table(roomy, squeezed))
+if roomy:
+    display(tables.pressure_table(roomy, squeezed))
 for name, reason in reasons.items():
     print(f"{name}: not run here: {reason}")
 
@@ -779,7 +794,7 @@ if own_tight in squeezed:
 #
 # <details><summary>Our reading</summary>
 #
-# The first row is the yardstick. If it has preemptions too, the cache wasn't roomy, and its throughput is no yardstick.
+# The first row is the yardstick. If it has preemptions too, the cache wasn't roomy, and its throughput isn't a yardstick.
 #
 # A prompt is admitted if *it* fits. The engine doesn't count that every running request will soon want more blocks. So
 # it admits too many requests, the cache fills up, and the youngest requests lose their blocks and are computed again.
@@ -820,7 +835,7 @@ if own_tight in squeezed:
 # differently without any quantisation, so the first line is the yardstick for the second (if FP8 runs here).
 
 # %%
-for name, run in squeezed.items():
+for name, run in squeezed.items() if roomy else ():
     print(f"{name:>16} against {profile.dtype_name} with room: {same_answers(roomy, run):.0%} of the answers are the same text")
 
 # %% [markdown]
@@ -830,26 +845,23 @@ for name, run in squeezed.items():
 
 # %% tags=["measures"]
 for dtype in (None, "q8_0"):
-    try:
-        with launch("llama_cpp", profile, kv_cache_dtype=dtype, extra_arguments=("-lv", "4")) as llama:
-            held = llama_cpp_cache_bytes(llama)
-            tokens = min(llama.options.max_sequences, 32) * llama.options.context_length
-    except EngineError as reason:
-        print(reason)
-        continue
-    formula = tokens * bytes_per_token(here, dtype or "f16")
-    print(
-        f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "
-        f"{formula / 2**20:.2f} MiB by formula ({tokens} tokens)"
-    )
+    options = {"kv_cache_dtype": dtype, "extra_arguments": ("-lv", "4")}
+    with skip_on_failure("llama.cpp"), launch("llama_cpp", profile, **options) as llama:
+        held = llama_cpp_cache_bytes(llama)
+        tokens = min(llama.options.max_sequences, 32) * llama.options.context_length
+        formula = tokens * bytes_per_token(here, dtype or "f16")
+        print(
+            f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "
+            f"{formula / 2**20:.2f} MiB by formula ({tokens} tokens)"
+        )
 
 # %% [markdown]
 # ## 7. `--enforce-eager`: measured, not believed
 #
 # vLLM can compile the model before it serves (on a GPU it records CUDA graphs as well), or run it eagerly,
-# kernel by kernel: `--enforce-eager`. An old rule says that ARM64 machines such as the DGX Spark *need* the
+# kernel by kernel: `--enforce-eager`. According to an old rule, ARM64 machines such as the DGX Spark *need* the
 # flag. They do not: it is absent from NVIDIA's own recipe for the Spark (*cited*: dgx-spark-playbooks,
-# nvidia/vllm). What it costs is a question for the clock. The engine of sections 1 and 5 ran in one mode; here
+# nvidia/vllm). Its cost has to be measured. The engine of sections 1 and 5 ran in one mode; here
 # is the other.
 #
 # **Predict**: compiled against eager with **one** request in flight: how many times the throughput?
@@ -861,9 +873,9 @@ compiled_gain = 1.5
 ### END SOLUTION
 
 # %% tags=["measures"]
-was_eager = "--enforce-eager" in engine.command
-modes = ("eager", "compiled") if was_eager else ("compiled", "eager")
-try:
+with skip_on_failure("compiled against eager"):
+    was_eager = "--enforce-eager" in engine.command
+    modes = ("eager", "compiled") if was_eager else ("compiled", "eager")
     if was_eager and (reason := too_slow_to_compile(engine, profile)):
         raise EngineError(reason)
     with launch("vllm", profile, eager=not was_eager) as other:
@@ -875,8 +887,6 @@ try:
     compare_prediction(
         compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
     )
-except EngineError as reason:
-    print(f"The {modes[1]} engine was not run here, so there is nothing to compare:\n{reason}")
 
 # %% [markdown]
 # **Read the table.** Is one mode faster at both levels? At which level is the gain larger, and why? After how many
@@ -915,8 +925,9 @@ except EngineError as reason:
 # All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
 
 # %%
-print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
-for run in (roomy, *squeezed.values()):
+if ratio:
+    print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
+for run in filter(None, (roomy, *squeezed.values())):
     print(f"{run.record.label}: {run.throughput:.0f} tok/s, {run.series.increase('preemptions'):.0f} preemptions")
 
 # %% [markdown]
@@ -929,7 +940,7 @@ for run in (roomy, *squeezed.values()):
 # </details>
 # <details><summary>2. Why is the preempted request put at the front of the queue, not at the end?</summary>
 #
-# It came before all who wait. At the end it could be overtaken for ever: first come, first served would be
+# It came before all who wait. At the end it could be overtaken forever: first come, first served would be
 # broken, and a long request might never finish.
 # </details>
 # <details><summary>3. Preemption throws work away. Why not refuse requests that might not fit?</summary>
@@ -954,8 +965,8 @@ for run in (roomy, *squeezed.values()):
 #
 # * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2 is about this.)
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run
-#   section 4 again. Who wins, who starves?
-# * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
-#   prompt do to TTFT, and to the TPOT of those already decoding?
+#   section 4 again. Which requests win, and which starve?
+# * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: how do chunks of a
+#   prompt change TTFT, and to the TPOT of those already decoding?
 # * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. With many in
 #   flight, how much is spare?

@@ -225,6 +225,8 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
     waited = now - context.since
     if context.stage == "send" and waited > limits.send_s:
         return "slow_client"
+    if context.stage == "body" and waited > limits.body_s:
+        return "body_timeout"
     if cutting:
         return "draining"
     if now > context.deadline:
@@ -284,7 +286,9 @@ class GatewayEndpoint:
                     check_browser(request, self.gateway.settings)
                 caller = identify(self.gateway, request)
                 context.caller = caller.name
+                context.stage, context.since = "body", time.monotonic()
                 body = await read_body(request, self.gateway.settings)
+                context.stage, context.since = "engine", time.monotonic()
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
                 parsed, pool = self._checked(request, body, context)
                 try:
@@ -304,7 +308,7 @@ class GatewayEndpoint:
                 assert current is not None
                 current.uncancel()
                 problem = _CUT.get(context.cut_by)
-                context.outcome = context.cut_by
+                context.outcome = context.cut_by if problem is None else problem.outcome
             except Exception:
                 LOG.exception("internal error", extra={"fields": {"id": context.request_id}})
                 problem = ApiError(
@@ -353,6 +357,7 @@ _CUT = {
         code="upstream_error",
         outcome="idle",
     ),
+    "body_timeout": ApiError(408, "The body did not arrive in time.", code="body_timeout"),
     "draining": unavailable("This server is stopping.", "draining", "draining", 1.0),
 }
 
@@ -378,8 +383,8 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """The body, if it is not too large.
 
     Raises:
-        ApiError: 413, or 408 for one that does not end.
-        asyncio.CancelledError: The client went away.
+        ApiError: 413, or 499 if the client went away.
+        asyncio.CancelledError: It takes too long; see `_overdue`.
     """
     limit = settings.limits.body_bytes
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
@@ -387,22 +392,18 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
         raise too_large
     found, size = [], 0
-    try:
-        async with asyncio.timeout(settings.timeouts.body_s):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ApiError(499, "The client went away.", outcome="client_gone")
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size <= limit:
-                    found.append(piece)
-                elif size > _MOST_DISCARDED:
-                    raise too_large
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "The client went away.", outcome="client_gone")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= limit:
+            found.append(piece)
+        elif size > _MOST_DISCARDED:
+            raise too_large
+        if not message.get("more_body", False):
+            break
     if size > limit:
         raise too_large
     return b"".join(found)
@@ -421,7 +422,8 @@ def _trace_of(request: Request) -> dict[str, str]:
     """
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
     kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
-    propagate.inject(kept)
+    if trace.get_current_span() is not trace.INVALID_SPAN:
+        propagate.inject(kept)
     return kept
 
 

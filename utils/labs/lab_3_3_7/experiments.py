@@ -40,7 +40,7 @@ from utils.gateway.local_gateway import LocalGateway, models_of, serve
 from utils.gateway.schemas import parse
 from utils.gateway.settings import Affinity, GatewayLimits
 from utils.gateway.timing import Timing
-from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy, freeze, thaw
+from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy
 from utils.profiles import Profile
 from utils.telemetry.snapshot import scrape
 
@@ -595,4 +595,4 @@ def misbehave(proxy: FaultProxy, mode: str) -> tuple[Callable[[], None], Callabl
 
 def frozen(engine: RunningEngine) -> tuple[Callable[[], None], Callable[[], None]]:
     """How an engine freezes, and how it goes on."""
-    return (lambda: freeze(engine)), (lambda: thaw(engine))
+    return engine.freeze, engine.thaw
