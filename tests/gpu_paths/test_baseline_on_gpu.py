@@ -12,8 +12,9 @@ CHAT = {"messages": [{"role": "user", "content": "What is a KV cache?"}], "max_t
 
 
 def answer(dtype):
-    baseline = Baseline(str(TINY), dtype, 128)
+    baseline = Baseline(str(TINY), dtype, 128, "cuda")
     client = TestClient(make_app(baseline, "tiny"))
+    assert client.get("/version").json()["device"] == baseline.device
     whole = client.post("/v1/chat/completions", json=CHAT).json()
     stream = client.post("/v1/chat/completions", json={**CHAT, "stream": True}).text
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
@@ -37,7 +38,7 @@ def test_baseline_answers_same_on_gpu(expected, pretended):
 
 
 def test_baseline_samples_in_bfloat16_on_gpu(pretended):
-    baseline = Baseline(str(TINY), "bfloat16", 128)
+    baseline = Baseline(str(TINY), "bfloat16", 128, "cuda")
     body = {"prompt": "A cache", "max_tokens": 3, "temperature": 0.8, "ignore_eos": True}
     reply = TestClient(make_app(baseline, "tiny")).post("/v1/completions", json=body).json()
     assert reply["usage"]["completion_tokens"] == 3

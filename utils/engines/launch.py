@@ -32,6 +32,7 @@ from utils.engines.container import (
 )
 from utils.engines.diagnose import hint_for
 from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.memory_guard import GUARD
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
@@ -237,13 +238,15 @@ def launch(
     stop_earlier(run)
     progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    with memory.planned(spec, options, choices, progress.say) as options:
+    with memory.planned(spec, options, choices, progress.say, progress.check) as options:
         if in_container:
             handle = start_container(spec, options, host_port, progress)
         else:
             handle = start_process(spec, options)
         engine = RunningEngine(spec, options, host_port, handle)
         remember(engine, run)
+        if options.device == "cuda" and memory.unified():
+            GUARD.watch(engine)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
             require_gpu(engine, progress)
@@ -305,6 +308,7 @@ def start_container(
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
+    options = spec.settle(options)
     path = Path(options.model)
     inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
     folder = None
