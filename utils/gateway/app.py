@@ -17,6 +17,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"[ -~]{1,1024}")
 # Of a body that is too large: it is read on, so that its sender reads the answer.
 _MOST_DISCARDED = 256 << 20
-_PAGE = Path(__file__).with_name("chat.html")
+_PAGE = Path(__file__).with_name("page")
+_SCRIPTS = ("marked.umd.js", "markdown.js", "chat.js")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src "
-    "'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -280,7 +282,8 @@ class GatewayEndpoint:
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
-                check_browser(request, self.gateway.settings)
+                if not self.gateway.settings.keys:
+                    check_browser(request, self.gateway.settings)
                 caller = identify(self.gateway, request)
                 context.caller = caller.name
                 context.stage, context.since = "body", time.monotonic()
@@ -573,10 +576,12 @@ class Application(FastAPI):
                 if isinstance(span, trace.Span) and span.is_recording():
                     _describe(span, scope["context"])
             return
-        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+        settings = self.state.gateway.settings
+        health = scope["type"] == "http" and scope["path"].startswith("/health/")
+        if scope["type"] == "http" and not health and not settings.keys:
             request = Request(scope, receive)
             try:
-                check_browser(request, self.state.gateway.settings)
+                check_browser(request, settings)
             except ApiError as error:
                 await (await _api_error(request, error))(scope, receive, send)
                 return
@@ -691,7 +696,16 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+        text = (_PAGE / "chat.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
+
+    for name in _SCRIPTS:
+        app.add_api_route(f"/{name}", partial(_script, name), include_in_schema=False)
+
+
+async def _script(name: str) -> Response:
+    text = (_PAGE / name).read_text(encoding="utf-8")
+    return Response(text, media_type="text/javascript", headers=_PAGE_HEADERS)
 
 
 def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:

@@ -95,7 +95,7 @@ def test_a_stream_is_cut_anywhere_and_stays_the_same():
 
 def test_a_watched_answer_is_timed():
     timing = experiments.watched_answer(on_message, 0.05, 0.01)
-    assert 0.04 < timing.ttft < 1.0 and timing.ended > timing.first_byte and timing.status == 200
+    assert 0.04 < timing.ttft < 1.0 and timing.ended > timing.first_token and timing.status == 200
 
 
 def test_the_proxy_hands_on_slows_down_and_lies():

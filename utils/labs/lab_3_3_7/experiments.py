@@ -76,14 +76,16 @@ Observe = Callable[[Timing, Mapping[str, Any], float], Timing]
 def watched_answer(observe: Observe, first_s: float, gap_s: float) -> Timing:
     """Runs a small ASGI app below a middleware that hands every message to `observe`.
 
-    The app sends the head at once, the first of three pieces after `first_s`, the others `gap_s` apart.
+    The app sends the head and a comment at once, the first of three pieces after `first_s`, and the others
+    `gap_s` apart.
     """
 
     async def app(send: Callable[[Mapping[str, Any]], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
         await asyncio.sleep(first_s)
         for left in (2, 1, 0):
-            body = b"data: x\n\n"
+            body = b'data: {"choices": [{"text": "x"}]}\n\n'
             await send({"type": "http.response.body", "body": body, "more_body": left > 0})
             await asyncio.sleep(gap_s if left else 0)
 
