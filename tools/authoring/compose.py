@@ -63,7 +63,6 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
         "environment": {**container.environment, **spec.environment(options), **passed},
         "volumes": [f"{source}:{target}" for source, target in container.mounts.items()],
         "ipc": container.ipc,
-        "shm_size": container.shm_size,
         "ulimits": dict(container.ulimits),
         "deploy": {"resources": {"reservations": {"devices": [gpu]}}} if container.gpus else None,
     }

@@ -37,7 +37,7 @@ from utils.fleet_plan import gateway_replicas, prefix_replicas
 from utils.gateway.local_gateway import LocalGateway, models_of, serve
 from utils.gateway.settings import Affinity
 from utils.gateway.timing import Timing
-from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy, freeze, thaw
+from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy
 from utils.profiles import Profile
 from utils.telemetry.snapshot import scrape
 
@@ -520,4 +520,4 @@ def misbehave(proxy: FaultProxy, mode: str) -> tuple[Callable[[], None], Callabl
 
 def frozen(engine: RunningEngine) -> tuple[Callable[[], None], Callable[[], None]]:
     """How an engine freezes, and how it goes on."""
-    return (lambda: freeze(engine)), (lambda: thaw(engine))
+    return engine.freeze, engine.thaw
