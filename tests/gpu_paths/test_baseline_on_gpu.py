@@ -11,13 +11,8 @@ from utils.tinymodel.hub import TINY
 CHAT = {"messages": [{"role": "user", "content": "What is a KV cache?"}], "max_tokens": 4}
 
 
-<<<<<<< HEAD
-def answer(dtype):
-    baseline = Baseline(str(TINY), dtype, 128, "cuda")
-=======
 def answer(device):
     baseline = Baseline(str(TINY), "float32", 128, device)
->>>>>>> rehearse
     client = TestClient(make_app(baseline, "tiny"))
     assert client.get("/version").json()["device"] == baseline.device
     whole = client.post("/v1/chat/completions", json=CHAT).json()
