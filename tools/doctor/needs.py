@@ -97,7 +97,14 @@ DRIVER = 580
 CAPABILITY = 7.5  # Turing: CUDA 13 has no older GPUs (its release notes)
 # Older ones do not know sm_121 (triton-lang/triton#8539).
 PTXAS = (12, 9)
-# Memory of one vLLM with the tiny model on a CPU, and its KV cache of 1 GiB not yet filled: proportional set
-# size, measured 2026-11-26 on 2 x86-64 cores.
-CPU_ENGINE_BYTES = 1.6 * GB
-CPU_ENGINES_AT_ONCE = 4
+# Engines with the tiny model on a CPU: seconds until it is ready, and memory after one answer. Measured
+# 2026-11-26 on 2 x86-64 cores with bfloat16 instructions and nothing else running (LAB_PREP.md says how).
+CPU_ENGINES: Mapping[str, tuple[float, float]] = {
+    "llama.cpp, 32 slots": (0.7, 0.45 * GB),
+    "llama.cpp, one slot": (0.3, 0.05 * GB),
+    "transformers": (6.9, 0.52 * GB),
+    "SGLang": (19.0, 2.36 * GB),
+    "vLLM": (24.9, 2.54 * GB),
+}
+CPU_ENGINES_AT_ONCE = 3  # of the large ones
+CPU_ENGINE_BYTES = max(memory for _, memory in CPU_ENGINES.values())

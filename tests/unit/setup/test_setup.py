@@ -351,7 +351,12 @@ def test_a_wrong_profile_is_refused(monkeypatch, capsys):
 
 
 def test_gpu_profiles_take_their_engines_from_containers():
-    assert steps_for("spark") == (COURSE,)
+    for profile in ("spark", "cuda"):
+        (step,) = steps_for(profile)
+        assert (
+            dataclasses.replace(step, minutes=COURSE.minutes, gigabytes=COURSE.gigabytes) == COURSE
+        )
+        assert step.gigabytes > COURSE.gigabytes + 4  # NVIDIA's libraries
 
 
 def test_sglang_is_set_up_where_it_runs_without_its_kernels(monkeypatch):
