@@ -399,8 +399,21 @@ def images(m: Machine) -> Iterator[Diagnosis]:
         where = "" if room is None else f" ({room / GB:.0f} GB are free in {m.docker.folder})"
         text = f"To be pulled when a lab first starts them{where}: {names}. Before a lesson:"
         yield info("images", text, *(f"docker pull {IMAGES[name]}" for name in missing))
+        yield from unconfirmed(missing)
     else:
         yield ok("images", "all five engines' are here.")
+
+
+def unconfirmed(missing: list[str]) -> Iterator[Diagnosis]:
+    """Report images that may not exist, because no public text names their tag."""
+    for name in missing:
+        if known := needs.UNCONFIRMED.get(name):
+            text = (
+                f"{IMAGES[name]} could not be confirmed: no public text names this tag. If docker can't pull "
+                f"it, {known} is known. Give it this tag, and tell the course's authors."
+            )
+            fix = f"docker pull {known} && docker tag {known} {IMAGES[name]}"
+            yield info(f"{needs.TITLES[name]}'s image", text, fix)
 
 
 @check

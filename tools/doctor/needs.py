@@ -59,6 +59,9 @@ IMAGES: Mapping[str, str] = {
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }
+# Images whose tag no public text names, and the newest tag that one does (searched on 2026-11-30). The
+# course's flags were tried with the parser of the version in IMAGES.
+UNCONFIRMED: Mapping[str, str] = {"sglang": "lmsysorg/sglang:v0.5.20-cu130"}
 HUB = ".cache/huggingface/hub"
 
 

@@ -252,8 +252,8 @@ COURSE = Step(
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
 )
-# PyTorch for CUDA 13 takes 4.8 GB with NVIDIA's libraries and 1 min 39 s, and that for the CPU 0.7 GB. This was
-# measured on 2026-12-01 with `uv pip install --no-cache torch==2.13.0` on two busy x86-64 cores.
+# PyTorch for CUDA 13 takes 4.8 GB with NVIDIA's libraries and 1 min 39 s, that for the CPU 0.7 GB (measured
+# on 2026-12-01 with `uv pip install --no-cache torch==2.13.0` on two busy x86-64 cores).
 COURSE_ON_GPU = replace(COURSE, minutes=2.5, gigabytes=6.0)
 VLLM = Step(
     "vllm",
