@@ -68,16 +68,19 @@ def parse_cache_report(text: str) -> CacheReport:
 
 
 def kv_budget_bytes(engine: RunningEngine) -> float:
-    """The memory that a running vLLM set aside for its KV cache, in bytes.
+    """Return the memory that a running vLLM set aside for its KV cache, in bytes.
 
-    On a CPU it is what the engine was told (whole GiB); on a GPU what its log says was left over
-    after weights and a trial run, in GiB with two decimals (``v1/worker/gpu_worker.py``).
+    On a CPU the engine was told whole GiB, and on a GPU exact bytes by the memory plan. If a GPU's memory
+    wasn't planned, vLLM's log has the memory that was left over after weights and a trial run, in GiB with
+    two decimals (`v1/worker/gpu_worker.py`).
 
     Raises:
         ScrapeError: The log has no such line.
     """
     if engine.options.device == "cpu":
         return math.ceil(engine.options.kv_cache_gib) * 1024.0**3
+    if engine.options.kv_cache_bytes is not None:
+        return float(engine.options.kv_cache_bytes)
     found = re.search(r"Available KV cache memory: ([\d.]+) GiB", _log(engine))
     if found is None:
         raise ScrapeError(f"{engine.log_path} does not say how much memory the KV cache got.")
