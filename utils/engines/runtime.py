@@ -47,6 +47,12 @@ class Handle(Protocol):
     def kill(self) -> None:
         """Ends it at once and without warning, for a lab that wants to see what happens then."""
 
+    def freeze(self) -> None:
+        """Suspend it in the middle of its work. Its connections stay open."""
+
+    def thaw(self) -> None:
+        """Let a suspended engine go on."""
+
     def stop(self) -> None:
         """Ends it and all it started; returns when nothing is left. Twice does no harm."""
 

@@ -14,7 +14,16 @@ import yaml
 
 from utils.engines import tensorrt_llm_checks
 from utils.engines.runtime import new_log
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    MetricNames,
+    ServeOptions,
+)
 
 SHARE = (
     "free_gpu_memory_fraction"  # of the memory that is free after the weights, in `kv_cache_config`
@@ -66,10 +75,14 @@ SPEC = EngineSpec(
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-tensorrt-llm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=None,
-    not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
+    not_local="it needs its container: an NVIDIA GPU and docker",
     arguments=arguments,
     options=frozenset({"config"}),
     settle=settle,

@@ -20,8 +20,10 @@ from tools.setup.setup_steps import (
     LLAMA_CPP_NATIVE,
     REQUIREMENTS,
     SGLANG,
+    SGLANG_CUDA,
     STAMP,
     VLLM,
+    VLLM_CUDA,
     Step,
     steps_for,
 )
@@ -347,16 +349,17 @@ def test_a_wrong_profile_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["setup"])
     monkeypatch.setenv("COURSE_PROFILE", "tpu")
     assert command.main() == 1
-    assert "cpu, cuda, spark" in capsys.readouterr().err
+    assert "cpu, cuda, cuda-local, spark" in capsys.readouterr().err
 
 
 def test_gpu_profiles_take_their_engines_from_containers():
-    for profile in ("spark", "cuda"):
-        (step,) = steps_for(profile)
-        assert (
-            dataclasses.replace(step, minutes=COURSE.minutes, gigabytes=COURSE.gigabytes) == COURSE
-        )
+    for profile in ("spark", "cuda", "cuda-local"):
+        step = steps_for(profile)[0]
+        costs = {"minutes": COURSE.minutes, "gigabytes": COURSE.gigabytes}
+        assert dataclasses.replace(step, **costs) == COURSE
         assert step.gigabytes > COURSE.gigabytes + 4  # NVIDIA's libraries
+    assert len(steps_for("spark")) == 1
+    assert steps_for("cuda-local")[1:] == (VLLM_CUDA, SGLANG_CUDA, LLAMA_CPP)
 
 
 def test_sglang_is_set_up_where_it_runs_without_its_kernels(monkeypatch):
