@@ -85,7 +85,7 @@ class Summary:
         request_throughput: 1/s.
         request_goodput: Requests per second within every objective; None without objectives.
         output_throughput, total_token_throughput: tok/s.
-        max_output_tokens_per_s: Most tokens in one second of the run.
+        max_output_tokens_per_s: Highest rate over any second of the run, or over all of it if that is higher.
         max_concurrent_requests: Most requests in flight at one moment.
         ttft, tpot, itl, e2el: Latencies, ms.
         clock: Where latency counts from, "sent" or "scheduled".
@@ -117,7 +117,10 @@ class Summary:
     tokens_per_chunk: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat values under vLLM's keys, ours (`clock`, `usage_missing`, ...) beside them."""
+        """Return flat values under vLLM's keys, and ours, such as `clock`.
+
+        `n_ttft` is the number of requests that the TTFT rests on, `n_itl` the number of gaps.
+        """
         flat: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -128,6 +131,7 @@ class Summary:
             flat[f"mean_{name}_ms"] = latency.mean
             flat[f"median_{name}_ms"] = latency.median
             flat[f"std_{name}_ms"] = latency.std
+            flat[f"n_{name}"] = latency.count
             flat |= {f"p{p}_{name}_ms": value for p, value in latency.percentiles.items()}
         return flat
 
@@ -175,7 +179,7 @@ def summarise(
         ),
         output_throughput=outputs / duration,
         total_token_throughput=(inputs + outputs) / duration,
-        max_output_tokens_per_s=_peak_tokens(good),
+        max_output_tokens_per_s=_peak_tokens(good, outputs / duration),
         max_concurrent_requests=_peak_concurrency(traces),
         ttft=Latency.of(trace.ttft(clock) for trace in good),
         tpot=Latency.of(trace.tpot for trace in good),
@@ -204,25 +208,27 @@ def _total(counts: Iterable[int | None]) -> float:
     return total
 
 
-def _peak_tokens(traces: Sequence[RequestTrace]) -> float:
-    """Most tokens in one second; a request's tokens are spread evenly over its chunks."""
+def _peak_tokens(traces: Sequence[RequestTrace], average: float) -> float:
+    """Return the most tokens in any second, but at least the average of a run.
+
+    A request's tokens are spread evenly over its chunks. vLLM counts in aligned seconds, which gives a peak
+    below the average in short runs (vllm-project/vllm#50677).
+    """
     timed = [trace for trace in traces if trace.chunk_times]
-    if not timed:
+    if not timed or any(trace.completion_tokens is None for trace in timed):
         return math.nan
-    origin = min(trace.sent for trace in timed)
-    times = np.concatenate([np.array(trace.chunk_times) for trace in timed]) - origin
+    times = np.concatenate([np.array(trace.chunk_times) for trace in timed])
     weights = np.concatenate(
         [
-            np.full(
-                len(trace.chunk_times),
-                math.nan
-                if trace.completion_tokens is None
-                else trace.completion_tokens / len(trace.chunk_times),
-            )
+            np.full(len(trace.chunk_times), (trace.completion_tokens or 0) / len(trace.chunk_times))
             for trace in timed
         ]
     )
-    return float(np.bincount(times.astype(int), weights).max())
+    order = np.argsort(times)
+    times, total = times[order], np.concatenate([[0.0], np.cumsum(weights[order])])
+    ends = np.searchsorted(times, times + 1.0)
+    peak = float((total[ends] - total[:-1]).max())
+    return peak if math.isnan(average) else max(peak, average)
 
 
 def _peak_concurrency(traces: Sequence[RequestTrace]) -> int:
