@@ -46,12 +46,13 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One latency metric over a run, in ms; NaN where nothing could be measured."""
+    """One latency metric over one or several runs, in ms; NaN where nothing could be measured."""
 
     mean: float
     median: float
     std: float
     percentiles: Mapping[int, float]
+    maximum: float
     count: int
 
     @classmethod
@@ -59,15 +60,36 @@ class Latency:
         """From values in seconds; NaNs are left out."""
         values = np.array([value for value in seconds if not math.isnan(value)]) * 1000
         if not values.size:
-            return cls(math.nan, math.nan, math.nan, dict.fromkeys(PERCENTILES, math.nan), 0)
+            return cls(
+                math.nan, math.nan, math.nan, dict.fromkeys(PERCENTILES, math.nan), math.nan, 0
+            )
         cuts = np.percentile(values, PERCENTILES)
         return cls(
             mean=float(values.mean()),
             median=float(np.median(values)),
             std=float(values.std()),
             percentiles={p: float(v) for p, v in zip(PERCENTILES, cuts, strict=True)},
+            maximum=float(values.max()),
             count=int(values.size),
         )
+
+    def statistic(self, name: str) -> float:
+        """Return "mean", "median", "std", "max" or a percentile such as "p95".
+
+        A percentile that there are too few values for (see `supported`) is NaN.
+        """
+        if name.startswith("p"):
+            percentile = int(name[1:])
+            return self.percentiles[percentile] if supported(percentile, self.count) else math.nan
+        return float(self.maximum if name == "max" else getattr(self, name))
+
+
+def supported(percentile: float, count: int) -> bool:
+    """Return whether `count` values are enough for a percentile: at least one of them lies beyond it.
+
+    The 99th percentile of 50 values is their maximum in disguise.
+    """
+    return count > 0 and percentile / 100 <= 1 - 1 / count + 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +141,8 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Return flat values under vLLM's keys, and ours, such as `clock`.
 
-        `n_ttft` is the number of requests that the TTFT rests on, `n_itl` the number of gaps.
+        `n_ttft` is the number of requests that the TTFT rests on, `n_itl` the number of gaps. A percentile
+        that they are too few for (see `supported`) is NaN.
         """
         flat: dict[str, Any] = {}
         for field in fields(self):
@@ -128,11 +151,9 @@ class Summary:
                 flat[field.name] = value
         for name in METRICS:
             latency: Latency = getattr(self, name)
-            flat[f"mean_{name}_ms"] = latency.mean
-            flat[f"median_{name}_ms"] = latency.median
-            flat[f"std_{name}_ms"] = latency.std
+            for statistic in ("mean", "median", "std", "max", *(f"p{p}" for p in PERCENTILES)):
+                flat[f"{statistic}_{name}_ms"] = latency.statistic(statistic)
             flat[f"n_{name}"] = latency.count
-            flat |= {f"p{p}_{name}_ms": value for p, value in latency.percentiles.items()}
         return flat
 
     def __getitem__(self, key: str) -> float:
