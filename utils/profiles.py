@@ -136,9 +136,11 @@ class Load:
 
     Attributes:
         levels: Concurrency levels of a sweep, requests in flight.
-        requests_per_level: Requests at each level; a level never gets fewer than twice its concurrency.
+        requests_per_level: Requests at each level. A level gets at least twice its concurrency, and the
+            highest level five times, because the first wave of requests meets an empty engine.
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
+        round_tokens: Mean length of the answers where many engines are measured in rounds, tokens.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
         inside: Sizes of lab 3.3.6.
@@ -150,13 +152,15 @@ class Load:
     prompt_tokens: int
     output_tokens: int
     repeats: int
+    round_tokens: int
     speculation: Speculation = Speculation()
     inside: PrefillDecodeSizes = PrefillDecodeSizes()
     serving: Serving = Serving()
 
     def requests_at(self, level: int) -> int:
         """Requests to send at concurrency `level`."""
-        return max(self.requests_per_level, 2 * level)
+        waves = 5 if level >= max(self.levels) else 2
+        return max(self.requests_per_level, waves * level)
 
     def quick(self) -> Load:
         """A small one of the same prompts: enough to see a lab run, too little to conclude from.
@@ -169,6 +173,7 @@ class Load:
             levels=(1, 4, 8),
             requests_per_level=4,
             output_tokens=min(self.output_tokens, 16),
+            round_tokens=min(self.round_tokens, 8),
             repeats=2,
             speculation=self.speculation.quick(),
             inside=self.inside.quick(),
@@ -261,7 +266,12 @@ def cpu_dtype() -> str:
 CPU_LOADS: Mapping[str, Load] = MappingProxyType(
     {
         "bfloat16": Load(
-            levels=(1, 8, 32), requests_per_level=8, prompt_tokens=64, output_tokens=64, repeats=3
+            levels=(1, 8, 32),
+            requests_per_level=8,
+            prompt_tokens=64,
+            output_tokens=64,
+            repeats=3,
+            round_tokens=24,
         ),
         "float32": Load(
             levels=(1, 4, 16),
@@ -269,6 +279,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             prompt_tokens=64,
             output_tokens=48,
             repeats=3,
+            round_tokens=24,
             inside=PrefillDecodeSizes(chunks=(128, 2048)),
         ),
     }
@@ -336,6 +347,7 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
             prompt_tokens=512,
             output_tokens=128,
             repeats=3,
+            round_tokens=128,
         ),
         time_budget_s=3 * 3600.0,
         start_timeout_s=1800.0,

@@ -97,11 +97,11 @@ def difference_interval(
         return Interval(difference, math.nan, math.nan, count, confidence, "t")
     shares = [float(values.var(ddof=1)) / values.size for values in (first, second)]
     error = math.sqrt(sum(shares))
-    # Welch and Satterthwaite, rounded down, which makes the interval wider.
+    # Degrees of freedom by Welch and Satterthwaite.
     spread = sum(
         share**2 / (values.size - 1) for share, values in zip(shares, (first, second), strict=True)
     )
-    degrees = max(1, int(sum(shares) ** 2 / spread)) if spread else count - 1
+    degrees = sum(shares) ** 2 / spread if spread else count - 1
     reach = student_t_quantile((1 + confidence) / 2, degrees) * error
     return Interval(difference, difference - reach, difference + reach, count, confidence, "t")
 
@@ -138,7 +138,7 @@ def bootstrap_interval(
 
 
 @lru_cache(maxsize=64)
-def student_t_quantile(p: float, degrees: int) -> float:
+def student_t_quantile(p: float, degrees: float) -> float:
     """The p-quantile (0.5 < p < 1) of Student's t distribution.
 
     Bisection on the distribution function, which for t = sqrt(n) tan(a) is the integral of

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from utils.benchmark.condition import load_text, series_names
+from utils.benchmark.condition import load_text, repeats, series_names
 from utils.benchmark.plot_style import MARKERS, PALETTE
 from utils.benchmark.record import Record
 from utils.benchmark.records import without_duplicates
@@ -62,19 +62,20 @@ def plot_throughput(records: Sequence[Record]) -> Figure:
 
 
 def plot_distributions(records: Sequence[Record]) -> Figure:
-    """Cumulative distributions of TTFT and ITL, one curve per record.
+    """Plot cumulative distributions of TTFT and ITL, one curve for all repeats of a measurement.
 
     Raises:
         ValueError: If no record has a first token.
     """
+    groups = list(repeats(records).values())
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     texts = []
-    records = without_duplicates(records)
-    names = _names(records)
-    for record, name, (colour, marker) in zip(records, names, _styles(), strict=False):
-        clock = record.load.get("clock", "sent")
-        ttfts = [t.ttft(clock) for t in record.traces if t.ok and t.first_token is not None]
-        gaps = [gap for trace in record.traces for gap in trace.itls]
+    names = _names([group[0] for group in groups])
+    for group, name, (colour, marker) in zip(groups, names, _styles(), strict=False):
+        clock = group[0].load.get("clock", "sent")
+        traces = [trace for record in group for trace in record.traces]
+        ttfts = [t.ttft(clock) for t in traces if t.ok and t.first_token is not None]
+        gaps = [gap for trace in traces for gap in trace.itls]
         for axes, seconds in ((left, ttfts), (right, gaps)):
             if seconds:
                 values = np.sort(seconds) * 1000
@@ -238,6 +239,6 @@ def _names(records: Sequence[Record]) -> list[str]:
     """Labels, with the load where several records share one."""
     labels = [record.label for record in records]
     return [
-        record.label if labels.count(record.label) == 1 else f"{record.label}, {load_text(record)}"
-        for record in records
+        name if labels.count(record.label) == 1 else f"{name}, {load_text(record)}"
+        for name, record in zip(series_names(records), records, strict=True)
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,6 @@ def write_html(
     *,
     title: str = "Inference engines, measured",
     not_run: Mapping[str, str] | None = None,
-    choices: Sequence[Any] = (),
     cited: Sequence[Cited] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
@@ -135,7 +133,6 @@ def write_html(
         path: Where to; default, `report.html` beside the records.
         title: Heading.
         not_run: Engine to the reason why it did not run here.
-        choices: Recommendations (dataclasses), shown as a table.
         cited: Published rows, shown beside the measured ones.
         tables: Further tables by heading.
 
@@ -148,8 +145,6 @@ def write_html(
     """
     records = without_duplicates(records)
     sections = {"Comparison": table(records, cited)}
-    if choices:
-        sections["Recommendation"] = pd.DataFrame([asdict(choice) for choice in choices])
     sections |= dict(tables or {})
     page = (
         _environment()
@@ -248,14 +243,14 @@ def _images(records: Sequence[Record]) -> list[str]:
 
 
 def _least_loaded(records: Sequence[Record]) -> list[Record]:
-    """Of each label the closed-loop record with the fewest requests in flight; all if none."""
-    found: dict[str, Record] = {}
-    for record in records:
-        if record.load.get("pattern") == "closed":
-            best = found.setdefault(record.label, record)
-            if record.load["concurrency"] < best.load["concurrency"]:
-                found[record.label] = record
-    return list(found.values()) or list(records)
+    """Return the closed-loop records of each label with the fewest requests in flight; all if none."""
+    closed = [record for record in records if record.load.get("pattern") == "closed"]
+    least: dict[str, float] = {}
+    for record in closed:
+        level = record.load["concurrency"]
+        least[record.label] = min(level, least.get(record.label, level))
+    chosen = [record for record in closed if record.load["concurrency"] == least[record.label]]
+    return chosen or list(records)
 
 
 def _html(frame: pd.DataFrame) -> str:

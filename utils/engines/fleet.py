@@ -27,6 +27,9 @@ class Fleet:
         variants: Options of `launch`, and `engine`, its name, where that is not `engine`.
         engine: The engine of variants that name none.
         together: Whether all have to run at the same time; on a GPU their options have to leave room.
+        one_by_one: Whether local processes start one after the other, so that their times until they are
+            ready can be compared.
+        running: Engines that run already, by variant. Those that can't run next to others are stopped.
 
     Attributes:
         reasons: Why a variant does not run, in words, by variant.
@@ -39,6 +42,8 @@ class Fleet:
         engine: str = "vllm",
         *,
         together: bool = False,
+        one_by_one: bool = False,
+        running: Mapping[str, RunningEngine] | None = None,
     ) -> None:
         self.profile = profile
         self.variants = variants
@@ -46,8 +51,19 @@ class Fleet:
         self._engine = engine
         self._running: dict[str, RunningEngine] | None = None
         self._stopped = False
+        here = {name: engine for name, engine in (running or {}).items() if engine.running()}
         if together or profile.runtime == "process":
-            self._running = self._start(list(variants))
+            names = [name for name in variants if name not in here]
+            groups = [[name] for name in names] if one_by_one else [names]
+            self._running = dict(here)
+            try:
+                for group in filter(None, groups):
+                    self._running |= self._start(group)
+            except BaseException:
+                self.stop()
+                raise
+        else:
+            stop_together(list(here.values()))
 
     def each(
         self,
@@ -55,18 +71,28 @@ class Fleet:
         *,
         turns: int = 1,
         only: Collection[str] | None = None,
+        in_turn: bool = False,
     ) -> dict[str, list[T]]:
-        """Does the same work on every engine, `turns` times, the engines in turn where all run.
+        """Do the same work on every engine, `turns` times, the engines in turn where all run.
 
         Args:
             work: Called with a variant's name, its engine, and the turn, from 0 on.
             turns: How often.
-            only: Leaves out all others.
+            only: Variants to work on; all if None.
+            in_turn: Whether engines that can't run next to others take turns too. Each of them then starts
+                once for every turn.
 
         Returns:
             What `work` returned, by variant; a variant that does not run is not among them.
         """
         results: dict[str, list[T]] = {}
+        if in_turn and self._running is None:
+            for turn in range(turns):
+                with closing(self._batches(only)) as batches:
+                    for running in batches:
+                        for name, engine in running.items():
+                            results.setdefault(name, []).append(work(name, engine, turn))
+            return results
         with closing(self._batches(only)) as batches:
             for running in batches:
                 for turn in range(turns):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from utils.benchmark.condition import repeats
 from utils.benchmark.records import Cited, Record
 from utils.model_sizes import bytes_per_token, dtype_bytes, read_config
 from utils.roofline.ceilings import (
@@ -166,7 +168,7 @@ def compare(
     model: Model,
     ceiling: CeilingFunction | None = None,
 ) -> pd.DataFrame:
-    """Every measured decode and prefill rate beside its ceiling.
+    """Return every measured decode and prefill rate with its ceiling, the mean of repeats as one rate.
 
     Args:
         records: Closed-loop runs.
@@ -175,7 +177,8 @@ def compare(
         model: What they served.
         ceiling: A learner's own decode ceiling, in place of `decode_ceiling`.
     """
-    claims = [record_claim(record, machine, model, ceiling=ceiling) for record in records]
+    means = [_mean(group) for group in repeats(records).values()]
+    claims = [record_claim(record, machine, model, ceiling=ceiling) for record in means]
     for label, prefill in prefills.items():
         bound = prefill_ceiling(
             model.weights, machine, prompt_tokens=prefill.prompt_tokens, config=model.config
@@ -225,6 +228,13 @@ def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
             for verdict in verdicts
         ]
     ).set_index("row")
+
+
+def _mean(group: Sequence[Record]) -> Record:
+    """Return the first of some repeats with the mean throughput of all of them."""
+    rates = [v for record in group if (v := record.summary["output_throughput"]) is not None]
+    mean = float(np.mean(rates)) if rates else math.nan
+    return replace(group[0], summary={**group[0].summary, "output_throughput": mean})
 
 
 def _kv_dtype(record: Record) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from benchmark_records import PROFILE, engine, record, result, scaled
@@ -30,6 +32,12 @@ from utils.benchmark.records import RecordWarning
 from utils.benchmark.redact import redact, redact_text
 from utils.benchmark.report import alt_text, plot_throughput, table, write_html
 from utils.benchmark.tally import Tally
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 def run(tokens: int = 10, count: int = 4, cached: int | None = None, **workload: object) -> Record:
