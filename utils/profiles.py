@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from utils import fleet_plan
+from utils.gpu import CAPABILITY, Gpu, this_gpu
+from utils.model_sizes import QWEN3
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 ENGINES = ROOT / ".engines"  # environments of the engines, one folder each
@@ -141,6 +145,7 @@ class Load:
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
         round_tokens: Mean length of the answers where many engines are measured in rounds, tokens.
+        prefill_tokens: Prompt length at which prefill is measured, tokens.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
         inside: Sizes of lab 3.3.6.
@@ -151,6 +156,7 @@ class Load:
     requests_per_level: int
     prompt_tokens: int
     output_tokens: int
+    prefill_tokens: int
     repeats: int
     round_tokens: int
     speculation: Speculation = Speculation()
@@ -192,8 +198,9 @@ class Profile:
         dtype: Data type of weights, activations and KV cache, a key of `DTYPES`; GGUF files keep their own.
         models: Engine name to local folder or file, or model hub id.
         context_length: Longest prompt plus output that engines are started for, tokens.
-        kv_cache_gib: KV-cache budget where an engine takes one in GiB (CPU).
-        gpu_memory_utilization: Share of GPU memory an engine may take; None without a GPU.
+        kv_cache_gib: KV-cache budget of engines whose requests share it, in GiB.
+        gpu_memory_utilization: Share of a GPU's memory for an engine that has it to itself for days, in
+            docker/compose.yaml and on two Sparks; None without a GPU. `launch` computes its own.
         max_sequences: Most requests an engine runs at once.
         load: Sizes of the labs' benchmarks.
         time_budget_s: What one notebook may take from top to bottom, seconds.
@@ -212,6 +219,11 @@ class Profile:
     load: Load
     time_budget_s: float
     start_timeout_s: float
+
+    @property
+    def device(self) -> str:
+        """Device that engines compute on, `cpu` or `cuda`."""
+        return "cpu" if self.name == "cpu" else "cuda"
 
     @property
     def dtype_name(self) -> str:
@@ -270,6 +282,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             requests_per_level=8,
             prompt_tokens=64,
             output_tokens=64,
+            prefill_tokens=512,
             repeats=3,
             round_tokens=24,
         ),
@@ -278,6 +291,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             requests_per_level=6,
             prompt_tokens=64,
             output_tokens=48,
+            prefill_tokens=512,
             repeats=3,
             round_tokens=24,
             inside=PrefillDecodeSizes(chunks=(128, 2048)),
@@ -318,27 +332,44 @@ def _cpu(dtype: str) -> Profile:
     )
 
 
+# The largest KV cache of an engine on a GPU, GiB. Labs need less, and memory of a Spark is the system's too.
+MOST_KV_GIB = 16.0
+# EAGLE-3 heads on the public hub, by the size of Qwen3. There are none for 0.6B.
+EAGLE3_HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "1.7B": "AngelSlim/Qwen3-1.7B_eagle3",
+        "4B": "AngelSlim/Qwen3-4B_eagle3",
+        "8B": "Tengyunw/qwen3_8b_eagle3",
+    }
+)
+
+
+def gpu_models(size: str) -> Mapping[str, str]:
+    """Return the models of a GPU profile, all of them Qwen3 of one size."""
+    hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
+    models = {
+        "vllm": hub,
+        "sglang": hub,
+        "tensorrt_llm": hub,
+        "transformers": hub,
+        "llama_cpp": f"{gguf}:bf16",
+        "llama_cpp_quantised": f"{gguf}:Q8_0",
+        "ollama": f"qwen3:{size.lower()}-fp16",
+    }
+    if size in EAGLE3_HEADS:
+        models["eagle3_heads"] = EAGLE3_HEADS[size]
+    return MappingProxyType(models)
+
+
 def _gpu(name: str, description: str, utilization: float, sequences: int) -> Profile:
-    hub = "Qwen/Qwen3-8B"
     return Profile(
         name=name,
         description=description,
         runtime="docker",
         dtype="bfloat16",
-        models=MappingProxyType(
-            {
-                "vllm": hub,
-                "sglang": hub,
-                "tensorrt_llm": hub,
-                "transformers": hub,
-                "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
-                "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",
-                "ollama": "qwen3:8b-fp16",
-                "eagle3_heads": "Tengyunw/qwen3_8b_eagle3",
-            }
-        ),
+        models=gpu_models("8B"),
         context_length=8192,
-        kv_cache_gib=16.0,
+        kv_cache_gib=MOST_KV_GIB,
         gpu_memory_utilization=utilization,
         max_sequences=sequences,
         load=Load(
@@ -346,6 +377,7 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
             requests_per_level=16,
             prompt_tokens=512,
             output_tokens=128,
+            prefill_tokens=1024,
             repeats=3,
             round_tokens=128,
         ),
@@ -367,6 +399,22 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         ),
     }
 )
+
+
+def fit(profile: Profile, gpu: Gpu) -> Profile:
+    """Return a GPU profile with the largest Qwen3 whose fleets all fit a GPU, in a type that the GPU has.
+
+    The GPU's whole memory counts, so that a running engine doesn't change the model. If not even the smallest
+    model fits, the profile has this one, and `launch` refuses engines that need more than there is.
+    """
+    dtype = "bfloat16" if gpu.capability >= CAPABILITY["bfloat16"] else "float16"
+    for size in reversed(QWEN3):
+        sized = replace(profile, dtype=dtype, models=gpu_models(size))
+        least = replace(sized, kv_cache_gib=fleet_plan.least_kv_gib(sized))
+        if fleet_plan.largest_plan(least).fits(gpu.whole_room):
+            break
+    gib = fleet_plan.largest_kv_gib(sized, gpu, MOST_KV_GIB)
+    return replace(sized, kv_cache_gib=gib)
 
 
 def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
@@ -429,6 +477,8 @@ def load_profile(name: str | None = None) -> Profile:
             "or unset it, and the machine decides."
         )
     profile = PROFILES[chosen]
+    if profile.device == "cuda" and (gpu := this_gpu()) is not None:
+        profile = fit(profile, gpu)
     if not wants_quick_load():
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"

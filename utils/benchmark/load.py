@@ -25,6 +25,7 @@ from utils.benchmark.tally import Tally
 from utils.benchmark.threads import LoadProgress, run_in_thread
 from utils.benchmark.trace import Clock, RequestTrace
 from utils.benchmark.workload import Conversation, Request
+from utils.engines.engine_errors import EngineError
 
 _LAG_PROBE_S = 0.02
 # vLLM 0.32.0 answers HTTP 500 with these words (v1/engine/exceptions.py) while its process is
@@ -48,7 +49,7 @@ class LoadInterrupted(KeyboardInterrupt):
         self.result = result
 
 
-class EngineDied(RuntimeError):
+class EngineDied(EngineError):
     """The engine stopped answering; `result` holds every request, the unsent ones as failed."""
 
     def __init__(self, message: str, result: LoadResult) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.files import encodable
+from utils.http.answers import error_text, part_has_text
 from utils.http.sse import DONE, Event
 
 # Endings of a complete answer. "repetition" is vLLM's, for a rule that the request itself asked for. Every
@@ -36,9 +37,9 @@ class ResponseCollector:
     """
 
     __slots__ = (
+        "_has_text",
         "_reasoning",
         "_text",
-        "_tool_call",
         "chunk_times",
         "done",
         "finish_reason",
@@ -51,7 +52,7 @@ class ResponseCollector:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._tool_call = False
+        self._has_text = False
         self.chunk_times: list[float] = []
         self.finished: float | None = None
         self.finish_reason: str | None = None
@@ -123,7 +124,7 @@ class ResponseCollector:
             raise ResponseError(
                 f"the engine broke the answer off: finish_reason {self.finish_reason!r}"
             )
-        if self._text or self._reasoning or self._tool_call:
+        if self._has_text:
             return
         if self.usage is None:
             raise ResponseError("the answer has neither text nor usage")
@@ -160,9 +161,8 @@ class ResponseCollector:
             self._text.append(text)
         if reasoning:
             self._reasoning.append(reasoning)
-        called = bool(part.get("tool_calls") or part.get("function_call"))
-        self._tool_call = self._tool_call or called
-        if text or reasoning or called:
+        if part_has_text(part):
+            self._has_text = True
             self.chunk_times.append(at)
             self.finished = at
         if reason := _text(choice, "finish_reason"):
@@ -179,17 +179,6 @@ def read_timings(values: object) -> dict[str, float] | None:
     if not isinstance(values, Mapping) or "predicted_ms" not in values:
         return None
     return {ours: _number(values.get(name)) * unit for ours, (name, unit) in _TIMINGS.items()}
-
-
-def error_text(body: str) -> str:
-    """The message in an OpenAI-style error body, or the body itself."""
-    try:
-        data = json.loads(body)
-        error = data.get("error", data) if isinstance(data, dict) else data
-        message = error.get("message") if isinstance(error, dict) else error
-        return encodable(str(message or body).strip())
-    except (ValueError, RecursionError):
-        return body.strip()
 
 
 def _json_object(text: str) -> Mapping[str, Any]:

@@ -12,7 +12,8 @@ from utils.benchmark.load import EngineDied, LoadInterrupted, run
 from utils.benchmark.records import Record, make_record, write_record
 from utils.benchmark.stats import Slo
 from utils.benchmark.workload import Request, random_prompts
-from utils.engines import RunningEngine
+from utils.engines import EngineError, RunningEngine
+from utils.model_sizes import ConfigError, tokenizer_file
 from utils.profiles import Profile
 
 SPREAD = 0.5  # of the lengths in a sweep
@@ -45,7 +46,8 @@ def prompts(
 ) -> list[Request]:
     """Return random prompts of the profile's length, for answers of exactly the profile's length.
 
-    If the model's tokenizer is on this machine, lengths are exact. Otherwise they are in words.
+    Lengths are exact in the tokens of the profile's vLLM model. If the hub doesn't give its tokenizer, they
+    are in words, and a line says so.
 
     Args:
         profile: Profile that gives the lengths.
@@ -56,17 +58,24 @@ def prompts(
             Requests of equal lengths start and end together, and no prefill meets another request's decode.
         seed: Random seed. None takes one that no engine has seen, so that no prefix cache can help.
     """
-    folder = Path(profile.models["vllm"])
     return random_prompts(
         count,
         length or profile.load.prompt_tokens,
-        tokenizer=folder if folder.exists() else None,
+        tokenizer=_tokenizer(profile.models["vllm"]),
         spread=spread,
         output_spread=spread,
         seed=seed,
         max_tokens=output or profile.load.output_tokens,
         ignore_eos=True,
     )
+
+
+def _tokenizer(model: str) -> Path | None:
+    try:
+        return tokenizer_file(model)
+    except ConfigError as error:
+        print(f"Prompt lengths are in words and not in tokens, because {error}")
+        return None
 
 
 def sweep(
@@ -96,7 +105,7 @@ def sweep(
         One record per level, in the order of the levels.
 
     Raises:
-        RuntimeError: No request of a level succeeded; its record is written all the same.
+        EngineError: No request of a level succeeded; its record is written all the same.
         EngineDied: The engine went away; a record of what it had answered is written.
         LoadInterrupted: On Ctrl-C; a record of what had ended is written.
     """
@@ -133,7 +142,7 @@ def sweep(
         write_record(record)
         records.append(record)
         if not any(trace.ok for trace in result.traces):
-            raise RuntimeError(
+            raise EngineError(
                 f"{title}, {level} in flight: no request succeeded "
                 f"({result.traces[0].error}). Look at the engine's log (engine.tail())"
             )
@@ -152,7 +161,7 @@ def measure_prefill(
         repeats: Requests, each with a prompt of its own; their median counts.
 
     Raises:
-        RuntimeError: No request succeeded; holds the first error.
+        EngineError: No request succeeded; holds the first error.
     """
     client = Client(engine.base_url, engine.model, "completions")
     requests = prompts(profile, repeats, length=length, output=1)
@@ -161,7 +170,7 @@ def measure_prefill(
     result = run(client, requests, ClosedLoop(1), warmup=warmup, label=title, alive=engine.running)
     done = [trace for trace in result.traces if trace.ok and trace.prompt_tokens]
     if not done:
-        raise RuntimeError(f"no request succeeded: {result.traces[0].error}")
+        raise EngineError(f"no request succeeded: {result.traces[0].error}")
     tokens = done[0].prompt_tokens
     assert tokens is not None
     ttft = result.summary()["median_ttft_ms"] / 1000

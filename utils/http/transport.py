@@ -12,21 +12,27 @@ It also knows whether any byte of a response had arrived when a connection broke
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import cast
 
 import httptools
 import httpx
 
+from utils.http.names import Names
+
 _READ = 1 << 16
 _HIGH_WATER = 1 << 20
 _MAX_WITHOUT_BODY = 1 << 16  # bytes of heads, chunk extensions or trailers in a row
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # not in a field value (RFC 9110, section 5.5)
 Address = tuple[bool, str, int]  # whether TLS, host, port
+_FINISH_S = 0.1
+# This process, or this machine, has no more of them; the server has nothing to do with it.
+_OWN_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
 class ProtocolError(Exception):
@@ -159,6 +165,13 @@ class DroppedBeforeResponse(httpx.RemoteProtocolError):
     reused = False
 
 
+class OwnShortage(httpx.ConnectError):
+    """No connection, because this process has no more file descriptors, ports or memory.
+
+    It says nothing about the server.
+    """
+
+
 class TimedStream(httpx.AsyncByteStream):
     """The body of a response; `timed` gives each piece with its time of arrival."""
 
@@ -207,6 +220,14 @@ class TimedStream(httpx.AsyncByteStream):
         """Gives the connection back, or closes it if the body was not read to its end."""
         self._pool.release(self._connection)
 
+    def finish(self) -> None:
+        """Give the connection back, although the end of the body may still be on its way.
+
+        Use it when the content says that it is complete, for example after an event `[DONE]`. Bytes that
+        come are thrown away. The connection is closed if the end doesn't come within a tenth of a second.
+        """
+        self._pool.finish(self._connection)
+
 
 class AsyncioTransport(httpx.AsyncBaseTransport):
     """Keeps connections alive between requests; never limits their number.
@@ -220,6 +241,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         keepalive_s: Do not reuse a connection that was idle for longer.
         high_water: Bytes of one response that wait to be read before the server has to.
         ssl_context: Trust for https; the system's if None (see `system_trust`).
+        distrust_s: After a kept-alive connection turned out dead, no connection is kept for so long, s.
     """
 
     def __init__(
@@ -229,13 +251,16 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         keepalive_s: float = 4.0,
         high_water: int = _HIGH_WATER,
         ssl_context: ssl.SSLContext | None = None,
+        distrust_s: float = float("inf"),
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._high_water = high_water
         self._keepalive_s = keepalive_s
         self._ssl_context = ssl_context
         self._idle: dict[Address, deque[_Connection]] = {}
-        self._reuse = True
+        self._distrust_s = distrust_s
+        self._keep_after = 0.0
+        self._names = Names(connect_timeout_s)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a request whose body is in memory and returns when the response's head is here.
@@ -244,6 +269,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             DroppedBeforeResponse: If the connection broke before any byte of a response.
             httpx.LocalProtocolError: If a header holds a line break or another control character.
             httpx.ConnectError: If nothing listens there, or the server's certificate isn't trusted.
+            OwnShortage: If this process can't open another connection.
             httpx.ConnectTimeout: If connecting took too long.
             httpx.RemoteProtocolError: If what came is not HTTP/1.1.
         """
@@ -258,7 +284,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         except BaseException as error:
             if isinstance(error, DroppedBeforeResponse) and connection.idle_since:
                 error.reused = True
-                self._reuse = False
+                self._keep_after = perf_counter() + self._distrust_s
                 await self.aclose()  # the other idle connections are just as old
             connection.close()
             raise
@@ -274,11 +300,26 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
     def release(self, connection: _Connection) -> None:
         """Keeps a connection for the next request, or closes it."""
-        if self._reuse and connection.reusable:
+        if connection.reusable and perf_counter() >= self._keep_after:
             connection.idle_since = perf_counter()
             self._idle.setdefault(connection.address, deque()).append(connection)
         else:
             connection.close()
+
+    def finish(self, connection: _Connection) -> None:
+        """Keep a connection for the next request once the end of its response is here."""
+        connection.discard()
+        if connection.complete or not connection.open:
+            self.release(connection)
+            return
+        limit = asyncio.get_running_loop().call_later(_FINISH_S, connection.close)
+
+        def ended() -> None:
+            limit.cancel()
+            connection.discard()
+            self.release(connection)
+
+        connection.on_end = ended
 
     async def aclose(self) -> None:
         """Closes every idle connection."""
@@ -297,17 +338,10 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             if connection.open and perf_counter() - connection.idle_since < self._keepalive_s:
                 return connection
             connection.close()
-        if secure and self._ssl_context is None:
-            self._ssl_context = system_trust()
-        loop = asyncio.get_running_loop()
         where = f"{url.host}:{address[2]}"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(address, self._high_water),
-                    *address[1:],
-                    ssl=self._ssl_context if secure else None,
-                )
+                return await self._connect(address)
         except TimeoutError as error:
             hint = ". Is it an http:// address?" if secure else ""
             raise httpx.ConnectTimeout(f"no connection to {where}{hint}") from error
@@ -315,11 +349,33 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(
                 f"no TLS connection to {where}: {_tls_reason(error)}"
             ) from error
-        except OSError as error:
-            raise httpx.ConnectError(
-                f"cannot connect to {where}: {error.strerror or error}"
-            ) from error
-        return connection
+        except (OSError, UnicodeError) as error:
+            number = getattr(error, "errno", None)
+            kind = OwnShortage if number in _OWN_SHORTAGE else httpx.ConnectError
+            reason = getattr(error, "strerror", None) or error
+            raise kind(f"cannot connect to {where}: {reason}") from error
+
+    async def _connect(self, address: Address) -> _Connection:
+        loop = asyncio.get_running_loop()
+        secure, host, port = address
+        if secure and self._ssl_context is None:
+            self._ssl_context = system_trust()
+        found = await self._names.addresses(host)
+        for number, ip in enumerate(found, 1):
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(address, self._high_water),
+                    ip,
+                    port,
+                    ssl=self._ssl_context if secure else None,
+                    server_hostname=host if secure else None,
+                )
+            except OSError:
+                if number == len(found):
+                    raise
+            else:
+                return connection
+        raise OSError(f"{host} has no address")
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -338,6 +394,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._view = memoryview(bytearray(_READ))
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
+        self.on_end: Callable[[], None] | None = None  # called once, at the response's end
 
     @property
     def complete(self) -> bool:
@@ -374,6 +431,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         self._queued -= len(piece)
         return at, piece
+
+    def discard(self) -> None:
+        """Throw away what was not taken."""
+        while self.pieces:
+            self.take()
 
     def close(self) -> None:
         if self.open:
@@ -419,6 +481,9 @@ class _Connection(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self.on_end is not None and (self.complete or not self.open):
+            ended, self.on_end = self.on_end, None
+            ended()
 
 
 def system_trust() -> ssl.SSLContext:

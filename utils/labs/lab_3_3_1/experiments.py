@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.benchmark import EngineDied, Record
+from utils.benchmark import Record
 from utils.benchmark.sweep import Prefill, measure_prefill, sweep
-from utils.engines import ENGINES, EngineError, RunningEngine
+from utils.engines import ENGINES, RunningEngine
+from utils.engines.engine_errors import FAILURES, reason_of
 from utils.engines.fleet import Fleet
 from utils.engines.launch import quantisation_of
 from utils.profiles import Profile
@@ -82,19 +83,12 @@ def measure_rounds(fleet: Fleet, profile: Profile, rounds: int = 3) -> Rounds:
                 round_number=turn,
             )
             if turn == 0 and not label.endswith(ONE_SLOT):
-                length = profile.context_length // 4
+                length = profile.load.prefill_tokens
                 done.prefills[label] = measure_prefill(engine, profile, length=length)
-        except (EngineError, EngineDied, RuntimeError) as error:
-            done.not_run[label] = str(error)
+        except FAILURES as error:
+            done.not_run[label] = reason_of(error)
             print(f"{label}: {error}")
 
     fleet.each(work, turns=rounds, in_turn=True)
-    done.not_run |= reasons(fleet.reasons)
+    done.not_run |= fleet.reasons
     return done
-
-
-def reasons(found: Mapping[str, str]) -> dict[str, str]:
-    """Print and return why engines did not start."""
-    for label, reason in found.items():
-        print(f"{label}: {reason}")
-    return dict(found)
