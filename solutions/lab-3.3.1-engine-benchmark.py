@@ -28,7 +28,7 @@ import pandas as pd
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
-from utils.benchmark import report, stream_plot
+from utils.benchmark import foreign, report, stream_plot
 from utils.roofline import roofline
 from utils.benchmark.sweep import prompts
 from utils.checks import compare_prediction
@@ -542,6 +542,15 @@ roofline.judge_published()
 # source, the model, the quantisation and the date of each row.
 # </details>
 #
+# You can judge anybody's numbers like this. Put the result file of `vllm bench serve`, SGLang's `bench_serving`,
+# `llama-bench`, guidellm or aiperf into `records/others/`, and run the next cell. Each row keeps its file and its tool as
+# its origin. The ceilings are those of *your* machine and model, so a row from a faster machine may exceed them.
+
+# %%
+others = foreign.load_foreign()
+report.table(single, others) if others else print("no files in", foreign.others_dir())
+
+# %% [markdown]
 # ## 8. Your recommendation
 
 # %% [markdown]
@@ -610,9 +619,10 @@ tables.guide_table(choices)
 page = report.write_html(
     [*records, *(record for _, _, record in open_records)],
     not_run=not_run,
+    cited=others,
     tables={
         "Recommendation": tables.guide_table(choices),
-        "Measured against the roofline": roofline.compare(records, prefills, machine, model),
+        "Measured against the roofline": roofline.compare(records, prefills, machine, model, cited=others),
         "Published numbers for a DGX Spark, judged": roofline.judge_published(),
     },
 )

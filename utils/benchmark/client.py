@@ -79,6 +79,7 @@ class Client:
                     "the API key holds a line break or another character that no key has"
                 )
             self._headers["Authorization"] = f"Bearer {api_key}"
+            self._url = self._url.copy_with(userinfo=b"")  # it would take the key's place
         self._http: httpx.AsyncClient | None = None
 
     @property

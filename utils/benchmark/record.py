@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ class EngineLike(Protocol):
     @property
     def quantisation(self) -> str: ...  # noqa: D102
     @property
-    def command(self) -> list[str]: ...  # noqa: D102
+    def command(self) -> Sequence[str]: ...  # noqa: D102
 
 
 class ProfileLike(Protocol):
@@ -183,6 +183,7 @@ class Cited:
         prefill_tok_s: Prompt tokens per second; None if not given.
         decode_tok_s: Generated tokens per second over all requests; None if not given.
         note: What to bear in mind.
+        figures: Further results under the keys of a summary.
         origin: "cited".
     """
 
@@ -196,6 +197,7 @@ class Cited:
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
     note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
     origin: str = "cited"
 
 

@@ -220,6 +220,10 @@ def _cited_row(row: Cited) -> dict[str, Any]:
         "load": f"{row.batch} in flight",
         "weights": row.quantisation or "not said",
         "output tok/s": math.nan if row.decode_tok_s is None else row.decode_tok_s,
+        **{
+            column: row.figures.get(f"{statistic}_{metric}_ms", math.nan)
+            for column, (metric, statistic) in LATENCIES.items()
+        },
         "origin": ", ".join(text for text in (f"cited: {row.source}", row.machine) if text),
         "note": row.note,
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -175,6 +175,7 @@ def compare(
     machine: Machine,
     model: Model,
     ceiling: CeilingFunction | None = None,
+    cited: Iterable[Cited] = (),
 ) -> pd.DataFrame:
     """Return every measured decode and prefill rate with its ceiling, the mean of repeats as one rate.
 
@@ -184,6 +185,7 @@ def compare(
         machine: Where they ran.
         model: What they served.
         ceiling: A learner's own decode ceiling, in place of `decode_ceiling`.
+        cited: Results of other tools, judged as if they were about this machine and this model.
     """
     means = [_mean(group) for group in repeats(records).values()]
     claims = [record_claim(record, machine, model, ceiling=ceiling) for record in means]
@@ -193,6 +195,18 @@ def compare(
         )
         name = f"{label}, prompts of {prefill.prompt_tokens} tokens"
         claims.append(Claim(name, "prefill", prefill.tokens_per_s, bound, "measured", "this run"))
+    for row in cited:
+        name = f"{row.engine}, {row.batch} in flight"
+        bounds: dict[Literal["decode", "prefill"], tuple[float | None, Ceiling]] = {
+            "decode": (
+                row.decode_tok_s,
+                decode_ceiling(model.weights, machine, batch=row.batch, config=model.config),
+            ),
+            "prefill": (row.prefill_tok_s, prefill_ceiling(model.weights, machine)),
+        }
+        for phase, (rate, bound) in bounds.items():
+            if rate is not None:
+                claims.append(Claim(name, phase, rate, bound, f"cited: {row.source}", row.source))
     return judgements_table(judge(claims))
 
 
