@@ -24,6 +24,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
@@ -33,8 +34,7 @@ from utils.roofline import roofline
 from utils.benchmark.sweep import prompts
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
-from utils.engines import launch
-from utils.engines.fleet import Fleet
+from utils.engines import launch_first, skip_on_failure
 from utils.labs.lab_3_3_1 import experiments, tables
 from utils.profiles import load_profile
 
@@ -50,12 +50,14 @@ print(f"Profile {profile.name}: {profile.description}")
 # outside: each mark is the moment at which a piece of text arrived.
 
 # %% tags=["measures"]
-vllm = launch("vllm", profile)
+not_run = {}  # reasons, by engine
+first = launch_first(("vllm", "llama_cpp", "sglang"), profile, not_run)  # vLLM, unless it doesn't start here
 warm = prompts(profile, 2)  # new prompts at every call, because the engine remembers those that it has seen
-one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1), ClosedLoop(1), warmup=warm)
-trace = one.traces[0]
-stream_plot.draw_stream(trace)
-print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
+with skip_on_failure("one stream"):
+    one = run(Client(first.base_url, first.model), prompts(profile, 1), ClosedLoop(1), warmup=warm)
+    trace = one.traces[0]
+    stream_plot.draw_stream(trace)
+    print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 
 # %% [markdown]
 # *In the picture: a time axis in milliseconds. The grey bar up to the first mark is the prefill
@@ -65,10 +67,12 @@ print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 
 # %% tags=["measures"]
 ask = Request(prompt="What is continuous batching?", max_tokens=profile.load.output_tokens)
-async with Client(vllm.base_url, vllm.model) as raw_client:
-    raw = [(at, data) async for at, data in raw_client.events(ask)]
-for at, data in (*raw[:3], *raw[-3:]):
-    print(f"{at * 1000:6.1f} ms  {data[:140]}")
+raw = []
+with skip_on_failure("its events"):
+    async with Client(first.base_url, first.model) as raw_client:
+        raw = [(at, data) async for at, data in raw_client.events(ask)]
+    for at, data in (*raw[:3], *raw[-3:]):
+        print(f"{at * 1000:6.1f} ms  {data[:140]}")
 
 # %% [markdown]
 # Three numbers describe such a stream. Our definitions are stricter than those of `vllm bench serve` 0.32:
@@ -122,16 +126,17 @@ stream_metrics = checks.stream_metrics(stream_metrics)
 # (another request: near, not equal):
 
 # %%
-parsed = [(at, json.loads(data)) for at, data in raw if data != "[DONE]"]
-usage = next(event["usage"] for _, event in reversed(parsed) if event.get("usage"))
-events = [
-    (at, event["choices"][0]["delta"].get("content") or "") for at, event in parsed if event["choices"]
-]
-print("".join(text for _, text in events))
-print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
-yours = stream_metrics(0.0, events, usage["completion_tokens"])
-reference = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
-pd.DataFrame({"yours (ms)": yours, "the client's (ms)": reference}).mul(1000)
+if raw:
+    parsed = [(at, json.loads(data)) for at, data in raw if data != "[DONE]"]
+    usage = next(event["usage"] for _, event in reversed(parsed) if event.get("usage"))
+    events = [
+        (at, event["choices"][0]["delta"].get("content") or "") for at, event in parsed if event["choices"]
+    ]
+    print("".join(text for _, text in events))
+    print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
+    yours = stream_metrics(0.0, events, usage["completion_tokens"])
+    reference = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
+    display(pd.DataFrame({"yours (ms)": yours, "the client's (ms)": reference}).mul(1000))
 
 # %% [markdown]
 # ## 2. Closed loop, open loop
@@ -181,21 +186,20 @@ open_loop_latencies = checks.open_loop_latencies(open_loop_latencies)
 
 # %% tags=["measures"]
 middle = profile.load.levels[len(profile.load.levels) // 2]
-client = Client(vllm.base_url, vllm.model, "completions")
 count = profile.load.requests_at(middle)
-closed = run(client, prompts(profile, count), ClosedLoop(middle), warmup=warm)
-capacity = closed.summary()["request_throughput"]
-print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
-
 open_records = []
-for i, share in enumerate((0.5, 1.0, 1.5)):
-    rate = capacity * share
-    load = OpenLoop(rate, seed=i, max_concurrency=middle)
-    label = f"open loop at {share:.0%}"
-    result = run(client, prompts(profile, 2 * count), load, label=label, alive=vllm.running)
-    record = make_record(result, vllm, profile, label=f"vLLM, {share:.0%} of capacity")
-    write_record(record)
-    open_records.append((share, result, record))
+with skip_on_failure("the open loop"):
+    client = Client(first.base_url, first.model, "completions")
+    closed = run(client, prompts(profile, count), ClosedLoop(middle), warmup=warm)
+    capacity = closed.summary()["request_throughput"]
+    print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
+    for i, share in enumerate((0.5, 1.0, 1.5)):
+        load = OpenLoop(capacity * share, seed=i, max_concurrency=middle)
+        label = f"open loop at {share:.0%}"
+        result = run(client, prompts(profile, 2 * count), load, label=label, alive=first.running)
+        record = make_record(result, first, profile, label=f"{first.spec.title}, {share:.0%} of capacity")
+        write_record(record)
+        open_records.append((share, result, record))
 
 # %%
 pd.DataFrame(
@@ -206,7 +210,7 @@ pd.DataFrame(
         "the client itself was late by up to (ms)": 1000 * result.client_lag,
     }
     for share, result, _ in open_records
-).set_index("load")
+).set_index("load") if open_records else None
 
 # %% [markdown]
 # **Read the table.** At which load do the two clocks begin to differ? Which of them would your users agree with? Is
@@ -224,7 +228,8 @@ pd.DataFrame(
 # From here on, latency under an open loop counts from when a request was due.
 
 # %%
-report.plot_latency_against_rate([record for _, _, record in open_records]);
+if open_records:
+    report.plot_latency_against_rate([record for _, _, record in open_records])
 
 # %% [markdown]
 # *In the picture: requests per second across, latency in milliseconds up, on both clocks.*
@@ -281,20 +286,22 @@ goodput = checks.goodput(goodput)
 # The open loops again. As limits we take twice the medians of the closed loop.
 
 # %%
-base = closed.summary()
-slo = Slo(ttft_ms=2 * base["median_ttft_ms"], tpot_ms=2 * base["median_tpot_ms"])
-pd.DataFrame(
-    {
-        "load": f"{share:.0%}",
-        "throughput (requests/s)": result.summary()["request_throughput"],
-        "goodput, yours (requests/s)": goodput(
-            [{"ok": t.ok, "ttft": t.ttft("scheduled"), "tpot": t.tpot} for t in result.traces],
-            result.duration, slo.ttft_ms / 1000, slo.tpot_ms / 1000,
-        ),
-        "goodput, the course's": result.summary(slo=slo)["request_goodput"],
-    }
-    for share, result, _ in open_records
-).set_index("load")
+if open_records:
+    base = closed.summary()
+    slo = Slo(ttft_ms=2 * base["median_ttft_ms"], tpot_ms=2 * base["median_tpot_ms"])
+    table = pd.DataFrame(
+        {
+            "load": f"{share:.0%}",
+            "throughput (requests/s)": result.summary()["request_throughput"],
+            "goodput, yours (requests/s)": goodput(
+                [{"ok": t.ok, "ttft": t.ttft("scheduled"), "tpot": t.tpot} for t in result.traces],
+                result.duration, slo.ttft_ms / 1000, slo.tpot_ms / 1000,
+            ),
+            "goodput, the course's": result.summary(slo=slo)["request_goodput"],
+        }
+        for share, result, _ in open_records
+    )
+    display(table.set_index("load"))
 
 # %% [markdown]
 # **Read the table.** At which load is goodput much lower than throughput? Why does the throughput hide that?
@@ -330,15 +337,17 @@ def mean_interval(values: list[float], t: float) -> tuple[float, float]:
 mean_interval = checks.mean_interval(mean_interval)
 
 # %% tags=["measures"]
-again = [
-    run(client, prompts(profile, count), ClosedLoop(middle), label=f"repeat {i + 1}")
-    for i in range(profile.load.repeats)
-]
-throughputs = [result.summary()["output_throughput"] for result in again]
-t_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(throughputs)]
-low, high = mean_interval(throughputs, t_95)
-print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in throughputs), "tok/s")
-print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
+with skip_on_failure("repeats"):
+    client = Client(first.base_url, first.model, "completions")
+    again = [
+        run(client, prompts(profile, count), ClosedLoop(middle), label=f"repeat {i + 1}")
+        for i in range(profile.load.repeats)
+    ]
+    throughputs = [result.summary()["output_throughput"] for result in again]
+    t_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(throughputs)]
+    low, high = mean_interval(throughputs, t_95)
+    print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in throughputs), "tok/s")
+    print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
 
 # %% [markdown]
 # Before you call one engine faster, measure *both* several times, and look at the interval of the **difference**. If it
@@ -460,26 +469,29 @@ vllm_gain = 12
 # Where engines are containers, each starts when it is its turn. Local processes start now and wait for their turns.
 
 # %% tags=["measures"]
-fleet = Fleet(profile, experiments.variants(profile), one_by_one=True, running={"vLLM": vllm})
+fleet = experiments.start_fleet(profile, first, not_run)
 rounds = experiments.measure_rounds(fleet, profile)
-records, prefills, not_run = rounds.records, rounds.prefills, rounds.not_run
+records, prefills = rounds.records, rounds.prefills
+not_run |= rounds.not_run
 fleet.stop()
 
 # %% [markdown]
 # ### What came out
 
 # %%
-report.table(records)
+report.table(records) if records else None
 
 # %%
-report.plot_throughput(records);
+if records:
+    report.plot_throughput(records)
 
 # %% [markdown]
 # *In the picture: requests in flight across, output tokens per second up, one line per engine.*
 
 # %%
 single = [r for r in records if r.load["concurrency"] == profile.load.levels[0]]
-report.plot_distributions(single);
+if single:
+    report.plot_distributions(single)
 
 # %% [markdown]
 # *In the picture: the distributions of TTFT and ITL of each engine with one request in flight.*
@@ -489,16 +501,19 @@ report.plot_distributions(single);
 
 # %%
 by_level = {r["concurrency"]: r["output_throughput"] for r in tables.rows(records) if r["label"] == "vLLM"}
-lowest, highest = min(by_level), max(by_level)
-compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
-gain = by_level[highest] / by_level[lowest]
-compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", unit="×")
+if by_level:
+    lowest, highest = min(by_level), max(by_level)
+    compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
+    gain = by_level[highest] / by_level[lowest]
+    compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", unit="×")
+else:
+    print(f"vLLM: not run here: {not_run.get('vLLM', 'it gave no record')}")
 
 # %% [markdown]
 # And the roofline against the engines:
 
 # %%
-roofline.compare(records, prefills, machine, model, decode_ceiling)
+roofline.compare(records, prefills, machine, model, decode_ceiling) if records else None
 
 # %% [markdown]
 # Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
@@ -587,7 +602,7 @@ best_for_api = checks.best_for_api(best_for_api)
 # %%
 rows = tables.rows(records)  # one row for each engine and level, the rounds put together
 limit_ms = 1000.0  # p95 of TTFT
-choices = tables.guide(rows, best_for_api(tables.ranked(rows), limit_ms), limit_ms)
+choices = tables.guide(rows, best_for_api(tables.ranked(rows), limit_ms) if tables.ranked(rows) else None, limit_ms)
 tables.guide_table(choices)
 
 # %% [markdown]
@@ -616,17 +631,20 @@ tables.guide_table(choices)
 # where each number comes from. It opens anywhere, needs no network, and is the deliverable of this lab.
 
 # %%
-page = report.write_html(
-    [*records, *(record for _, _, record in open_records)],
-    not_run=not_run,
-    cited=others,
-    tables={
-        "Recommendation": tables.guide_table(choices),
-        "Measured against the roofline": roofline.compare(records, prefills, machine, model, cited=others),
-        "Published numbers for a DGX Spark, judged": roofline.judge_published(),
-    },
-)
-print("report:", page)
+if all_records := [*records, *(record for _, _, record in open_records)]:
+    page = report.write_html(
+        all_records,
+        not_run=not_run,
+        cited=others,
+        tables={
+            "Recommendation": tables.guide_table(choices),
+            "Measured against the roofline": roofline.compare(records, prefills, machine, model, cited=others),
+            "Published numbers for a DGX Spark, judged": roofline.judge_published(),
+        },
+    )
+    print("report:", page)
+else:
+    print("No report, because no engine ran here:", *(f"{name}: {reason}" for name, reason in not_run.items()), sep="\n")
 
 # %% [markdown]
 # ## Summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from utils.benchmark.sweep import Prefill, measure_prefill, sweep
 from utils.engines import ENGINES, RunningEngine
 from utils.engines.engine_errors import FAILURES, reason_of
 from utils.engines.fleet import Fleet
-from utils.engines.launch import quantisation_of
+from utils.engines.launch import MissingEngine, quantisation_of
 from utils.profiles import Profile
 
 ONE_SLOT = "one slot"
@@ -44,6 +44,28 @@ def variants(profile: Profile) -> dict[str, dict[str, Any]]:
     for name in ("sglang", "tensorrt_llm", "ollama"):
         found[ENGINES[name].title] = {"engine": name}
     return found
+
+
+def start_fleet(
+    profile: Profile, first: RunningEngine | MissingEngine, not_run: Mapping[str, str]
+) -> Fleet:
+    """Start every engine of the lab that can run next to others, one after the other.
+
+    Args:
+        profile: Profile of this machine.
+        first: Engine of the lab's first sections. It joins the fleet if it is vLLM, and is stopped if not.
+        not_run: Reasons by label of engines that are not tried again.
+    """
+    running: dict[str, RunningEngine] = {}
+    if isinstance(first, RunningEngine):
+        if first.name == "vllm":
+            running["vLLM"] = first
+        else:
+            first.stop()
+    wanted = {
+        label: options for label, options in variants(profile).items() if label not in not_run
+    }
+    return Fleet(profile, wanted, one_by_one=True, running=running)
 
 
 def levels_of(label: str, profile: Profile) -> tuple[Sequence[int], Sequence[int]]:
