@@ -52,7 +52,7 @@ def parse_cache_report(text: str) -> CacheReport:
     Raises:
         ScrapeError: The text has no such line, or the line lacks numbers.
     """
-    line = "\n".join(row for row in text.splitlines() if row.startswith(FAMILY + "{"))
+    line = "\n".join(row for row in text.split("\n") if row.startswith(FAMILY + "{"))
     try:
         for family in text_string_to_metric_families(line):
             labels = family.samples[0].labels
