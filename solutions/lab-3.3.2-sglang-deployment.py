@@ -47,7 +47,8 @@ from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
 from utils.kvcache.replay import drain_queue, first_come, longest_prefix
 from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
-from utils.labs.lab_3_3_2.workloads import fresh_seed, workloads
+from utils.benchmark import fresh_seed
+from utils.labs.lab_3_3_2.workloads import workloads
 from utils.profiles import load_profile
 from utils.telemetry.cache import cache_report
 

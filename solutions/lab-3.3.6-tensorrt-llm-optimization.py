@@ -332,7 +332,7 @@ stall_ratio = 4
 # %% tags=["measures"]
 def waits_of(name, vllm, turn):
     chunk = int(name.split()[-1])
-    return chunked_prefill.measure_waits(vllm, profile, chunk, "lab 3.3.6: chunked prefill", seed=100 * turn + chunk)
+    return chunked_prefill.measure_waits(vllm, profile, chunk, "lab 3.3.6: chunked prefill")
 
 
 waits = chunk_fleet.each(waits_of, turns=profile.load.repeats)

@@ -141,9 +141,11 @@ class Load:
 
     Attributes:
         levels: Concurrency levels of a sweep, requests in flight.
-        requests_per_level: Requests at each level; a level never gets fewer than twice its concurrency.
+        requests_per_level: Requests at each level. A level gets at least twice its concurrency, and the
+            highest level five times, because the first wave of requests meets an empty engine.
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
+        round_tokens: Mean length of the answers where many engines are measured in rounds, tokens.
         prefill_tokens: Prompt length at which prefill is measured, tokens.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
@@ -157,13 +159,15 @@ class Load:
     output_tokens: int
     prefill_tokens: int
     repeats: int
+    round_tokens: int
     speculation: Speculation = Speculation()
     inside: PrefillDecodeSizes = PrefillDecodeSizes()
     serving: Serving = Serving()
 
     def requests_at(self, level: int) -> int:
         """Requests to send at concurrency `level`."""
-        return max(self.requests_per_level, 2 * level)
+        waves = 5 if level >= max(self.levels) else 2
+        return max(self.requests_per_level, waves * level)
 
     def quick(self) -> Load:
         """A small one of the same prompts: enough to see a lab run, too little to conclude from.
@@ -176,6 +180,7 @@ class Load:
             levels=(1, 4, 8),
             requests_per_level=4,
             output_tokens=min(self.output_tokens, 16),
+            round_tokens=min(self.round_tokens, 8),
             repeats=2,
             speculation=self.speculation.quick(),
             inside=self.inside.quick(),
@@ -279,6 +284,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             output_tokens=64,
             prefill_tokens=512,
             repeats=3,
+            round_tokens=24,
         ),
         "float32": Load(
             levels=(1, 4, 16),
@@ -287,6 +293,7 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
             output_tokens=48,
             prefill_tokens=512,
             repeats=3,
+            round_tokens=24,
             inside=PrefillDecodeSizes(chunks=(128, 2048)),
         ),
     }
@@ -387,6 +394,7 @@ def _gpu(
             output_tokens=128,
             prefill_tokens=1024,
             repeats=3,
+            round_tokens=128,
         ),
         time_budget_s=3 * 3600.0,
         start_timeout_s=1800.0,

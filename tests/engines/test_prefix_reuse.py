@@ -5,13 +5,13 @@ import subprocess
 import pytest
 
 from tools.setup.setup_steps import SGLANG
-from utils.benchmark import Client, ClosedLoop, run
+from utils.benchmark import Client, ClosedLoop, fresh_seed, run
 from utils.engines import launch
 from utils.kvcache.radix import RadixCache
 from utils.kvcache.replay import hit_rate, serve_in_order
 from utils.labs.lab_3_3_2 import experiments
 from utils.labs.lab_3_3_2.tables import lost_table
-from utils.labs.lab_3_3_2.workloads import Maker, as_requests, fresh_seed, workloads
+from utils.labs.lab_3_3_2.workloads import Maker, as_requests, workloads
 from utils.profiles import ENGINES
 from utils.telemetry.cache import cache_report
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ class Exchange:
 
     body: dict[str, Any]
     path: str
+    headers: dict[str, str]
     number: int
     on_connection: int
     writer: asyncio.StreamWriter
@@ -71,6 +73,13 @@ class Exchange:
         self, *texts: str, usage: dict[str, Any] | None = None, gap: float = 0
     ) -> None:
         """A well-behaved streamed chat answer, one chunk per text."""
+        await self.answer_without_end(*texts, usage=usage, gap=gap)
+        await self.end()
+
+    async def answer_without_end(
+        self, *texts: str, usage: dict[str, Any] | None = None, gap: float = 0
+    ) -> None:
+        """The same, but the body stays open after [DONE]."""
         await self.head()
         await self.event(delta(role="assistant", content=""))
         for text in texts:
@@ -80,7 +89,6 @@ class Exchange:
         if usage is not None:
             await self.event({"choices": [], "usage": usage})
         await self.event("[DONE]")
-        await self.end()
 
 
 Script = Callable[[Exchange], Awaitable[None]]
@@ -106,8 +114,9 @@ def usage(prompt: int, completion: int, **more: Any) -> dict[str, Any]:
 class Adversary:
     """Context manager: runs `script` for every request; `requests` keeps what came in."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, ssl_context: ssl.SSLContext | None = None) -> None:
         self.script = script
+        self.ssl_context = ssl_context
         self.requests: list[Exchange] = []
         self.connections = 0
         self.in_flight = 0
@@ -118,10 +127,11 @@ class Adversary:
 
     def __enter__(self) -> Adversary:
         self._thread.start()
-        start = asyncio.start_server(self._connection, "127.0.0.1", 0)
+        start = asyncio.start_server(self._connection, "127.0.0.1", 0, ssl=self.ssl_context)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
         self.port = self._server.sockets[0].getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{self.port}"
+        scheme = "https" if self.ssl_context else "http"
+        self.base_url = f"{scheme}://127.0.0.1:{self.port}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,7 +163,7 @@ class Adversary:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 path = lines[0].split(" ")[1]
                 exchange = Exchange(
-                    json.loads(body or b"{}"), path, len(self.requests), served, writer
+                    json.loads(body or b"{}"), path, headers, len(self.requests), served, writer
                 )
                 self.requests.append(exchange)
                 served += 1

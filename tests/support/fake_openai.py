@@ -110,7 +110,8 @@ class FakeServer:
                 call["function"] = {"name": call["function"]["name"], "arguments": "{}"}
                 part["message"]["tool_calls"] = [call]
             await asyncio.sleep(self.first_s)
-            return self._json(writer, self._chunk([{"index": 0, **part}], asked, usage=usage))
+            choice = {"index": 0, **part, "finish_reason": "stop"}
+            return self._json(writer, self._chunk([choice], asked, usage=usage))
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
@@ -144,7 +145,9 @@ class FakeServer:
             part = {"delta": {"content": text}} if chat else {"text": text}
             if asked.get("tools") and i < 2:
                 part["delta"]["tool_calls"] = [_part_of_call(asked["tools"][0], i)]
-            await self._send(writer, json.dumps(self._chunk([{"index": 0, **part}], asked)))
+            reason = "stop" if i == self.tokens - 1 else None
+            choice = {"index": 0, **part, "finish_reason": reason}
+            await self._send(writer, json.dumps(self._chunk([choice], asked)))
             await asyncio.sleep(self.gap_s)
         if asked.get("stream_options", {}).get("include_usage"):
             await self._send(writer, json.dumps(self._chunk([], asked, usage=usage)))

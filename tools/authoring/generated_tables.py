@@ -16,7 +16,12 @@ import yaml
 from tools.authoring.build import read_labs
 from tools.authoring.imagined_machines import machines_table
 from tools.doctor.doctor_report import plan_words
-from tools.doctor.needs import download_bytes
+from tools.doctor.needs import (
+    CPU_ENGINE_BYTES,
+    CPU_ENGINES,
+    CPU_ENGINES_AT_ONCE,
+    download_bytes,
+)
 from tools.lab.course_error import CourseError
 from tools.setup.packages import TORCH
 from utils.engines import ENGINES
@@ -251,6 +256,17 @@ def old_numbers_table(root: Path) -> str:
     return "\n".join(rows)
 
 
+def cpu_engines_table(root: Path) -> str:
+    """Make a row per engine on a CPU: its start time and its memory. The doctor has the same figures."""
+    rows = ["| engine | ready after | memory |", "|---|---|---|"]
+    rows += [
+        f"| {name} | {seconds} s | {memory / 1e9:.2f} GB |"
+        for name, (seconds, memory) in CPU_ENGINES.items()
+    ]
+    together = CPU_ENGINES_AT_ONCE * CPU_ENGINE_BYTES
+    return "\n".join([*rows, f"| three vLLM at the same time | – | {together / 1e9:.2f} GB |"])
+
+
 def memory_table(root: Path) -> str:
     """Make a row per machine that the doctor is asked about."""
     return machines_table()
@@ -277,6 +293,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "images": images_block,
     "ports": ports_table,
     "models": models_table,
+    "cpu_engines": cpu_engines_table,
     "memory": memory_table,
     "largest_fleet": largest_fleet,
     "shipped": shipped_table,

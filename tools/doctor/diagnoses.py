@@ -170,7 +170,7 @@ def compiler(m: Machine) -> Iterator[Diagnosis]:
 @check
 def libgomp(m: Machine) -> Iterator[Diagnosis]:
     """Report a missing libgomp. The wheel of llama.cpp needs it, and a compiler would have brought it."""
-    if not m.libgomp and m.profile == "cpu":
+    if not m.libgomp and not m.in_containers:
         labs = frozenset(number for number, lab in LABS.items() if "llama_cpp" in lab.engines)
         text = "The library libgomp.so.1 is missing, and llama.cpp needs it."
         # Without the step, set-up stops, and so does all that comes after it.
@@ -183,10 +183,10 @@ def driver(m: Machine) -> Iterator[Diagnosis]:
     """Report on NVIDIA's driver."""
     number, output = m.gpu.driver.partition(".")[0], m.nvidia_smi
     cuda = m.cuda or "unknown"
-    if m.gpus and m.in_containers and number.isdecimal() and int(number) < needs.DRIVER:
+    if m.gpus and m.on_gpu and number.isdecimal() and int(number) < needs.DRIVER:
         text = (
-            f"Driver {m.gpu.driver} (CUDA {cuda}); the images are of CUDA 13, which needs "
-            f"{needs.DRIVER} or newer."
+            f"Driver {m.gpu.driver} (CUDA {cuda}); the engines are of CUDA 13, which "
+            f"needs {needs.DRIVER} or newer."
         )
         yield stop("driver", text, *install_driver(m))
     elif m.gpus:
@@ -194,11 +194,11 @@ def driver(m: Machine) -> Iterator[Diagnosis]:
     elif output or m.nvidia_device:
         text, *fix = broken_driver(m) if output else (NO_DRIVER, *install_driver(m))
         text += f" nvidia-smi said: {short(output)}" if output else ""
-        if m.in_containers:
+        if m.on_gpu:
             yield stop("driver", text, *fix)
         else:
             yield info("driver", f"{text} Labs run on the CPU meanwhile.", *fix)
-    elif m.in_containers:
+    elif m.on_gpu:
         yield stop(
             "GPU", f"Profile {m.profile} needs an NVIDIA GPU, but this machine has none.", ON_CPU
         )
@@ -235,12 +235,10 @@ def gpu(m: Machine) -> Iterator[Diagnosis]:
         return
     more = f" ({len(m.gpus)} of them)" if len(m.gpus) > 1 else ""
     name = f"{m.gpu.name}, sm_{m.gpu.capability:.1f}".replace(".", "") + more
-    if not m.in_containers:
+    if not m.on_gpu:
         yield ok("GPU", f"{name}; profile {m.profile} does not use it.")
     elif m.gpu.capability < needs.CAPABILITY:
-        text = (
-            f"{name}: the images are of CUDA 13, which needs compute capability {needs.CAPABILITY}."
-        )
+        text = f"{name}: the engines are of CUDA 13, which needs compute capability {needs.CAPABILITY}."
         yield stop("GPU", text, ON_CPU)
     elif m.gpu.unified:
         figures = f"{m.memory.available / GIB:.0f} of {m.memory.total / GIB:.0f} GiB available"
@@ -365,7 +363,7 @@ def environments(m: Machine) -> Iterator[Diagnosis]:
 @check
 def cpu(m: Machine) -> Iterator[Diagnosis]:
     """Report the CPU's instructions and the main memory, if engines run on the CPU."""
-    if m.in_containers:
+    if m.on_gpu:
         return
     has = "has" if m.dtype == "bfloat16" else "has no"
     text = f"it {has} bfloat16 instructions: the tiny model runs in {m.dtype}."
@@ -400,8 +398,21 @@ def images(m: Machine) -> Iterator[Diagnosis]:
         where = "" if room is None else f" ({room / GB:.0f} GB are free in {m.docker.folder})"
         text = f"To be pulled when a lab first starts them{where}: {names}. Before a lesson:"
         yield info("images", text, *(f"docker pull {IMAGES[name]}" for name in missing))
+        yield from unconfirmed(missing)
     else:
         yield ok("images", "all five engines' are here.")
+
+
+def unconfirmed(missing: list[str]) -> Iterator[Diagnosis]:
+    """Report images that may not exist, because no public text names their tag."""
+    for name in missing:
+        if known := needs.UNCONFIRMED.get(name):
+            text = (
+                f"{IMAGES[name]} could not be confirmed: no public text names this tag. If docker can't pull "
+                f"it, {known} is known. Give it this tag, and tell the course's authors."
+            )
+            fix = f"docker pull {known} && docker tag {known} {IMAGES[name]}"
+            yield info(f"{needs.TITLES[name]}'s image", text, fix)
 
 
 @check
@@ -426,9 +437,9 @@ def ports(m: Machine) -> Iterator[Diagnosis]:
 @check
 def token(m: Machine) -> Iterator[Diagnosis]:
     """Report on the model hub's token."""
-    if m.in_containers and m.token:
+    if m.on_gpu and m.token:
         yield ok("HF_TOKEN", f"found ({m.token}).")
-    elif m.in_containers:
+    elif m.on_gpu:
         text = (
             "No token is set. The course's models (Qwen3) need none; gated ones (Llama) need one, "
             "after you have accepted their licence on their page."
@@ -440,7 +451,7 @@ def token(m: Machine) -> Iterator[Diagnosis]:
 @check
 def ptxas(m: Machine) -> Iterator[Diagnosis]:
     """Report on the assembler that Triton uses on GB10."""
-    if m.gpu.capability != 12.1 or not m.in_containers:
+    if m.gpu.capability != 12.1 or not m.on_gpu:
         return
     good = [path for path, version in m.ptxas.items() if version >= needs.PTXAS]
     text = (

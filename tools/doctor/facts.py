@@ -177,7 +177,12 @@ class Machine:
     def sizes(self) -> Profile:
         """Profile that labs get, with the models that fit this machine's GPU."""
         profile = PROFILES[self.profile]
-        return fit(profile, self.gpu) if self.in_containers and self.gpus else profile
+        return fit(profile, self.gpu) if self.on_gpu and self.gpus else profile
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this profile runs engines on a GPU, in containers or as local processes."""
+        return PROFILES[self.profile].device == "cuda"
 
     @property
     def in_containers(self) -> bool:

@@ -59,6 +59,9 @@ IMAGES: Mapping[str, str] = {
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }
+# Images whose tag no public text names, and the newest tag that one does (searched on 2026-11-30). The
+# course's flags were tried with the parser of the version in IMAGES.
+UNCONFIRMED: Mapping[str, str] = {"sglang": "lmsysorg/sglang:v0.5.20-cu130"}
 HUB = ".cache/huggingface/hub"
 
 
@@ -97,7 +100,14 @@ DRIVER = 580
 CAPABILITY = 7.5  # Turing: CUDA 13 has no older GPUs (its release notes)
 # Older ones do not know sm_121 (triton-lang/triton#8539).
 PTXAS = (12, 9)
-# Memory of one vLLM with the tiny model on a CPU, and its KV cache of 1 GiB not yet filled: proportional set
-# size, measured 2026-11-26 on 2 x86-64 cores.
-CPU_ENGINE_BYTES = 1.6 * GB
-CPU_ENGINES_AT_ONCE = 4
+# Engines with the tiny model on a CPU: seconds until it is ready, and memory after one answer. Measured
+# 2026-11-26 on 2 x86-64 cores with bfloat16 instructions and nothing else running (LAB_PREP.md says how).
+CPU_ENGINES: Mapping[str, tuple[float, float]] = {
+    "llama.cpp, 32 slots": (0.7, 0.45 * GB),
+    "llama.cpp, one slot": (0.3, 0.05 * GB),
+    "transformers": (6.9, 0.52 * GB),
+    "SGLang": (19.0, 2.36 * GB),
+    "vLLM": (24.9, 2.54 * GB),
+}
+CPU_ENGINES_AT_ONCE = 3  # of the large ones
+CPU_ENGINE_BYTES = max(memory for _, memory in CPU_ENGINES.values())

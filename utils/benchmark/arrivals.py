@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +58,45 @@ class OpenLoop:
 LoadPattern = ClosedLoop | OpenLoop
 
 
-def arrival_times(count: int, load: OpenLoop) -> np.ndarray:
-    """Seconds after the start at which each request is due, shape [count], ascending.
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Rule that ends a run before its requests do.
+
+    Attributes:
+        duration_s: Seconds after which no further request is sent. Those in flight are waited for.
+        max_error_rate: Share of failed requests, 0 to 1, above which no further request is sent.
+        min_ended: Requests that have to end before the error rate counts.
+    """
+
+    duration_s: float | None = None
+    max_error_rate: float | None = None
+    min_ended: int = 10
+
+    def __post_init__(self) -> None:
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ValueError(f"duration_s must be positive, not {self.duration_s}")
+        if self.max_error_rate is not None and not 0 <= self.max_error_rate <= 1:
+            raise ValueError(f"max_error_rate must be between 0 and 1, not {self.max_error_rate}")
+
+
+def arrivals(load: OpenLoop) -> Iterator[float]:
+    """Yield the seconds after the start at which each request is due, ascending, without end.
 
     Unlike vLLM, gaps are not rescaled so that they add up to `count / request_rate`: that would
     take away the variance between runs which repeats are there to show.
     """
-    if math.isinf(load.burstiness):
-        gaps = np.full(count, 1 / load.request_rate)
-    else:
-        scale = 1 / (load.request_rate * load.burstiness)
-        gaps = np.random.default_rng(load.seed).gamma(load.burstiness, scale, count)
-    times: np.ndarray = np.cumsum(gaps)
-    return times
+    rng = np.random.default_rng(load.seed)
+    at = 0.0
+    while True:
+        if math.isinf(load.burstiness):
+            gaps = np.full(_BLOCK, 1 / load.request_rate)
+        else:
+            gaps = rng.gamma(load.burstiness, 1 / (load.request_rate * load.burstiness), _BLOCK)
+        for gap in gaps.tolist():
+            at += gap
+            yield at
+
+
+def arrival_times(count: int, load: OpenLoop) -> np.ndarray:
+    """Return the first `count` of `arrivals`, shape [count]."""
+    return np.fromiter(islice(arrivals(load), count), float, count)

@@ -25,24 +25,34 @@ from utils.benchmark.workload import Api, Request
 from utils.files import encodable
 from utils.http.answers import error_text
 from utils.http.sse import SSEParser
-from utils.http.transport import AsyncioTransport, DroppedBeforeResponse, TimedStream
+from utils.http.transport import (
+    AsyncioTransport,
+    DroppedBeforeResponse,
+    TimedStream,
+    system_trust,
+)
 
-PATHS: Mapping[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-MAX_RESENDS = 2
+PATHS: Mapping[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
 # Below the idle limit of every server met so far (llama.cpp's is 5 s).
 KEEPALIVE_S = 4.0
 TOO_MANY_FILES = "Too many open files"
+# Patience for the end of the body after [DONE], which some servers never send.
+_AFTER_DONE_S = 0.5
+_SHOWN_BYTES = 80
 
 
 class Client:
     """Sends requests to one model behind one OpenAI-compatible server.
 
     Args:
-        base_url: "http://127.0.0.1:8000", with or without "/v1".
+        base_url: Address of the API. `/v1` is added to an address without a path, such as
+            "http://127.0.0.1:8000". Any other path is used as it is: requests to
+            "https://host/v1beta/openai" go to "https://host/v1beta/openai/chat/completions".
         model: The served model's name.
-        api: "chat" for /v1/chat/completions, "completions" for /v1/completions.
-        api_key: Sent as a bearer token if given.
+        api: "chat" for /chat/completions, "completions" for /completions.
+        api_key: Sent as a bearer token if given. It never appears in a message, trace or record.
         timeout_s: Limit for one whole request; connecting has 10 s of its own.
+        proxy: Address of a proxy. None connects directly, whatever the environment says.
     """
 
     def __init__(
@@ -53,35 +63,60 @@ class Client:
         *,
         api_key: str | None = None,
         timeout_s: float = 300.0,
+        proxy: str | None = None,
     ) -> None:
         if api not in PATHS:
             raise ValueError(f"unknown api {api!r}: use 'chat' or 'completions'")
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
-        _check_address(base_url)
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._url = _api_url(base_url, PATHS[api])
         self.model = model
         self.api: Api = api
         self.timeout_s = timeout_s
+        self._proxy = proxy
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if api_key:
+        if api_key := (api_key or "").strip():
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise ValueError(
+                    "the API key holds a line break or another character that no key has"
+                )
             self._headers["Authorization"] = f"Bearer {api_key}"
+            self._url = self._url.copy_with(userinfo=b"")  # it would take the key's place
         self._http: httpx.AsyncClient | None = None
 
     @property
     def url(self) -> str:
-        """Where requests go."""
-        return self.base_url + PATHS[self.api]
+        """Address that requests go to."""
+        return str(self._url)
+
+    @property
+    def base_url(self) -> str:
+        """Address of the API for people and records, without password and query."""
+        path = self._url.path.removesuffix(PATHS[self.api]).removesuffix("/v1")
+        return str(self._url.copy_with(path=path or "/", query=None, userinfo=b"")).rstrip("/")
+
+    @property
+    def opened(self) -> bool:
+        """Whether the client is inside its `async with`."""
+        return self._http is not None
 
     async def __aenter__(self) -> Self:
-        self._http = loopback.async_client(
-            headers=self._headers,
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
-            ),
-            mounts={"http://": AsyncioTransport(keepalive_s=KEEPALIVE_S)},
-        )
+        timeout = httpx.Timeout(None, connect=10.0)
+        if self._proxy is None:
+            # Without httpx's own transport, whose start and end take files and milliseconds.
+            self._http = loopback.async_client(
+                headers=self._headers,
+                timeout=timeout,
+                transport=AsyncioTransport(keepalive_s=KEEPALIVE_S),
+            )
+        else:
+            # httpx doesn't tell whether a kept connection was dropped, so none is kept.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            self._http = loopback.async_client(
+                headers=self._headers,
+                timeout=timeout,
+                limits=limits,
+                proxy=self._proxy,
+                verify=system_trust(),
+            )
         return self
 
     async def __aexit__(
@@ -97,16 +132,16 @@ class Client:
     async def send(
         self, request: Request, *, index: int = 0, scheduled: float | None = None
     ) -> RequestTrace:
-        """Sends one request and reads the whole response.
+        """Send one request and read the whole response.
 
-        Never raises for a failed request: the trace then holds the error. Resends, at most
-        `MAX_RESENDS` times, when the connection broke before any byte of a response; the clock
-        goes on from the first attempt.
+        Never raises for a failed request: the trace then holds the error. The request is sent once more if
+        a kept connection broke before any byte of a response, because the server may have closed it while
+        it was idle. The clock goes on from the first attempt.
 
         Args:
-            request: What to ask.
+            request: Request to send.
             index: Its position, for the trace.
-            scheduled: When it was due (`perf_counter` seconds); default, now.
+            scheduled: Time at which it was due (`perf_counter` seconds); default, now.
 
         Raises:
             WorkloadError: If the request cannot be expressed in this client's API.
@@ -126,8 +161,8 @@ class Client:
                             status = response.status_code
                             await self._read(response, request.stream, collector)
                         break
-                    except DroppedBeforeResponse:
-                        if resends == MAX_RESENDS:
+                    except DroppedBeforeResponse as dropped:
+                        if not dropped.reused:
                             raise
                         resends += 1
         except TimeoutError:
@@ -170,15 +205,34 @@ class Client:
             httpx.HTTPError: The connection broke.
         """
         await _raise_for_status(response)
-        if not streamed or response.headers.get("content-type", "").startswith("application/json"):
+        kind = response.headers.get("content-type", "")
+        if not streamed or kind.startswith("application/json"):
             collector.whole(await response.aread(), perf_counter())
             return
         parser = SSEParser()
-        async for at, piece in _pieces(response):
-            for event in parser.feed(piece):
-                collector.event(event, at)
+        start, events = b"", 0
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as after_done:
+                async for at, piece in _pieces(response):
+                    if not events:
+                        start = (start + piece)[:_SHOWN_BYTES]
+                    for event in parser.feed(piece):
+                        events += 1
+                        collector.event(event, at)
+                    if collector.done and after_done.when() is None:
+                        after_done.reschedule(loop.time() + _AFTER_DONE_S)
+        except TimeoutError:
+            if not after_done.expired():
+                raise
         if (last := parser.close()) is not None:
+            events += 1
             collector.event(last, perf_counter())
+        if not events:
+            raise ResponseError(
+                f"the answer is no event stream, but {kind or 'of no content type'}: "
+                f"{start.decode('utf-8', 'replace')!r}"
+            )
         collector.end()
 
     async def events(self, request: Request) -> AsyncIterator[tuple[float, str]]:
@@ -199,13 +253,14 @@ class Client:
 
     async def reachable(self, patience_s: float = 1.0) -> bool:
         """Whether anything accepts connections at the address, tried for `patience_s` seconds."""
-        url = httpx.URL(self.base_url)
-        port = url.port or (443 if url.scheme == "https" else 80)
+        if self._proxy is not None:
+            return True  # only the proxy can tell
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
         deadline = perf_counter() + patience_s
         while True:
             try:
                 async with asyncio.timeout(patience_s):
-                    _, writer = await asyncio.open_connection(url.host, port)
+                    _, writer = await asyncio.open_connection(self._url.host, port)
             except (OSError, TimeoutError) as problem:
                 if TOO_MANY_FILES in str(problem):
                     return True  # this process's own limit says nothing about the engine
@@ -224,7 +279,7 @@ class Client:
         try:
             async with (
                 asyncio.timeout(patience_s),
-                self._connection().stream("GET", self.base_url + "/health"),
+                self._connection().stream("GET", self._url.copy_with(path="/health", query=None)),
             ):
                 return True
         except (TimeoutError, httpx.TimeoutException):
@@ -250,14 +305,26 @@ async def _pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]
 
 
 async def _raise_for_status(response: httpx.Response) -> None:
-    """Raises ResponseError, with the engine's words, for any other status than 200."""
+    """Raise ResponseError, with the engine's words, for any other status than 200."""
     if response.status_code == 200:
         return
+    if location := response.headers.get("location"):
+        target = response.request.url.join(location).copy_with(query=None, userinfo=b"")
+        raise ResponseError(
+            f"HTTP {response.status_code}: the server redirects to {target}. Use that address"
+        )
     body = (await response.aread()).decode("utf-8", "replace")
     raise ResponseError(f"HTTP {response.status_code}: {error_text(body)[:500]}")
 
 
-def _check_address(base_url: str) -> None:
+def _api_url(base_url: str, path: str) -> httpx.URL:
+    """Return the address of an endpoint; `/v1` comes before its path if `base_url` has no path.
+
+    Raises:
+        ValueError: `base_url` is no usable address.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
@@ -265,6 +332,10 @@ def _check_address(base_url: str) -> None:
     port = 80 if url.port is None else url.port
     if not url.host or not 0 < port < 65536:
         raise ValueError(f"base_url {base_url!r} needs a host, and a port from 1 to 65535")
+    base = url.path.rstrip("/")
+    for suffix in PATHS.values():
+        base = base.removesuffix(suffix)
+    return url.copy_with(path=(base or "/v1") + path)
 
 
 def _described(problem: Exception) -> str:

@@ -17,7 +17,8 @@ from utils.benchmark import (
     run,
     write_record,
 )
-from utils.benchmark.sweep import WARMUP_SEED, prompts
+from utils.benchmark.sweep import prompts
+from utils.benchmark.workload import Source, fresh_seed
 from utils.engines import EngineError, RunningEngine
 from utils.profiles import Profile
 from utils.telemetry import Sampler, Series
@@ -53,23 +54,28 @@ class Run:
 
 
 def make_requests(
-    profile: Profile, count: int, seed: int = 0, spread: float = 0.0
+    profile: Profile, count: int, seed: int | None = None, spread: float = 0.0
 ) -> list[Request]:
-    """Requests of the profile's lengths with random prompts, so that no prefix is shared.
+    """Return requests of the profile's lengths with random prompts, so that no prefix is shared.
 
     Args:
-        profile: Gives the lengths.
-        count: How many.
-        seed: Same seed, same prompts and lengths.
-        spread: Output lengths vary evenly in ``output_tokens x (1 - spread ... 1 + spread)``.
+        profile: Profile that gives the lengths.
+        count: Number of requests.
+        seed: Same seed, same prompts and lengths. None takes one that no engine has seen.
+        spread: Output lengths vary evenly in `output_tokens * (1 ± spread)`.
 
     Returns:
         Requests for ``/v1/completions``; each answer has exactly its ``max_tokens``.
     """
+    seed = fresh_seed() if seed is None else seed
     rng = random.Random(seed)
     low, high = (round(profile.load.output_tokens * (1 + sign * spread)) for sign in (-1, 1))
     requests = prompts(profile, count, seed=seed)
-    return [replace(request, max_tokens=rng.randint(low, high)) for request in requests]
+    lengths = f"{low} to {high} tokens" if spread else f"{low} tokens"
+    source = replace(requests[0].source, output_length=lengths) if requests else Source()
+    return [
+        replace(request, max_tokens=rng.randint(low, high), source=source) for request in requests
+    ]
 
 
 def measure(
@@ -106,7 +112,7 @@ def measure(
             client,
             requests,
             ClosedLoop(concurrency),
-            warmup=make_requests(profile, warmup, seed=WARMUP_SEED + concurrency),
+            warmup=make_requests(profile, warmup),
             label=f"{label}, {concurrency} at once",
             alive=engine.running,
         )

@@ -34,6 +34,11 @@ class Interval:
         """Half of the interval's length."""
         return (self.high - self.low) / 2
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero is outside. False where the data give no interval."""
+        return self.low > 0 or self.high < 0
+
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:,.4g} (n = {self.count}: no interval)"
@@ -61,6 +66,44 @@ def repeat_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     error = float(array.std(ddof=1)) / math.sqrt(count)
     reach = student_t_quantile((1 + confidence) / 2, count - 1) * error
     return Interval(mean, mean - reach, mean + reach, count, confidence, "t")
+
+
+def difference_interval(
+    a: Sequence[float], b: Sequence[float], *, paired: bool, confidence: float = 0.95
+) -> Interval:
+    """Return the interval of the difference of the means of `a` and `b`.
+
+    Two intervals that overlap don't show that there is no difference (Schenker and Gentleman, 2001), so ask
+    whether this one includes zero.
+
+    Args:
+        a: One value per run.
+        b: One value per run.
+        paired: Whether `a[i]` and `b[i]` were measured in turn. A slow phase of the machine then counts
+            for both and cancels out.
+        confidence: Between 0 and 1.
+
+    Raises:
+        ValueError: There are no values, or pairs lack a partner.
+    """
+    if paired:
+        if len(a) != len(b):
+            raise ValueError(f"pairs need as many values on both sides, not {len(a)} and {len(b)}")
+        return repeat_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
+    first, second = _checked(a, confidence), _checked(b, confidence)
+    difference = float(first.mean() - second.mean())
+    count = min(first.size, second.size)
+    if count < 2:
+        return Interval(difference, math.nan, math.nan, count, confidence, "t")
+    shares = [float(values.var(ddof=1)) / values.size for values in (first, second)]
+    error = math.sqrt(sum(shares))
+    # Degrees of freedom by Welch and Satterthwaite.
+    spread = sum(
+        share**2 / (values.size - 1) for share, values in zip(shares, (first, second), strict=True)
+    )
+    degrees = sum(shares) ** 2 / spread if spread else count - 1
+    reach = student_t_quantile((1 + confidence) / 2, degrees) * error
+    return Interval(difference, difference - reach, difference + reach, count, confidence, "t")
 
 
 def bootstrap_interval(
@@ -95,7 +138,7 @@ def bootstrap_interval(
 
 
 @lru_cache(maxsize=64)
-def student_t_quantile(p: float, degrees: int) -> float:
+def student_t_quantile(p: float, degrees: float) -> float:
     """The p-quantile (0.5 < p < 1) of Student's t distribution.
 
     Bisection on the distribution function, which for t = sqrt(n) tan(a) is the integral of

@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-from utils.benchmark.arrivals import ClosedLoop, LoadPattern, OpenLoop, arrival_times
+from utils import open_files
+from utils.benchmark.arrivals import ClosedLoop, LoadPattern, OpenLoop, StopRule, arrivals
 from utils.benchmark.client import TOO_MANY_FILES, Client
 from utils.benchmark.stats import Slo, Summary, summarise
+from utils.benchmark.tally import Tally
 from utils.benchmark.threads import LoadProgress, run_in_thread
 from utils.benchmark.trace import Clock, RequestTrace
-from utils.benchmark.workload import Request
+from utils.benchmark.workload import Conversation, Request
 from utils.engines.engine_errors import EngineError
 
 _LAG_PROBE_S = 0.02
@@ -30,6 +33,20 @@ _LAG_PROBE_S = 0.02
 _DEATH_WORDS = ("EngineCore encountered an issue", "EngineDeadError")
 _DEATH_GRACE_S = 3.0
 _ASK_EVERY_S = 0.25
+_MANY = 2**31  # requests in flight: no limit
+
+
+class LoadWarning(UserWarning):
+    """A run that finished, but not as it was asked for."""
+
+
+class LoadInterrupted(KeyboardInterrupt):
+    """An interrupt during a run; `result` holds the requests that had ended."""
+
+    def __init__(self, result: LoadResult) -> None:
+        done = len(result.traces)
+        super().__init__(f"{done} requests had ended; they are in this error's .result")
+        self.result = result
 
 
 class EngineDied(EngineError):
@@ -51,9 +68,13 @@ class LoadResult:
         duration: From the start to the end of the last request, s.
         api: "chat" or "completions".
         model: The served model's name.
-        warmup: How many warm-up requests went before.
+        warmup: Number of warm-up requests that went before.
         client_lag: Worst delay of the client's own event loop, s. Latencies are uncertain by as
             much: if it is not small against them, the client is measuring itself.
+        workload: Description of the requests, see `Tally.describe`.
+        planned: Number of requests that were asked for; None for a run by duration.
+        warmup_failed: Number of warm-up requests that failed.
+        stopped: Reason why fewer requests were sent than planned; "" if all were.
     """
 
     load: LoadPattern
@@ -64,6 +85,10 @@ class LoadResult:
     model: str
     warmup: int = 0
     client_lag: float = 0.0
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    planned: int | None = None
+    warmup_failed: int = 0
+    stopped: str = ""
 
     @property
     def clock(self) -> Clock:
@@ -86,170 +111,324 @@ class LoadResult:
             "pattern": "open" if isinstance(self.load, OpenLoop) else "closed",
             **{k: str(v) if v == float("inf") else v for k, v in values.items()},
             "num_prompts": len(self.traces),
+            "planned": self.planned,
+            "stopped": self.stopped,
             "warmup": self.warmup,
+            "warmup_failed": self.warmup_failed,
             "api": self.api,
             "clock": self.clock,
             "client_lag_s": self.client_lag,
         }
 
 
+Item = Request | Conversation
+
+
 def run(
     client: Client,
-    requests: Sequence[Request],
+    requests: Iterable[Item],
     load: LoadPattern,
     *,
     warmup: Sequence[Request] = (),
+    stop: StopRule | None = None,
     progress: bool = True,
     label: str = "",
     alive: Callable[[], bool] | None = None,
 ) -> LoadResult:
-    """Runs a load to its end; works in scripts and in notebooks.
+    """Run a load to its end, in a script or in a notebook.
 
     The event loop runs in a thread of its own, so a notebook's running loop does not matter.
     Ctrl-C cancels every request and returns at once.
 
     Args:
-        client: Where to send; need not be open.
-        requests: What to send, in this order.
+        client: Client that sends; it must not be open, because it would belong to another event loop.
+        requests: Requests and conversations, sent in this order. A run by duration also takes an iterator
+            without end.
         load: `ClosedLoop` or `OpenLoop`.
         warmup: Requests to send and wait for before the measurement; they are in no statistic.
             Give them prompts of their own: the engine's prefix cache remembers them.
+        stop: Rule that ends the run early.
         progress: Show a progress bar.
         label: Its title.
-        alive: Tells whether the engine's process still runs; asked when a request fails, and
-            again for some seconds after a run with failures.
+        alive: Function that tells whether the engine's process still runs; it is called when a request
+            fails, and again for some seconds after a run with failures.
 
     Raises:
         EngineDied: If the engine goes away in the middle; `.result` holds what was measured.
-        ValueError: If there is nothing to send, or a request does not fit the client's API.
+        LoadInterrupted: On Ctrl-C after the first request has ended; `.result` holds what was measured.
+        WorkloadError: If a request does not fit the client's API.
+        ValueError: If there is nothing to send, the open client belongs to another event loop, or the
+            load needs more open files than this process may have.
     """
-    _check(client, requests)
-    bar = LoadProgress(len(requests), label or f"{client.model} {_title(load)}", show=progress)
-    return run_in_thread(
-        run_async(client, requests, load, warmup=warmup, alive=alive, on_done=bar.add), bar
-    )
+    if client.opened:
+        raise ValueError(
+            "the client is open: use `await run_async(...)`, or leave out `async with`"
+        )
+    session = _Session(client, requests, load, warmup, stop, alive)
+    title = label or f"{client.model} {_title(load)}"
+    bar = LoadProgress(session.planned, title, show=progress)
+    session.on_done = bar.add
+    try:
+        result = run_in_thread(session.run(), bar)
+    except KeyboardInterrupt as interrupt:
+        session.stopped = "interrupted"
+        if not session.traces:
+            raise
+        raise LoadInterrupted(session.result()) from interrupt
+    finally:
+        session.tell()
+    return result
 
 
 async def run_async(
     client: Client,
-    requests: Sequence[Request],
+    requests: Iterable[Item],
     load: LoadPattern,
     *,
     warmup: Sequence[Request] = (),
+    stop: StopRule | None = None,
     alive: Callable[[], bool] | None = None,
     on_done: Callable[[RequestTrace], None] | None = None,
 ) -> LoadResult:
-    """`run` for callers with an event loop of their own."""
-    _check(client, requests)
-    async with client:
-        await _warm_up(client, warmup, load)
-        session = _Session(client, requests, alive, on_done)
-        with _gc_frozen():
-            lag = asyncio.create_task(session.watch_lag())
-            started = perf_counter()
-            try:
-                if isinstance(load, ClosedLoop):
-                    await session.closed(load.concurrency)
-                else:
-                    await session.open(load, started)
-            finally:
-                lag.cancel()
-        await session.confirm_engine_alive()
-    traces = tuple(sorted(session.traces, key=lambda trace: trace.index))
-    ended = max(trace.finished for trace in traces)
-    result = LoadResult(
-        load=load,
-        traces=traces,
-        started=started,
-        duration=ended - started,
-        api=client.api,
-        model=client.model,
-        warmup=len(warmup),
-        client_lag=session.lag,
-    )
-    if session.dead:
-        raise EngineDied(_death_notice(client, result, frozen=session.frozen), result)
+    """Run a load like `run`, for callers with an event loop of their own.
+
+    An open client stays open.
+    """
+    session = _Session(client, requests, load, warmup, stop, alive)
+    session.on_done = on_done
+    result = await session.run()
+    session.tell()
     return result
 
 
 class _Session:
-    """The measured part of one run."""
+    """One run."""
 
     def __init__(
         self,
         client: Client,
-        requests: Sequence[Request],
+        requests: Iterable[Item],
+        load: LoadPattern,
+        warmup: Sequence[Request],
+        stop: StopRule | None,
         alive: Callable[[], bool] | None,
-        on_done: Callable[[RequestTrace], None] | None,
     ) -> None:
         self.client = client
-        self.requests = requests
+        self.load = load
+        self.warmup = warmup
+        self.stop = stop or StopRule()
         self.traces: list[RequestTrace] = []
         self.dead = False
         self.frozen = False
         self.lag = 0.0
+        self.stopped = ""
+        self.started = 0.0
+        self.on_done: Callable[[RequestTrace], None] | None = None
+        self.planned: int | None = None
+        self._failed = 0
+        self._tally = Tally()
+        self._warmup_errors: list[str] = []
         self._asked = 0.0
         self._asking = asyncio.Lock()
         self._alive = alive
-        self._on_done = on_done
+        self._items = self._checked(requests)
+        _check_files(load, self.planned)
+
+    async def run(self) -> LoadResult:
+        """Warm up, send everything and put the result together.
+
+        Raises:
+            EngineDied: The engine stopped answering.
+        """
+        async with AsyncExitStack() as stack:
+            if not self.client.opened:
+                await stack.enter_async_context(self.client)
+            await self._warm_up()
+            with _gc_frozen():
+                lag = asyncio.create_task(self.watch_lag())
+                self.started = perf_counter()
+                try:
+                    if isinstance(self.load, ClosedLoop):
+                        await self.closed(self.load.concurrency)
+                    else:
+                        await self.open(self.load)
+                finally:
+                    lag.cancel()
+            await self.confirm_engine_alive()
+        result = self.result()
+        if self.dead:
+            raise EngineDied(_death_notice(self.client, result, frozen=self.frozen), result)
+        return result
+
+    def result(self) -> LoadResult:
+        """Return what has ended so far."""
+        traces = tuple(sorted(self.traces, key=lambda trace: trace.index))
+        ended = max((trace.finished for trace in traces), default=perf_counter())
+        return LoadResult(
+            load=self.load,
+            traces=traces,
+            started=self.started,
+            duration=ended - self.started,
+            api=self.client.api,
+            model=self.client.model,
+            warmup=len(self.warmup),
+            client_lag=self.lag,
+            workload=self._tally.describe(traces),
+            planned=self.planned,
+            warmup_failed=len(self._warmup_errors),
+            stopped=self.stopped,
+        )
+
+    def tell(self) -> None:
+        """Warn about a warm-up that failed and about requests that were not sent."""
+        if self._warmup_errors:
+            warnings.warn(
+                f"{len(self._warmup_errors)} of {len(self.warmup)} warm-up requests failed, so the engine "
+                f"may have been cold when the measurement began: {self._warmup_errors[0]}",
+                LoadWarning,
+                stacklevel=3,
+            )
+        if self.stopped and self.stopped != "interrupted":
+            warnings.warn(f"the run ended early: {self.stopped}", LoadWarning, stacklevel=3)
 
     async def closed(self, concurrency: int) -> None:
-        """Each of `concurrency` users takes the next request as soon as its last one ends."""
-        queue = iter(enumerate(self.requests))
+        """Let each of `concurrency` users take the next request as soon as their last one ends."""
+        items = iter(self._items)
 
         async def user() -> None:
-            for index, request in queue:
-                await self._one(index, request, None)
+            for index, item in items:
+                if self._finished():
+                    return
+                await self._one(index, item, None)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(self.requests))):
+            for _ in range(min(concurrency, self.planned or concurrency)):
                 group.create_task(user())
 
-    async def open(self, load: OpenLoop, started: float) -> None:
-        """Each request is sent when it is due, or when `max_concurrency` lets it."""
-        limit = asyncio.Semaphore(load.max_concurrency or len(self.requests))
+    async def open(self, load: OpenLoop) -> None:
+        """Send each request when it is due, or when `max_concurrency` lets it."""
+        limit = asyncio.Semaphore(load.max_concurrency or _MANY)
 
-        async def arrive(index: int, request: Request, due: float) -> None:
-            async with limit:
-                await self._one(index, request, due)
+        async def arrive(index: int, item: Item, due: float) -> None:
+            await self._one(index, item, due, limit)
 
         async with asyncio.TaskGroup() as group:
-            times = started + arrival_times(len(self.requests), load)
-            for index, (request, due) in enumerate(zip(self.requests, times, strict=True)):
-                if not self.dead and (wait := due - perf_counter()) > 0:
-                    await asyncio.sleep(wait)
-                group.create_task(arrive(index, request, float(due)))
+            for (index, item), after in zip(self._items, arrivals(load), strict=False):
+                due = self.started + after
+                if not self.dead:
+                    await asyncio.sleep(max(0.0, due - perf_counter()))
+                if self._finished():
+                    return
+                group.create_task(arrive(index, item, due))
 
     async def watch_lag(self) -> None:
-        """Keeps the worst lateness of a timer in this event loop."""
+        """Keep the worst lateness of a timer in this event loop."""
         while True:
             due = perf_counter() + _LAG_PROBE_S
             await asyncio.sleep(_LAG_PROBE_S)
             self.lag = max(self.lag, perf_counter() - due)
 
-    async def _one(self, index: int, request: Request, due: float | None) -> None:
+    async def _one(
+        self, index: int, item: Item, due: float | None, limit: asyncio.Semaphore | None = None
+    ) -> None:
+        """Send a request, or a conversation turn by turn."""
+        gate = limit or nullcontext()
+        if isinstance(item, Request):
+            async with gate:
+                await self._send(index, item, due)
+            return
+        answers: list[str] = []
+        for number in range(len(item.turns)):
+            request = item.turn(number, answers)
+            if number == len(answers):  # every turn so far was answered
+                async with gate:
+                    trace = await self._send(index + number, request, due)
+                if trace.ok:
+                    answers.append(trace.text)
+                if trace.ok and number < len(item.think_s):
+                    due = trace.finished + item.think_s[number]
+                    await asyncio.sleep(max(0.0, due - perf_counter()))
+            else:
+                self._end(_unsent(index + number, request, due, "an earlier turn failed"))
+
+    async def _send(self, index: int, request: Request, due: float | None) -> RequestTrace:
         if self.dead:
-            now = perf_counter()
-            trace = RequestTrace(
-                index=index,
-                scheduled=now if due is None else due,
-                sent=now,
-                finished=now,
-                error="not sent: the engine had stopped answering",
-                max_tokens=request.max_tokens,
-                tag=request.tag,
-            )
+            trace = _unsent(index, request, due, "the engine had stopped answering")
         else:
             trace = await self.client.send(request, index=index, scheduled=due)
             if trace.error is not None:
                 async with self._asking:  # many fail together: one asks for all
                     self.dead = self.dead or await self._is_dead(trace.error, trace.status)
+        self._end(trace)
+        return trace
+
+    def _end(self, trace: RequestTrace) -> None:
         self.traces.append(trace)
-        if self._on_done is not None:
-            self._on_done(trace)
+        self._failed += not trace.ok
+        if self.on_done is not None:
+            self.on_done(trace)
+
+    def _finished(self) -> bool:
+        """Return whether no further request is to be sent, and note the reason."""
+        if self.stopped:
+            return True
+        rule, ended = self.stop, len(self.traces)
+        if rule.duration_s is not None and perf_counter() - self.started >= rule.duration_s:
+            self.stopped = f"its {rule.duration_s:g} s were over" if self.planned else ""
+            return True
+        if self.dead:
+            return (
+                self.planned is None
+            )  # a list is gone through, so that each request is accounted for
+        limit = rule.max_error_rate
+        if limit is not None and ended >= rule.min_ended and self._failed > limit * ended:
+            first = next(trace.error for trace in self.traces if not trace.ok)
+            self.stopped = f"{self._failed} of {ended} requests had failed ({first})"
+            return True
+        return False
+
+    def _checked(self, requests: Iterable[Item]) -> Iterable[tuple[int, Item]]:
+        """Check what can be checked before anything is sent, and give each item its first index."""
+        if isinstance(requests, Sequence):
+            for item in requests:
+                self._check(item)
+            self.planned = sum(_turns(item) for item in requests)
+            if not self.planned:
+                raise ValueError("no requests to send")
+        elif self.stop.duration_s is None:
+            raise ValueError("an iterator may have no end: give stop=StopRule(duration_s=...)")
+        return self._numbered(requests)
+
+    def _numbered(self, requests: Iterable[Item]) -> Iterator[tuple[int, Item]]:
+        index = 0
+        for item in requests:
+            if self.planned is None:
+                self._check(item)
+            yield index, item
+            index += _turns(item)
+
+    def _check(self, item: Item) -> None:
+        request = item.turn(0, []) if isinstance(item, Conversation) else item
+        request.body(self.client.model, self.client.api)
+        self._tally.add(item)
+
+    async def _warm_up(self) -> None:
+        load = self.load
+        width = load.concurrency if isinstance(load, ClosedLoop) else load.max_concurrency
+        limit = asyncio.Semaphore(width or max(len(self.warmup), 1))
+
+        async def one(request: Request) -> None:
+            async with limit:
+                trace = await self.client.send(request)
+            if trace.error is not None:
+                self._warmup_errors.append(trace.error)
+
+        async with asyncio.TaskGroup() as group:
+            for request in self.warmup:
+                group.create_task(one(request))
 
     async def confirm_engine_alive(self) -> None:
-        """After a run with failures: whether the engine ends now, as a dying one does."""
+        """Ask for some seconds after a run with failures whether the engine ends, as a dying one does."""
         failed = any(t.error is not None and TOO_MANY_FILES not in t.error for t in self.traces)
         deadline = perf_counter() + _DEATH_GRACE_S
         while failed and not self.dead and self._alive is not None:
@@ -282,24 +461,39 @@ class _Session:
             raise
 
 
-def _check(client: Client, requests: Sequence[Request]) -> None:
-    if not requests:
-        raise ValueError("no requests to send")
-    for request in requests:
-        request.body(client.model, client.api)
+def _turns(item: Item) -> int:
+    return len(item.turns) if isinstance(item, Conversation) else 1
 
 
-async def _warm_up(client: Client, requests: Sequence[Request], load: LoadPattern) -> None:
+def _unsent(index: int, request: Request, due: float | None, why: str) -> RequestTrace:
+    now = perf_counter()
+    return RequestTrace(
+        index=index,
+        scheduled=now if due is None else due,
+        sent=now,
+        finished=now,
+        error=f"not sent: {why}",
+        max_tokens=request.max_tokens,
+        tag=request.tag,
+    )
+
+
+def _check_files(load: LoadPattern, planned: int | None) -> None:
+    """Refuse a load that needs more connections than this process may open.
+
+    Raises:
+        ValueError: It does.
+    """
     width = load.concurrency if isinstance(load, ClosedLoop) else load.max_concurrency
-    limit = asyncio.Semaphore(width or max(len(requests), 1))
-
-    async def one(request: Request) -> None:
-        async with limit:
-            await client.send(request)
-
-    async with asyncio.TaskGroup() as group:
-        for request in requests:
-            group.create_task(one(request))
+    if width is None:
+        open_files.raise_limit()
+        return  # only its own latencies decide how many are in flight
+    needed = min(width, planned or width)
+    if needed > (free := open_files.free_files()):
+        raise ValueError(
+            f"{needed} requests in flight need as many open files, but this process can open only {free} "
+            f"more. Lower the concurrency, or raise the hard limit (`ulimit -Hn`) before you start Python"
+        )
 
 
 @contextmanager

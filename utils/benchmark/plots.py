@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from html import escape
 from itertools import cycle
 from typing import Any, Literal
@@ -19,19 +21,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from utils.benchmark.condition import load_text, repeats, series_names
 from utils.benchmark.plot_style import MARKERS, PALETTE
-from utils.benchmark.records import Record
+from utils.benchmark.record import Record
+from utils.benchmark.records import without_duplicates
+from utils.benchmark.stats import PERCENTILES, Latency, supported
+from utils.benchmark.trace import Clock
+
+CLOCKS: tuple[Clock, Clock] = ("scheduled", "sent")
 
 
 def plot_throughput(records: Sequence[Record]) -> Figure:
-    """Output tokens per second against requests in flight, one line per label.
+    """Plot output tokens per second against requests in flight, one line per engine and condition.
 
-    Repeats at the same concurrency give the mean and a bar from the lowest to the highest.
+    Repeats at the same concurrency give the mean and a bar from the lowest to the highest. A line of an
+    engine that isn't ranked says so.
 
     Raises:
         ValueError: If no record is of a closed loop.
     """
-    closed = [record for record in records if record.load.get("pattern") == "closed"]
+    closed = without_duplicates(r for r in records if r.load.get("pattern") == "closed")
     lines = _series(closed, "concurrency", lambda record: record.summary.get("output_throughput"))
     if not lines:
         raise ValueError("no closed-loop records to plot throughput of")
@@ -53,18 +62,20 @@ def plot_throughput(records: Sequence[Record]) -> Figure:
 
 
 def plot_distributions(records: Sequence[Record]) -> Figure:
-    """Cumulative distributions of TTFT and ITL, one curve per record.
+    """Plot cumulative distributions of TTFT and ITL, one curve for all repeats of a measurement.
 
     Raises:
         ValueError: If no record has a first token.
     """
+    groups = list(repeats(records).values())
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     texts = []
-    names = _names(records)
-    for record, name, (colour, marker) in zip(records, names, _styles(), strict=False):
-        clock = record.load.get("clock", "sent")
-        ttfts = [t.ttft(clock) for t in record.traces if t.ok and t.first_token is not None]
-        gaps = [gap for trace in record.traces for gap in trace.itls]
+    names = _names([group[0] for group in groups])
+    for group, name, (colour, marker) in zip(groups, names, _styles(), strict=False):
+        clock = group[0].load.get("clock", "sent")
+        traces = [trace for record in group for trace in record.traces]
+        ttfts = [t.ttft(clock) for t in traces if t.ok and t.first_token is not None]
+        gaps = [gap for trace in traces for gap in trace.itls]
         for axes, seconds in ((left, ttfts), (right, gaps)):
             if seconds:
                 values = np.sort(seconds) * 1000
@@ -94,28 +105,35 @@ def plot_distributions(records: Sequence[Record]) -> Figure:
 
 
 def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -> Figure:
-    """End-to-end latency against request rate, counted from due and from sent.
+    """Plot end-to-end latency against request rate, counted from due and from sent.
 
     Args:
-        records: Of open loops.
-        percentile: 50, 90, 95 or 99.
+        records: Records, of which those of open loops count.
+        percentile: 50, 90, 95 or 99. If a run has too few requests for it, the plot takes the next lower one.
 
     Raises:
-        ValueError: If no record is of an open loop.
+        ValueError: If no record of an open loop has two successes.
     """
-    records = [record for record in records if record.load.get("pattern") == "open"]
+    records = without_duplicates(r for r in records if r.load.get("pattern") == "open")
+    counts = [sum(trace.ok for trace in record.traces) for record in records]
+    records = [record for record, count in zip(records, counts, strict=True) if count > 1]
     if not records:
         raise ValueError("no open-loop records to plot latency of")
-    key = f"p{percentile}_e2el_ms"
-    figure, axes = _canvas(f"Latency against request rate (p{percentile})")
+    fewest = min(count for count in counts if count > 1)
+    usable = [p for p in PERCENTILES if p <= percentile and supported(p, fewest)]
+    statistic = f"p{max(usable)}"
+    figure, axes = _canvas(f"Latency against request rate ({statistic})")
     texts = []
-    engines = dict.fromkeys(record.engine for record in records)
-    for engine, (colour, marker) in zip(engines, _styles(), strict=False):
-        actual = [record for record in records if record.engine == engine]
-        due = _points(actual, "request_rate", lambda record: record.summary[key])
-        sent = _points(actual, "request_rate", lambda record: record.summary["from_sent"][key])
-        _line(axes, due, f"{engine}, from when it was due", (colour, marker))
-        _line(axes, sent, f"{engine}, from when it was sent", (colour, marker), dashed=True)
+    named: dict[str, list[Record]] = {}
+    for record, name in zip(records, series_names([_by_engine(r) for r in records]), strict=True):
+        named.setdefault(name, []).append(record)
+    for (engine, actual), style in zip(named.items(), _styles(), strict=False):
+        due, sent = (
+            _points(actual, "request_rate", partial(_latency_ms, clock=clock, statistic=statistic))
+            for clock in CLOCKS
+        )
+        _line(axes, due, f"{engine}, from when it was due", style)
+        _line(axes, sent, f"{engine}, from when it was sent", style, dashed=True)
         texts.append(
             f"{engine}: " + ", ".join(f"{np.mean(v):,.0f} ms at {k:g}/s" for k, v in due.items())
         )
@@ -123,7 +141,11 @@ def plot_latency_against_rate(records: Sequence[Record], percentile: int = 95) -
     axes.set_ylabel("end-to-end latency (ms)")
     log_axis(axes, "y")
     axes.legend()
-    return _described(figure, f"p{percentile} end-to-end latency by request rate. ", texts)
+    return _described(figure, f"{statistic} end-to-end latency by request rate. ", texts)
+
+
+def _latency_ms(record: Record, *, clock: Clock, statistic: str) -> float:
+    return Latency.of(trace.e2el(clock) for trace in record.traces).statistic(statistic)
 
 
 def legend_text(label: str) -> str:
@@ -171,11 +193,16 @@ def _styles() -> cycle[tuple[str, str]]:
 def _series(
     records: Sequence[Record], key: str, value: Callable[[Record], Any]
 ) -> Mapping[str, dict[float, list[float]]]:
-    labels = dict.fromkeys(record.label for record in records)
-    return {
-        label: _points([record for record in records if record.label == label], key, value)
-        for label in labels
-    }
+    named: dict[str, list[Record]] = {}
+    for record, name in zip(records, series_names(records), strict=True):
+        named.setdefault(name + (", not ranked" if record.handicaps else ""), []).append(record)
+    lines = {name: _points(group, key, value) for name, group in named.items()}
+    return {name: points for name, points in lines.items() if points}
+
+
+def _by_engine(record: Record) -> Record:
+    """Return a record whose label is its engine, because labels of open loops name their rates."""
+    return replace(record, label=record.engine)
 
 
 def _points(
@@ -212,13 +239,6 @@ def _names(records: Sequence[Record]) -> list[str]:
     """Labels, with the load where several records share one."""
     labels = [record.label for record in records]
     return [
-        record.label if labels.count(record.label) == 1 else f"{record.label}, {load_text(record)}"
-        for record in records
+        name if labels.count(record.label) == 1 else f"{name}, {load_text(record)}"
+        for name, record in zip(series_names(records), records, strict=True)
     ]
-
-
-def load_text(record: Record) -> str:
-    """A record's load in words: "8 in flight" or "4 requests/s"."""
-    if record.load.get("pattern") == "open":
-        return f"{record.load['request_rate']:g} requests/s"
-    return f"{record.load.get('concurrency')} in flight"

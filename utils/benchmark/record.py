@@ -1,10 +1,10 @@
-"""What one run was, and what came out: `Record` (measured here) and `Cited` (published)."""
+"""Circumstances and results of one run: `Record` (measured) and `Cited` (published)."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +12,17 @@ from typing import Any, Protocol
 
 from utils.benchmark.host import describe_host, model_hash
 from utils.benchmark.load import LoadResult
+from utils.benchmark.redact import redact
 from utils.benchmark.stats import Slo
 from utils.benchmark.trace import METRIC_DEFINITIONS, RequestTrace
 from utils.benchmark.vllm_json import to_vllm
+from utils.engines import sglang
 from utils.files import plain
 
-SCHEMA = 1
+SCHEMA = 2
+# "measured": on an engine that the course started. "attached": on an endpoint that somebody else runs.
+# "rehearsal": on stand-ins for engines, so no number counts.
+ORIGINS = ("measured", "attached", "rehearsal")
 
 
 class RecordError(ValueError):
@@ -25,7 +30,11 @@ class RecordError(ValueError):
 
 
 class EngineLike(Protocol):
-    """What a record needs to know of an engine; `utils.engines.launch` gives such a thing."""
+    """Engine as a record needs to know it; `utils.engines.launch` gives such a thing.
+
+    An engine may also have `origin`, one of `ORIGINS`, and `handicaps`, the reasons why its numbers say
+    nothing about it on other machines.
+    """
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -36,7 +45,7 @@ class EngineLike(Protocol):
     @property
     def quantisation(self) -> str: ...  # noqa: D102
     @property
-    def command(self) -> list[str]: ...  # noqa: D102
+    def command(self) -> Sequence[str]: ...  # noqa: D102
 
 
 class ProfileLike(Protocol):
@@ -71,7 +80,9 @@ class Record:
         metric_definitions: How each metric is defined.
         telemetry: The engine's own metrics during the run, if sampled.
         extra: Anything else, in plain values.
-        origin: "measured".
+        workload: Lengths, data set, seeds and sampling of the requests, see `Tally.describe`.
+        handicaps: Reasons why the engine isn't ranked, such as a stand-in for its kernels.
+        origin: One of `ORIGINS`.
         schema: Version of this layout.
     """
 
@@ -94,6 +105,8 @@ class Record:
     metric_definitions: Mapping[str, str]
     telemetry: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    handicaps: tuple[str, ...] = ()
     origin: str = "measured"
     schema: int = SCHEMA
 
@@ -113,9 +126,17 @@ class Record:
         """
         if not isinstance(values, dict):
             raise RecordError("not a JSON object")
-        if values.get("schema") != SCHEMA or values.get("origin") != "measured":
+        schema = values.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
             raise RecordError(
-                f"not a measured record of schema {SCHEMA} (schema {values.get('schema')!r}, "
+                f"schema {schema} is newer than schema {SCHEMA}, which this version of the course reads. "
+                "Update the course"
+            )
+        if schema == 1:
+            values = _from_schema_1(values)
+        if values.get("schema") != SCHEMA or values.get("origin") not in ORIGINS:
+            raise RecordError(
+                f"not a measured record of schema 1 or {SCHEMA} (schema {schema!r}, "
                 f"origin {values.get('origin')!r})"
             )
         names = [f.name for f in fields(cls)]
@@ -128,7 +149,8 @@ class Record:
             traces = tuple(RequestTrace.from_dict(trace) for trace in values["traces"])
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(str(error)) from error
-        return cls(**{**values, "command": tuple(values["command"]), "traces": traces})
+        lists = {"command": tuple(values["command"]), "handicaps": tuple(values["handicaps"])}
+        return cls(**{**values, **lists, "traces": traces})
 
     def to_vllm(self) -> dict[str, Any]:
         """The run in the layout of `vllm bench serve --save-result --save-detailed`."""
@@ -161,6 +183,7 @@ class Cited:
         prefill_tok_s: Prompt tokens per second; None if not given.
         decode_tok_s: Generated tokens per second over all requests; None if not given.
         note: What to bear in mind.
+        figures: Further results under the keys of a summary.
         origin: "cited".
     """
 
@@ -174,6 +197,7 @@ class Cited:
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
     note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
     origin: str = "cited"
 
 
@@ -216,7 +240,7 @@ def make_record(
         quantisation=engine.quantisation,
         profile=profile.name,
         host=describe_host(),
-        command=tuple(engine.command),
+        command=tuple(redact(engine.command)),
         date=started.astimezone(UTC).isoformat(timespec="seconds"),
         load=result.describe(),
         duration=result.duration,
@@ -225,7 +249,30 @@ def make_record(
         metric_definitions=dict(METRIC_DEFINITIONS),
         telemetry=telemetry,
         extra=dict(extra or {}),
+        workload=plain(dict(result.workload)),
+        handicaps=tuple(getattr(engine, "handicaps", ())),
+        origin=getattr(engine, "origin", "measured"),
     )
+
+
+def _from_schema_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of schema 1 in the present layout.
+
+    It lacks a description of the workload, but the traces hold the limits of the answers and the tokens.
+    SGLang on a CPU had the same handicap then.
+    """
+    traces = [t for t in values.get("traces") or () if isinstance(t, Mapping)]
+    limits = [t["max_tokens"] for t in traces if isinstance(t.get("max_tokens"), int)]
+    prompts = [t["prompt_tokens"] for t in traces if isinstance(t.get("prompt_tokens"), int)]
+    workload: dict[str, Any] = {}
+    if limits:
+        workload["max_tokens"] = [min(limits), max(limits)]
+    if prompts:
+        mean = sum(prompts) / len(prompts)
+        workload["prompt_tokens"] = {"mean": mean, "min": min(prompts), "max": max(prompts)}
+    fallback = "torch_native" in (values.get("command") or ())
+    handicaps = [sglang.CPU_HANDICAP] if fallback else []
+    return {**values, "schema": SCHEMA, "workload": workload, "handicaps": handicaps}
 
 
 def _check_types(values: Mapping[str, Any]) -> None:
@@ -247,15 +294,50 @@ def _check_types(values: Mapping[str, Any]) -> None:
         "traces": list,
         "metric_definitions": dict,
         "extra": dict,
+        "workload": dict,
+        "handicaps": list,
     }
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise TypeError(f"field {name!r} is a {type(values[name]).__name__}")
     if not isinstance(values["model_sha256"], str | None):
         raise TypeError(f"field 'model_sha256' is a {type(values['model_sha256']).__name__}")
+    for name in ("command", "handicaps"):
+        if not all(isinstance(word, str) for word in values[name]):
+            raise TypeError(f"field {name!r} holds something else than texts")
     datetime.fromisoformat(values["date"])
+    _check_host(values["host"])
+    _check_workload(values["workload"])
     _check_summary(values["summary"])
     _check_load(values["load"])
+
+
+def _check_host(host: Mapping[str, Any]) -> None:
+    kinds: Mapping[str, type | tuple[type, ...]] = {
+        "cpu": str,
+        "cores": int,
+        "memory_bytes": (int, float),
+        "gpu": list,
+        "os": str,
+        "python": str,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(host.get(name), kind):
+            raise ValueError(f"the host's {name!r} is {host.get(name)!r:.40}")
+    if not all(isinstance(gpu, str) for gpu in host["gpu"]):
+        raise ValueError("the host's 'gpu' holds something else than names")
+
+
+def _check_workload(workload: Mapping[str, Any]) -> None:
+    limits = workload.get("max_tokens") or []
+    if not isinstance(limits, list) or not all(_is_number(limit) for limit in limits):
+        raise TypeError("the workload's 'max_tokens' isn't a list of numbers")
+    for name in ("prompt_tokens", "output_tokens"):
+        lengths = workload.get(name)
+        if lengths is not None and not (
+            isinstance(lengths, dict) and _is_number(lengths.get("mean"))
+        ):
+            raise TypeError(f"the workload's {name!r} has no mean")
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:

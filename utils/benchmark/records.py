@@ -10,6 +10,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.benchmark.record import Cited, Record, RecordError, make_record
@@ -39,7 +40,7 @@ def records_dir() -> Path:
 
 
 def write_record(record: Record, directory: str | Path | None = None) -> Path:
-    """Writes `<directory>/<id>.json`, whole or not at all, and returns its path.
+    """Write `<directory>/<id>.json`, whole or not at all, and return its path.
 
     Args:
         record: What to write.
@@ -74,13 +75,13 @@ def save(path: Path, text: str) -> Path:
 
 
 def read_record(path: str | Path) -> Record:
-    """Reads one record.
+    """Read one record.
 
     Raises:
         RecordError: If the file is missing, damaged or not a record; names the file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors write the mark
         values = json.loads(text)
         # Half a surrogate pair can stand in JSON as an escape, and nowhere else.
         return Record.from_dict(plain(values) if "\\ud" in text.lower() else values)
@@ -95,15 +96,40 @@ def read_record(path: str | Path) -> Record:
 
 
 def load_all(directory: str | Path | None = None) -> list[Record]:
-    """Reads every record of a folder, oldest first; an absent folder has none.
+    """Read every record of a folder, oldest first; an absent folder has none.
 
-    Damaged files are left out with a `RecordWarning` that names them.
+    Files that are no usable record, and copies of a record, are left out with a `RecordWarning` that names
+    them.
     """
     folder = records_dir() if directory is None else Path(directory)
-    records = []
-    for path in sorted(folder.glob("[!.]*.json")):
+    records: list[Record] = []
+    seen: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*.json"), key=lambda path: (len(path.name), path.name)):
         try:
-            records.append(read_record(path))
+            record = read_record(path)
         except RecordError as error:
             warnings.warn(f"left out: {error}", RecordWarning, stacklevel=2)
+            continue
+        if first := seen.get(record.id):
+            message = f"left out: {path} is a copy of {first.name}, not another run"
+            warnings.warn(message, RecordWarning, stacklevel=2)
+            continue
+        seen[record.id] = path
+        records.append(record)
     return sorted(records, key=lambda record: (record.date, record.id))
+
+
+def without_duplicates(records: Iterable[Record]) -> list[Record]:
+    """Return records in their order, each id once, with a `RecordWarning` about the others."""
+    found: dict[str, Record] = {}
+    copies = 0
+    for record in records:
+        copies += record.id in found
+        found.setdefault(record.id, record)
+    if copies:
+        warnings.warn(
+            f"left out: {copies} records that occur twice are copies, not repeats",
+            RecordWarning,
+            stacklevel=3,
+        )
+    return list(found.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ import jinja2
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from utils.benchmark.condition import differing, load_text, repeats
 from utils.benchmark.intervals import repeat_interval
 from utils.benchmark.plots import (
     alt_text,
     html_image,
-    load_text,
     plot_distributions,
     plot_latency_against_rate,
     plot_throughput,
 )
-from utils.benchmark.records import Cited, Record, records_dir, save
+from utils.benchmark.records import Cited, Record, records_dir, save, without_duplicates
+from utils.benchmark.stats import METRICS, Latency
 from utils.benchmark.trace import METRIC_DEFINITIONS
 
 __all__ = [
@@ -35,60 +35,104 @@ __all__ = [
 ]
 
 # Column of the table -> result key.
-COLUMNS: Mapping[str, str] = {
+THROUGHPUTS: Mapping[str, str] = {
     "output tok/s": "output_throughput",
     "requests/s": "request_throughput",
     "goodput requests/s": "request_goodput",
-    "TTFT median ms": "median_ttft_ms",
-    "TTFT p95 ms": "p95_ttft_ms",
-    "TPOT median ms": "median_tpot_ms",
-    "ITL p99 ms": "p99_itl_ms",
-    "latency p95 ms": "p95_e2el_ms",
 }
+# Column of the table -> latency metric and statistic.
+LATENCIES: Mapping[str, tuple[str, str]] = {
+    "TTFT median ms": ("ttft", "median"),
+    "TTFT p95 ms": ("ttft", "p95"),
+    "TPOT median ms": ("tpot", "median"),
+    "ITL p99 ms": ("itl", "p99"),
+    "latency p95 ms": ("e2el", "p95"),
+}
+# Values of a condition that always have a column, and those that never get one.
+_ALWAYS = ("engine", "load", "weights", "origin")
+_IN_NOTES = ("handicap", "ended")
+_CACHED_SHARE = 0.01
 
 
 def table(records: Iterable[Record], cited: Iterable[Cited] = ()) -> pd.DataFrame:
-    """One row per engine and load; repeats are averaged.
+    """Return one row per condition; repeats are put together.
+
+    Throughputs are means over the repeats, latencies are computed over the requests of all of them. A
+    percentile that the requests are too few for is missing.
 
     Args:
         records: Measured runs.
         cited: Published rows to show below them.
 
     Returns:
-        A table indexed by label and load. `origin` says for every row whether it was measured
+        A table indexed by label and load. `origin` tells for every row whether it was measured
         here or is cited; `± 95 %` is half the confidence interval of the throughput over the
-        repeats, NaN for a single run.
+        repeats, NaN for a single run. Whatever else differs between the rows has a column of its own, and
+        `note` holds what to bear in mind about a row's numbers.
     """
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        key = (record.label, load_text(record), record.quantisation, record.engine_version)
-        groups.setdefault(key, []).append(record)
-    rows = [_row(group) for group in groups.values()]
+    groups = repeats(records)
+    columns = [name for name in differing(groups) if name not in _ALWAYS + _IN_NOTES]
+    rows = [_row(group, dict(one), columns) for one, group in groups.items()]
     rows += [_cited_row(row) for row in cited]
     if not rows:
         raise ValueError("no records to make a table of: measure first")
     frame = pd.DataFrame(rows).set_index(["engine", "load"])
-    return frame.dropna(axis="columns", how="all")
+    frame = frame.dropna(axis="columns", how="all")
+    if "note" in frame and not frame["note"].fillna("").any():
+        frame = frame.drop(columns="note")
+    return frame.fillna({"note": ""}) if "note" in frame else frame
+
+
+def pooled(records: Sequence[Record], metric: str) -> Latency:
+    """Return a latency metric over the requests of several runs, by each run's own clock."""
+    return Latency.of(value for record in records for value in _values(record, metric))
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Return what to bear in mind about the numbers of repeats."""
+    found = list(dict.fromkeys(f"not ranked: {why}" for r in records for why in r.handicaps))
+    found += dict.fromkeys(f"ended early: {why}" for r in records if (why := r.load.get("stopped")))
+    if any(record.origin == "rehearsal" for record in records):
+        found.append("a rehearsal: no engine")
+    completed = _total(records, "completed")
+    for metric in METRICS:
+        count = sum(not math.isnan(v) for r in records for v in _values(r, metric))
+        if metric != "itl" and count != completed:
+            found.append(f"{metric.upper()} of {count} requests")
+    if lacking := _total(records, "usage_missing"):
+        found.append(f"{lacking:g} answers without usage")
+    if resends := _total(records, "resends"):
+        found.append(f"{resends:g} sent again")
+    if cold := sum(record.load.get("warmup_failed") or 0 for record in records):
+        found.append(f"{cold} warm-up requests failed")
+    most = max((_number(record.summary.get("tokens_per_chunk")) for record in records), default=0.0)
+    if most > 1.1:
+        found.append(f"{most:.1f} tokens a chunk: ITL is per chunk")
+    cached = [r for r in records if r.workload.get("fresh") and _share_cached(r) > _CACHED_SHARE]
+    if cached:
+        share = max(_share_cached(record) for record in cached)
+        found.append(
+            f"{share:.0%} of the prompt tokens were in the prefix cache, but none should be"
+        )
+    return found
 
 
 def write_html(
-    records: Sequence[Record],
+    records: Iterable[Record],
     path: str | Path | None = None,
     *,
     title: str = "Inference engines, measured",
     not_run: Mapping[str, str] | None = None,
-    choices: Sequence[Any] = (),
     cited: Sequence[Cited] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
-    """Writes everything known about the records as one page without outside resources.
+    """Write everything known about the records as one page without outside resources.
 
     Args:
         records: Measured runs.
         path: Where to; default, `report.html` beside the records.
         title: Heading.
         not_run: Engine to the reason why it did not run here.
-        choices: Recommendations (dataclasses), shown as a table.
         cited: Published rows, shown beside the measured ones.
         tables: Further tables by heading.
 
@@ -99,9 +143,8 @@ def write_html(
         ValueError: If there is nothing to report.
         RecordError: If it cannot be written.
     """
+    records = without_duplicates(records)
     sections = {"Comparison": table(records, cited)}
-    if choices:
-        sections["Recommendation"] = pd.DataFrame([asdict(choice) for choice in choices])
     sections |= dict(tables or {})
     page = (
         _environment()
@@ -110,35 +153,65 @@ def write_html(
             title=title,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             records=records,
-            hosts=_unique(dict(record.host) for record in records),
+            hosts=dict.fromkeys(host_text(record.host) for record in records),
             definitions=METRIC_DEFINITIONS,
             sections={name: _html(frame) for name, frame in sections.items()},
             images=_images(records),
             not_run=dict(not_run or {}),
             load_text=load_text,
+            notes=notes,
+            host_text=host_text,
         )
     )
     target = Path(path) if path is not None else records_dir() / "report.html"
     return save(target, page)
 
 
-def _row(group: Sequence[Record]) -> dict[str, Any]:
-    first = group[0]
-    row: dict[str, Any] = {
-        "engine": first.label,
-        "load": load_text(first),
-        "weights": first.quantisation,
+def _row(
+    group: Sequence[Record], condition: Mapping[str, str], columns: Sequence[str]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {name: condition[name] for name in _ALWAYS[:-1]}
+    row |= {name: condition[name] or "–" for name in columns}
+    row |= {
         "runs": len(group),
-        "completed": sum(record.summary["completed"] for record in group),
-        "failed": sum(record.summary["failed"] for record in group),
+        "completed": _total(group, "completed"),
+        "failed": _total(group, "failed"),
     }
-    for column, key in COLUMNS.items():
+    for column, key in THROUGHPUTS.items():
         values = [v for record in group if (v := record.summary.get(key)) is not None]
         row[column] = sum(values) / len(values) if values else math.nan
-        if column == "output tok/s":
+        if key == "output_throughput":
             interval = repeat_interval(values) if len(values) > 1 else None
             row["± 95 %"] = interval.half_width if interval else math.nan
-    return row | {"origin": first.origin}
+    for column, (metric, statistic) in LATENCIES.items():
+        row[column] = pooled(group, metric).statistic(statistic)
+    return row | {"origin": group[0].origin, "note": "; ".join(notes(group))}
+
+
+def _values(record: Record, metric: str) -> Iterable[float]:
+    clock = record.load.get("clock", "sent")
+    for trace in record.traces:
+        if not trace.ok:
+            continue
+        if metric == "itl":
+            yield from trace.itls
+        elif metric == "tpot":
+            yield trace.tpot
+        else:
+            yield trace.ttft(clock) if metric == "ttft" else trace.e2el(clock)
+
+
+def _total(records: Sequence[Record], key: str) -> int:
+    return sum(record.summary.get(key) or 0 for record in records)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _share_cached(record: Record) -> float:
+    cached, prompts = record.summary.get("cached_tokens"), record.summary.get("total_input_tokens")
+    return cached / prompts if cached and prompts else 0.0
 
 
 def _cited_row(row: Cited) -> dict[str, Any]:
@@ -147,7 +220,12 @@ def _cited_row(row: Cited) -> dict[str, Any]:
         "load": f"{row.batch} in flight",
         "weights": row.quantisation or "not said",
         "output tok/s": math.nan if row.decode_tok_s is None else row.decode_tok_s,
-        "origin": f"cited: {row.source}, {row.machine}",
+        **{
+            column: row.figures.get(f"{statistic}_{metric}_ms", math.nan)
+            for column, (metric, statistic) in LATENCIES.items()
+        },
+        "origin": ", ".join(text for text in (f"cited: {row.source}", row.machine) if text),
+        "note": row.note,
     }
 
 
@@ -169,14 +247,14 @@ def _images(records: Sequence[Record]) -> list[str]:
 
 
 def _least_loaded(records: Sequence[Record]) -> list[Record]:
-    """Of each label the closed-loop record with the fewest requests in flight; all if none."""
-    found: dict[str, Record] = {}
-    for record in records:
-        if record.load.get("pattern") == "closed":
-            best = found.setdefault(record.label, record)
-            if record.load["concurrency"] < best.load["concurrency"]:
-                found[record.label] = record
-    return list(found.values()) or list(records)
+    """Return the closed-loop records of each label with the fewest requests in flight; all if none."""
+    closed = [record for record in records if record.load.get("pattern") == "closed"]
+    least: dict[str, float] = {}
+    for record in closed:
+        level = record.load["concurrency"]
+        least[record.label] = min(level, least.get(record.label, level))
+    chosen = [record for record in closed if record.load["concurrency"] == least[record.label]]
+    return chosen or list(records)
 
 
 def _html(frame: pd.DataFrame) -> str:
@@ -189,12 +267,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _unique(hosts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for host in hosts:
-        if host not in found:
-            found.append(host)
-    return found
+def host_text(host: Mapping[str, Any]) -> str:
+    """Return a machine in words."""
+    gpu = ", ".join(host["gpu"]) or "no GPU"
+    return (
+        f"{host['cpu']}, {host['cores']} cores, {host['memory_bytes'] / 2**30:.0f} GiB of memory, {gpu}; "
+        f"{host['os']}, Python {host['python']}"
+    )
 
 
 def _environment() -> jinja2.Environment:

@@ -10,6 +10,10 @@ from utils.files import encodable
 from utils.http.answers import error_text, part_has_text
 from utils.http.sse import DONE, Event
 
+# Endings of a complete answer. "repetition" is vLLM's, for a rule that the request itself asked for. Every
+# other reason is a failure: "abort" (vLLM, SGLang), "cancelled" (TensorRT-LLM) and "error" cut an answer
+# short, and "content_filter" withholds a part of it.
+COMPLETE = frozenset({"stop", "length", "tool_calls", "function_call", "repetition"})
 # No real count comes near; beyond it, floats are no longer exact.
 _MOST_TOKENS = 2**53
 # Our name: llama.cpp's name, and its unit in seconds (1 for counts).
@@ -33,6 +37,7 @@ class ResponseCollector:
     """
 
     __slots__ = (
+        "_has_text",
         "_reasoning",
         "_text",
         "chunk_times",
@@ -47,6 +52,7 @@ class ResponseCollector:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._has_text = False
         self.chunk_times: list[float] = []
         self.finished: float | None = None
         self.finish_reason: str | None = None
@@ -66,7 +72,7 @@ class ResponseCollector:
         return encodable("".join(self._reasoning))
 
     def event(self, event: Event, at: float) -> None:
-        """Takes one event of a stream.
+        """Take one event of a stream.
 
         Raises:
             ResponseError: If it is an error event, not a JSON object, or holds values of the wrong
@@ -84,10 +90,11 @@ class ResponseCollector:
         self._choices(data, "delta", at)
 
     def whole(self, body: bytes, at: float) -> None:
-        """Takes a complete response that was not streamed.
+        """Take a complete response that was not streamed.
 
         Raises:
-            ResponseError: If it is an error, not a JSON object, or holds values of the wrong kind.
+            ResponseError: If it is an error, not a JSON object, holds values of the wrong kind, or isn't
+                complete (see `end`).
         """
         text = body.decode("utf-8", "replace")
         data = _json_object(text)
@@ -101,15 +108,30 @@ class ResponseCollector:
         self.streamed = False
         self.finished = at
         self.done = True
+        self.end()
 
     def end(self) -> None:
-        """Checks, at the end of a stream, that the response is complete.
+        """Check, at the end of a response, that there is evidence for the whole answer.
 
         Raises:
-            ResponseError: If neither a finish reason nor [DONE] was seen.
+            ResponseError: The finish reason is missing or isn't one of `COMPLETE`, or there is no text and
+                no tool call although tokens were counted or nothing was counted at all.
         """
-        if not self.done and self.finish_reason is None:
-            raise ResponseError("the stream ended without a finish_reason or [DONE]")
+        if self.finish_reason is None:
+            after = "[DONE] came" if self.done else "the stream ended"
+            raise ResponseError(f"{after} without a finish_reason")
+        if self.finish_reason not in COMPLETE:
+            raise ResponseError(
+                f"the engine broke the answer off: finish_reason {self.finish_reason!r}"
+            )
+        if self._has_text:
+            return
+        if self.usage is None:
+            raise ResponseError("the answer has neither text nor usage")
+        if tokens := self.token_counts()["completion_tokens"]:
+            raise ResponseError(
+                f"the answer has no text, although its usage counts {tokens} tokens"
+            )
 
     def token_counts(self) -> dict[str, int | None]:
         """Prompt, completion and cached tokens from `usage`; None where it has none."""
@@ -140,6 +162,7 @@ class ResponseCollector:
         if reasoning:
             self._reasoning.append(reasoning)
         if part_has_text(part):
+            self._has_text = True
             self.chunk_times.append(at)
             self.finished = at
         if reason := _text(choice, "finish_reason"):

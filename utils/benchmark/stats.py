@@ -46,12 +46,13 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One latency metric over a run, in ms; NaN where nothing could be measured."""
+    """One latency metric over one or several runs, in ms; NaN where nothing could be measured."""
 
     mean: float
     median: float
     std: float
     percentiles: Mapping[int, float]
+    maximum: float
     count: int
 
     @classmethod
@@ -59,15 +60,36 @@ class Latency:
         """From values in seconds; NaNs are left out."""
         values = np.array([value for value in seconds if not math.isnan(value)]) * 1000
         if not values.size:
-            return cls(math.nan, math.nan, math.nan, dict.fromkeys(PERCENTILES, math.nan), 0)
+            return cls(
+                math.nan, math.nan, math.nan, dict.fromkeys(PERCENTILES, math.nan), math.nan, 0
+            )
         cuts = np.percentile(values, PERCENTILES)
         return cls(
             mean=float(values.mean()),
             median=float(np.median(values)),
             std=float(values.std()),
             percentiles={p: float(v) for p, v in zip(PERCENTILES, cuts, strict=True)},
+            maximum=float(values.max()),
             count=int(values.size),
         )
+
+    def statistic(self, name: str) -> float:
+        """Return "mean", "median", "std", "max" or a percentile such as "p95".
+
+        A percentile that there are too few values for (see `supported`) is NaN.
+        """
+        if name.startswith("p"):
+            percentile = int(name[1:])
+            return self.percentiles[percentile] if supported(percentile, self.count) else math.nan
+        return float(self.maximum if name == "max" else getattr(self, name))
+
+
+def supported(percentile: float, count: int) -> bool:
+    """Return whether `count` values are enough for a percentile: at least one of them lies beyond it.
+
+    The 99th percentile of 50 values is their maximum in disguise.
+    """
+    return count > 0 and percentile / 100 <= 1 - 1 / count + 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +107,7 @@ class Summary:
         request_throughput: 1/s.
         request_goodput: Requests per second within every objective; None without objectives.
         output_throughput, total_token_throughput: tok/s.
-        max_output_tokens_per_s: Most tokens in one second of the run.
+        max_output_tokens_per_s: Highest rate over any second of the run, or over all of it if that is higher.
         max_concurrent_requests: Most requests in flight at one moment.
         ttft, tpot, itl, e2el: Latencies, ms.
         clock: Where latency counts from, "sent" or "scheduled".
@@ -117,7 +139,11 @@ class Summary:
     tokens_per_chunk: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat values under vLLM's keys, ours (`clock`, `usage_missing`, ...) beside them."""
+        """Return flat values under vLLM's keys, and ours, such as `clock`.
+
+        `n_ttft` is the number of requests that the TTFT rests on, `n_itl` the number of gaps. A percentile
+        that they are too few for (see `supported`) is NaN.
+        """
         flat: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -125,10 +151,9 @@ class Summary:
                 flat[field.name] = value
         for name in METRICS:
             latency: Latency = getattr(self, name)
-            flat[f"mean_{name}_ms"] = latency.mean
-            flat[f"median_{name}_ms"] = latency.median
-            flat[f"std_{name}_ms"] = latency.std
-            flat |= {f"p{p}_{name}_ms": value for p, value in latency.percentiles.items()}
+            for statistic in ("mean", "median", "std", "max", *(f"p{p}" for p in PERCENTILES)):
+                flat[f"{statistic}_{name}_ms"] = latency.statistic(statistic)
+            flat[f"n_{name}"] = latency.count
         return flat
 
     def __getitem__(self, key: str) -> float:
@@ -175,7 +200,7 @@ def summarise(
         ),
         output_throughput=outputs / duration,
         total_token_throughput=(inputs + outputs) / duration,
-        max_output_tokens_per_s=_peak_tokens(good),
+        max_output_tokens_per_s=_peak_tokens(good, outputs / duration),
         max_concurrent_requests=_peak_concurrency(traces),
         ttft=Latency.of(trace.ttft(clock) for trace in good),
         tpot=Latency.of(trace.tpot for trace in good),
@@ -204,25 +229,27 @@ def _total(counts: Iterable[int | None]) -> float:
     return total
 
 
-def _peak_tokens(traces: Sequence[RequestTrace]) -> float:
-    """Most tokens in one second; a request's tokens are spread evenly over its chunks."""
+def _peak_tokens(traces: Sequence[RequestTrace], average: float) -> float:
+    """Return the most tokens in any second, but at least the average of a run.
+
+    A request's tokens are spread evenly over its chunks. vLLM counts in aligned seconds, which gives a peak
+    below the average in short runs (vllm-project/vllm#50677).
+    """
     timed = [trace for trace in traces if trace.chunk_times]
-    if not timed:
+    if not timed or any(trace.completion_tokens is None for trace in timed):
         return math.nan
-    origin = min(trace.sent for trace in timed)
-    times = np.concatenate([np.array(trace.chunk_times) for trace in timed]) - origin
+    times = np.concatenate([np.array(trace.chunk_times) for trace in timed])
     weights = np.concatenate(
         [
-            np.full(
-                len(trace.chunk_times),
-                math.nan
-                if trace.completion_tokens is None
-                else trace.completion_tokens / len(trace.chunk_times),
-            )
+            np.full(len(trace.chunk_times), (trace.completion_tokens or 0) / len(trace.chunk_times))
             for trace in timed
         ]
     )
-    return float(np.bincount(times.astype(int), weights).max())
+    order = np.argsort(times)
+    times, total = times[order], np.concatenate([[0.0], np.cumsum(weights[order])])
+    ends = np.searchsorted(times, times + 1.0)
+    peak = float((total[ends] - total[:-1]).max())
+    return peak if math.isnan(average) else max(peak, average)
 
 
 def _peak_concurrency(traces: Sequence[RequestTrace]) -> int:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from utils.benchmark.arrivals import ClosedLoop
 from utils.benchmark.client import Client
-from utils.benchmark.load import run
+from utils.benchmark.load import EngineDied, LoadInterrupted, run
 from utils.benchmark.records import Record, make_record, write_record
 from utils.benchmark.stats import Slo
 from utils.benchmark.workload import Request, random_prompts
-from utils.engines import RunningEngine
+from utils.engines import EngineError, RunningEngine
 from utils.model_sizes import ConfigError, tokenizer_file
 from utils.profiles import Profile
 
-WARMUP_SEED = 1_000_000  # prompts that no measurement uses: a prefix cache would remember them
+SPREAD = 0.5  # of the lengths in a sweep
 LATE_S = 0.2  # of the client's event loop; records keep the figure itself
 
 
@@ -36,24 +36,34 @@ class Prefill:
 
 
 def prompts(
-    profile: Profile, count: int, *, length: int = 0, output: int = 0, seed: int = 0
+    profile: Profile,
+    count: int,
+    *,
+    length: int = 0,
+    output: int = 0,
+    spread: float = 0.0,
+    seed: int | None = None,
 ) -> list[Request]:
-    """Random prompts of the profile's length, for answers of exactly the profile's length.
+    """Return random prompts of the profile's length, for answers of exactly the profile's length.
 
     Lengths are exact in the tokens of the profile's vLLM model. If the hub doesn't give its tokenizer, they
     are in words, and a line says so.
 
     Args:
-        profile: Gives the lengths.
-        count: How many requests.
+        profile: Profile that gives the lengths.
+        count: Number of requests.
         length: Prompt length in place of the profile's, tokens.
         output: Answer length in place of the profile's, tokens.
-        seed: Other seeds give other prompts, so that no prefix cache can help.
+        spread: Lengths of prompts and answers vary evenly in `length * (1 ± spread)`, as in real life.
+            Requests of equal lengths start and end together, and no prefill meets another request's decode.
+        seed: Random seed. None takes one that no engine has seen, so that no prefix cache can help.
     """
     return random_prompts(
         count,
         length or profile.load.prompt_tokens,
         tokenizer=_tokenizer(profile.models["vllm"]),
+        spread=spread,
+        output_spread=spread,
         seed=seed,
         max_tokens=output or profile.load.output_tokens,
         ignore_eos=True,
@@ -75,24 +85,29 @@ def sweep(
     label: str = "",
     levels: Sequence[int] | None = None,
     requests_at: Sequence[int] | None = None,
+    output: int = 0,
     slo: Slo | None = None,
+    round_number: int | None = None,
 ) -> list[Record]:
-    """Runs a closed loop at each concurrency level and writes a record for each.
+    """Run a closed loop at each concurrency level and write a record for each.
 
     Args:
-        engine: What serves.
-        profile: Gives levels, request counts and lengths.
+        engine: Engine that serves.
+        profile: Profile that gives levels, request counts and lengths.
         label: Name of the engine in tables and plots; its title by default.
         levels: Concurrency levels in place of the profile's.
         requests_at: Requests at each level in place of the profile's.
+        output: Mean length of the answers in place of the profile's, tokens.
         slo: Objectives for goodput.
+        round_number: Number of the round if engines are measured in turn. Runs of the same round are pairs.
 
     Returns:
         One record per level, in the order of the levels.
 
     Raises:
-        RuntimeError: No request of a level succeeded; its record is written all the same.
-        EngineDied: The engine went away.
+        EngineError: No request of a level succeeded; its record is written all the same.
+        EngineDied: The engine went away; a record of what it had answered is written.
+        LoadInterrupted: On Ctrl-C; a record of what had ended is written.
     """
     levels = levels or profile.load.levels
     counts = requests_at or [profile.load.requests_at(level) for level in levels]
@@ -100,27 +115,34 @@ def sweep(
     client = Client(engine.base_url, engine.model, "completions")
     memory = engine.memory_bytes()
     records = []
+    extra = {"start_seconds": engine.start_seconds, "memory_bytes": memory}
+    if round_number is not None:
+        extra["round"] = round_number
     for level, count in zip(levels, counts, strict=True):
-        result = run(
-            client,
-            prompts(profile, count, seed=level),
-            ClosedLoop(level),
-            warmup=prompts(profile, min(level, 4), seed=WARMUP_SEED + level),
-            label=f"{title}, {level} in flight",
-            alive=engine.running,
-        )
+        try:
+            result = run(
+                client,
+                prompts(profile, count, output=output, spread=SPREAD),
+                ClosedLoop(level),
+                warmup=prompts(profile, min(level, 4)),
+                label=f"{title}, {level} in flight",
+                alive=engine.running,
+            )
+        except (LoadInterrupted, EngineDied) as broken:
+            partly = make_record(broken.result, engine, profile, label=title, slo=slo, extra=extra)
+            write_record(partly)
+            raise
         if result.client_lag > LATE_S:
             print(
                 f"{title}, {level} in flight: the client itself was late by up to "
                 f"{result.client_lag * 1000:.0f} ms, since something else uses the cores. "
                 "Latencies are uncertain by as much."
             )
-        extra = {"start_seconds": engine.start_seconds, "memory_bytes": memory}
         record = make_record(result, engine, profile, label=title, slo=slo, extra=extra)
         write_record(record)
         records.append(record)
         if not any(trace.ok for trace in result.traces):
-            raise RuntimeError(
+            raise EngineError(
                 f"{title}, {level} in flight: no request succeeded "
                 f"({result.traces[0].error}). Look at the engine's log (engine.tail())"
             )
@@ -130,25 +152,25 @@ def sweep(
 def measure_prefill(
     engine: RunningEngine, profile: Profile, *, length: int, repeats: int = 5
 ) -> Prefill:
-    """Prompt tokens per second of one request at a time, with answers of a single token.
+    """Return the prompt tokens per second of one request at a time, with answers of a single token.
 
     Args:
-        engine: What serves.
-        profile: Gives the tokenizer.
+        engine: Engine that serves.
+        profile: Profile that gives the tokenizer.
         length: Prompt length, tokens.
         repeats: Requests, each with a prompt of its own; their median counts.
 
     Raises:
-        RuntimeError: No request succeeded; holds the first error.
+        EngineError: No request succeeded; holds the first error.
     """
     client = Client(engine.base_url, engine.model, "completions")
-    requests = prompts(profile, repeats, length=length, output=1, seed=1000 + length)
+    requests = prompts(profile, repeats, length=length, output=1)
     title = f"{engine.spec.title}, prefill of {length} tokens"
-    warmup = prompts(profile, 1, length=length, output=1, seed=WARMUP_SEED)
+    warmup = prompts(profile, 1, length=length, output=1)
     result = run(client, requests, ClosedLoop(1), warmup=warmup, label=title, alive=engine.running)
     done = [trace for trace in result.traces if trace.ok and trace.prompt_tokens]
     if not done:
-        raise RuntimeError(f"no request succeeded: {result.traces[0].error}")
+        raise EngineError(f"no request succeeded: {result.traces[0].error}")
     tokens = done[0].prompt_tokens
     assert tokens is not None
     ttft = result.summary()["median_ttft_ms"] / 1000

@@ -23,7 +23,7 @@ class LoadProgress:
     thread does not pay for it.
     """
 
-    def __init__(self, total: int, label: str, *, show: bool) -> None:
+    def __init__(self, total: int | None, label: str, *, show: bool) -> None:
         self._bar = tqdm(total=total, desc=label, unit="req", disable=not show, leave=True)
         self._done = 0
         self._failed = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from utils.benchmark.stats import PERCENTILES, Latency, summarise
+from utils.benchmark.stats import METRICS, PERCENTILES, Latency, summarise
 from utils.benchmark.trace import RequestTrace
 
 
@@ -49,6 +49,11 @@ def to_vllm(
         "burstiness": load.get("burstiness", 1.0),
         "max_concurrency": load.get("concurrency", load.get("max_concurrency")),
         **summary.to_dict(),
+        **{
+            key: value
+            for name in METRICS
+            for key, value in _keys(name, getattr(summary, name)).items()
+        },
         "input_lens": [trace.prompt_tokens or 0 for trace in traces],
         "output_lens": [trace.completion_tokens if trace.ok else 0 for trace in traces],
         "ttfts": [_or_zero(trace.ttft()) for trace in traces],

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from utils.benchmark.prompts import PromptMaker, WorkloadError
 
 Api = Literal["chat", "completions"]
+DEFAULT_MAX_TOKENS = 64
 
-__all__ = ["Api", "Request", "WorkloadError", "fixed", "random_prompts", "shared_prefix"]
+__all__ = [
+    "Api",
+    "Conversation",
+    "Request",
+    "Source",
+    "WorkloadError",
+    "fixed",
+    "fresh_seed",
+    "random_prompts",
+    "shared_prefix",
+]
+
+_seeds = itertools.count(secrets.randbits(40))
+
+
+def fresh_seed() -> int:
+    """Return a seed that no engine has seen, because engines keep the prompts of earlier runs in a cache.
+
+    Seeds begin at random, because an attached engine may have served an earlier process of ours.
+    """
+    return next(_seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Origin of a request, as its builder knows it. Records keep it.
+
+    Attributes:
+        dataset: Name of the builder or of the data set.
+        prompt_length: Lengths that were asked for, "64 tokens" or "32 to 96 words"; "" if nobody asked.
+        output_length: Answer lengths that were asked for; "" if `max_tokens` is the only limit.
+        seed: Random seed; None if nothing is random.
+        fresh: Promise that no prompt shares a prefix with another, so that no prefix cache can help.
+    """
+
+    dataset: str = "custom"
+    prompt_length: str = ""
+    output_length: str = ""
+    seed: int | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +72,19 @@ class Request:
         seed: Sampling seed.
         extra_body: Further fields of the JSON body.
         tag: A label that the trace keeps.
+        source: Origin of the request.
     """
 
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
-    max_tokens: int = 64
+    max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float = 0.0
     ignore_eos: bool = False
     stream: bool = True
     seed: int | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     tag: str = ""
+    source: Source = Source()
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -77,8 +121,43 @@ class Request:
         return body | dict(self.extra_body)
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Several turns of one user, each sent after the last answer and a time to think.
+
+    Attributes:
+        turns: The user's messages. Each turn also sends all messages and answers before it.
+        think_s: Seconds between an answer and the next turn, one value less than `turns`.
+        request: Request without a prompt of its own that gives the other fields, such as `max_tokens`;
+            its messages, if any, come before the first turn.
+    """
+
+    turns: tuple[str, ...]
+    think_s: tuple[float, ...]
+    request: Request
+
+    def __post_init__(self) -> None:
+        if not self.turns or len(self.think_s) != len(self.turns) - 1:
+            raise WorkloadError(
+                f"a conversation needs turns, and a time to think between two of them, not "
+                f"{len(self.turns)} turns and {len(self.think_s)} times"
+            )
+
+    def turn(self, number: int, answers: Sequence[str]) -> Request:
+        """Return the request of turn `number`, counted from 0, after the answers to the turns before it."""
+        messages = list(self.request.messages or ())
+        for said, answer in zip(self.turns, answers, strict=False):
+            messages += [
+                {"role": "user", "content": said},
+                {"role": "assistant", "content": answer},
+            ]
+        messages.append({"role": "user", "content": self.turns[number]})
+        tag = self.request.tag or f"turn {number + 1}"
+        return replace(self.request, prompt=None, messages=tuple(messages), tag=tag)
+
+
 class RequestOptions(TypedDict, total=False):
-    """What every builder passes on to `Request`."""
+    """Options that every builder passes on to `Request`."""
 
     max_tokens: int
     temperature: float
@@ -102,7 +181,8 @@ def fixed(
     if not texts:
         raise WorkloadError("no prompts given")
     total = len(texts) if count is None else count
-    return [Request(prompt=texts[i % len(texts)], **options) for i in range(total)]
+    source = Source("fixed")
+    return [Request(prompt=texts[i % len(texts)], source=source, **options) for i in range(total)]
 
 
 def random_prompts(
@@ -113,32 +193,46 @@ def random_prompts(
     token_ids: bool = False,
     words: Sequence[str] | None = None,
     spread: float = 0.0,
-    seed: int = 0,
+    output_spread: float = 0.0,
+    seed: int | None = None,
     **options: Unpack[RequestOptions],
 ) -> list[Request]:
-    """Requests with random prompts, no two alike, so that no prefix cache can help.
+    """Return requests with random prompts, no two alike, so that no prefix cache can help.
 
     Args:
-        count: How many.
+        count: Number of requests.
         length: Prompt length: in tokens if a tokenizer is given (exact; a chat template adds
             its own), else in words.
         tokenizer: A `tokenizer.json`, or a folder that holds one.
         token_ids: Send token ids in place of text (completions only).
         words: The vocabulary to draw from.
-        spread: Lengths vary evenly in `length * (1 ± spread)`.
-        seed: Random seed.
+        spread: Prompt lengths vary evenly in `length * (1 ± spread)`.
+        output_spread: Limits of the answers vary evenly in `max_tokens * (1 ± output_spread)`.
+        seed: Random seed; None takes one that no engine has seen.
         options: Further fields of `Request`.
 
     Raises:
         WorkloadError: If the length cannot be met.
     """
+    seed = fresh_seed() if seed is None else seed
     rng = random.Random(seed)
     maker = PromptMaker(tokenizer, words)
-    low, high = round(length * (1 - spread)), round(length * (1 + spread))
-    return [
-        Request(prompt=maker.prompt(rng, rng.randint(low, high), token_ids), **options)
-        for _ in range(count)
-    ]
+    low, high = _span(length, spread)
+    mean_output = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+    shortest, longest = _span(mean_output, output_spread)
+    source = Source(
+        "random words",
+        _length_text(low, high, "words" if tokenizer is None else "tokens"),
+        _length_text(shortest, longest, "tokens"),
+        seed,
+        fresh=True,
+    )
+    requests = []
+    for _ in range(count):
+        options["max_tokens"] = rng.randint(shortest, longest) if output_spread else mean_output
+        prompt = maker.prompt(rng, rng.randint(low, high), token_ids)
+        requests.append(Request(prompt=prompt, source=source, **options))
+    return requests
 
 
 def shared_prefix(
@@ -150,10 +244,10 @@ def shared_prefix(
     tokenizer: str | Path | None = None,
     words: Sequence[str] | None = None,
     interleave: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     **options: Unpack[RequestOptions],
 ) -> list[Request]:
-    """Requests in groups, each group with a prefix of its own and a suffix per request.
+    """Return requests in groups, each group with a prefix of its own and a suffix per request.
 
     The first request of a group is tagged "cold", the others "warm".
 
@@ -165,19 +259,34 @@ def shared_prefix(
         tokenizer: A `tokenizer.json`, or a folder that holds one.
         words: The vocabulary to draw from.
         interleave: Go round the groups in place of one group after another.
-        seed: Random seed.
+        seed: Random seed; None takes one that no engine has seen.
         options: Further fields of `Request`.
     """
+    seed = fresh_seed() if seed is None else seed
     rng = random.Random(seed)
     maker = PromptMaker(tokenizer, words)
     prefixes = [maker.text(rng, prefix_length) for _ in range(groups)]
     order = [(group, member) for member in range(per_group) for group in range(groups)]
     if not interleave:
         order.sort()
+    unit = "words" if tokenizer is None else "tokens"
+    source = Source("shared prefix", f"{prefix_length} shared + {suffix_length} {unit}", "", seed)
     return [
         Request(
             prompt=f"{prefixes[group]}\n\n{maker.text(rng, suffix_length)}",
+            source=source,
             **(options | {"tag": options.get("tag") or ("warm" if member else "cold")}),
         )
         for group, member in order
     ]
+
+
+def _span(length: int, spread: float) -> tuple[int, int]:
+    """Return the shortest and the longest of lengths that vary evenly around `length`."""
+    if not 0 <= spread < 1:
+        raise WorkloadError(f"a spread is at least 0 and less than 1, not {spread}")
+    return max(min(1, length), round(length * (1 - spread))), round(length * (1 + spread))
+
+
+def _length_text(low: int, high: int, unit: str) -> str:
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

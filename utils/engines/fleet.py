@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -41,6 +41,9 @@ class Fleet:
         variants: Options of `launch`, and `engine`, its name, where that is not `engine`.
         engine: The engine of variants that name none.
         together: Whether all have to run at the same time; on a GPU their options have to leave room.
+        one_by_one: Whether local processes start one after the other, so that their times until they are
+            ready can be compared.
+        running: Engines that run already, by variant. Those that can't run next to others are stopped.
         run: Run of the cell that wants them, where that isn't the one that calls this.
         quiet: Without progress and without the ends of logs.
 
@@ -55,6 +58,8 @@ class Fleet:
         engine: str = "vllm",
         *,
         together: bool = False,
+        one_by_one: bool = False,
+        running: Mapping[str, RunningEngine] | None = None,
         run: CellRun | None = None,
         quiet: bool = False,
     ) -> None:
@@ -69,9 +74,15 @@ class Fleet:
         run = run or this_run()
         stop_earlier(run)
         remember(self, run)
+        here = {name: engine for name, engine in (running or {}).items() if engine.running()}
         if together or not profile.shares_gpu:
-            self._running = {}
-            self._running = self._start(list(variants))
+            names = [name for name in variants if name not in here]
+            groups = [[name] for name in names] if one_by_one else [names]
+            self._running = dict(here)
+            for group in filter(None, groups):
+                self._running |= self._start(group)
+        else:
+            stop_together(list(here.values()))
 
     def each(
         self,
@@ -79,6 +90,7 @@ class Fleet:
         *,
         turns: int = 1,
         only: Collection[str] | None = None,
+        in_turn: bool = False,
     ) -> dict[str, list[T]]:
         """Do the same work on every engine, `turns` times, the engines in turn where all run.
 
@@ -89,25 +101,40 @@ class Fleet:
             work: Called with a variant's name, its engine, and the turn, from 0 on.
             turns: Number of turns.
             only: Variants to use; None for all.
+            in_turn: Whether engines that can't run next to others take turns too. Each of them then starts
+                once for every turn.
 
         Returns:
             Results of `work` by variant, without the variants that don't run.
         """
         results: dict[str, list[T]] = {}
-        with closing(self._batches(only)) as batches:
-            for running in batches:
-                for turn in range(turns):
-                    for name, engine in running.items():
-                        if name in self.reasons:
-                            continue
-                        try:
-                            result = work(name, engine, turn)
-                        except FAILURES as error:
-                            self._fail(name, error)
-                            results.pop(name, None)
-                        else:
-                            results.setdefault(name, []).append(result)
+        rounds = range(turns)
+        # Engines that come alone start once for all their turns, or once for each.
+        passes = [[turn] for turn in rounds] if in_turn and self._running is None else [rounds]
+        for these in passes:
+            with closing(self._batches(only)) as batches:
+                for running in batches:
+                    self._work(work, running, these, results)
         return results
+
+    def _work(
+        self,
+        work: Callable[[str, RunningEngine, int], T],
+        running: Mapping[str, RunningEngine],
+        turns: Iterable[int],
+        results: dict[str, list[T]],
+    ) -> None:
+        for turn in turns:
+            for name, engine in running.items():
+                if name in self.reasons:
+                    continue
+                try:
+                    result = work(name, engine, turn)
+                except FAILURES as error:
+                    self._fail(name, error)
+                    results.pop(name, None)
+                else:
+                    results.setdefault(name, []).append(result)
 
     @property
     def running(self) -> list[RunningEngine]:

@@ -80,6 +80,7 @@ class RunningEngine:
         quantisation: Weight format, `BF16`, `FP32` or for instance `Q8_0`.
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
+        handicaps: Reasons why its speed says nothing about the engine on other machines.
     """
 
     def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
@@ -94,6 +95,8 @@ class RunningEngine:
         self.quantisation = quantisation_of(options.model, options.dtype)
         self.log_path = handle.log_path
         self.start_seconds = 0.0
+        local = spec.local if options.device == "cpu" else None
+        self.handicaps = (local.handicap,) if local is not None and local.handicap else ()
         self._handle = handle
         self._stopped = False
         _alive.add(self)

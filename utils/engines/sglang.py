@@ -30,6 +30,7 @@ PYTHON = ENGINES / "sglang" / "bin" / "python"
 CUDA = ENGINES / "sglang_cuda" / "bin" / "python"
 # Of the container and of the package; requirements/sglang.hash.txt pins the same.
 VERSION = "0.5.23"
+CPU_HANDICAP = "SGLang without its CPU kernels: attention in plain PyTorch, on one thread"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -140,6 +141,7 @@ SPEC = EngineSpec(
         setup="sglang",
         version=VERSION,
         environment=local_environment,
+        handicap=CPU_HANDICAP,
     )
     if on_x86()
     else None,

@@ -180,6 +180,8 @@ class Local:
         environment: Variables for a given set of options.
         warm_up: Prompt to send once before any other, or None if the engine doesn't need it.
         tells_version: Whether the running program tells its version. If not, `version` counts.
+        handicap: Reason why its speed here says nothing about the engine elsewhere, or "" if there is none.
+            Records carry it, and such an engine is never ranked.
     """
 
     command: tuple[str, ...]
@@ -189,6 +191,7 @@ class Local:
     environment: Callable[[ServeOptions], Mapping[str, str]]
     warm_up: str | None = None
     tells_version: bool = True
+    handicap: str = ""
 
 
 def refuse_nothing(

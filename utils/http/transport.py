@@ -1,4 +1,4 @@
-"""httpx transport for plain HTTP that knows when each byte arrived.
+"""httpx transport for HTTP/1.1, with and without TLS, that knows when each byte arrived.
 
 httpx's own transport costs about 100 µs of CPU for each chunk of a stream and delays bursts of
 requests by milliseconds, and both would count as latency of the engine. This transport stamps bytes
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from time import perf_counter
@@ -26,6 +28,8 @@ from utils.http.names import Names
 _READ = 1 << 16
 _HIGH_WATER = 1 << 20
 _MAX_WITHOUT_BODY = 1 << 16  # bytes of heads, chunk extensions or trailers in a row
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # not in a field value (RFC 9110, section 5.5)
+Address = tuple[bool, str, int]  # whether TLS, host, port
 _FINISH_S = 0.1
 # This process, or this machine, has no more of them; the server has nothing to do with it.
 _OWN_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
@@ -236,6 +240,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         connect_timeout_s: Limit for opening a connection.
         keepalive_s: Do not reuse a connection that was idle for longer.
         high_water: Bytes of one response that wait to be read before the server has to.
+        ssl_context: Trust for https; the system's if None (see `system_trust`).
         distrust_s: After a kept-alive connection turned out dead, no connection is kept for so long, s.
     """
 
@@ -245,12 +250,14 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         connect_timeout_s: float = 10.0,
         keepalive_s: float = 4.0,
         high_water: int = _HIGH_WATER,
+        ssl_context: ssl.SSLContext | None = None,
         distrust_s: float = float("inf"),
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._high_water = high_water
         self._keepalive_s = keepalive_s
-        self._idle: dict[tuple[str, int], deque[_Connection]] = {}
+        self._ssl_context = ssl_context
+        self._idle: dict[Address, deque[_Connection]] = {}
         self._distrust_s = distrust_s
         self._keep_after = 0.0
         self._names = Names(connect_timeout_s)
@@ -260,14 +267,16 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
         Raises:
             DroppedBeforeResponse: If the connection broke before any byte of a response.
-            httpx.ConnectError: If nothing listens there.
+            httpx.LocalProtocolError: If a header holds a line break or another control character.
+            httpx.ConnectError: If nothing listens there, or the server's certificate isn't trusted.
             OwnShortage: If this process can't open another connection.
             httpx.ConnectTimeout: If connecting took too long.
             httpx.RemoteProtocolError: If what came is not HTTP/1.1.
         """
+        data = _encode(request)
         connection = await self._connection(request)
         try:
-            connection.send(_encode(request))
+            connection.send(data)
             while not connection.parser.status:
                 if connection.failure is not None:
                     raise connection.failure
@@ -276,6 +285,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             if isinstance(error, DroppedBeforeResponse) and connection.idle_since:
                 error.reused = True
                 self._keep_after = perf_counter() + self._distrust_s
+                await self.aclose()  # the other idle connections are just as old
             connection.close()
             raise
         parser = connection.parser
@@ -319,32 +329,46 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
 
     async def _connection(self, request: httpx.Request) -> _Connection:
-        address = (request.url.host, request.url.port or 80)
+        url = request.url
+        secure = url.scheme == "https"
+        address = (secure, url.host, url.port or (443 if secure else 80))
         idle = self._idle.get(address, deque())
         while idle:
             connection = idle.pop()
             if connection.open and perf_counter() - connection.idle_since < self._keepalive_s:
                 return connection
             connection.close()
+        where = f"{url.host}:{address[2]}"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 return await self._connect(address)
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(f"no connection to {address[0]}:{address[1]}") from error
+            hint = ". Is it an http:// address?" if secure else ""
+            raise httpx.ConnectTimeout(f"no connection to {where}{hint}") from error
+        except ssl.SSLError as error:
+            raise httpx.ConnectError(
+                f"no TLS connection to {where}: {_tls_reason(error)}"
+            ) from error
         except (OSError, UnicodeError) as error:
             number = getattr(error, "errno", None)
             kind = OwnShortage if number in _OWN_SHORTAGE else httpx.ConnectError
             reason = getattr(error, "strerror", None) or error
-            raise kind(f"cannot connect to {address[0]}:{address[1]}: {reason}") from error
+            raise kind(f"cannot connect to {where}: {reason}") from error
 
-    async def _connect(self, address: tuple[str, int]) -> _Connection:
+    async def _connect(self, address: Address) -> _Connection:
         loop = asyncio.get_running_loop()
-        host, port = address
+        secure, host, port = address
+        if secure and self._ssl_context is None:
+            self._ssl_context = system_trust()
         found = await self._names.addresses(host)
         for number, ip in enumerate(found, 1):
             try:
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(address, self._high_water), ip, port
+                    lambda: _Connection(address, self._high_water),
+                    ip,
+                    port,
+                    ssl=self._ssl_context if secure else None,
+                    server_hostname=host if secure else None,
                 )
             except OSError:
                 if number == len(found):
@@ -357,7 +381,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 class _Connection(asyncio.BufferedProtocol):
     """One connection; serves one request at a time."""
 
-    def __init__(self, address: tuple[str, int], high_water: int) -> None:
+    def __init__(self, address: Address, high_water: int) -> None:
         self.address = address
         self.high_water = high_water
         self.open = False
@@ -367,8 +391,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.failure: httpx.RemoteProtocolError | None = None
         self._received = False
         self._queued = 0
-        self._buffer = bytearray(_READ)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(bytearray(_READ))
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
         self.on_end: Callable[[], None] | None = None  # called once, at the response's end
@@ -423,8 +446,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its type
         self.open = True
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view  # TLS fills a slice of it, which of a bytearray would be a copy
 
     def buffer_updated(self, count: int) -> None:
         at = perf_counter()
@@ -463,7 +486,32 @@ class _Connection(asyncio.BufferedProtocol):
             ended()
 
 
+def system_trust() -> ssl.SSLContext:
+    """Return the trust of this system's certificate authorities.
+
+    OpenSSL also reads the variables `SSL_CERT_FILE` and `SSL_CERT_DIR`, which name private authorities.
+    """
+    return ssl.create_default_context()
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate isn't trusted ({error.verify_message}). If it is from a private authority, "
+            "name the authority's certificate in SSL_CERT_FILE"
+        )
+    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "the server doesn't speak TLS. Use an http:// address"
+    return str(error.reason or error)
+
+
 def _encode(request: httpx.Request) -> bytes:
     lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%s: %s" % header for header in request.headers.raw]
+    for name, value in request.headers.raw:
+        if _CONTROL.search(value):
+            # Without the value, because it may be a key.
+            raise httpx.LocalProtocolError(
+                f"the header {name.decode('latin-1')} holds a line break or another control character"
+            )
+        lines.append(b"%s: %s" % (name, value))
     return b"\r\n".join(lines) + b"\r\n\r\n" + request.content

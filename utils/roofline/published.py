@@ -144,7 +144,8 @@ def judge_rows(
     """
     verdicts = []
     for row in rows:
-        names = [row.quantisation] if row.quantisation else ["BF16", "FP8", "NVFP4", "Q4_K_M"]
+        known = row.quantisation in BITS_PER_WEIGHT
+        names = [row.quantisation] if known else ["BF16", "FP8", "NVFP4", "Q4_K_M"]
         verdicts.append(
             RowVerdict(row, {name: _judge_row(row, name, machine, config) for name in names})
         )

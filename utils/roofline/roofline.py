@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
+from utils.benchmark.condition import repeats
 from utils.benchmark.records import Cited, Record
 from utils.model_sizes import BITS_PER_WEIGHT, bytes_per_token, dtype_bytes, read_config
 from utils.roofline.ceilings import (
@@ -174,8 +175,9 @@ def compare(
     machine: Machine,
     model: Model,
     ceiling: CeilingFunction | None = None,
+    cited: Iterable[Cited] = (),
 ) -> pd.DataFrame:
-    """Every measured decode and prefill rate beside its ceiling.
+    """Return every measured decode and prefill rate with its ceiling, the mean of repeats as one rate.
 
     Args:
         records: Closed-loop runs.
@@ -183,14 +185,28 @@ def compare(
         machine: Where they ran.
         model: What they served.
         ceiling: A learner's own decode ceiling, in place of `decode_ceiling`.
+        cited: Results of other tools, judged as if they were about this machine and this model.
     """
-    claims = [record_claim(record, machine, model, ceiling=ceiling) for record in records]
+    means = [_mean(group) for group in repeats(records).values()]
+    claims = [record_claim(record, machine, model, ceiling=ceiling) for record in means]
     for label, prefill in prefills.items():
         bound = prefill_ceiling(
             model.weights, machine, prompt_tokens=prefill.prompt_tokens, config=model.config
         )
         name = f"{label}, prompts of {prefill.prompt_tokens} tokens"
         claims.append(Claim(name, "prefill", prefill.tokens_per_s, bound, "measured", "this run"))
+    for row in cited:
+        name = f"{row.engine}, {row.batch} in flight"
+        bounds: dict[Literal["decode", "prefill"], tuple[float | None, Ceiling]] = {
+            "decode": (
+                row.decode_tok_s,
+                decode_ceiling(model.weights, machine, batch=row.batch, config=model.config),
+            ),
+            "prefill": (row.prefill_tok_s, prefill_ceiling(model.weights, machine)),
+        }
+        for phase, (rate, bound) in bounds.items():
+            if rate is not None:
+                claims.append(Claim(name, phase, rate, bound, f"cited: {row.source}", row.source))
     return judgements_table(judge(claims))
 
 
@@ -234,6 +250,13 @@ def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
             for verdict in verdicts
         ]
     ).set_index("row")
+
+
+def _mean(group: Sequence[Record]) -> Record:
+    """Return the first of some repeats with the mean throughput of all of them."""
+    rates = [v for record in group if (v := record.summary["output_throughput"]) is not None]
+    mean = float(np.mean(rates)) if rates else math.nan
+    return replace(group[0], summary={**group[0].summary, "output_throughput": mean})
 
 
 def _kv_dtype(record: Record) -> str:

@@ -52,7 +52,7 @@ def parse_cache_report(text: str) -> CacheReport:
     Raises:
         ScrapeError: The text has no such line, or the line lacks numbers.
     """
-    line = "\n".join(row for row in text.splitlines() if row.startswith(FAMILY + "{"))
+    line = "\n".join(row for row in text.split("\n") if row.startswith(FAMILY + "{"))
     try:
         for family in text_string_to_metric_families(line):
             labels = family.samples[0].labels
@@ -68,16 +68,19 @@ def parse_cache_report(text: str) -> CacheReport:
 
 
 def kv_budget_bytes(engine: RunningEngine) -> float:
-    """The memory that a running vLLM set aside for its KV cache, in bytes.
+    """Return the memory that a running vLLM set aside for its KV cache, in bytes.
 
-    On a CPU it is what the engine was told (whole GiB); on a GPU what its log says was left over
-    after weights and a trial run, in GiB with two decimals (``v1/worker/gpu_worker.py``).
+    On a CPU the engine was told whole GiB, and on a GPU exact bytes by the memory plan. If a GPU's memory
+    wasn't planned, vLLM's log has the memory that was left over after weights and a trial run, in GiB with
+    two decimals (`v1/worker/gpu_worker.py`).
 
     Raises:
         ScrapeError: The log has no such line.
     """
     if engine.options.device == "cpu":
         return math.ceil(engine.options.kv_cache_gib) * 1024.0**3
+    if engine.options.kv_cache_bytes is not None:
+        return float(engine.options.kv_cache_bytes)
     found = re.search(r"Available KV cache memory: ([\d.]+) GiB", _log(engine))
     if found is None:
         raise ScrapeError(f"{engine.log_path} does not say how much memory the KV cache got.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,14 @@ from typing import Any
 import pandas as pd
 
 from utils import loopback
-from utils.telemetry.snapshot import Scrapable, ScrapeError, Snapshot, parse, read_text
+from utils.telemetry.snapshot import (
+    Scrapable,
+    ScrapeError,
+    Snapshot,
+    decoded,
+    parse,
+    read_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Series:
     def note(self) -> str:
         """In words: how complete the series is, and whether the engine fell silent."""
         words = f"{len(self.snapshots)} readings, one every {self.interval_s:g} s"
+        if self.restarts:
+            words += f"; the engine began to count again {self.restarts} times (restarted?)"
         if not self.gaps:
             return words + "."
         last_good = self.snapshots[-1].time if self.snapshots else self.started
@@ -78,15 +88,23 @@ class Series:
         return max(self.values(name), default=None)
 
     def increase(self, name: str) -> float | None:
-        """How much a counter grew from the first to the last reading; None without readings.
+        """Return how much a counter grew from the first to the last reading; None without readings.
 
-        An engine may show a counter only once it has counted something (SGLang's cached tokens): where the
-        first reading lacks it, it stood at 0.
+        An engine may show a counter only once it has counted something (SGLang's cached tokens). If the
+        first reading lacks it, it was 0. A counter that falls began again at 0, because the engine was
+        restarted, as PromQL's `increase` has it.
         """
         values = self.values(name)
         if not values:
             return None
-        return values[-1] - (self.snapshots[0].numbers()[name] or 0.0)
+        before = [self.snapshots[0].numbers()[name] or 0.0, *values]
+        return sum(_growth(earlier, later) for earlier, later in pairwise(before))
+
+    @property
+    def restarts(self) -> int:
+        """Number of times that the engine began to count again."""
+        counts = self.values("generated_tokens")
+        return sum(later < earlier for earlier, later in pairwise(counts))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a record: the columns of :meth:`to_frame`, and the note."""
@@ -105,7 +123,9 @@ class Series:
         columns = list(Snapshot(time=0.0).numbers())
         frame = pd.DataFrame(rows, index=index, columns=columns).astype(float)
         frame = frame.drop(columns="time")
-        frame["generated_per_s"] = frame["generated_tokens"].diff() / index.to_series().diff()
+        grown = frame["generated_tokens"].diff()
+        grown = grown.where(~(grown < 0), frame["generated_tokens"])
+        frame["generated_per_s"] = grown / index.to_series().diff()
         return frame
 
 
@@ -117,9 +137,9 @@ class Sampler:
             result = run(client, requests, ClosedLoop(32))
         sampler.series.to_frame()
 
-    Memory is bounded: when ``max_samples`` are held, every second one is dropped and the interval
-    doubles. An engine that dies in the middle ends nothing; the gaps are kept and
-    :attr:`Series.note` says so.
+    During the block it only fetches bytes; `series` parses them. Memory is bounded: when `max_samples` are
+    held (of 53 kB each for vLLM), every second one is dropped and the interval doubles. If the engine dies in
+    the middle, the load goes on; the gaps are kept and `Series.note` tells.
 
     Args:
         engine: What ``launch`` yields.
@@ -135,7 +155,7 @@ class Sampler:
         self,
         engine: Scrapable,
         interval_s: float = 0.25,
-        max_samples: int = 2000,
+        max_samples: int = 1000,
         timeout_s: float = 5.0,
     ) -> None:
         if interval_s <= 0 or max_samples < 2:
@@ -144,7 +164,8 @@ class Sampler:
         self.interval_s = interval_s
         self.max_samples = max_samples
         self.started = perf_counter()
-        self._snapshots: list[Snapshot] = []
+        self._texts: list[tuple[float, bytes]] = []
+        self._parsed: dict[float, Snapshot] = {}
         self._gaps: list[Gap] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -154,7 +175,9 @@ class Sampler:
     def __enter__(self) -> Sampler:
         self.started = perf_counter()
         try:
-            self._snapshots.append(self._read())
+            data = read_bytes(self.engine, self._client)
+            self._texts.append((perf_counter(), data))
+            self._parse(*self._texts[0])  # refuses an engine without readable metrics
         except BaseException:
             self._client.close()
             raise
@@ -174,36 +197,56 @@ class Sampler:
 
     @property
     def series(self) -> Series:
-        """What has been read so far; also while sampling goes on."""
+        """Readings so far, parsed now; ask for them when the load is over."""
         with self._lock:
-            readings, gaps = tuple(self._snapshots), tuple(self._gaps)
-            return Series(readings, gaps, self.started, self.interval_s)
+            texts, gaps = tuple(self._texts), list(self._gaps)
+        snapshots = []
+        for time, data in texts:
+            try:
+                snapshots.append(self._parse(time, data))
+            except Exception as error:  # one odd reading must not cost the others
+                gaps.append(Gap(time, _described(error)))
+        gaps.sort(key=lambda gap: gap.time)
+        return Series(tuple(snapshots), tuple(gaps), self.started, self.interval_s)
 
     def _work(self) -> None:
         while not self._stop.wait(self.interval_s):
             self._record()
 
-    def _read(self) -> Snapshot:
-        return parse(read_text(self.engine, self._client), self.engine.spec.metrics)
+    def _parse(self, time: float, data: bytes) -> Snapshot:
+        if time not in self._parsed:
+            self._parsed[time] = parse(decoded(data), self.engine.spec.metrics, time)
+        return self._parsed[time]
 
     def _record(self) -> None:
+        """Fetch the metrics and keep them as they are.
+
+        Parsing takes milliseconds of the interpreter, which the client in this process needs to stamp tokens.
+        """
+        gap = None
         try:
-            reading: Snapshot | Gap = self._read()
-        except ScrapeError as error:
-            reading = Gap(perf_counter(), str(error))
+            data = read_bytes(self.engine, self._client)
         except Exception as error:  # the thread outlives whatever one reading does
-            reading = Gap(perf_counter(), f"{type(error).__name__}: {error}.")
+            gap = Gap(perf_counter(), _described(error))
         with self._lock:
-            if isinstance(reading, Gap):
+            if gap is not None:
                 self._gaps = self._thinned(self._gaps)
-                self._gaps.append(reading)
+                self._gaps.append(gap)
                 return
-            if len(self._snapshots) >= self.max_samples:
-                self._snapshots = self._snapshots[::2]
+            if len(self._texts) >= self.max_samples:
+                self._texts = self._texts[::2]
                 self.interval_s *= 2
-            self._snapshots.append(reading)
+            self._texts.append((perf_counter(), data))
 
     def _thinned(self, gaps: Sequence[Gap]) -> list[Gap]:
         """Keeps the first gap of a silence, which tells when it began, and the latest ones."""
         keep = self.max_samples - 1
         return list(gaps) if len(gaps) <= keep else [gaps[0], *gaps[-keep + 1 :]]
+
+
+def _growth(earlier: float, later: float) -> float:
+    return later - earlier if later >= earlier else later
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, ScrapeError) else f"{type(error).__name__}: {error}."

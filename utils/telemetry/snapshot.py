@@ -9,7 +9,7 @@ offer is None here, never 0. Sources of the names: ``vllm/v1/metrics/loggers.py`
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Protocol
@@ -126,10 +126,24 @@ def scrape(engine: Scrapable, timeout_s: float = 5.0) -> Snapshot:
 
 
 def read_text(engine: Scrapable, client: httpx.Client) -> str:
-    """The text of an engine's metrics endpoint.
+    """Return the text of an engine's metrics endpoint.
 
     Raises:
-        ScrapeError: As :func:`scrape`.
+        ScrapeError: As `scrape`.
+    """
+    return decoded(read_bytes(engine, client))
+
+
+def decoded(data: bytes) -> str:
+    """Return a reading as text; the exposition format is UTF-8."""
+    return data.decode("utf-8", "replace")
+
+
+def read_bytes(engine: Scrapable, client: httpx.Client) -> bytes:
+    """Return an engine's metrics as they came, without looking at them.
+
+    Raises:
+        ScrapeError: As `scrape`.
     """
     if engine.spec.metrics_path is None:
         raise ScrapeError(f"{engine.spec.title} offers no Prometheus endpoint.")
@@ -142,7 +156,7 @@ def read_text(engine: Scrapable, client: httpx.Client) -> str:
         raise ScrapeError(
             f"{url} answered {response.status_code}: are metrics switched on when it is started?"
         )
-    return response.text
+    return response.content
 
 
 def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
@@ -168,7 +182,7 @@ def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
             continue
         if field.name in HISTOGRAMS:
             values[field.name] = _histogram(samples, name)
-        elif found := [sample.value for sample in samples.get(name, ())]:
+        elif found := [sample.value for sample in _of_one_rank(samples.get(name, ()))]:
             total = sum(found)
             values[field.name] = total / len(found) if field.name in RATIOS else total
     return Snapshot(time=perf_counter() if time is None else time, **values)  # type: ignore[arg-type]
@@ -188,7 +202,8 @@ def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sam
         ScrapeError: The text is not in the exposition format.
     """
     samples: defaultdict[str, list[Sample]] = defaultdict(list)
-    relevant = "\n".join(line for line in text.splitlines() if line.startswith(wanted))
+    # Lines end in \n alone, because a label may hold any other character that Python takes for a line's end.
+    relevant = "\n".join(line for line in text.split("\n") if line.startswith(wanted))
     try:
         for family in text_string_to_metric_families(relevant or text):
             for sample in family.samples:
@@ -198,9 +213,22 @@ def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sam
     return samples
 
 
+def _of_one_rank(samples: Iterable[Sample]) -> list[Sample]:
+    """Leave out what further tensor-parallel ranks repeat.
+
+    With `--enable-metrics-for-all-schedulers`, each rank of SGLang reports the same requests.
+    """
+    found = list(samples)
+    ranks = {sample.labels["tp_rank"] for sample in found if "tp_rank" in sample.labels}
+    if len(ranks) < 2:
+        return found
+    first = min(ranks, key=lambda rank: (len(rank), rank))
+    return [sample for sample in found if sample.labels.get("tp_rank", first) == first]
+
+
 def _histogram(samples: Mapping[str, list[Sample]], name: str) -> Histogram | None:
     totals: defaultdict[float, float] = defaultdict(float)
-    for sample in samples.get(f"{name}_bucket", ()):
+    for sample in _of_one_rank(samples.get(f"{name}_bucket", ())):
         try:
             totals[float(sample.labels["le"])] += sample.value
         except (KeyError, ValueError) as error:
@@ -210,7 +238,7 @@ def _histogram(samples: Mapping[str, list[Sample]], name: str) -> Histogram | No
     if not totals:
         return None
     bounds = tuple(sorted(totals))
-    total = sum(sample.value for sample in samples.get(f"{name}_sum", ()))
+    total = sum(sample.value for sample in _of_one_rank(samples.get(f"{name}_sum", ())))
     try:
         return Histogram(bounds, tuple(totals[bound] for bound in bounds), total)
     except ValueError as error:

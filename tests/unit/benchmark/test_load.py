@@ -19,9 +19,13 @@ from benchmark_adversary import Adversary, Exchange, usage
 from utils.benchmark import (
     Client,
     ClosedLoop,
+    Conversation,
     EngineDied,
+    LoadInterrupted,
+    LoadWarning,
     OpenLoop,
     Request,
+    StopRule,
     WorkloadError,
     arrival_times,
     fixed,
@@ -42,6 +46,10 @@ def go(server: Adversary, count: int, load: ClosedLoop | OpenLoop, **options: ob
     requests = fixed(["hi"], count=count, max_tokens=2)
     options = {"progress": False} | options
     return run(Client(server.base_url, "m"), requests, load, **options)  # type: ignore[arg-type]
+
+
+def go_with(server: Adversary, items: list, load: ClosedLoop | OpenLoop) -> LoadResult:
+    return run(Client(server.base_url, "m"), items, load, progress=False)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 50])
@@ -207,6 +215,34 @@ def gone(threads: set[threading.Thread]) -> bool:
     return not any(thread.is_alive() for thread in threads)
 
 
+def test_interrupt_keeps_what_was_measured() -> None:
+    ended = threading.Event()
+
+    async def twenty(exchange: Exchange) -> None:
+        if exchange.number == 20:
+            ended.set()
+        if exchange.number >= 20:
+            await asyncio.sleep(60)
+        await quick(exchange)
+
+    def interrupt() -> None:
+        ended.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Adversary(twenty) as server:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            go(server, 40, ClosedLoop(1))
+        thread.join()
+    result = caught.value.result  # type: ignore[attr-defined]
+    assert isinstance(caught.value, LoadInterrupted)
+    assert len(result.traces) == 20
+    assert result.summary().completed == 20
+    assert result.describe()["planned"] == 40
+    assert result.describe()["stopped"] == "interrupted"
+
+
 def test_interrupt_cancels_everything_and_returns_at_once() -> None:
     async def stuck(exchange: Exchange) -> None:
         await exchange.head()
@@ -218,8 +254,9 @@ def test_interrupt_cancels_everything_and_returns_at_once() -> None:
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         start = time.perf_counter()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             go(server, 50, ClosedLoop(10))
+        assert not isinstance(caught.value, LoadInterrupted)  # nothing had ended
         assert time.perf_counter() - start < 30, "it waited for answers, which take 60 s"
         timer.join()
         deadline = time.perf_counter() + 2
@@ -364,6 +401,109 @@ def test_a_sweep_stops_at_a_level_where_nothing_succeeds(
             model_path="org/none", quantisation="BF16", command=["x"], start_seconds=1.0,
             memory_bytes=lambda: 1, running=lambda: True,
         )  # fmt: skip
-        with pytest.raises(RuntimeError, match=r"broken, 2 in flight: no request .*HTTP 500: no"):
+        with (
+            pytest.warns(LoadWarning),
+            pytest.raises(RuntimeError, match=r"broken, 2 in flight: no request .*HTTP 500: no"),
+        ):
             sweep(engine, load_profile("cpu"), levels=[2, 4], requests_at=[3, 3])  # type: ignore[arg-type]
     assert [record.load["concurrency"] for record in load_all(tmp_path)] == [2]
+
+
+def test_client_that_the_caller_opened_stays_open() -> None:
+    async def main(url: str) -> str | None:
+        async with Client(url, "m") as client:
+            await run_async(client, fixed(["a"], count=2), ClosedLoop(1))
+            with pytest.raises(ValueError, match="run_async"):
+                run(client, fixed(["a"]), ClosedLoop(1), progress=False)
+            return (await client.send(Request(prompt="x"))).error
+
+    with Adversary(quick) as server:
+        assert asyncio.run(main(server.base_url)) is None
+
+
+def test_failed_warm_up_is_told_with_its_first_error() -> None:
+    async def cold(exchange: Exchange) -> None:
+        if exchange.number < 4:
+            await exchange.json({"error": {"message": "no such model"}}, "404 Not Found")
+        else:
+            await quick(exchange)
+
+    with Adversary(cold) as server:
+        message = r"4 of 4 warm-up requests failed.*HTTP 404: no such model"
+        with pytest.warns(LoadWarning, match=message):
+            result = go(server, 4, ClosedLoop(1), warmup=fixed(["warm"], count=4))
+    assert result.describe()["warmup_failed"] == 4
+
+
+@pytest.mark.parametrize("load", [ClosedLoop(4), OpenLoop(200)])
+def test_run_stops_at_an_error_rate(load: ClosedLoop | OpenLoop) -> None:
+    async def busy(exchange: Exchange) -> None:
+        await exchange.json({"error": {"message": "slow down"}}, "429 Too Many Requests")
+
+    with Adversary(busy) as server:
+        with pytest.warns(LoadWarning, match=r"requests had failed .*slow down"):
+            result = go(server, 500, load, stop=StopRule(max_error_rate=0.5))
+        assert len(server.requests) < 200
+    assert 10 <= len(result.traces) < 200
+    assert result.planned == 500
+
+
+@pytest.mark.parametrize("load", [ClosedLoop(2), OpenLoop(100)])
+def test_run_by_duration_takes_requests_without_end(load: ClosedLoop | OpenLoop) -> None:
+    def endless():
+        while True:
+            yield Request("hi", max_tokens=2)
+
+    with Adversary(quick) as server:
+        client = Client(server.base_url, "m")
+        result = run(client, endless(), load, stop=StopRule(duration_s=0.4), progress=False)
+        with pytest.raises(ValueError, match="duration_s"):
+            run(client, endless(), load, progress=False)
+    assert 0.3 < result.duration < 2
+    assert len(result.traces) > 3
+    assert [trace.index for trace in result.traces] == list(range(len(result.traces)))
+    assert all(trace.ok for trace in result.traces)
+    assert result.planned is None
+
+
+def test_next_turn_of_a_conversation_holds_the_last_answer_after_a_think_time() -> None:
+    system = ({"role": "system", "content": "be short"},)
+    talk = Conversation(("one", "two", "three"), (0.05, 0.1), Request(messages=system))
+
+    async def echo(exchange: Exchange) -> None:
+        number = len(exchange.body["messages"])
+        await exchange.answer(f"answer to {number}", usage=usage(number, 3))
+
+    with Adversary(echo) as server:
+        result = go_with(server, [talk, Request("alone")], ClosedLoop(1))
+        contents = [[m["content"] for m in x.body["messages"]] for x in server.requests]
+    assert contents[2] == ["be short", "one", "answer to 2", "two", "answer to 4", "three"]
+    assert [m["role"] for m in server.requests[2].body["messages"]] == [
+        "system", "user", "assistant", "user", "assistant", "user",
+    ]  # fmt: skip
+    assert contents[3] == ["alone"]
+    first, second, third, _ = result.traces
+    assert second.sent - first.finished >= 0.05
+    assert third.sent - second.finished >= 0.1
+    assert [trace.tag for trace in result.traces] == ["turn 1", "turn 2", "turn 3", ""]
+    assert result.planned == 4
+    assert result.workload["think_s"] == pytest.approx(0.075)
+
+
+def test_turns_after_a_failed_one_stay_in_the_count() -> None:
+    async def second_fails(exchange: Exchange) -> None:
+        if len(exchange.body["messages"]) > 1:
+            await exchange.json({"error": "no"}, "500 X")
+        else:
+            await quick(exchange)
+
+    talk = Conversation(("one", "two", "three"), (0.0, 0.0), Request(messages=()))
+    with Adversary(second_fails) as server:
+        result = go_with(server, [talk, talk], OpenLoop(100))
+        assert len(server.requests) == 4
+    assert [trace.ok for trace in result.traces] == [True, False, False] * 2
+    assert result.traces[2].error == "not sent: an earlier turn failed"
+    with pytest.raises(WorkloadError, match="chat"):
+        run(Client("http://127.0.0.1:9", "m", "completions"), [talk], ClosedLoop(1))
+    with pytest.raises(WorkloadError, match="time to think"):
+        Conversation(("one", "two"), (), Request(messages=()))

@@ -124,7 +124,12 @@ def damage(values: dict[str, object], key: str, value: object) -> None:
     [
         ("host", None, "missing fields: host"),
         ("origin", "cited", "not a measured record"),
-        ("schema", 2, "not a measured record of schema 1"),
+        ("schema", 3, "newer than schema 2.*Update the course"),
+        ("schema", 0, "not a measured record of schema 1 or 2"),
+        ("workload", {"prompt_tokens": 5}, "'prompt_tokens' has no mean"),
+        ("handicaps", [1], "'handicaps' holds something else than texts"),
+        ("host", {}, "the host's 'cpu' is None"),
+        ("host", {**record().host, "gpu": "A100"}, "the host's 'gpu' is 'A100'"),
         ("summary", {}, "the summary lacks 'completed'"),
         ("traces", [{"index": 1}], "incomplete trace"),
         ("traces", [{"colour": 1}], "unknown trace fields: colour"),

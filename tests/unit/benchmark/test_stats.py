@@ -216,5 +216,7 @@ def test_any_latencies_give_an_ordered_summary(latencies: list[float]) -> None:
     traces = [trace(i, finished=1 + value) for i, value in enumerate(latencies)]
     summary = summarise(traces, 1.0)
     cuts = [summary[f"p{p}_e2el_ms"] for p in (50, 90, 95, 99)]
-    assert cuts == sorted(cuts)
-    assert cuts[-1] <= max(latencies) * 1000 + 1e-6
+    shown = [cut for cut in cuts if not math.isnan(cut)]
+    assert shown == sorted(shown)
+    assert max(shown, default=0) <= summary["max_e2el_ms"]
+    assert summary["max_e2el_ms"] <= max(latencies) * 1000 + 1e-6

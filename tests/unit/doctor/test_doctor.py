@@ -91,7 +91,7 @@ def fixes(found):
 @pytest.mark.parametrize(
     ("name", "profile", "stops", "notes"),
     [
-        ("gb10", "spark", set(), {"images", "ports", "HF_TOKEN", "ptxas"}),
+        ("gb10", "spark", set(), {"images", "SGLang's image", "ports", "HF_TOKEN", "ptxas"}),
         ("h100", "cuda", set(), {"ports"}),
         ("laptop", "cpu", set(), {"ports"}),
         ("broken_driver", "cpu", set(), {"driver"}),
@@ -394,3 +394,15 @@ def test_it_runs_here_on_the_standard_library_alone_within_seconds():
     assert done.returncode == (0 if "All labs can run" in done.stdout else 1)
     assert time.monotonic() - began < 30
     assert vars(facts_of("laptop")).keys() >= {"token", "ptxas", "kernel"}
+
+
+def test_doctor_names_an_image_that_could_not_be_confirmed():
+    facts = facts_of("h100")
+    for name, known in needs.UNCONFIRMED.items():
+        assert known.partition(":")[0] == needs.IMAGES[name].partition(":")[0]
+        assert known != needs.IMAGES[name]
+    bare = change(facts, docker=replace(facts.docker, images=frozenset()))
+    found = examine(bare)
+    assert "SGLang's image" in topics(found, judge.INFO)
+    assert "docker tag lmsysorg/sglang:v0.5.20-cu130" in fixes(found)
+    assert "SGLang's image" not in topics(examine(facts), judge.INFO)

@@ -114,10 +114,12 @@ def started(monkeypatch):
     """Start llama.cpp's spec with the fake engine as its program, on a GPU profile or the CPU's."""
 
     def start(profile, log):
+        program = Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {})
         spec = dataclasses.replace(
             get_spec("llama_cpp"),
             container=None,
-            local=Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {}),
+            local=program,
+            local_cuda=program,
             arguments=lambda options: ["--port", str(options.port), "--log", log],
         )
         monkeypatch.setitem(registry.ENGINES, "llama_cpp", spec)

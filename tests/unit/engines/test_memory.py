@@ -45,11 +45,13 @@ def fake(monkeypatch):
     def arguments(options):
         return ["--port", str(options.port), *options.extra_arguments]
 
+    program = Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {})
     spec = EngineSpec(
         name="llama_cpp",
         title="llama.cpp",
         container=None,
-        local=Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {}),
+        local=program,
+        local_cuda=program,
         not_local="",
         arguments=arguments,
         options=frozenset(),

@@ -62,7 +62,7 @@ def test_waits_table_has_medians_and_ranges():
 
 def test_the_long_request_comes_last_and_every_size_has_an_engine():
     profile = PROFILES["cpu"]
-    requests = chunked_prefill.requests_for(profile, 1)
+    requests = chunked_prefill.requests_for(profile)
     assert [r.tag for r in requests] == ["other"] * chunked_prefill.OTHERS + ["long"]
     assert len(requests[-1].prompt) > 10 * len(requests[0].prompt)
     options = chunked_prefill.variants(profile)

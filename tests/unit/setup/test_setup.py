@@ -353,8 +353,13 @@ def test_a_wrong_profile_is_refused(monkeypatch, capsys):
 
 
 def test_gpu_profiles_take_their_engines_from_containers():
-    assert steps_for("spark") == (COURSE,)
-    assert steps_for("cuda-local") == (COURSE, VLLM_CUDA, SGLANG_CUDA, LLAMA_CPP)
+    for profile in ("spark", "cuda", "cuda-local"):
+        step = steps_for(profile)[0]
+        costs = {"minutes": COURSE.minutes, "gigabytes": COURSE.gigabytes}
+        assert dataclasses.replace(step, **costs) == COURSE
+        assert step.gigabytes > COURSE.gigabytes + 4  # NVIDIA's libraries
+    assert len(steps_for("spark")) == 1
+    assert steps_for("cuda-local")[1:] == (VLLM_CUDA, SGLANG_CUDA, LLAMA_CPP)
 
 
 def test_sglang_is_set_up_where_it_runs_without_its_kernels(monkeypatch):

@@ -10,6 +10,7 @@ from utils.telemetry import Sampler, ScrapeError, Series, Snapshot, scrape
 from utils.telemetry import sampler as sampler_module
 from utils.telemetry.plot import plot_run
 from utils.telemetry.sampler import Gap
+from utils.telemetry.snapshot import parse as parse_text
 
 SPEC = get_spec("vllm")
 
@@ -203,18 +204,63 @@ def test_the_picture_counts_preemptions():
 
 
 def test_no_reading_ends_the_thread(engine, monkeypatch):
-    parse, broken = sampler_module.parse, threading.Event()
+    parse, odd = sampler_module.parse, threading.Event()
 
-    def sometimes(*arguments):
-        if broken.is_set():
+    def sometimes(text, names, at):
+        if odd.is_set() and at > middle:
             raise KeyError("le")
-        return parse(*arguments)
+        return parse(text, names, at)
 
     monkeypatch.setattr(sampler_module, "parse", sometimes)
     with Sampler(engine, interval_s=0.02) as sampler:
-        broken.set()
-        time.sleep(0.2)
-        broken.clear()
-        time.sleep(0.2)
-    assert len(sampler.series) > 3
-    assert "failed in between: KeyError: 'le'" in sampler.series.note
+        time.sleep(0.1)
+        middle = time.perf_counter()
+        time.sleep(0.1)
+    odd.set()
+    assert len(sampler.series) > 1
+    assert "KeyError: 'le'" in sampler.series.note
+
+
+def test_nothing_is_parsed_while_the_load_runs(engine, monkeypatch):
+    parse, calls = sampler_module.parse, []
+    monkeypatch.setattr(sampler_module, "parse", lambda *a: calls.append(a) or parse(*a))
+    with Sampler(engine, interval_s=0.01) as sampler:
+        while len(sampler._texts) < 6:
+            time.sleep(0.01)
+        assert len(calls) == 1  # on entering, before the load
+    assert len(sampler.series) == len(calls) >= 6
+    assert len(sampler.series) == len(calls), "parsed once"
+
+
+def at(seconds, tokens):
+    text = f'vllm:generation_tokens_total{{engine="0"}} {tokens}\n'
+    return parse_text(text, SPEC.metrics, seconds)
+
+
+def test_counter_that_falls_began_again_at_0():
+    readings = (at(0, 1000), at(1, 2000), at(2, 100), at(3, 600))
+    series = Series(readings, (), 0.0, 1.0)
+    assert series.increase("generated_tokens") == 1600
+    assert series.to_frame()["generated_per_s"].tolist()[1:] == [1000, 100, 500]
+    assert "began to count again 1 times" in series.note
+    assert "again" not in Series(readings[:2], (), 0.0, 1.0).note
+
+
+def test_ranks_that_repeat_each_other_count_once():
+    lines = [
+        f'sglang:num_running_reqs{{tp_rank="{r}",dp_rank="{d}"}} 8\n'
+        for r in range(4)
+        for d in (0, 1)
+    ]
+    assert parse_text("".join(lines), get_spec("sglang").metrics).running == 16
+    bucket = 'sglang:time_to_first_token_seconds_bucket{{le="{le}",tp_rank="{r}"}} 3\n'
+    text = "".join(bucket.format(le=le, r=r) for r in range(2) for le in ("1.0", "+Inf"))
+    found = parse_text(text, get_spec("sglang").metrics).ttft
+    assert found is not None
+    assert found.count == 3
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x0b", "\x85", "\x1e"])
+def test_label_may_hold_what_python_takes_for_the_end_of_a_line(character):
+    text = f'vllm:num_requests_running{{model_name="a{character}b",engine="0"}} 3\n'
+    assert parse_text(text, SPEC.metrics).running == 3

@@ -117,9 +117,13 @@ def test_the_memory_that_vllm_set_aside(tmp_path):
     on_cpu = started(tmp_path, "", device="cpu", kv_cache_gib=0.5)
     assert kv_budget_bytes(on_cpu) == 2**30, "vLLM's CPU backend takes whole GiB"
     line = "(EngineCore pid=7) INFO [gpu_worker.py:1] Available KV cache memory: 12.50 GiB\n"
-    assert kv_budget_bytes(started(tmp_path, line, device="cuda")) == 12.5 * 2**30
+    unplanned = {"device": "cuda", "kv_cache_bytes": None}
+    assert kv_budget_bytes(started(tmp_path, line, **unplanned)) == 12.5 * 2**30
+    # With --kv-cache-memory-bytes vLLM skips the line.
+    planned = {"device": "cuda", "kv_cache_bytes": 3 * 2**30}
+    assert kv_budget_bytes(started(tmp_path, "nothing", **planned)) == 3 * 2**30
     with pytest.raises(ScrapeError, match="does not say"):
-        kv_budget_bytes(started(tmp_path, "nothing", device="cuda"))
+        kv_budget_bytes(started(tmp_path, "nothing", **unplanned))
 
 
 def test_the_size_of_llama_cpps_cache(tmp_path):

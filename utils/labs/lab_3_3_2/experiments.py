@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from utils import loopback
-from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write_record
+from utils.benchmark import Client, ClosedLoop, Request, fresh_seed, make_record, run, write_record
 from utils.benchmark.engine_run import Run, measure
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
@@ -26,7 +26,6 @@ from utils.labs.lab_3_3_2.workloads import (
     Maker,
     Prompts,
     as_requests,
-    fresh_seed,
     partly_shared,
     tokenizer_of,
 )

@@ -7,7 +7,6 @@ of a *unit*, the profile's prompt length.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +17,6 @@ from utils.model_sizes import tokenizer_file
 from utils.profiles import Profile
 
 Prompts = list[Tokens]
-_seeds = itertools.count()
-
-
-def fresh_seed() -> int:
-    """Return a new seed, because an engine finds prompts that it has seen before in its cache."""
-    return next(_seeds)
 
 
 class Maker:

@@ -31,7 +31,7 @@ def sweep(engine: RunningEngine, profile: Profile, levels: Sequence[int], label:
     for repeat in range(profile.load.repeats):
         for level in levels:
             count = profile.load.requests_at(level)
-            requests = make_requests(profile, count, seed=1000 * repeat + level)
+            requests = make_requests(profile, count)
             warmup = level if repeat == 0 else 0
             runs.append(measure(engine, profile, requests, level, label, warmup))
     return runs

@@ -52,32 +52,30 @@ class Waits:
     steps: int
 
 
-def requests_for(profile: Profile, seed: int) -> list[Request]:
+def requests_for(profile: Profile) -> list[Request]:
     """The others, who answer long, then one long prompt with a short answer; no prefix is shared."""
     sizes = profile.load.inside
-    short = prompts(profile, OTHERS, output=sizes.others_tokens, seed=seed)
-    long = prompts(profile, 1, length=sizes.long_prompt, output=4, seed=seed + 1)
+    short = prompts(profile, OTHERS, output=sizes.others_tokens)
+    long = prompts(profile, 1, length=sizes.long_prompt, output=4)
     return [
         *(replace(request, tag="other") for request in short),
         *(replace(request, tag=LONG) for request in long),
     ]
 
 
-def measure_waits(
-    engine: RunningEngine, profile: Profile, chunk: int, label: str, seed: int
-) -> Waits:
+def measure_waits(engine: RunningEngine, profile: Profile, chunk: int, label: str) -> Waits:
     """Lets a long prompt arrive while others decode; writes a record.
 
     Raises:
         EngineError: A request failed, or nobody was decoding when the prompt came.
     """
-    requests = requests_for(profile, seed)
+    requests = requests_for(profile)
     client = Client(engine.base_url, engine.model, api="completions")
     result = run(
         client,
         requests,
         OpenLoop(RATE, math.inf),
-        warmup=prompts(profile, 1, seed=seed + 2),
+        warmup=prompts(profile, 1),
         label=f"{label}, {chunk}",
         alive=engine.running,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from utils.benchmark import fresh_seed
 from utils.benchmark.engine_run import make_requests, measure
 from utils.engines import RunningEngine
 from utils.engines.fleet import Fleet
@@ -91,9 +92,12 @@ def texts_for(count: int, seed: int = 6) -> list[tuple[str, str]]:
 def measure_variants(fleet: Fleet, profile: Profile, label: str) -> dict[str, Variant]:
     """Speed, memory and quality of every variant; speeds in turn, one record each."""
     sizes = profile.load.inside
+    seeds = [
+        fresh_seed() for _ in range(profile.load.repeats)
+    ]  # the same prompts for every variant
 
     def speed(name: str, engine: RunningEngine, turn: int) -> float:
-        requests = make_requests(profile, TYPES_SLOTS, seed=turn)
+        requests = make_requests(profile, TYPES_SLOTS, seed=seeds[turn])
         warmup = TYPES_SLOTS if turn == 0 else 0
         return measure(
             engine, profile, requests, TYPES_SLOTS, f"{label}: {name}", warmup
