@@ -95,7 +95,7 @@ def test_timings_of_engine_reach_client_that_asks_no_usage(gateway):
 
 
 def test_pings_of_engine_are_no_first_token(gateway):
-    long = [{"role": "user", "content": "word " * 1200}]
+    long = [{"role": "user", "content": "word " * 800}]
     body = {"model": "tiny", "messages": long, "max_tokens": 4, "stream": True}
     url = f"{gateway.base_url}/v1/chat/completions"
     found = []
