@@ -145,7 +145,9 @@ class FakeServer:
             part = {"delta": {"content": text}} if chat else {"text": text}
             if asked.get("tools") and i < 2:
                 part["delta"]["tool_calls"] = [_part_of_call(asked["tools"][0], i)]
-            reason = "stop" if i == self.tokens - 1 else None
+            # With a reason, an answer without [DONE] is whole; the gateway then adds the [DONE].
+            whole = i == self.tokens - 1 and self.mode != "ends"
+            reason = "stop" if whole else None
             choice = {"index": 0, **part, "finish_reason": reason}
             await self._send(writer, json.dumps(self._chunk([choice], asked)))
             await asyncio.sleep(self.gap_s)

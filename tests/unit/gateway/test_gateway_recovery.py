@@ -119,7 +119,7 @@ def test_a_request_to_a_new_connection_is_not_repeated_there():
 
 def test_a_client_that_does_not_take_the_end_is_dropped_too():
     async def work():
-        fake = FakeServer(tokens=1, filler="x" * 500_000, gap_s=0.3)
+        fake = FakeServer(tokens=2, filler="x" * 500_000, gap_s=0.3)
         async with case(fake, timeouts=FAST) as c:
             c.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             sock = socket.socket()
