@@ -109,19 +109,20 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def skip_on_failure(reasons: MutableMapping[str, str], name: str) -> Iterator[None]:
+def skip_on_failure(name: str, reasons: MutableMapping[str, str] | None = None) -> Iterator[None]:
     """Keep one engine's failure from ending the notebook.
 
-    Put it in front of the engine's own context manager: `with skip_on_failure(not_run, "vLLM"), launch(...)
-    as engine:`. If the engine doesn't start, or fails at its work, the rest of the block is skipped.
+    Put it in front of the engine's own context manager: `with skip_on_failure("vLLM"), launch("vllm") as x:`.
+    If the engine doesn't start, or fails at its work, the rest of the block is skipped.
 
     Args:
-        reasons: Gets the short reason; the whole one is printed.
-        name: Key of it, and name of the engine for people.
+        name: Name of the engine, or of the part that is skipped, for people.
+        reasons: Gets the short reason by name, unless it has one already; the whole one is printed.
     """
     try:
         yield
     except FAILURES as error:
-        reasons[name] = reason_of(error)
+        if reasons is not None:
+            reasons.setdefault(name, reason_of(error))
         text = str(error)
         print(text if text.startswith(name) else f"{name}: not run here: {text}")

