@@ -48,6 +48,10 @@ unit: setup  ## run the unit tests and those that start processes, but no engine
 notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest tests/notebooks --durations=25
 
+.PHONY: test-gpu
+test-gpu: course-env  ## run the labs' GPU code on an NVIDIA GPU, with docker or without; skipped where there is none
+	@$(RUN) -m pytest tests/gpu --durations=25
+
 build:  ## make the notebooks from solutions/*.py, the documents' tables, and the engines' part of docker/compose.yaml
 	@$(RUN) -m tools.authoring build
 	@$(RUN) -m tools.authoring tables
