@@ -5,11 +5,14 @@
 # Two worker processes share these tests. Those of tests/unit/benchmark compare real clocks with bounds of 30 ms, so
 # they run alone, and so do the suites that start engines.
 IN_PARALLEL := tests/unit tests/gpu_paths tests/integration --ignore=tests/unit/benchmark -n 2 --dist worksteal
+# Two machines of the rehearsal share the labs. They mostly wait, so two cores are enough.
+REHEARSAL := tests/rehearsal -n 2 --dist worksteal
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients
 	@trap "exit 130" INT; failed=0; \
 	$(RUN) -m pytest $(IN_PARALLEL) --durations=25 || failed=1; \
+	$(RUN) -m pytest $(REHEARSAL) --durations=25 || failed=1; \
 	$(RUN) -m pytest $(addprefix tests/,unit/benchmark oracles browser grading docker engines notebooks) --durations=25 || failed=1; \
 	exit $$failed
 
@@ -48,7 +51,10 @@ unit: setup  ## run the unit tests and those that start processes, but no engine
 notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest tests/notebooks --durations=25
 
-.PHONY: test-gpu
+.PHONY: rehearse test-gpu
+rehearse: course-env  ## run every lab on the GPU profiles with stand-ins for engines (root, and dockerd; no GPU)
+	@$(RUN) -m pytest $(REHEARSAL) --durations=25
+
 test-gpu: course-env  ## run the labs' GPU code on an NVIDIA GPU, with docker or without; skipped where there is none
 	@$(RUN) -m pytest tests/gpu --durations=25
 

@@ -1,0 +1,72 @@
+"""Every lab from top to bottom as a learner on a DGX Spark and on a machine with an NVIDIA GPU.
+
+The engines are stand-ins in containers of a real Docker Engine (`stage.py`). So this shows that the labs
+start the engines they name, with arguments that the engines take, that they can read the answers, and that
+they leave nothing behind. It shows no speed. Labs 3.3.4 to 3.3.6 compute with PyTorch too: on the CPU for
+`spark`, as with a PyTorch that has no CUDA, and on the pretended GPU for `cuda`.
+"""
+
+import json
+
+import pytest
+
+from utils.profiles import ROOT
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
+# Engines that a lab starts in containers.
+STARTED = {
+    "3.3.1": {"vllm", "sglang", "tensorrt_llm", "llama_cpp", "ollama"},
+    "3.3.2": {"vllm", "sglang"},
+    "3.3.3": {"vllm", "llama_cpp"},
+    "3.3.4": {"vllm"},
+    "3.3.5": {"vllm", "sglang"},
+    "3.3.6": {"vllm", "llama_cpp", "tensorrt_llm"},
+    "3.3.7": {"llama_cpp", "vllm"},
+}
+WITH_TORCH = ("3.3.4", "3.3.5", "3.3.6")
+
+
+def number(stem):
+    return stem.split("-")[1]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("profile", ["spark", "cuda"])
+def test_lab_runs_on_gpu_profile(stage, stem, profile):
+    changes = {}
+    if profile == "cuda" and number(stem) in WITH_TORCH:
+        changes["REHEARSAL_TORCH"] = "cuda"
+    ran = stage.notebook(stem, profile, **changes)
+    assert ran["faults"] == []
+    texts = {id_: cell["text"] for id_, cell in ran["cells"].items()}
+    assert {id_: text for id_, text in texts.items() if "Traceback" in text} == {}
+    assert {about["engine"] for about in stage.hub.started} == STARTED[number(stem)]
+    assert stage.wait_until_nothing_is_left() == []
+
+
+def test_records_of_rehearsal_say_so(stage):
+    code = """
+from utils.benchmark.engine_run import make_requests, measure
+from utils.benchmark.report import table
+from utils.engines import launch
+from utils.profiles import load_profile
+profile = load_profile()
+with launch("vllm", profile, quiet=True) as engine:
+    run = measure(engine, profile, make_requests(profile, 2), 1, "rehearsed")
+print(run.record.origin)
+"""
+    code, text = stage.python(code, "spark")
+    assert code == 0, text
+    assert text.splitlines()[-1] == "rehearsal"
+
+
+def test_engine_gets_one_line_of_arguments_that_its_parser_takes(stage):
+    code, text = stage.python(
+        "from utils.engines import launch\n"
+        "launch('vllm', quiet=True, extra_arguments=('--no-such-flag',))",
+        "spark",
+    )
+    assert code != 0
+    assert "unrecognized arguments: --no-such-flag" in text
+    assert json.dumps(stage.hub.started[0]["arguments"]).count("--no-such-flag") == 1
