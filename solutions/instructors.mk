@@ -21,7 +21,7 @@ check: setup hosted  ## the quick part of test: style, types, notebooks fresh, d
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m tools.authoring build --check
-	@$(RUN) -m pytest tests/docs -q
+	@$(RUN) -m pytest tests/docs tests/unit/test_device_branches.py -q
 	@$(RUN) -m tools.authoring.compose --check
 	@$(RUN) -m tools.authoring checks
 
