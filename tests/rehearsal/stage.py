@@ -139,8 +139,9 @@ def python_files():
 
 
 def image_tar():
-    """Return the root of all images: Python, the stand-in, and its records."""
-    files = python_files()
+    """Return the root of all images: Python, the stand-in with its records, and chown."""
+    chown = shutil.which("chown")
+    files = python_files() | {path: path for path in libraries(chown)} | {chown: "/usr/bin/chown"}
     for name in ("stub_engine.py", "engine_flags.json", "fake_ollama.py"):
         files[str(SUPPORT / name)] = f"/rehearsal/{name}"
     data = io.BytesIO()
