@@ -52,7 +52,7 @@ notebooks: setup site-env  ## execute every learner's notebook under a small loa
 	@$(RUN) -m pytest tests/notebooks --durations=25
 
 .PHONY: rehearse test-gpu
-rehearse: course-env  ## run every lab on the GPU profiles with stand-ins for engines (root, and dockerd; no GPU)
+rehearse: course-env  ## run the labs on the GPU profiles with stand-ins for engines; needs root and dockerd, but no GPU (REHEARSE_ALL=1: also 3.3.4 and 3.3.5)
 	@$(RUN) -m pytest $(REHEARSAL) --durations=25
 
 test-gpu: course-env  ## run the labs' GPU code on an NVIDIA GPU, with docker or without; skipped where there is none

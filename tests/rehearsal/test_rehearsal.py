@@ -7,12 +7,13 @@ they leave nothing behind. It shows no speed. Labs 3.3.4 to 3.3.6 compute with P
 """
 
 import json
+import os
 
 import pytest
 
 from utils.profiles import ROOT
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(2500)]
 STEMS = sorted(path.stem for path in (ROOT / "solutions").glob("lab-*.py"))
 # Engines that a lab starts in containers.
 STARTED = {
@@ -24,20 +25,30 @@ STARTED = {
     "3.3.6": {"vllm", "llama_cpp", "tensorrt_llm"},
     "3.3.7": {"llama_cpp", "vllm"},
 }
-WITH_TORCH = ("3.3.4", "3.3.5", "3.3.6")
+# They time the tiny model in bfloat16, which most CPUs emulate: more than ten minutes each on two busy cores.
+SLOW = ("3.3.4", "3.3.5")
+ALL = "REHEARSE_ALL"
 
 
 def number(stem):
     return stem.split("-")[1]
 
 
-@pytest.mark.parametrize("stem", STEMS)
+def lab(stem):
+    asked = os.environ.get(ALL) == "1"
+    reason = f"not asked for: {ALL}=1 make rehearse"
+    slow = number(stem) in SLOW and not asked
+    return pytest.param(stem, marks=pytest.mark.skipif(slow, reason=reason))
+
+
+@pytest.mark.parametrize("stem", map(lab, STEMS))
 @pytest.mark.parametrize("profile", ["spark", "cuda"])
 def test_lab_runs_on_gpu_profile(stage, stem, profile):
     changes = {}
-    if profile == "cuda" and number(stem) in WITH_TORCH:
+    if profile == "cuda" and number(stem) in ("3.3.4", "3.3.5", "3.3.6"):
         changes["REHEARSAL_TORCH"] = "cuda"
-    ran = stage.notebook(stem, profile, **changes)
+    limits = {"limit": 900, "whole": 2400} if number(stem) in SLOW else {}
+    ran = stage.notebook(stem, profile, **limits, **changes)
     assert ran["faults"] == []
     texts = {id_: cell["text"] for id_, cell in ran["cells"].items()}
     assert {id_: text for id_, text in texts.items() if "Traceback" in text} == {}
