@@ -31,7 +31,8 @@ def main(notebook, out, limit):
         if cell.cell_type == "code" and "shell.execute_reply" in cell.metadata.get("execution", {})
     }
     found = {"seconds": ran.seconds, "error": ran.error, "cells": cells}
-    found["faults"] = list(ran.faults(solved=False))
+    # The words of the exercises' checks are the same on every profile, and tests/notebooks reads them.
+    found["faults"] = [text for text in ran.faults(solved=False) if not text.startswith("check-")]
     out.write_text(json.dumps(found))
 
 
