@@ -52,6 +52,7 @@ from utils.fleet_plan import engine_sizes
 from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
+REHEARSAL = "COURSE_REHEARSAL"  # variable that is set where stand-ins take the place of engines
 # Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
 HEALTH_TIMEOUT_S = 2.0
 _CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager", "config")
@@ -81,6 +82,7 @@ class RunningEngine:
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
         handicaps: Reasons why its speed says nothing about the engine on other machines.
+        origin: Origin of records about it, `measured`, or `rehearsal` for a stand-in.
     """
 
     def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
@@ -97,6 +99,7 @@ class RunningEngine:
         self.start_seconds = 0.0
         local = spec.local if options.device == "cpu" else None
         self.handicaps = (local.handicap,) if local is not None and local.handicap else ()
+        self.origin = "rehearsal" if os.environ.get(REHEARSAL) else "measured"
         self._handle = handle
         self._stopped = False
         _alive.add(self)
