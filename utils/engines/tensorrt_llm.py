@@ -1,15 +1,29 @@
-"""TensorRT-LLM: NVIDIA's engine; loads Hugging Face checkpoints directly since its build step was removed.
+"""TensorRT-LLM: NVIDIA's engine, which loads Hugging Face checkpoints directly.
 
-Its settings are a YAML file: `tensorrt_llm_settings`. What cannot start is found by `tensorrt_llm_checks`.
+Its settings are a YAML file, see `tensorrt_llm_settings`. `tensorrt_llm_checks` compares them with the GPU
+before a container starts.
 
-Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
+`VERSION` is the newest version whose image is known to run on ARM64. SajuukPrime/paper_tree serves
+Qwen3.8-27B with it on a DGX Spark (docs/deployment.md, GB10, aarch64, driver 580.173.02). It has no
+`trtllm-build`, because the package of 1.3.0rc15 still requires `tensorrt` and that of 1.3.0rc22 doesn't.
+
+Sources: NVIDIA/TensorRT-LLM (trtllm-serve; tensorrt_llm/usage/schemas/README.md for the usage statistics),
+NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
 """
 
 from __future__ import annotations
 
 from utils.engines import tensorrt_llm_checks
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+from utils.engines.spec import (
+    Capabilities,
+    Container,
+    EngineSpec,
+    MetricNames,
+    ServeOptions,
+    usage_stats_off,
+)
 
+VERSION = "1.3.0rc28"
 ITERATIONS_PATH = "/metrics"  # statistics of every step, in JSON; Prometheus has a path of its own
 
 
@@ -25,7 +39,8 @@ def arguments(options: ServeOptions) -> list[str]:
     if options.gpu_memory_utilization is not None:
         command += ["--kv_cache_free_gpu_memory_fraction", str(options.gpu_memory_utilization)]
     if options.config:
-        # Over the arguments before it, where both name a value.
+        # Of two values for one setting the explicit argument wins, with a warning in the log
+        # (llm_args.update_llm_args_with_extra_dict, explicit_cli_keys).
         command += ["--config", options.config]
     return [*command, *options.extra_arguments]
 
@@ -34,7 +49,7 @@ SPEC = EngineSpec(
     name="tensorrt_llm",
     title="TensorRT-LLM",
     container=Container(
-        image="nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+        image=f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}",
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
@@ -43,6 +58,7 @@ SPEC = EngineSpec(
     local=None,
     not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
     arguments=arguments,
+    environment=usage_stats_off("TRTLLM_NO_USAGE_STATS"),
     options=frozenset({"config"}),
     refuse=tensorrt_llm_checks.refuse,
     health_path="/health",

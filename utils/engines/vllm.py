@@ -10,10 +10,19 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+    usage_stats_off,
+)
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
+container_environment = usage_stats_off("VLLM_NO_USAGE_STATS")
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -47,7 +56,7 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     """Environment of the CPU engine; VLLM_CPU_KVCACHE_SPACE is in whole GiB (vllm/envs.py)."""
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(options.kv_cache_gib)),
-        "VLLM_NO_USAGE_STATS": "1",
+        **container_environment(options),
     }
     if Path(options.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
@@ -77,6 +86,7 @@ SPEC = EngineSpec(
     ),
     not_local="",
     arguments=arguments,
+    environment=container_environment,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
     health_path="/health",
     metrics_path="/metrics",
