@@ -46,18 +46,19 @@ chunked_engines = start_later(profile, chunked_prefill.variants(profile))  # for
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# > **A box of history.** Earlier versions of TensorRT-LLM worked like this: convert the checkpoint (`convert_checkpoint.py`), **build an
-# > engine** for one GPU, batch size and length (`trtllm-build`, or `python -m tensorrt_llm.commands.build`; older course material
-# > speaks of an hour and more for an 8B model, without a source), and serve the engine file, often from Triton with the
-# > `inflight_batcher_llm` backend. All of that has been **removed**: there is no `trtllm-build`, `LLM(backend="tensorrt")` raises,
-# > and of Triton's backend only the part that calls the LLM API is left (NVIDIA/TensorRT-LLM,
-# > `docs/source/legacy/tensorrt-backend-removal.md`).
+# > **A box of history.** TensorRT-LLM used to work in three steps. You converted the checkpoint (`convert_checkpoint.py`), you
+# > **built an engine** for one GPU, batch size and length (`trtllm-build`), and you served the engine file, often from Triton.
+# > The file was called a TensorRT *plan*. It held the chosen kernels, fused layers and packed weights, and it was bound to one kind
+# > of GPU and to its sizes. NVIDIA **removed** all of this: the package of 1.3.0rc15 still requires `tensorrt`, and that of
+# > 1.3.0rc22 (July 2026) doesn't. This course starts 1.3.0rc28, so its container has no `trtllm-build`, and
+# > `LLM(backend="tensorrt")` raises an error (NVIDIA/TensorRT-LLM, `docs/source/legacy/tensorrt-backend-removal.md`).
 # >
-# > What replaced it: the PyTorch backend. `trtllm-serve MODEL` loads a Hugging Face checkpoint directly; NVIDIA's kernels are
-# > called from PyTorch, and CUDA graphs take away the cost of starting them one by one. A YAML file holds the settings.
+# > The PyTorch backend replaced it. `trtllm-serve MODEL` loads a Hugging Face checkpoint directly. PyTorch calls the same kernels
+# > one by one, and CUDA graphs take away the cost of starting them. So a plan's advantages are there without the plan, and new
+# > models need no converter. A YAML file holds the settings.
 # >
 # > The *idea* of the build step lives on: write the model down as a graph, compile it ahead of time, load a file. Section 3 does
-# > that with PyTorch's own tools, in seconds instead of an hour, because the model is small.
+# > that with PyTorch's own tools, in seconds, because the model is small.
 
 # %% [markdown]
 # ## 1. What a step waits for
@@ -513,45 +514,55 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # %% [markdown]
 # ## 6. TensorRT-LLM
 #
-# `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. A typo in it, or a type that the GPU does not have, shows
-# minutes later, when the container has been pulled and the weights loaded. So the course checks first
-# (`utils/engines/tensorrt_llm_settings.py`): keys and values as `tensorrt_llm/llmapi/llm_args.py` declares them.
+# `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. If the file has a typo, or a type that the GPU doesn't have,
+# you find out minutes later, when the container has been pulled and the weights have been loaded. So the course checks it first. The
+# keys and the kinds of their values come from NVIDIA's JSON Schema, and our own rules add the facts that a schema can't express.
+# Each of them says what the engine does and where that was read, because the engine was not run here.
 
 # %%
-from utils.engines import EngineError, UnsupportedOption, launch
-from utils.engines import tensorrt_llm_checks as before
-from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, TrtLlmSettings
+import yaml
 
-settings = TrtLlmSettings(
-    kv_cache_config=KvCache(dtype="fp8", free_gpu_memory_fraction=0.7),
-    cuda_graph_config=CudaGraphs(max_batch_size=32, enable_padding=True),
-    enable_chunked_prefill=True,
-    max_batch_size=32,
-    max_num_tokens=4096,
-    guided_decoding_backend="xgrammar",
-)
-print(settings.to_yaml())
+from utils.engines import EngineError, launch
+from utils.engines import tensorrt_llm_checks as before
+from utils.engines.tensorrt_llm_settings import settings_notes, write_settings
+
+settings = {
+    "dtype": "bfloat16",
+    "max_batch_size": 32,
+    "max_num_tokens": 4096,
+    "enable_chunked_prefill": True,
+    "kv_cache_config": {"dtype": "fp8", "free_gpu_memory_fraction": 0.7},
+    "cuda_graph_config": {"max_batch_size": 32, "enable_padding": True},
+    "guided_decoding_backend": "xgrammar",
+}
+print(yaml.safe_dump(settings, sort_keys=False))
 
 # %% [markdown]
-# What is refused, before anything starts:
+# The table shows what the engine does with seven settings that aren't as they should be. Only *refuses to start* is an error. In the
+# other rows the engine starts, and it serves something else than you wrote.
 
 # %%
-def refused(what, call):
-    try:
-        result = call()
-    except UnsupportedOption as error:
-        result = [str(error)]
-    print(f"{what}:\n  " + "\n  ".join(result), end="\n\n")
+tables.notes_table({
+    "a typo": {"max_batch_sise": 8},
+    "a key of an old recipe": {"kv_cache_dtype": "fp8"},
+    "an engine build": {"backend": "tensorrt"},
+    "NGram with the overlap scheduler": {"speculative_config": {"decoding_type": "NGram", "max_draft_len": 3}},
+    "graphs above the batch size": {"max_batch_size": 64, "cuda_graph_config": {"batch_sizes": [1, 32, 128]}},
+    "MTP in an older notation": {"speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 1}},
+    "long prompts, small steps": {"max_seq_len": 32768, "max_num_tokens": 4096},
+}, settings_notes)
 
+# %% [markdown]
+# The GPU has a say, too. FP8 needs compute capability 8.9, FP4 needs 10.0, and the weights have to fit:
 
+# %%
 spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
-refused("a key that does not exist", lambda: TrtLlmSettings.read("max_batch_sise: 8"))
-refused("a key of an earlier version", lambda: TrtLlmSettings.read("kv_cache_dtype: fp8"))
-refused("an engine build", lambda: TrtLlmSettings.read("backend: tensorrt"))
-refused("NGram beside the overlap scheduler", lambda: TrtLlmSettings(speculative_config=NGram()).faults())
-refused("an FP8 cache on an A100", lambda: before.device_faults(settings, ampere))
-refused("70B in bfloat16 where 40 GB are left", lambda: before.device_faults(settings, spark, weights_bytes=141e9))
-refused("no GPU", lambda: before.device_faults(settings, None))
+for case, faults in {
+    "an FP8 cache on an A100": before.device_faults(settings, ampere),
+    "70B in bfloat16 where 40 GB are left": before.device_faults(settings, spark, weights_bytes=141e9),
+    "no GPU": before.device_faults(settings, None),
+}.items():
+    print(f"{case}: {' '.join(faults)}\n")
 
 # %% [markdown]
 # Write `serve_settings`: the file's content as a dictionary, for a requirement. Weights in bfloat16; at most `requests` requests and `chunk`
@@ -596,15 +607,14 @@ serve_settings = checks.serve_settings(serve_settings)
 # 273 GB/s), because each token reads all weights.
 
 # %% tags=["measures"]
-import yaml
-
 from utils.benchmark import sweep
 from utils.roofline import roofline
 from utils.telemetry.iterations import read_iterations
 
 why_no_trtllm = ""
-config = Path(work_folder.name) / "trtllm.yml"
-config.write_text(yaml.safe_dump(serve_settings(32, profile.context_length, 4096, False, True)))
+config = write_settings(
+    serve_settings(32, profile.context_length, 4096, False, True), Path(work_folder.name) / "trtllm.yml", profile.context_length
+)
 try:
     with launch("tensorrt_llm", profile, config=config, quiet=True) as trtllm:
         records = sweep.sweep(trtllm, profile, label="lab 3.3.6: TensorRT-LLM")
@@ -686,4 +696,4 @@ work_folder.cleanup()
 # * `sizes.layers` of 24: build the whole model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.
 # * `-ctk q8_0 -ctv q4_0`: keys and values of different types (`extra_arguments`). Which of the two is more sensitive?
-# * On a GPU: `TrtLlmSettings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.
+# * On a GPU: `speculative_config: {decoding_type: Eagle3, max_draft_len: 3, speculative_model: ...}`, and lab 3.3.5's counters.

@@ -340,7 +340,7 @@ def _no_backend(requests: int, context: int, chunk: int, fp8: bool, json: bool) 
 serve_settings = Grading(
     lab.serve_settings,
     wrong={
-        "the KV type at the top level": Wrong(_dtype_at_the_top, says="earlier versions"),
+        "the KV type at the top level": Wrong(_dtype_at_the_top, says="older recipes"),
         "FP8 weights instead of FP8 keys": Wrong(_fp8_weights, says="property of the checkpoint"),
         "no chunks": Wrong(_never_chunked, says="has to fit into one step"),
         "always in chunks": Wrong(_with(enable_chunked_prefill=True), says="shorter one need not"),
@@ -351,7 +351,6 @@ serve_settings = Grading(
         "leaves out the statistics": Wrong(_without("enable_iter_perf_stats"), says="stays empty"),
         "leaves out the type of the weights": Wrong(_without("dtype"), says="written down"),
     },
-    twins=("utils.engines.tensorrt_llm_settings.TrtLlmSettings.to_yaml",),
 )
 
 
