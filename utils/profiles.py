@@ -65,12 +65,15 @@ class PrefillDecodeSizes:
     """Sizes of lab 3.3.6, which looks inside prefill, decode and quantisation.
 
     Attributes:
-        tokens: Tokens that go through the weights together, where the roofline is measured.
         batches: Requests that decode together, where it is measured on the whole model.
         layers: First layers of the model that are built into an engine file: building takes time per layer.
         prompts: Prompt lengths of the comparisons, tokens.
         slots: Tokens that the built engine's KV cache holds; a longest prompt fits.
         repeats: Of every timing, what is compared in turn.
+        wide_layers: First layers of the untrained model on which the roofline is measured.
+        wide_tokens: Tokens that go through them together; from 128 on, the roofline is compared.
+        wide_repeats: Number of repeats of those timings, which take seconds.
+        prose_texts: Pieces of prose on which number formats are compared.
         chunks: `max_num_batched_tokens` of the engines that prefill in chunks, tokens.
         long_prompt: The prompt that others wait for, tokens.
         others_tokens: Answers of these others, tokens: they are still decoding when the prompt comes.
@@ -78,12 +81,15 @@ class PrefillDecodeSizes:
         quality_tokens: Tokens of each text that they have to predict.
     """
 
-    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     batches: tuple[int, ...] = (1, 4, 16)
     layers: int = 3
     prompts: tuple[int, ...] = (32, 128, 512)
     slots: int = 512
     repeats: int = 9
+    wide_layers: int = 8
+    wide_tokens: tuple[int, ...] = (1, 4, 16, 64, 128, 256, 512, 1024)
+    wide_repeats: int = 3
+    prose_texts: int = 16
     chunks: tuple[int, ...] = (128, 512, 2048)
     long_prompt: int = 1600
     others_tokens: int = 160
@@ -93,12 +99,15 @@ class PrefillDecodeSizes:
     def quick(self) -> PrefillDecodeSizes:
         """As little as the lab still runs with."""
         return PrefillDecodeSizes(
-            tokens=(1, 4, 16, 64, 256),
             batches=(1, 4),
             layers=2,
             prompts=(32, 256),
             slots=256,
             repeats=4,
+            wide_layers=2,
+            wide_tokens=(1, 16, 128, 512),
+            wide_repeats=2,
+            prose_texts=3,
             chunks=(128, 2048),
             long_prompt=1000,
             others_tokens=160,
@@ -319,6 +328,8 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
                 "vllm": hub,
                 "sglang": hub,
                 "tensorrt_llm": hub,
+                "tensorrt_llm_fp8": "nvidia/Qwen3-8B-FP8",
+                "tensorrt_llm_nvfp4": "nvidia/Qwen3-8B-NVFP4",
                 "transformers": hub,
                 "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
                 "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",

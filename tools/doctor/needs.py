@@ -68,6 +68,9 @@ DOWNLOADS: Mapping[str, tuple[str, float]] = {
     "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", BF16),
     "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", Q8_0),
     "qwen3:8b-fp16": ("", BF16),  # in docker's volume `ollama`
+    # 9.4 and 6.4 GB as published (AtomicBot-ai/atomic-chat-conf, runtimes/tensorrt-llm.json).
+    "nvidia/Qwen3-8B-FP8": (f"{HUB}/models--nvidia--Qwen3-8B-FP8", 9.4e9 / PARAMETERS),
+    "nvidia/Qwen3-8B-NVFP4": (f"{HUB}/models--nvidia--Qwen3-8B-NVFP4", 6.4e9 / PARAMETERS),
 }
 # Published by docker/compose.yaml and by JupyterLab; and where engines listen that somebody starts by hand.
 PORTS: Mapping[int, str] = {
