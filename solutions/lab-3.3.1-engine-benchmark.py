@@ -440,7 +440,7 @@ vllm_gain = 12
 ### END SOLUTION
 
 # %% tags=["measures"]
-prefill_length = profile.context_length // 4
+prefill_length = profile.load.prefill_tokens
 records, prefills, not_run = [], {}, {}
 records += sweep(vllm, profile, label="vLLM")
 prefills["vLLM"] = measure_prefill(vllm, profile, length=prefill_length)

@@ -749,8 +749,8 @@ small = {"kv_blocks": capacity, "max_sequences": 1, "context_length": capacity}
 pair = Fleet(
     profile,
     {
-        "first come": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "fcfs")},
-        "longest prefix": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "lpm")},
+        "first come": small | {"extra_arguments": ("--schedule-policy", "fcfs")},
+        "longest prefix": small | {"extra_arguments": ("--schedule-policy", "lpm")},
     },
     "sglang",
     together=True,

@@ -833,10 +833,10 @@ for dtype in (None, "q8_0"):
     try:
         with launch("llama_cpp", profile, kv_cache_dtype=dtype, extra_arguments=("-lv", "4")) as llama:
             held = llama_cpp_cache_bytes(llama)
+            tokens = min(llama.options.max_sequences, 32) * llama.options.context_length
     except EngineError as reason:
         print(reason)
         continue
-    tokens = min(profile.max_sequences, 32) * profile.context_length
     formula = tokens * bytes_per_token(here, dtype or "f16")
     print(
         f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "

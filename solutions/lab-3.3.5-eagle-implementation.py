@@ -64,12 +64,7 @@ from utils.speculative.target import load_target
 from utils.speculative.training import eagle_accuracy
 from utils.speculative.ttt import attention_gap
 
-variants = {
-    "plain": {},
-    "EAGLE-3": comparison.speculation("eagle3", 3, profile.models["eagle3_heads"]),
-    "n-gram": comparison.speculation("ngram", 3),
-}
-starting = start_later(profile, variants)
+starting = start_later(profile, experiments.vllm_variants(profile))
 
 # %%
 torch.set_num_threads(1)  # two threads on cores that others use wait for each other

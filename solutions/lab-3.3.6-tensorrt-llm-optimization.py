@@ -707,13 +707,17 @@ tables.notes_table({
 }, settings_notes)
 
 # %% [markdown]
-# The GPU has a say, too. FP8 needs compute capability 8.9, FP4 needs 10.0, and the weights have to fit:
+# The GPU has a say, too. FP8 needs compute capability 8.9, FP4 needs 10.0, and weights and KV cache have to fit:
 
 # %%
-spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
+from utils.gpu import Gpu
+from utils.memory_plan import need, refusal
+
+spark, ampere = Gpu("NVIDIA GB10", 12.1, 128e9, unified=True), Gpu("NVIDIA A100", 8.0, 80e9)
+wanted = need("tensorrt_llm", "Qwen/Qwen3-8B", dtype="bfloat16", context_length=8192, max_sequences=32, kv_cache_gib=16)
 for case, faults in {
     "an FP8 cache on an A100": before.device_faults(settings, ampere),
-    "70B in bfloat16 where 40 GB are left": before.device_faults(settings, spark, weights_bytes=141e9),
+    "8B in bfloat16 where 30 GB are left": [refusal("TensorRT-LLM", wanted, 30e9, spark)],
     "no GPU": before.device_faults(settings, None),
 }.items():
     print(f"{case}: {' '.join(faults)}\n")
@@ -993,11 +997,11 @@ from utils.labs.lab_3_3_6 import gpu_engines
 from utils.roofline import roofline
 from utils.telemetry.iterations import read_iterations
 
-gpu, why_no_trtllm = before.this_gpu(), ""
+why_no_trtllm = ""
 config = write_settings(
     serve_settings(32, profile.context_length, 4096, False, True), Path(work_folder.name) / "trtllm.yml", profile.context_length
 )
-rates, gpu_reasons = gpu_engines.compare_engines(profile, gpu_engines.gpu_checkpoints(profile, gpu), config)
+rates, gpu_reasons = gpu_engines.compare_engines(profile, gpu_engines.gpu_checkpoints(profile), config)
 if rates:
     display(gpu_engines.engines_table(rates))
 try:

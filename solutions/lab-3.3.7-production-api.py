@@ -32,7 +32,8 @@ from IPython.display import display
 
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_7 as checks
-from utils.engines.fleet import Fleet, start_later
+from utils.engines.fleet import Fleet
+from utils.fleet_plan import gateway_replicas
 from utils.gateway import balance, bucket
 from utils.labs.lab_3_3_7 import plots
 from utils.labs.lab_3_3_7 import experiments
@@ -49,15 +50,13 @@ sizes = profile.load.serving
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# The engines start now, and meanwhile you write: three llama.cpp for most of the lab (on a CPU they are there in a second
-# or two), two vLLM for section 4. Where engines run in containers, all of them share one GPU: with a large model give each
-# less memory, or start fewer (`profile.models`, `gpu_memory_utilization`).
+# The engines start now, and meanwhile you write. Most of the lab uses three llama.cpp, and section 4 uses two vLLM. On a CPU
+# all five start now. On a GPU they share one memory, so the two vLLM start in section 4, after the three have made room.
 
 # %% tags=["measures"]
-few = {"engine": "llama_cpp", "max_sequences": 16}
-small = Fleet(profile, {"first": few, "second": few, "third": few}, together=True)
+small = Fleet(profile, gateway_replicas(profile), together=True)
 engines = small.running
-replicas = start_later(profile, {"left": {}, "right": {}})  # two vLLM, wanted in section 4
+replicas = experiments.replicas_later(profile)  # two vLLM, wanted in section 4
 print("Running:", ", ".join(f"{engine.spec.title} at {engine.base_url}" for engine in engines) or small.reasons)
 
 # %% [markdown]
@@ -357,7 +356,7 @@ affinity_gain = 1.3
 ### END SOLUTION
 
 # %% tags=["measures"]
-pair = replicas.result()
+pair = experiments.replicas_alone(profile, small, replicas)
 if all([pair.has(name) for name in pair.variants]) and len(pair.running) == 2:
     policies = ("round_robin", "prefix_affinity")
     measured = [experiments.measure_policy(pair.running, profile, policy, seed) for seed, policy in enumerate(policies, 11)]
@@ -442,6 +441,8 @@ failed_by_kill = 2
 ### END SOLUTION
 
 # %% tags=["measures"]
+small = experiments.three_again(profile, small)
+engines = small.running
 first, second, third = engines
 runs = []
 with experiments.faulty_pool(engines) as (gateway, proxy):

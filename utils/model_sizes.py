@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,45 @@ DTYPES: dict[str, tuple[int, int]] = {
     "q8_0": (32, 34),
     "q4_0": (32, 18),
 }
+# Smallest size of a weight with its scales, so that a bound from it is never too low. NVFP4 has an 8-bit
+# scale per 16 weights, Q8_0 has 34 bytes per 32, and Q4_K_M mixes Q4_K (144 bytes per 256) with larger types.
+BITS_PER_WEIGHT: dict[str, float] = {
+    "FP32": 32,
+    "BF16": 16,
+    "FP16": 16,
+    "F16": 16,
+    "FP8": 8,
+    "Q8_0": 8.5,
+    "Q4_0": 4.5,
+    "NVFP4": 4.5,
+    "Q4_K_M": 4.5,
+}
 ALIASES = {"bf16": "bfloat16", "f16": "float16", "half": "float16", "f32": "float32"}
+
+_QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "dtype": "bfloat16",
+}
+# Qwen/Qwen3-{size}, config.json of each.
+QWEN3: dict[str, dict[str, Any]] = {
+    size: {
+        **_QWEN3,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+    for size, hidden, inner, layers, heads, tied in (
+        ("0.6B", 1024, 3072, 28, 16, True),
+        ("1.7B", 2048, 6144, 28, 16, True),
+        ("4B", 2560, 9728, 36, 32, True),
+        ("8B", 4096, 12288, 36, 32, False),
+    )
+}
 
 
 class ConfigError(ValueError):
@@ -294,6 +333,17 @@ def from_hub(model: str, name: str) -> Path:
             f"The hub gave no {name} of {model} ({type(error).__name__}). Check the name and "
             "the network; a gated model also needs HF_TOKEN."
         ) from error
+
+
+@lru_cache
+def tokenizer_file(model: str) -> Path:
+    """Return the `tokenizer.json` of a local folder or a hub model. The hub is asked once per model.
+
+    Raises:
+        ConfigError: The hub doesn't give it.
+    """
+    folder = Path(model)
+    return folder / "tokenizer.json" if folder.exists() else from_hub(model, "tokenizer.json")
 
 
 def _known(dtype: str) -> str:

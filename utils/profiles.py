@@ -5,6 +5,7 @@ A notebook asks for `load_profile()` and never names a size: model, lengths and 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -13,6 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+
+from utils import fleet_plan
+from utils.gpu import CAPABILITY, Gpu, this_gpu
+from utils.model_sizes import QWEN3
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
@@ -148,6 +153,7 @@ class Load:
         requests_per_level: Requests at each level; a level never gets fewer than twice its concurrency.
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
+        prefill_tokens: Prompt length at which prefill is measured, tokens.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
         inside: Sizes of lab 3.3.6.
@@ -158,6 +164,7 @@ class Load:
     requests_per_level: int
     prompt_tokens: int
     output_tokens: int
+    prefill_tokens: int
     repeats: int
     speculation: Speculation = Speculation()
     inside: PrefillDecodeSizes = PrefillDecodeSizes()
@@ -196,8 +203,9 @@ class Profile:
         dtype: Data type of weights, activations and KV cache, a key of `DTYPES`; GGUF files keep their own.
         models: Engine name to local folder or file, or model hub id.
         context_length: Longest prompt plus output that engines are started for, tokens.
-        kv_cache_gib: KV-cache budget where an engine takes one in GiB (CPU).
-        gpu_memory_utilization: Share of GPU memory an engine may take; None without a GPU.
+        kv_cache_gib: KV-cache budget of engines whose requests share it, in GiB.
+        gpu_memory_utilization: Share of a GPU's memory for an engine that has it to itself for days, in
+            docker/compose.yaml and on two Sparks; None without a GPU. `launch` computes its own.
         max_sequences: Most requests an engine runs at once.
         load: Sizes of the labs' benchmarks.
         time_budget_s: What one notebook may take from top to bottom, seconds.
@@ -216,6 +224,11 @@ class Profile:
     load: Load
     time_budget_s: float
     start_timeout_s: float
+
+    @property
+    def device(self) -> str:
+        """Device that engines compute on, `cpu` or `cuda`."""
+        return "cpu" if self.name == "cpu" else "cuda"
 
     @property
     def dtype_name(self) -> str:
@@ -270,13 +283,19 @@ def cpu_dtype() -> str:
 CPU_LOADS: Mapping[str, Load] = MappingProxyType(
     {
         "bfloat16": Load(
-            levels=(1, 8, 32), requests_per_level=8, prompt_tokens=64, output_tokens=64, repeats=3
+            levels=(1, 8, 32),
+            requests_per_level=8,
+            prompt_tokens=64,
+            output_tokens=64,
+            prefill_tokens=512,
+            repeats=3,
         ),
         "float32": Load(
             levels=(1, 4, 16),
             requests_per_level=6,
             prompt_tokens=64,
             output_tokens=48,
+            prefill_tokens=512,
             repeats=3,
             inside=PrefillDecodeSizes(chunks=(128, 2048)),
         ),
@@ -316,29 +335,56 @@ def _cpu(dtype: str) -> Profile:
     )
 
 
+# The largest KV cache of an engine on a GPU, GiB. Labs need less, and memory of a Spark is the system's too.
+MOST_KV_GIB = 16.0
+# EAGLE-3 heads on the public hub, by the size of Qwen3. There are none for 0.6B.
+EAGLE3_HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "1.7B": "AngelSlim/Qwen3-1.7B_eagle3",
+        "4B": "AngelSlim/Qwen3-4B_eagle3",
+        "8B": "Tengyunw/qwen3_8b_eagle3",
+    }
+)
+
+
+# NVIDIA's checkpoints with 8-bit and 4-bit weights, `nvidia/Qwen3-{size}-{format}`: the formats of a size.
+QUANTISED: Mapping[str, tuple[str, ...]] = MappingProxyType({"8B": ("FP8", "NVFP4")})
+
+
+def gpu_models(size: str, capability: float = math.inf) -> Mapping[str, str]:
+    """Return the models of a GPU profile, all of them Qwen3 of one size.
+
+    Args:
+        size: Size in the models' names, such as `8B`.
+        capability: The GPU's compute capability. Checkpoints in a format that it doesn't have are left out.
+    """
+    hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
+    models = {
+        "vllm": hub,
+        "sglang": hub,
+        "tensorrt_llm": hub,
+        "transformers": hub,
+        "llama_cpp": f"{gguf}:bf16",
+        "llama_cpp_quantised": f"{gguf}:Q8_0",
+        "ollama": f"qwen3:{size.lower()}-fp16",
+    }
+    if size in EAGLE3_HEADS:
+        models["eagle3_heads"] = EAGLE3_HEADS[size]
+    for name in QUANTISED.get(size, ()):
+        if capability >= CAPABILITY[name.lower()]:
+            models[f"tensorrt_llm_{name.lower()}"] = f"nvidia/Qwen3-{size}-{name}"
+    return MappingProxyType(models)
+
+
 def _gpu(name: str, description: str, utilization: float, sequences: int) -> Profile:
-    hub = "Qwen/Qwen3-8B"
     return Profile(
         name=name,
         description=description,
         runtime="docker",
         dtype="bfloat16",
-        models=MappingProxyType(
-            {
-                "vllm": hub,
-                "sglang": hub,
-                "tensorrt_llm": hub,
-                "tensorrt_llm_fp8": "nvidia/Qwen3-8B-FP8",
-                "tensorrt_llm_nvfp4": "nvidia/Qwen3-8B-NVFP4",
-                "transformers": hub,
-                "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
-                "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",
-                "ollama": "qwen3:8b-fp16",
-                "eagle3_heads": "Tengyunw/qwen3_8b_eagle3",
-            }
-        ),
+        models=gpu_models("8B"),
         context_length=8192,
-        kv_cache_gib=16.0,
+        kv_cache_gib=MOST_KV_GIB,
         gpu_memory_utilization=utilization,
         max_sequences=sequences,
         load=Load(
@@ -346,6 +392,7 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
             requests_per_level=16,
             prompt_tokens=512,
             output_tokens=128,
+            prefill_tokens=1024,
             repeats=3,
         ),
         time_budget_s=3 * 3600.0,
@@ -366,6 +413,22 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         ),
     }
 )
+
+
+def fit(profile: Profile, gpu: Gpu) -> Profile:
+    """Return a GPU profile with the largest Qwen3 whose fleets all fit a GPU, in a type that the GPU has.
+
+    The GPU's whole memory counts, so that a running engine doesn't change the model. If not even the smallest
+    model fits, the profile has this one, and `launch` refuses engines that need more than there is.
+    """
+    dtype = "bfloat16" if gpu.capability >= CAPABILITY["bfloat16"] else "float16"
+    for size in reversed(QWEN3):
+        sized = replace(profile, dtype=dtype, models=gpu_models(size, gpu.capability))
+        least = replace(sized, kv_cache_gib=fleet_plan.least_kv_gib(sized))
+        if fleet_plan.largest_plan(least).fits(gpu.whole_room):
+            break
+    gib = fleet_plan.largest_kv_gib(sized, gpu, MOST_KV_GIB)
+    return replace(sized, kv_cache_gib=gib)
 
 
 def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
@@ -428,6 +491,8 @@ def load_profile(name: str | None = None) -> Profile:
             "or unset it, and the machine decides."
         )
     profile = PROFILES[chosen]
+    if profile.device == "cuda" and (gpu := this_gpu()) is not None:
+        profile = fit(profile, gpu)
     if not wants_quick_load():
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"

@@ -60,7 +60,7 @@ encode = Grading(
             lambda data, event="": _encode(data, event).decode(), says="bytes"
         ),
     },
-    twins=("utils.http.sse_events.error_event",),
+    twins=("utils.http.sse.error_event",),
 )
 
 
@@ -132,11 +132,7 @@ feed = Grading(
         "decodes each piece": Wrong(_decodes_at_once, says="cut in two"),
         "takes half a CRLF for a line end": Wrong(_cr_at_once, says="cut in two"),
     },
-    twins=(
-        "utils.http.sse.SSEParser",
-        "utils.http.sse_events.events_in",
-        "utils.http.sse_events.complete_length",
-    ),
+    twins=("utils.http.sse.SSEParser",),
 )
 
 

@@ -12,7 +12,11 @@ from utils.profiles import ROOT
 
 # Lowest first. A package imports only packages of lower layers.
 LAYERS = (
-    {"profiles", "gpu", "model_sizes", "files", "loopback"},
+    {"host_memory", "model_sizes", "files", "loopback"},
+    {"gpu"},
+    {"memory_plan"},
+    {"fleet_plan"},
+    {"profiles"},
     {"tinymodel"},
     {"engines"},
     {"telemetry", "http"},

@@ -118,7 +118,7 @@ def _try_right(case: partial[CheckCase], check: Check, grading: Grading) -> Iter
 
 def _try_stored(case: partial[CheckCase], check: Check, grading: Grading) -> Iterator[CheckCase]:
     replayer = AnswerReplayer(check.reference)
-    check.examine(replayer.recorder())
+    check.judge(replayer.recorder())
     answer = check.judge(replayer.replayer())
     points = earned(grading, replayer.replayer(), SEEDS[0])
     fault = "" if answer.verdict == "right" else "stored answers do not pass the check"

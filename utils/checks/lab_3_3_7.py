@@ -10,13 +10,13 @@ from utils.gateway import balance, bucket, circuit, drain, timing
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
 from utils.gateway.timing import Timing
-from utils.http import sse_events
+from utils.http import sse
 
 Ring = list[tuple[int, str]]
 Feed = Callable[[bytes, bytes], tuple[list[str], bytes]]
 
 
-@check(reference=sse_events.encode)
+@check(reference=sse.encode)
 def encode(attempt: Callable[..., bytes]) -> None:
     """Examines the learner's `encode(data, event)`."""
     got = attempt("hi")
@@ -53,7 +53,7 @@ def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
     return found
 
 
-@check(reference=sse_events.feed)
+@check(reference=sse.feed)
 def feed(attempt: Feed) -> None:
     """Examines the learner's `feed(buffer, piece)`."""
 

@@ -8,6 +8,7 @@ from utils.engines.engine_errors import (
     PortTaken,
     UnknownEngine,
     UnsupportedOption,
+    skip_on_failure,
 )
 from utils.engines.launch import RunningEngine, launch, stop_all
 from utils.engines.registry import ENGINES, get_spec
@@ -28,5 +29,6 @@ __all__ = [
     "UnsupportedOption",
     "get_spec",
     "launch",
+    "skip_on_failure",
     "stop_all",
 ]

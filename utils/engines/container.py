@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ LABEL = "inference-engines-course"
 MODEL_FOLDER = "/course-models"
 CONFIG_FOLDER = "/course-config"
 STOP_S = 20  # from SIGTERM to SIGKILL
+POLL_S = 0.25
 # What docker says when it does not start a container, and the next step; the first that is found decides.
 REFUSALS: tuple[tuple[str, str], ...] = (
     (
@@ -147,8 +149,20 @@ def run_arguments(
     return request
 
 
-def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
-    """Pulls `image` if it is not here, telling `say` how far it is.
+def ensure_image(
+    client: Any,
+    image: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Pull `image` if it is not here, telling `say` how far it is.
+
+    Args:
+        client: Client of the docker daemon.
+        image: Name and tag.
+        say: Gets each new text.
+        check: Called several times a second, also while the registry is silent. The pull ends in the daemon
+            too if it raises.
 
     Raises:
         EngineError: The registry has no such image, or did not answer.
@@ -164,8 +178,9 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
     layers: dict[str, tuple[int, int]] = {}
     text = ""
     try:
-        with answering():
-            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+        with answering(), contextlib.closing(pull_events(client, repository, tag)) as events:
+            for event in events:
+                check()
                 if "error" in event:
                     raise docker.errors.APIError(event["error"])
                 line = pull_line(image, event, layers)
@@ -177,6 +192,59 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
             f"The image {image} could not be pulled: {error}. Most likely "
             f"{next_step(str(error), PULL_FAILURES)}; then try by hand: docker pull {image}"
         ) from error
+
+
+def pull_events(
+    client: Any, repository: str, tag: str | None
+) -> Generator[Mapping[str, Any], None, None]:
+    """Yield the events of a pull, and an empty one whenever the daemon has been silent for `POLL_S` seconds.
+
+    A thread reads them, because a read from a slow registry can't be interrupted. If the generator is closed
+    early, the connection is shut down, and the daemon then ends the pull.
+    """
+    found: queue.SimpleQueue[Mapping[str, Any] | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+    answers: list[requests.Response] = []
+
+    def shut_down(answer: requests.Response) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            answer.raw.shutdown()
+
+    def keep(answer: requests.Response, **_: Any) -> None:
+        if threading.current_thread() is reader:
+            answers.append(answer)
+            if closed.is_set():
+                shut_down(answer)
+
+    def read() -> None:
+        client.api.hooks["response"].append(keep)
+        try:
+            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+                found.put(event)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+        finally:
+            client.api.hooks["response"].remove(keep)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while True:
+            try:
+                event = found.get(timeout=POLL_S)
+            except queue.Empty:
+                yield {}
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        closed.set()
+        for answer in answers:
+            shut_down(answer)
 
 
 def pull_line(image: str, event: Mapping[str, Any], layers: dict[str, tuple[int, int]]) -> str:
@@ -274,6 +342,16 @@ class ContainerHandle:
             return None
         self._copier.join(timeout=5)  # the last lines are in the log before anybody reads it
         return int(state["ExitCode"])
+
+    def process_ids(self) -> set[int]:
+        """Return the ids of the container's processes on the host, as `docker top` lists them."""
+        try:
+            with answering():
+                listed = self._container.top()
+        except docker.errors.APIError:
+            return set()
+        column = listed["Titles"].index("PID")
+        return {int(row[column]) for row in listed["Processes"]}
 
     def memory_bytes(self) -> int:
         """Memory of the container as `docker stats` counts it, bytes: without file pages not in use."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import httpx
+
+from utils.model_sizes import ConfigError
 
 
 class EngineError(RuntimeError):
     """Any failure of an engine."""
+
+    @property
+    def reason(self) -> str:
+        """Short reason for a table's row: without the engine's name and the end of its log."""
+        return str(self)
 
 
 class UnknownEngine(EngineError):
@@ -25,13 +36,24 @@ class NotRunHere(EngineError):
 
     Attributes:
         engine: The engine's title.
-        reason: Why, and what would change it.
     """
 
     def __init__(self, engine: str, reason: str) -> None:
         super().__init__(f"{engine}: not run here: {reason}")
         self.engine = engine
-        self.reason = reason
+        self._reason = reason
+
+    @property
+    def reason(self) -> str:
+        """Why, and what would change it."""
+        return self._reason
+
+
+class StartCancelled(EngineError):
+    """A start that was broken off, because nobody waits for the engine any more."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(f"The start of {title} was cancelled. Run the cell that starts it again.")
 
 
 class ModelMissing(EngineError):
@@ -66,3 +88,40 @@ class EngineStartError(EngineError):
         self.log_path = log_path
         self.hint = hint
         self.tail = tail
+        self._what = what
+
+    @property
+    def reason(self) -> str:
+        """What happened, and what to try."""
+        return f"it {self._what.rstrip('.')} (log: {self.log_path}). What to try: {self.hint}"
+
+
+# All that can be raised by starting an engine, sending it requests, reading its metrics and its model's
+# sizes. Any other exception is a fault of ours, and it ends the cell.
+FAILURES: tuple[type[Exception], ...] = (EngineError, ConfigError, httpx.HTTPError)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the short reason of one of `FAILURES`."""
+    if isinstance(error, EngineError):
+        return error.reason
+    return str(error) or type(error).__name__
+
+
+@contextmanager
+def skip_on_failure(reasons: MutableMapping[str, str], name: str) -> Iterator[None]:
+    """Keep one engine's failure from ending the notebook.
+
+    Put it in front of the engine's own context manager: `with skip_on_failure(not_run, "vLLM"), launch(...)
+    as engine:`. If the engine doesn't start, or fails at its work, the rest of the block is skipped.
+
+    Args:
+        reasons: Gets the short reason; the whole one is printed.
+        name: Key of it, and name of the engine for people.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        reasons[name] = reason_of(error)
+        text = str(error)
+        print(text if text.startswith(name) else f"{name}: not run here: {text}")

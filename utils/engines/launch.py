@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
-import shutil
+import re
 import time
 import weakref
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 
 from utils import loopback
+from utils.engines import gpu_proof, memory
+from utils.engines.cell_runs import remember, stop_earlier, this_run
 from utils.engines.container import (
     CONFIG_FOLDER,
     MODEL_FOLDER,
@@ -35,9 +37,13 @@ from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
 from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
+from utils.engines.start_progress import StartProgress
+from utils.fleet_plan import engine_sizes
 from utils.profiles import DTYPES, Profile, load_profile
 
 POLL_S = 0.25
+# Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
+HEALTH_TIMEOUT_S = 2.0
 _CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager", "config")
 _PROFILE_FIELDS = (
     "context_length",
@@ -95,6 +101,10 @@ class RunningEngine:
         """Exit code of an engine that ended; None while it runs."""
         return self._handle.exit_code()
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the engine's processes."""
+        return self._handle.process_ids()
+
     def memory_bytes(self) -> int:
         """Memory in use by the engine and all its processes, bytes (GPU memory not included)."""
         return self._handle.memory_bytes()
@@ -112,6 +122,13 @@ class RunningEngine:
         if not self._stopped:
             self._handle.stop()
             self._stopped = True
+            memory.note_stop()
+
+    def abandon(self) -> None:
+        """End an engine that never served: it has nothing to save, so it is killed at once."""
+        with contextlib.suppress(Exception):
+            self.kill()
+        self.stop()
 
     def __enter__(self) -> RunningEngine:
         return self
@@ -130,12 +147,13 @@ class RunningEngine:
 
 
 def quantisation_of(model: str, dtype: str) -> str:
-    """Weight format as the model's name gives it (`tiny-Q8_0.gguf`, `owner/name:Q8_0`), else the dtype."""
+    """Return the weight format that a model's name ends with, else the dtype's.
+
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    """
     name = Path(model).name
-    if model.endswith(".gguf"):
-        return name.removesuffix(".gguf").rpartition("-")[2].upper()
-    if ":" in name:
-        return name.rpartition(":")[2].upper()
+    if model.endswith(".gguf") or ":" in name:
+        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
@@ -157,6 +175,7 @@ def launch(
     port: int | None = None,
     extra_arguments: tuple[str, ...] = (),
     quiet: bool = False,
+    progress: StartProgress | None = None,
     **choices: Any,
 ) -> RunningEngine:
     """Starts an engine and waits until it is healthy.
@@ -168,6 +187,7 @@ def launch(
         port: Port of 127.0.0.1; None takes a free one.
         extra_arguments: Appended to the engine's command.
         quiet: Without the progress line.
+        progress: Gets the progress instead of a line of its own, and may cancel the start.
         **choices: `kv_cache_dtype`, `kv_blocks`, `prefix_caching`, `eager`, `config` (a file of the engine's
             own settings); and, over the profile's, `context_length`, `max_sequences`, `kv_cache_gib`,
             `gpu_memory_utilization`, `dtype`.
@@ -181,14 +201,16 @@ def launch(
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
+        NotEnoughMemory: The GPU has too little free memory for it.
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
+        StartCancelled: `progress` cancelled it; nothing is left.
     """
     spec = get_spec(name)
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
-    fields = profile_fields(profile) | choices
+    fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     if not in_container:
         require_local(spec, profile)
@@ -207,22 +229,27 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device="cpu" if profile.name == "cpu" else "cuda",
+        device=profile.device,
         extra_arguments=extra_arguments,
         **fields,
     )
-    progress = StartProgress(spec.title, quiet)
+    run = this_run() if progress is None else None  # a fleet looks after its engines itself
+    stop_earlier(run)
+    progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    if in_container:
-        handle = start_container(spec, options, host_port, progress)
-    else:
-        handle = start_process(spec, options)
-    engine = RunningEngine(spec, options, host_port, handle)
-    try:
-        wait_until_healthy(engine, profile.start_timeout_s, progress)
-    except BaseException:
-        engine.stop()
-        raise
+    with memory.planned(spec, options, choices, progress.say) as options:
+        if in_container:
+            handle = start_container(spec, options, host_port, progress)
+        else:
+            handle = start_process(spec, options)
+        engine = RunningEngine(spec, options, host_port, handle)
+        remember(engine, run)
+        try:
+            wait_until_healthy(engine, profile.start_timeout_s, progress)
+            require_gpu(engine, progress)
+        except BaseException:
+            engine.abandon()
+            raise
     return engine
 
 
@@ -289,7 +316,7 @@ def start_container(
     if config is not None:
         inside = dataclasses.replace(inside, config=f"{CONFIG_FOLDER}/{config.name}")
     client = connect()
-    ensure_image(client, spec.container.image, progress.say)
+    ensure_image(client, spec.container.image, progress.say, progress.check)
     arguments = spec.arguments(inside)
     settings = {**spec.container.environment, **spec.environment(inside)}
     container = dataclasses.replace(spec.container, environment=settings)
@@ -302,6 +329,7 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
 
     Raises:
         EngineStartError: The engine ended, or `timeout_s` seconds passed.
+        StartCancelled: `progress` cancelled the start.
     """
     url = engine.base_url + engine.spec.health_path
     began = time.monotonic()
@@ -317,15 +345,34 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
                 message = f"{what} after {waited:.0f} s of starting."
                 raise EngineStartError(engine.spec.title, message, log, hint, engine.log_path)
             with contextlib.suppress(httpx.HTTPError):
-                if client.get(url).status_code == 200:
+                if client.get(url, timeout=HEALTH_TIMEOUT_S).status_code == 200:
                     break
             progress.show(waited, last_log_line(engine.log_path))
-            time.sleep(POLL_S)
+            progress.sleep(POLL_S)
         engine.spec.prepare(engine.base_url, engine.options, progress.say)
         warm_up(client, engine)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def require_gpu(engine: RunningEngine, progress: StartProgress) -> None:
+    """Refuse a healthy engine that was started for a GPU and doesn't use it.
+
+    Raises:
+        EngineStartError: A proof is missing; names it, and the cure.
+    """
+    if engine.options.device != "cuda":
+        return
+    log = engine.log_path.read_text(encoding="utf-8", errors="replace")
+    fault = engine.spec.device_fault(engine.base_url, log)
+    fault = fault or gpu_proof.process_fault(engine.process_ids())
+    if fault:
+        progress.end("serves, but not on the GPU")
+        message = f"is healthy, but it doesn't use the GPU: {fault}."
+        raise EngineStartError(
+            engine.spec.title, message, engine.tail(20), gpu_proof.CURE, engine.log_path
+        )
 
 
 def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
@@ -350,30 +397,3 @@ def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     except (httpx.HTTPError, ValueError):
         return "unknown"
     return str(answer.get(engine.spec.version_key, "unknown"))
-
-
-class StartProgress:
-    """One line that says what an engine's start is doing; in a terminal or notebook it is rewritten."""
-
-    def __init__(self, title: str, quiet: bool = False) -> None:
-        self.title = title
-        self.quiet = quiet
-        self._last = -1.0
-
-    def show(self, waited_s: float, line: str) -> None:
-        """Shows the seconds waited and the last line of the log, at most once a second."""
-        if waited_s - self._last >= 1.0:
-            self._last = waited_s
-            self.say(f"starting, {waited_s:.0f} s: {line}")
-
-    def say(self, text: str) -> None:
-        """Shows `text` in place of the line before."""
-        if not self.quiet:
-            width = min(118, shutil.get_terminal_size().columns - 2)
-            print(f"\r{f'{self.title}: {text}'[:width]:<{width}}", end="", flush=True)
-
-    def end(self, text: str) -> None:
-        """Shows the last word, and ends the line."""
-        if not self.quiet:
-            self.say(text)
-            print(flush=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines import llama_cpp_server
+from utils.engines.gpu_proof import llama_cpp_fault
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ENGINES
 
@@ -36,7 +37,8 @@ def arguments(options: ServeOptions) -> list[str]:
         "--metrics",
     ]
     if options.device == "cuda":
-        command += ["-ngl", "all"]
+        # From verbosity 4 on, the log names the layers that are on the GPU, which is the proof that they are.
+        command += ["-ngl", "all", "-lv", "4"]
     else:
         # Repacked quantised weights crash the AMX kernel of this version on small models (segmentation
         # fault in ggml_backend_amx_mul_mat, seen with the tiny model at Q8_0 on a Xeon with AMX).
@@ -89,6 +91,7 @@ SPEC = EngineSpec(
     not_local="",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "prefix_caching"}),
+    device_fault=llama_cpp_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/props",

@@ -18,6 +18,7 @@ from typing import Any
 
 from utils.engines import ollama_api
 from utils.engines.engine_errors import UnsupportedOption
+from utils.engines.gpu_proof import ollama_fault
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
@@ -122,6 +123,7 @@ SPEC = EngineSpec(
     environment=environment,
     prepare=prepare,
     refuse=refuse,
+    device_fault=ollama_fault,
     health_path="/api/version",
     metrics_path=None,
     version_path="/api/version",

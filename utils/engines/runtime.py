@@ -38,6 +38,9 @@ class Handle(Protocol):
     def exit_code(self) -> int | None:
         """Its exit code; None while it runs."""
 
+    def process_ids(self) -> set[int]:
+        """Return its processes, as this machine numbers them."""
+
     def memory_bytes(self) -> int:
         """Resident memory of all its processes, bytes; 0 once it ended."""
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines.engine_errors import UnsupportedOption
+from utils.engines.gpu_proof import sglang_fault
 from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
 from utils.model_sizes import GIB, bytes_per_token, read_config
 from utils.profiles import ENGINES, on_x86
@@ -127,6 +128,7 @@ SPEC = EngineSpec(
     "on an NVIDIA machine with docker it runs in its container",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching"}),
+    device_fault=sglang_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/server_info",

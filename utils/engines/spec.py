@@ -83,8 +83,9 @@ class ServeOptions:
         dtype: Data type of weights and activations.
         context_length: Longest prompt plus output, tokens.
         max_sequences: Most requests in one batch.
-        kv_cache_gib: KV-cache size where the engine takes GiB.
-        gpu_memory_utilization: Share of GPU memory the engine may take.
+        kv_cache_gib: KV-cache budget, GiB.
+        gpu_memory_utilization: Share of GPU memory the engine may take, as this engine counts it.
+        kv_cache_bytes: Exact size of the KV cache on a GPU, or None if it isn't planned.
         kv_cache_dtype: Data type of the KV cache; None for the model's own.
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
         prefix_caching: Whether to reuse shared prefixes.
@@ -103,6 +104,7 @@ class ServeOptions:
     max_sequences: int
     kv_cache_gib: float
     gpu_memory_utilization: float | None = None
+    kv_cache_bytes: int | None = None
     kv_cache_dtype: str | None = None
     kv_blocks: int | None = None
     prefix_caching: bool = True
@@ -198,6 +200,11 @@ def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str]
     """Of an engine that has its model when it is healthy."""
 
 
+def no_statement(base_url: str, log: str) -> str:
+    """Accept an engine that doesn't say which device it computes on."""
+    return ""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -221,6 +228,8 @@ class EngineSpec:
         environment: Variables of its container for a set of options, over the container's own.
         prepare: What is done when it is healthy, before anybody else's request: called with its address, its
             options, and what shows progress.
+        device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
+            with its address and its log.
     """
 
     name: str
@@ -239,3 +248,4 @@ class EngineSpec:
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
     environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
+    device_fault: Callable[[str, str], str] = no_statement

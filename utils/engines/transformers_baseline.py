@@ -1,6 +1,6 @@
 """Hugging Face `transformers`, one request at a time: what serving is like without an inference engine.
 
-It runs in the course's own environment, on a GPU where PyTorch finds one. The server is `hf_server.py`.
+It runs in the course's own environment, on the profile's device. The server is `hf_server.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from utils.engines.gpu_proof import transformers_fault
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ROOT
 
@@ -22,6 +23,7 @@ def arguments(options: ServeOptions) -> list[str]:
         *("--host", options.host),
         *("--port", str(options.port)),
         *("--dtype", options.dtype),
+        *("--device", options.device),
         *("--max-model-len", str(options.context_length)),
         *options.extra_arguments,
     ]
@@ -54,6 +56,7 @@ SPEC = EngineSpec(
     not_local="",
     arguments=arguments,
     options=frozenset(),
+    device_fault=transformers_fault,
     health_path="/health",
     metrics_path=None,
     version_path="/version",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.engines.gpu_proof import vllm_fault
 from utils.engines.spec import (
     Capabilities,
     Container,
@@ -40,6 +41,9 @@ def arguments(options: ServeOptions) -> list[str]:
     ]
     if options.gpu_memory_utilization is not None:
         command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if options.kv_cache_bytes is not None:
+        # The share alone is no bound on unified memory while vLLM profiles (vllm-project/vllm#46307).
+        command += ["--kv-cache-memory-bytes", str(options.kv_cache_bytes)]
     if options.kv_cache_dtype:
         command += ["--kv-cache-dtype", options.kv_cache_dtype]
     if options.kv_blocks is not None:
@@ -88,6 +92,7 @@ SPEC = EngineSpec(
     arguments=arguments,
     environment=container_environment,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
+    device_fault=vllm_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/version",

@@ -1,5 +1,8 @@
 """The docker runtime against a stand-in for the docker client: what it asks docker for."""
 
+import threading
+from types import SimpleNamespace
+
 import docker.errors
 import pytest
 
@@ -13,7 +16,7 @@ from utils.engines.container import (
     make_folders,
     run_arguments,
 )
-from utils.engines.engine_errors import EngineError
+from utils.engines.engine_errors import EngineError, StartCancelled
 
 
 class FakeContainer:
@@ -27,6 +30,12 @@ class FakeContainer:
 
     def reload(self):
         self.calls.append("reload")
+
+    def top(self):
+        return {
+            "Titles": ["UID", "PID", "CMD"],
+            "Processes": [["root", "41", "vllm"], ["root", "57", "x"]],
+        }
 
     def start(self):
         self.calls.append("start")
@@ -46,6 +55,7 @@ class FakeDocker:
         self.container = FakeContainer()
         self.requests = []
         self.images = self.api = self.containers = self
+        self.hooks = {"response": []}
 
     def get(self, name):
         if self.requests and name == self.requests[0]["name"]:
@@ -127,10 +137,34 @@ def test_a_failed_pull_names_the_command_to_try():
         ensure_image(FakeDocker(events=[{"error": "manifest unknown"}]), "registry/a:1", print)
 
 
+def test_silent_registry_does_not_hold_up_a_cancelled_pull():
+    silent, shut = threading.Event(), []
+
+    class Silent(FakeDocker):
+        def pull(self, repository, tag, stream, decode):
+            for hook in self.hooks["response"]:
+                hook(SimpleNamespace(raw=SimpleNamespace(shutdown=lambda: shut.append(tag))))
+            yield {"status": "Pulling from a"}
+            silent.wait(20)
+
+    text, client = [], Silent()
+
+    def check():
+        if text:
+            raise StartCancelled("vLLM")
+
+    with pytest.raises(StartCancelled):
+        ensure_image(client, "registry/a:1", text.append, check)
+    assert not silent.is_set()
+    assert shut == ["1"], "the connection is shut down, so that the daemon ends the pull too"
+    silent.set()
+
+
 def test_a_container_is_watched_stopped_and_removed(tmp_path):
     client = FakeDocker()
     handle = ContainerHandle(client, "vLLM", {"image": "a:1", "command": None}, tmp_path / "log")
     assert handle.exit_code() is None
+    assert handle.process_ids() == {41, 57}
     client.container.attrs = {"State": {"Running": False, "ExitCode": 3}}
     assert handle.exit_code() == 3
     assert (tmp_path / "log").read_text() == "line 1\nline 2\n"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,8 +25,11 @@ from utils.engines import (
     registry,
     runtime,
 )
+from utils.engines.engine_errors import StartCancelled
+from utils.engines.process import ProcessHandle
 from utils.engines.runtime import free_port, last_log_line, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
+from utils.engines.start_progress import StartProgress
 from utils.profiles import PROFILES, ROOT
 
 FAKE = ROOT / "tests" / "support" / "fake_engine.py"
@@ -165,6 +169,36 @@ def test_an_engine_that_is_never_healthy_is_stopped(fake, profile):
         launch("fake", profile, extra_arguments=("--mode", "hangs"), quiet=True)
     assert "compiling kernels" in caught.value.tail
     assert "start_timeout_s" in caught.value.hint
+
+
+def test_cancelled_start_leaves_nothing(fake, profile, tmp_path):
+    pids, heard = tmp_path / "pids", []
+    stop = threading.Event()
+
+    def say(text):
+        heard.append(text)
+        stop.set()
+
+    progress = StartProgress("Fake", say=say, stop=stop)
+    arguments = ("--mode", "stubborn", "--silent", "--pids", str(pids))
+    with pytest.raises(StartCancelled):
+        launch("fake", profile, extra_arguments=arguments, progress=progress)
+    assert heard[0].startswith("starting, 0 s")
+    if pids.exists():  # else it was killed before it began
+        assert all(gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_engine_that_never_served_is_killed_before_it_is_asked(fake, profile, monkeypatch):
+    calls = []
+    for method in ("kill", "stop"):
+        real = getattr(ProcessHandle, method)
+        monkeypatch.setattr(
+            ProcessHandle, method, lambda self, m=method, f=real: (calls.append(m), f(self))
+        )
+    impatient = dataclasses.replace(profile, start_timeout_s=0.5)
+    with pytest.raises(EngineStartError, match="was not healthy"):
+        launch("fake", impatient, extra_arguments=("--silent",), quiet=True)
+    assert calls == ["kill", "stop"]
 
 
 def test_a_port_in_use_is_refused(fake, profile):

@@ -214,14 +214,6 @@ def test_text_that_calls_engine_builds_removed_names_the_version(page):
     assert all("1.3.0rc22" in paragraph for paragraph in paragraphs)
 
 
-def test_a_gpu_is_read_from_its_driver_and_gb10_has_the_systems_memory():
-    assert checks.parse_gpu("NVIDIA A100, 8.0, 81920\n", 1.0).memory_bytes == 81920 * 1024**2
-    spark = checks.parse_gpu("NVIDIA GB10, 12.1, [N/A]\n", 99e9)
-    assert spark == checks.Gpu("NVIDIA GB10", 12.1, 99e9, unified=True, free_bytes=99e9)
-    assert checks.parse_gpu("", 1.0) is None
-    assert checks.parse_gpu("Tesla, [N/A], 16", 1.0) is None
-
-
 def test_what_a_device_cannot_do_is_named_with_what_to_change():
     assert checks.device_faults(FP8_CACHE, GB10) == []
     (fault,) = checks.device_faults(FP8_CACHE, A100)
@@ -230,9 +222,6 @@ def test_what_a_device_cannot_do_is_named_with_what_to_change():
     old = dataclasses.replace(A100, capability=7.5)
     (fault,) = checks.device_faults({"dtype": "bfloat16"}, old)
     assert "Write float16" in fault
-    (fault,) = checks.device_faults({}, GB10, weights_bytes=141e9)
-    assert "unified memory" in fault
-    assert "drop_caches" in fault
     (fault,) = checks.device_faults({}, None)
     assert "no NVIDIA GPU" in fault
 
@@ -248,27 +237,6 @@ def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tm
     (fault,) = checks.model_faults(mtp, str(tmp_path), GB10)
     assert "num_nextn_predict_layers" in fault
     assert checks.model_faults(mtp, "owner/model", GB10) == []
-
-
-def test_the_weights_of_a_checkpoint_are_counted_before_it_is_loaded(tmp_path, monkeypatch):
-    assert checks._weight_bytes(str(TINY)) == pytest.approx(19.1e6, rel=0.01)
-    assert checks._weight_bytes(str(tmp_path)) == 0
-    assert checks._weight_bytes(None) == 0
-    large = {
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "vocab_size": 128256,
-    }
-    monkeypatch.setattr(checks, "read_config", lambda model: large)
-    monkeypatch.setattr(checks, "this_gpu", lambda: dataclasses.replace(GB10, memory_bytes=40e9))
-    with pytest.raises(UnsupportedOption, match=r"141\.1"):
-        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
-    large["quantization_config"] = {}
-    with pytest.raises(NotRunHere):
-        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
 
 
 def test_asking_for_an_engine_build_explains_its_removal(tmp_path):

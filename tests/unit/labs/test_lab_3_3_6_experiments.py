@@ -17,7 +17,7 @@ from utils.kvcache.simulate import StepCost
 from utils.labs.lab_3_3_6 import capacity_policies, format_quality, gpu_engines, wide_speed
 from utils.labs.lab_3_3_6.recipes import RECIPES
 from utils.model_sizes import blocks_for
-from utils.profiles import MODELS, PROFILES
+from utils.profiles import MODELS, PROFILES, fit
 from utils.quantisation.number_formats import FORMATS, NumberFormat
 from utils.roofline.machine import Bandwidth, Machine
 from utils.speculative.target import load_target
@@ -120,17 +120,21 @@ def test_kinds_table_without_bf16_has_no_ratio():
     ],
 )
 def test_gpu_gets_the_checkpoints_that_it_has_numbers_for(capability, formats):
-    gpu = Gpu("GPU", capability, 80e9)
-    found = gpu_engines.gpu_checkpoints(PROFILES["spark"], gpu)
+    profile = fit(PROFILES["spark"], Gpu("GPU", capability, 80e9))
+    found = gpu_engines.gpu_checkpoints(profile)
     assert list(found) == formats
-    assert found["BF16"] == PROFILES["spark"].models["tensorrt_llm"]
+    assert found["BF16"] == profile.models["tensorrt_llm"]
+
+
+def test_small_gpu_has_a_model_without_quantised_checkpoints():
+    profile = fit(PROFILES["cuda"], Gpu("GPU", 12.0, 8e9))
+    assert list(gpu_engines.gpu_checkpoints(profile)) == ["BF16"]
 
 
 def test_machine_without_gpu_starts_no_engine(monkeypatch):
     monkeypatch.setattr(gpu_engines, "launch", None)
     profile = PROFILES["cpu"]
-    assert gpu_engines.gpu_checkpoints(profile, None) == {}
-    assert gpu_engines.gpu_checkpoints(profile, Gpu("GPU", 12.1, 80e9)) == {}
+    assert gpu_engines.gpu_checkpoints(profile) == {}
     assert gpu_engines.compare_engines(profile, {}, None) == ({}, {})
 
 

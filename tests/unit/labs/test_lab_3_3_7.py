@@ -117,3 +117,31 @@ def test_the_proxy_hands_on_slows_down_and_lies():
                 await asyncio.to_thread(proxy.stop)
 
     asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_replicas_take_turns_with_the_three_on_a_gpu_only(monkeypatch):
+    made, cpu, gpu = [], PROFILES["cpu"], PROFILES["cuda"]
+
+    class Recorded:
+        def __init__(self, profile, variants, **options):
+            made.append((list(variants), options))
+
+        def stop(self):
+            made.append("stopped")
+
+    started = SimpleNamespace(result=lambda: "both")
+    monkeypatch.setattr(experiments, "Fleet", Recorded)
+    monkeypatch.setattr(experiments, "start_later", lambda profile, variants: started)
+    three = Recorded(gpu, {"first": {}})
+
+    made.clear()
+    assert experiments.replicas_later(cpu) is started
+    assert experiments.replicas_alone(cpu, three, started) == "both"
+    assert experiments.three_again(cpu, three) is three
+    assert made == []
+
+    assert experiments.replicas_later(gpu) is None
+    experiments.replicas_alone(gpu, three, None)
+    assert made == ["stopped", (["left", "right"], {"together": True})]
+    experiments.three_again(gpu, three)
+    assert made[2:] == [(["first", "second", "third"], {"together": True})]

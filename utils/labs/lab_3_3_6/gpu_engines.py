@@ -11,11 +11,11 @@ import pandas as pd
 
 from utils.benchmark import sweep
 from utils.engines import EngineError, RunningEngine, launch
-from utils.gpu import CAPABILITY, Gpu
 from utils.profiles import Profile
 
 ENGINES = ("tensorrt_llm", "vllm", "sglang")
-FORMATS = {"BF16": "", "FP8": "fp8", "NVFP4": "nvfp4"}
+# Keys of a profile's models. It has only those in formats that the GPU has.
+FORMATS = {"BF16": "tensorrt_llm", "FP8": "tensorrt_llm_fp8", "NVFP4": "tensorrt_llm_nvfp4"}
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,17 @@ class EngineRates:
     level: int
 
 
-def gpu_checkpoints(profile: Profile, gpu: Gpu | None) -> dict[str, str]:
-    """Return the checkpoints to serve, by the format of their weights; {} without a GPU.
-
-    Args:
-        profile: Profile that names them.
-        gpu: The GPU. FP8 needs compute capability 8.9, and NVFP4 10.0.
-    """
-    if gpu is None or "tensorrt_llm" not in profile.models:
+def gpu_checkpoints(profile: Profile) -> dict[str, str]:
+    """Return the checkpoints to serve, by the format of their weights; {} without a GPU."""
+    if profile.device != "cuda":
         return {}
-    return {
-        name: profile.models["_".join(filter(None, ("tensorrt_llm", key)))]
-        for name, key in FORMATS.items()
-        if gpu.capability >= CAPABILITY.get(key, 0.0)
-    }
+    found = {name: profile.models.get(key) for name, key in FORMATS.items()}
+    return {name: model for name, model in found.items() if model}
 
 
 def measure_engine(engine: RunningEngine, profile: Profile, label: str) -> EngineRates:
     """Measure prefill, TTFT and decode of a running engine, and write records."""
-    length, levels = profile.load.prompt_tokens, (1, max(profile.load.levels))
+    length, levels = profile.load.prefill_tokens, (1, max(profile.load.levels))
     prefill = sweep.measure_prefill(engine, profile, length=length)
     alone, full = sweep.sweep(engine, profile, label=label, levels=levels)
     return EngineRates(

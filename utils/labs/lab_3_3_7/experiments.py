@@ -31,6 +31,8 @@ from utils.benchmark.prompts import PromptMaker
 from utils.benchmark.threads import run_in_thread
 from utils.benchmark.trace import RequestTrace
 from utils.engines import RunningEngine
+from utils.engines.fleet import Fleet, StartingFleet, start_later
+from utils.fleet_plan import gateway_replicas, prefix_replicas
 from utils.gateway.local_gateway import LocalGateway, models_of, serve
 from utils.gateway.settings import Affinity
 from utils.gateway.timing import Timing
@@ -117,6 +119,34 @@ def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float
 
 
 # Balancing
+
+
+def replicas_later(profile: Profile) -> StartingFleet | None:
+    """Start two vLLM in the background, or None on a GPU, whose memory other engines need first."""
+    if profile.device == "cuda":
+        return None
+    return start_later(profile, prefix_replicas(profile))
+
+
+def replicas_alone(profile: Profile, small: Fleet, starting: StartingFleet | None) -> Fleet:
+    """Return the two vLLM. On a GPU the three llama.cpp are stopped for them, so that they fit.
+
+    Args:
+        profile: The profile.
+        small: The three llama.cpp.
+        starting: Result of `replicas_later`.
+    """
+    if starting is not None:
+        return starting.result()
+    small.stop()
+    return Fleet(profile, prefix_replicas(profile), together=True)
+
+
+def three_again(profile: Profile, small: Fleet) -> Fleet:
+    """Return the three llama.cpp, started again on a GPU, where they had made room."""
+    if profile.device == "cpu":
+        return small
+    return Fleet(profile, gateway_replicas(profile), together=True)
 
 
 @dataclass(frozen=True)
