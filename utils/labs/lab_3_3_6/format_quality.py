@@ -78,7 +78,7 @@ def text_perplexity(target: Target, texts: Sequence[JudgedText]) -> float:
     return math.exp(loss / count)
 
 
-def _layer_weights(target: Target) -> list[torch.nn.Parameter]:
+def _layer_weights(target: Target) -> list[Tensor]:
     return [
         matrix.weight
         for layer in target.decoder_layers

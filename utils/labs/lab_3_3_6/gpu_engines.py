@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,25 +94,16 @@ def compare_engines(
 
 def engines_table(rates: Mapping[tuple[str, str], EngineRates]) -> pd.DataFrame:
     """Return a row per format and engine, in the order of measurement."""
-    columns: Sequence[str] = (
-        "weights",
-        "engine",
-        "prefill (tok/s)",
-        "TTFT (ms)",
-        "decode, 1 request (tok/s)",
-        "output at the highest load (tok/s)",
-        "requests in flight",
-    )
     rows = [
-        (
-            weights,
-            name,
-            round(one.prefill),
-            round(1000 * one.ttft_s),
-            round(one.decode, 1),
-            round(one.loaded),
-            one.level,
-        )
+        {
+            "weights": weights,
+            "engine": name,
+            "prefill (tok/s)": round(one.prefill),
+            "TTFT (ms)": round(1000 * one.ttft_s),
+            "decode, 1 request (tok/s)": round(one.decode, 1),
+            "output at the highest load (tok/s)": round(one.loaded),
+            "requests in flight": one.level,
+        }
         for (weights, name), one in rates.items()
     ]
-    return pd.DataFrame(rows, columns=columns).set_index(["weights", "engine"])
+    return pd.DataFrame(rows).set_index(["weights", "engine"])
