@@ -6,9 +6,11 @@ GB10 answers `[N/A]` for its memory, since it has none of its own: it shares Lin
 
 from __future__ import annotations
 
+import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from utils.gpu_choice import VISIBLE, part_bytes
 from utils.host_memory import RESERVE_BYTES, HostMemory, host_memory
 
 QUERY = (
@@ -85,11 +87,17 @@ def parse_gpus(answer: str, memory: HostMemory) -> tuple[Gpu, ...]:
 
 
 def this_gpu() -> Gpu | None:
-    """Return the first NVIDIA GPU of this machine as it is now, or None without one or its driver."""
+    """Return the NVIDIA GPU that the course uses as it is now, or None without one or its driver."""
+    chosen = os.environ.get(VISIBLE, "")
+    only = ("-i", chosen) if chosen.startswith("GPU-") else ()
     try:
         answer = subprocess.run(
-            QUERY, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+            (*QUERY, *only), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(parse_gpus(answer.stdout, host_memory())), None)
+    gpu = next(iter(parse_gpus(answer.stdout, host_memory())), None)
+    part = part_bytes(os.environ)
+    if gpu is None or part is None:
+        return gpu
+    return replace(gpu, memory_bytes=part, free_bytes=min(part, gpu.free_bytes))

@@ -12,11 +12,15 @@ PagedAttention" (arXiv 2309.06180), section 3; Ainslie et al., "GQA" (arXiv 2305
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from utils.hub_cache import foreign_owner, hub_cache, hub_home
 
 GIB = 1024**3
 
@@ -334,11 +338,33 @@ def from_hub(model: str, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(model, name))
+    except PermissionError as error:
+        raise ConfigError(denied_in_cache(name, model, error)) from error
     except Exception as error:
         raise ConfigError(
             f"The hub gave no {name} of {model} ({type(error).__name__}). Check the name and "
             "the network; a gated model also needs HF_TOKEN."
         ) from error
+
+
+def denied_in_cache(name: str, model: str, error: PermissionError) -> str:
+    """Return what to do if the model cache can't be written, usually because a container has made it."""
+    cache = hub_cache(os.environ)
+    found = foreign_owner(cache, os.getuid())
+    where, owner = found if found else (Path(error.filename or cache), None)
+    whose = "can't be written" if owner is None else f"belongs to {_user_name(owner)}"
+    return (
+        f"{name} of {model} can't be stored in the model cache, because {where} {whose}. Start an engine of "
+        "the course in a container, which gives its folders back to you, or give them back yourself: "
+        f"sudo chown -R $USER {hub_home(os.environ)}"
+    )
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"the user with id {number}"
 
 
 @lru_cache

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from utils import fleet_plan
 from utils.gpu import CAPABILITY, Gpu, this_gpu
+from utils.gpu_choice import GpuChoiceError, pin_gpu
 from utils.model_sizes import QWEN3
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,9 +198,11 @@ class Profile:
     """What a machine can carry.
 
     Attributes:
-        name: `cpu`, `cuda` or `spark`.
+        name: `cpu`, `cuda`, `cuda-local` or `spark`.
         description: One line for people.
         runtime: Where engines run: `process` (environments in `.engines`) or `docker`.
+        device: Device that engines compute on, `cpu` or `cuda`.
+        shares_gpu: Whether engines that run together share one GPU's memory, so each comes alone if it can.
         dtype: Data type of weights, activations and KV cache, a key of `DTYPES`; GGUF files keep their own.
         models: Engine name to local folder or file, or model hub id.
         context_length: Longest prompt plus output that engines are started for, tokens.
@@ -215,6 +218,8 @@ class Profile:
     name: str
     description: str
     runtime: str
+    device: str
+    shares_gpu: bool
     dtype: str
     models: Mapping[str, str]
     context_length: int
@@ -224,11 +229,6 @@ class Profile:
     load: Load
     time_budget_s: float
     start_timeout_s: float
-
-    @property
-    def device(self) -> str:
-        """Device that engines compute on, `cpu` or `cuda`."""
-        return "cpu" if self.name == "cpu" else "cuda"
 
     @property
     def dtype_name(self) -> str:
@@ -303,6 +303,10 @@ CPU_LOADS: Mapping[str, Load] = MappingProxyType(
 )
 
 
+def _cpu_model(kind: str) -> str:
+    return str(MODELS / "tiny" / ("tiny-BF16.gguf" if kind == "llama_cpp" else "tiny-Q8_0.gguf"))
+
+
 def _cpu(dtype: str) -> Profile:
     tiny = str(MODELS / "tiny")
     has = "has" if dtype == "bfloat16" else "has no"
@@ -311,14 +315,16 @@ def _cpu(dtype: str) -> Profile:
         description="no NVIDIA GPU: real engines as local processes, with the tiny model that ships here; "
         f"in {dtype}, since this CPU {has} bfloat16 instructions",
         runtime="process",
+        device="cpu",
+        shares_gpu=False,
         dtype=dtype,
         models=MappingProxyType(
             {
                 "vllm": tiny,
                 "sglang": tiny,
                 "transformers": tiny,
-                "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
-                "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+                "llama_cpp": _cpu_model("llama_cpp"),
+                "llama_cpp_quantised": _cpu_model("llama_cpp_quantised"),
                 "ollama": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "medusa_heads": str(MODELS / "heads" / "medusa"),
                 "eagle1_heads": str(MODELS / "heads" / "eagle1"),
@@ -351,11 +357,16 @@ EAGLE3_HEADS: Mapping[str, str] = MappingProxyType(
 QUANTISED: Mapping[str, tuple[str, ...]] = MappingProxyType({"8B": ("FP8", "NVFP4")})
 
 
-def gpu_models(size: str, capability: float = math.inf) -> Mapping[str, str]:
-    """Return the models of a GPU profile, all of them Qwen3 of one size.
+def gpu_models(
+    size: str, runtime: str = "docker", capability: float = math.inf
+) -> Mapping[str, str]:
+    """Return the models of a GPU profile: Qwen3 of one size.
+
+    Without docker, llama.cpp is a wheel without CUDA. It computes on the CPU, so it gets the tiny model.
 
     Args:
         size: Size in the models' names, such as `8B`.
+        runtime: How engines run, `docker` or `process`.
         capability: The GPU's compute capability. Checkpoints in a format that it doesn't have are left out.
     """
     hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
@@ -368,6 +379,8 @@ def gpu_models(size: str, capability: float = math.inf) -> Mapping[str, str]:
         "llama_cpp_quantised": f"{gguf}:Q8_0",
         "ollama": f"qwen3:{size.lower()}-fp16",
     }
+    if runtime == "process":
+        models |= {kind: _cpu_model(kind) for kind in ("llama_cpp", "llama_cpp_quantised")}
     if size in EAGLE3_HEADS:
         models["eagle3_heads"] = EAGLE3_HEADS[size]
     for name in QUANTISED.get(size, ()):
@@ -376,13 +389,17 @@ def gpu_models(size: str, capability: float = math.inf) -> Mapping[str, str]:
     return MappingProxyType(models)
 
 
-def _gpu(name: str, description: str, utilization: float, sequences: int) -> Profile:
+def _gpu(
+    name: str, description: str, utilization: float, sequences: int, runtime: str = "docker"
+) -> Profile:
     return Profile(
         name=name,
         description=description,
-        runtime="docker",
+        runtime=runtime,
+        device="cuda",
+        shares_gpu=True,
         dtype="bfloat16",
-        models=gpu_models("8B"),
+        models=gpu_models("8B", runtime),
         context_length=8192,
         kv_cache_gib=MOST_KV_GIB,
         gpu_memory_utilization=utilization,
@@ -404,6 +421,13 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         "cpu": _cpu(cpu_dtype()),
         "cuda": _gpu("cuda", "an NVIDIA GPU: engines in containers, in bfloat16", 0.85, 256),
+        "cuda-local": _gpu(
+            "cuda-local",
+            "an NVIDIA GPU without docker: engines as local processes, in bfloat16",
+            0.85,
+            256,
+            runtime="process",
+        ),
         # 0.7: vLLM's default is too much for unified memory (NVIDIA/dgx-spark-playbooks, nvidia/vllm).
         "spark": _gpu(
             "spark",
@@ -423,7 +447,8 @@ def fit(profile: Profile, gpu: Gpu) -> Profile:
     """
     dtype = "bfloat16" if gpu.capability >= CAPABILITY["bfloat16"] else "float16"
     for size in reversed(QWEN3):
-        sized = replace(profile, dtype=dtype, models=gpu_models(size, gpu.capability))
+        models = gpu_models(size, profile.runtime, gpu.capability)
+        sized = replace(profile, dtype=dtype, models=models)
         least = replace(sized, kv_cache_gib=fleet_plan.least_kv_gib(sized))
         if fleet_plan.largest_plan(least).fits(gpu.whole_room):
             break
@@ -440,10 +465,13 @@ def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
         has_docker: Whether the docker client is installed.
 
     Returns:
-        `spark` for a GB10 on aarch64, `cuda` for any other NVIDIA GPU, both with docker; else `cpu`.
+        `spark` for a GB10 on aarch64 with docker, `cuda` for any other NVIDIA GPU with docker, `cuda-local`
+        for one without docker (Colab, Kaggle, JupyterHub, Slurm, rented pods), and `cpu` without a GPU.
     """
-    if gpu_name is None or not has_docker:
+    if gpu_name is None:
         return "cpu"
+    if not has_docker:
+        return "cuda-local"
     return "spark" if "GB10" in gpu_name and machine == "aarch64" else "cuda"
 
 
@@ -479,7 +507,7 @@ def load_profile(name: str | None = None) -> Profile:
         name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.
 
     Raises:
-        ProfileError: No such profile, or no such load; the message lists those there are.
+        ProfileError: No such profile, load or GPU; the message lists those there are.
     """
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE)
     if not chosen:
@@ -491,8 +519,15 @@ def load_profile(name: str | None = None) -> Profile:
             "or unset it, and the machine decides."
         )
     profile = PROFILES[chosen]
-    if profile.device == "cuda" and (gpu := this_gpu()) is not None:
-        profile = fit(profile, gpu)
+    if profile.device == "cuda":
+        try:
+            pinned = pin_gpu(os.environ)
+        except GpuChoiceError as error:
+            raise ProfileError(str(error)) from error
+        if (gpu := this_gpu()) is not None:
+            profile = fit(profile, gpu)
+        if pinned:
+            profile = replace(profile, description=f"{profile.description}; {pinned}")
     if not wants_quick_load():
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"

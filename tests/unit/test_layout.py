@@ -12,7 +12,8 @@ from utils.profiles import ROOT
 
 # Lowest first. A package imports only packages of lower layers.
 LAYERS = (
-    {"host_memory", "model_sizes", "files", "loopback"},
+    {"files", "loopback", "gpu_choice", "hub_cache"},
+    {"host_memory", "model_sizes"},
     {"gpu"},
     {"memory_plan"},
     {"fleet_plan"},

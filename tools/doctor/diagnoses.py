@@ -105,8 +105,9 @@ def profile(m: Machine) -> Iterator[Diagnosis]:
         yield info("profile", f"{text} The machine itself would have {m.own_profile}.", UNSET)
     elif m.gpus and m.docker.state == "missing":
         text = (
-            f"{m.gpu.name} is here, but docker is not installed, and engines need it to use the GPU. "
-            "Labs run on the CPU."
+            f"{m.gpu.name} is here, but docker is not installed. vLLM and SGLang run as local processes "
+            "then, which nobody has tested on a GPU yet. llama.cpp runs on the CPU, and TensorRT-LLM "
+            "needs docker."
         )
         yield info("docker", text, *install_docker(m))
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import urllib3
 from docker.types import DeviceRequest, Ulimit
 from docker.utils import parse_repository_tag
 
+from utils import loopback
 from utils.engines import watchdog
 from utils.engines.engine_errors import EngineError, EngineStartError, PortTaken
-from utils.engines.spec import Container
+from utils.engines.spec import HUB_FOLDER, PROXY_VARIABLES, Container
+from utils.gpu_choice import VISIBLE
+from utils.hub_cache import foreign_owner, hub_cache, hub_home
 from utils.profiles import ROOT
 
 LABEL = "inference-engines-course"
@@ -44,6 +48,11 @@ REFUSALS: tuple[tuple[str, str], ...] = (
         "first; after an update of the driver, restart the machine",
     ),
     ("no space left", "the disk is full: docker system df shows what images take"),
+    (
+        "setting rlimit",
+        "this docker may not raise limits, because it is rootless or runs in a container itself: use the "
+        "machine's own docker, or COURSE_PROFILE=cuda-local, which needs none",
+    ),
     ("", "read docker's message above; `docker ps -a` shows what else is there"),
 )
 # What it says of an image that it cannot have.
@@ -68,19 +77,40 @@ class DockerUnavailable(EngineError):
 
 
 def connect() -> Any:
-    """A client of the docker daemon.
+    """Return a client of this machine's docker daemon.
 
     Raises:
-        DockerUnavailable: No daemon, or no permission to talk to it; says which command mends it.
+        DockerUnavailable: No daemon, no permission to talk to it, another machine's daemon, or podman; tells
+            what to do.
     """
+    if host := remote_host(os.environ.get("DOCKER_HOST", "")):
+        raise DockerUnavailable(
+            f"DOCKER_HOST names the docker of another machine ({host}). Engines there could not be reached "
+            "from here. Unset DOCKER_HOST, or start the engines there and attach: see LAB_PREP.md."
+        )
     try:
         client = docker.from_env()
         client.ping()
+        parts = client.version().get("Components") or ()
     except (docker.errors.DockerException, requests.RequestException) as error:
         raise DockerUnavailable(
             f"Docker did not answer ({error}). Most likely {_why_silent(str(error))}."
         ) from error
+    if any("podman" in str(part.get("Name", "")).lower() for part in parts):
+        raise DockerUnavailable(
+            "This is podman under docker's name, and the course's containers need Docker Engine. Install it, "
+            "or use COURSE_PROFILE=cuda-local, which needs no containers."
+        )
     return client
+
+
+def remote_host(docker_host: str) -> str:
+    """Return the host in `DOCKER_HOST` if that is another machine, else ""."""
+    address = urllib.parse.urlsplit(docker_host)
+    if address.scheme in ("", "unix", "fd", "npipe"):
+        return ""
+    local = address.hostname in ("127.0.0.1", "::1", "localhost") and address.scheme != "ssh"
+    return "" if local else address.hostname or docker_host
 
 
 def _why_silent(message: str) -> str:
@@ -122,14 +152,16 @@ def run_arguments(
         config: File of the engine's own settings, mounted read-only in /course-config.
     """
     volumes = {
-        os.path.expanduser(source): {"bind": target, "mode": "rw"}
-        for source, target in container.mounts.items()
+        source: {"bind": target, "mode": "rw"}
+        for source, target in mounted(container.mounts, environment).items()
     }
     if model is not None:
         volumes[str(model)] = {"bind": MODEL_FOLDER, "mode": "ro"}
     if config is not None:
         volumes[str(config)] = {"bind": f"{CONFIG_FOLDER}/{config.name}", "mode": "ro"}
     passed = {k: environment[k] for k in container.pass_environment if k in environment}
+    if any(k in passed and "PROXY" in k.upper() for k in PROXY_VARIABLES):
+        passed |= loopback.no_proxy(environment)
     request: dict[str, Any] = {
         "image": container.image,
         "command": [*container.command, *arguments] or None,
@@ -141,12 +173,30 @@ def run_arguments(
         "ulimits": [Ulimit(name=n, soft=v, hard=v) for n, v in container.ulimits.items()],
     }
     if container.gpus:
-        request["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+        chosen = environment.get(VISIBLE, "").split(",")[0].strip()
+        only = {"device_ids": [chosen]} if chosen else {"count": -1}
+        request["device_requests"] = [DeviceRequest(**only, capabilities=[["gpu"]])]
     if container.ipc:
         request["ipc_mode"] = container.ipc
-    if container.shm_size:
-        request["shm_size"] = container.shm_size
     return request
+
+
+def mounted(mounts: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return folder or volume to folder in the container, with the user's own model cache.
+
+    The model cache is where `HF_HOME` and `HF_HUB_CACHE` say. So a model that is on this machine isn't
+    downloaded again.
+    """
+    found = {}
+    for source, target in mounts.items():
+        if target != HUB_FOLDER:
+            found[os.path.expanduser(source)] = target
+            continue
+        home, cache = hub_home(environment), hub_cache(environment)
+        found[str(home)] = target
+        if cache != home / "hub":
+            found[str(cache)] = f"{target}/hub"
+    return found
 
 
 def ensure_image(
@@ -207,7 +257,8 @@ def pull_events(
     answers: list[requests.Response] = []
 
     def shut_down(answer: requests.Response) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        # RuntimeError: the answer was read to its end, as that of a refused pull.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             answer.raw.shutdown()
 
     def keep(answer: requests.Response, **_: Any) -> None:
@@ -291,6 +342,7 @@ class ContainerHandle:
         make_folders(request)
         # Before the container: a kernel killed at any moment leaves none.
         self._watchdog = self._start_watchdog()
+        self._request = request
         try:
             with answering():
                 self._container = client.containers.create(name=self._name, **request)
@@ -370,6 +422,16 @@ class ContainerHandle:
         with contextlib.suppress(docker.errors.APIError):
             self._container.kill()
 
+    def freeze(self) -> None:
+        """Suspend the container (`docker pause`)."""
+        with answering():
+            self._container.pause()
+
+    def thaw(self) -> None:
+        """Let the container go on."""
+        with answering():
+            self._container.unpause()
+
     def stop(self) -> None:
         """Stops and removes the container.
 
@@ -380,11 +442,16 @@ class ContainerHandle:
             self._container.stop(timeout=STOP_S)
         self._remove()
 
+    def hand_back(self) -> None:
+        """Give what the engine has written into the user's folders back to the user."""
+        hand_back(self._client, self._request)
+
     def _remove(self) -> None:
         with answering():
             watchdog.remove_container(self._client, self._name)
         self._watchdog.terminate()
         self._watchdog.wait()
+        self.hand_back()
 
 
 def make_folders(request: Mapping[str, Any]) -> None:
@@ -392,6 +459,40 @@ def make_folders(request: Mapping[str, Any]) -> None:
     for source in map(Path, request.get("volumes", {})):
         if source.is_absolute() and not source.exists():
             source.mkdir(parents=True)
+
+
+def hand_back(client: Any, request: Mapping[str, Any], user: int | None = None) -> None:
+    """Give folders that containers write as root back to the user, who often has no sudo.
+
+    A small container of the same image does it, and only if a file there belongs to somebody else. If it
+    can't, the folders stay as they are, and a later `PermissionError` of the hub names them.
+
+    Args:
+        client: Client of the docker daemon.
+        request: Arguments of the container that wrote.
+        user: The user's id; None for this process's. Root needs nothing back.
+    """
+    user = os.getuid() if user is None else user
+    written = [
+        source
+        for source, volume in request.get("volumes", {}).items()
+        if volume.get("mode") == "rw" and Path(source).is_absolute()
+    ]
+    folders = [source for source in written if foreign_owner(Path(source), user)]
+    if not folders or user == 0:
+        return
+    places = {source: f"/hand-back/{number}" for number, source in enumerate(folders)}
+    with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+        client.containers.run(
+            request["image"],
+            ["-R", "-h", f"{user}:{os.getgid()}", *places.values()],
+            entrypoint="chown",
+            user="0",
+            network_mode="none",
+            remove=True,
+            labels={LABEL: str(os.getpid())},
+            volumes={source: {"bind": place, "mode": "rw"} for source, place in places.items()},
+        )
 
 
 def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:

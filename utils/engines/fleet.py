@@ -69,7 +69,7 @@ class Fleet:
         run = run or this_run()
         stop_earlier(run)
         remember(self, run)
-        if together or profile.runtime == "process":
+        if together or not profile.shares_gpu:
             self._running = {}
             self._running = self._start(list(variants))
 
@@ -113,6 +113,26 @@ class Fleet:
     def running(self) -> list[RunningEngine]:
         """Those that run now, in the order of the variants; none of them if each comes alone."""
         return [engine for engine in (self._running or {}).values() if engine.running()]
+
+    def at_least(self, count: int) -> list[RunningEngine]:
+        """Return the engines that run now.
+
+        Raises:
+            EngineError: They are fewer than `count`; tells why.
+        """
+        if len(engines := self.running) >= count:
+            return engines
+        raise EngineError(
+            f"it needs {count} engines at the same time, and {len(engines)} of {len(self.variants)} run. "
+            f"{self.why()}"
+        )
+
+    def why(self) -> str:
+        """Return the reasons why engines don't run, each once, with the engines that have it."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            names.setdefault(reason, []).append(name)
+        return "; ".join(f"{', '.join(those)}: {reason}" for reason, those in names.items())
 
     @contextmanager
     def one(self, name: str) -> Iterator[RunningEngine]:
@@ -179,8 +199,10 @@ class Fleet:
             print(f"{name}: {error}")
 
     def _ask_docker(self, name: str) -> None:
+        if self.profile.runtime != "docker":
+            return
         spec = get_spec(self.variants[name].get("engine", self._engine))
-        if self.profile.runtime != "docker" or spec.container is None:
+        if spec.container is None:
             return
         progress = StartProgress(name, self._quiet, stop=self._cancel)
         ensure_image(connect(), spec.container.image, progress.say, progress.check)
@@ -226,6 +248,9 @@ class Fleet:
                 future.add_done_callback(_stop_started)
             wait(pending.values(), timeout=CANCEL_S)
             raise
+        for name, future in pending.items():
+            if future.exception() is not None:
+                told.hear(name)("failed")
         if not self._quiet:
             told.end()
         return self._sort_out(pending)

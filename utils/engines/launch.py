@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import time
 import weakref
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,19 +30,27 @@ from utils.engines.container import (
     ContainerHandle,
     connect,
     ensure_image,
+    hand_back,
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
-from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.engine_errors import (
+    EngineError,
+    EngineStartError,
+    NotRunHere,
+    UnsupportedOption,
+    skip_on_failure,
+)
+from utils.engines.memory_guard import GUARD
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
-from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
+from utils.engines.runtime import LOGS, Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.engines.start_progress import StartProgress
 from utils.fleet_plan import engine_sizes
 from utils.model_sizes import BITS_PER_WEIGHT
-from utils.profiles import DTYPES, Profile, load_profile
+from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
 # Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
@@ -117,6 +127,14 @@ class RunningEngine:
     def kill(self) -> None:
         """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
         self._handle.kill()
+
+    def freeze(self) -> None:
+        """Suspend it in the middle of its work. Its connections stay open."""
+        self._handle.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._handle.thaw()
 
     def stop(self) -> None:
         """Stops it and everything it started. Twice does no harm."""
@@ -214,8 +232,9 @@ def launch(
     wanted = model or profile.models.get(name)
     fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
+    device = profile.device
     if not in_container:
-        require_local(spec, profile)
+        device = require_local(spec, profile)
     if wanted is None:
         raise NotRunHere(
             spec.title, spec.not_local or f"profile {profile.name} has no model for it"
@@ -231,7 +250,7 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device=profile.device,
+        device=device,
         extra_arguments=extra_arguments,
         **fields,
     )
@@ -239,20 +258,65 @@ def launch(
     stop_earlier(run)
     progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    with memory.planned(spec, options, choices, progress.say) as options:
+    with memory.planned(spec, options, choices, progress.say, progress.check) as options:
         if in_container:
             handle = start_container(spec, options, host_port, progress)
         else:
+            if options.device != profile.device:
+                progress.say("on the CPU, because this build of it has no CUDA")
             handle = start_process(spec, options)
         engine = RunningEngine(spec, options, host_port, handle)
         remember(engine, run)
+        if options.device == "cuda" and memory.unified():
+            GUARD.watch(engine)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
+            if isinstance(handle, ContainerHandle):
+                handle.hand_back()  # what it has downloaded
             require_gpu(engine, progress)
         except BaseException:
             engine.abandon()
             raise
     return engine
+
+
+class MissingEngine:
+    """What there is instead of an engine if none runs: every use of it raises `EngineError`."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError(self._reason)
+
+    def __enter__(self) -> RunningEngine:
+        raise EngineError(self._reason)
+
+    def __exit__(self, *_: object) -> None:
+        """Never entered."""
+
+
+def launch_first(
+    names: Sequence[str], profile: Profile, reasons: MutableMapping[str, str]
+) -> RunningEngine | MissingEngine:
+    """Launch the first of several engines that runs here.
+
+    Args:
+        names: Engines, the preferred one first.
+        profile: Where.
+        reasons: Gets the reason of each engine before it, by its title.
+
+    Returns:
+        The engine, or a stand-in that raises `EngineError` at any use, so that `skip_on_failure` can skip it.
+    """
+    for name in names:
+        with skip_on_failure(get_spec(name).title, reasons):
+            return launch(name, profile)
+    titles = ", ".join(get_spec(name).title for name in names)
+    return MissingEngine(f"it needs an engine, and none of these started: {titles}")
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:
@@ -279,27 +343,33 @@ def check_choices(spec: EngineSpec, choices: dict[str, Any]) -> None:
         raise UnsupportedOption(f"{spec.title} {reason} the option {option!r}. It takes: {known}.")
 
 
-def require_local(spec: EngineSpec, profile: Profile) -> None:
-    """Refuses an engine that cannot run as a process here.
+def require_local(spec: EngineSpec, profile: Profile) -> str:
+    """Refuse an engine that can't run as a process here.
+
+    Returns:
+        Device that it computes on.
 
     Raises:
         NotRunHere: It has no local form, or its environment has not been set up.
     """
-    if spec.local is None:
+    local, device = spec.local_on(profile.device)
+    if local is None:
         raise NotRunHere(spec.title, spec.not_local)
-    if not spec.local.needs.exists():
+    if not local.needs.exists():
         raise NotRunHere(
             spec.title,
-            f"its environment is not set up. Run: make setup STEP={spec.local.setup} "
+            f"its environment is not set up. Run: make setup STEP={local.setup} "
             f"(profile {profile.name})",
         )
+    return device
 
 
 def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
     """Starts the engine as a local process."""
-    assert spec.local is not None
-    command = [*spec.local.command, *spec.arguments(options)]
-    return ProcessHandle(command, spec.local.environment(options), new_log(spec.name))
+    local, _ = spec.local_on(options.device)
+    assert local is not None
+    command = [*local.command, *spec.arguments(options)]
+    return ProcessHandle(command, local.environment(options), new_log(spec.name))
 
 
 def start_container(
@@ -307,6 +377,7 @@ def start_container(
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
+    options = spec.settle(options)
     path = Path(options.model)
     inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
     folder = None
@@ -314,7 +385,7 @@ def start_container(
         folder = path if path.is_dir() else path.parent
         seen_as = MODEL_FOLDER if path.is_dir() else f"{MODEL_FOLDER}/{path.name}"
         inside = dataclasses.replace(inside, model=seen_as)
-    config = Path(options.config) if options.config else None
+    config = below_course(Path(options.config)) if options.config else None
     if config is not None:
         inside = dataclasses.replace(inside, config=f"{CONFIG_FOLDER}/{config.name}")
     client = connect()
@@ -323,7 +394,21 @@ def start_container(
     settings = {**spec.container.environment, **spec.environment(inside)}
     container = dataclasses.replace(spec.container, environment=settings)
     request = run_arguments(container, arguments, port, folder, os.environ, config)
+    hand_back(client, request)  # folders that a killed kernel's container has left
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
+
+
+def below_course(config: Path) -> Path:
+    """Return a file that docker can mount: a copy in the course's folder, if it isn't there already.
+
+    Docker often can't see /tmp, for example if it is snap's, or if the notebook itself is in a container. It
+    then makes an empty folder of that name.
+    """
+    if config.is_relative_to(ROOT):
+        return config
+    LOGS.mkdir(exist_ok=True)
+    copied = LOGS / f"{os.getpid()}-{config.name}"
+    return Path(shutil.copyfile(config, copied))
 
 
 def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartProgress) -> None:
@@ -389,7 +474,7 @@ def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
 
 def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     """Return the version that the engine tells, or the installed one if its program can't tell it."""
-    local = engine.spec.local
+    local, _ = engine.spec.local_on(engine.options.device)
     if local and not local.tells_version and isinstance(engine._handle, ProcessHandle):
         return local.version
     if engine.spec.version_path is None:

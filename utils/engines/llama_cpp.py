@@ -13,7 +13,15 @@ from pathlib import Path
 
 from utils.engines import llama_cpp_server
 from utils.engines.gpu_proof import llama_cpp_fault
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import (
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ENGINES
 
 NATIVE_SERVER = ENGINES / "llama_cpp_native" / "bin" / "llama-server"
@@ -84,7 +92,7 @@ SPEC = EngineSpec(
         port=8080,
         ipc=None,
         # `-hf` keeps models where every Hugging Face program does (common/hf-cache.cpp).
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={"~/.cache/huggingface": HUB_FOLDER},
         probe=("curl", "-fsS", "--noproxy", "*", "{url}"),
     ),
     local=local(),

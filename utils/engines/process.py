@@ -75,6 +75,16 @@ class ProcessHandle:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
+    def freeze(self) -> None:
+        """Suspend the engine's processes (SIGSTOP)."""
+        for process in psutil.Process(self._watchdog.pid).children(recursive=True):
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Let the engine's processes go on (SIGCONT)."""
+        for process in psutil.Process(self._watchdog.pid).children(recursive=True):
+            process.resume()
+
     def stop(self) -> None:
         """Ask the watchdog to end the engine, and end both by force if it doesn't or was killed itself."""
         if self._watchdog.poll() is None:

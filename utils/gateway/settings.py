@@ -407,6 +407,11 @@ def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySetti
     if path:
         try:
             found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except PermissionError as error:
+            raise SettingsError(
+                f"{path} cannot be read: {error}. In a container, the gateway is a user of its own. If the "
+                "files were checked out with umask 077, run: chmod -R go+rX docker models"
+            ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"{path} cannot be read: {error}") from None
         if not isinstance(found, dict):

@@ -276,13 +276,20 @@ def test_a_broken_driver_stops_the_profile_that_was_asked_for():
     assert topics(found, BLOCKER) == {"driver"}
 
 
-def test_a_gpu_without_docker_runs_labs_on_the_cpu_and_says_so():
+def test_gpu_without_docker_gets_local_engines():
     probe = Recorded("h100")
     del probe.commands["docker info --format {{json .}}"]
     facts = Machine(probe)
     found = examine(facts)
-    assert facts.profile == "cpu" and "docker" in topics(found, judge.INFO)
+    assert facts.profile == "cuda-local"
+    assert "docker" in topics(found, judge.INFO)
     assert "docker.io" in fixes(found)
+    assert [step.name for step in facts.steps] == [
+        "course",
+        "vllm_cuda",
+        "sglang_cuda",
+        "llama_cpp",
+    ]
 
 
 def test_on_arm_the_sglang_lab_runs_in_part_on_a_cpu():

@@ -17,6 +17,7 @@ from utils.profiles import load_profile
 from utils.telemetry import ScrapeError
 
 CPU = load_profile("cpu")
+SHARED = replace(CPU, runtime="docker", shares_gpu=True)
 VARIANTS = {"a": {}, "b": {"engine": "other"}, "broken": {"engine": "broken"}}
 
 
@@ -67,22 +68,22 @@ def test_processes_run_together_and_take_turns(log):
 
 
 def test_containers_come_one_after_the_other(log):
-    with Fleet(replace(CPU, runtime="docker"), VARIANTS, "first") as engines:
+    with Fleet(SHARED, VARIANTS, "first") as engines:
         assert log == []
         assert engines.each(note(log), turns=2) == {"a": [0, 1], "b": [0, 1]}
     assert log == ["+first", "a0", "a1", "-first", "+other", "b0", "b1", "-other"]
 
 
 def test_containers_run_together_where_that_is_asked_for(log):
-    with Fleet(replace(CPU, runtime="docker"), VARIANTS, "first", together=True) as engines:
+    with Fleet(SHARED, VARIANTS, "first", together=True) as engines:
         engines.each(note(log))
     assert log[:4] == ["+first", "+other", "a0", "b0"]
     assert len(log) == 6
 
 
-@pytest.mark.parametrize("runtime", ["process", "docker"])
-def test_one_of_them_runs_while_it_is_used_or_says_why_not(log, runtime):
-    with Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines:
+@pytest.mark.parametrize("profile", [CPU, SHARED], ids=["side by side", "one by one"])
+def test_one_of_them_runs_while_it_is_used_or_says_why_not(log, profile):
+    with Fleet(profile, VARIANTS, "first") as engines:
         with engines.one("a") as engine:
             assert engine.name == "first"
             assert "-first" not in log
@@ -91,14 +92,14 @@ def test_one_of_them_runs_while_it_is_used_or_says_why_not(log, runtime):
     assert "-first" in log
 
 
-@pytest.mark.parametrize("runtime", ["process", "docker"])
-def test_all_are_stopped_when_the_work_fails(log, runtime):
+@pytest.mark.parametrize("profile", [CPU, SHARED], ids=["side by side", "one by one"])
+def test_all_are_stopped_when_the_work_fails(log, profile):
     def fail(name, engine, turn):
         raise RuntimeError("no luck either")
 
     with (
         pytest.raises(RuntimeError, match="no luck either"),
-        Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines,
+        Fleet(profile, VARIANTS, "first") as engines,
     ):
         engines.each(fail)
     assert log.count("+first") == log.count("-first") == 1
@@ -151,7 +152,7 @@ def test_stopped_fleet_says_so(log, capsys):
 
 def test_has_names_reason_when_docker_is_down(log, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nowhere.sock")
-    with Fleet(replace(CPU, runtime="docker"), {"vLLM": {}}) as engines:
+    with Fleet(SHARED, {"vLLM": {}}) as engines:
         assert not engines.has("vLLM")
         assert "Docker did not answer" in capsys.readouterr().out
         assert engines.each(note(log)) == {}
@@ -164,7 +165,7 @@ def test_has_asks_for_image_before_engine_has_its_turn(log, monkeypatch):
     asked = []
     monkeypatch.setattr(fleet, "connect", lambda: "client")
     monkeypatch.setattr(fleet, "ensure_image", lambda client, image, *_: asked.append(image))
-    with Fleet(replace(CPU, runtime="docker"), {"a": {}, "b": {"engine": "sglang"}}) as engines:
+    with Fleet(SHARED, {"a": {}, "b": {"engine": "sglang"}}) as engines:
         assert engines.has("a")
         assert engines.has("b")
     assert asked == [get_spec(name).container.image for name in ("vllm", "sglang")]
@@ -178,15 +179,15 @@ def test_has_notices_engine_that_died(log, capsys):
     assert "it ended after it had started" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("runtime", ["process", "docker"])
+@pytest.mark.parametrize("profile", [CPU, SHARED], ids=["side by side", "one by one"])
 @pytest.mark.parametrize("error", [EngineError, httpx.ReadTimeout, ConfigError, ScrapeError])
-def test_engine_that_fails_at_work_leaves_the_others(log, runtime, error):
+def test_engine_that_fails_at_work_leaves_the_others(log, profile, error):
     def work(name, engine, turn):
         if name == "a" and turn == 1:
             raise error("a is gone")
         return turn
 
-    with Fleet(replace(CPU, runtime=runtime), VARIANTS, "first") as engines:
+    with Fleet(profile, VARIANTS, "first") as engines:
         assert engines.each(work, turns=3) == {"b": [0, 1, 2]}
         assert engines.reasons == {"a": "a is gone", "broken": "out of luck"}
         assert engines.each(note(log), only=["a"]) == {}
@@ -195,11 +196,11 @@ def test_engine_that_fails_at_work_leaves_the_others(log, runtime, error):
 def test_skip_on_failure_covers_start_and_work(log, capsys):
     reasons = {}
     with Fleet(CPU, VARIANTS, "first") as engines:
-        with skip_on_failure(reasons, "broken"), engines.one("broken"):
+        with skip_on_failure("broken", reasons), engines.one("broken"):
             raise AssertionError("must be skipped")
-        with skip_on_failure(reasons, "a"), engines.one("a"):
+        with skip_on_failure("a", reasons), engines.one("a"):
             raise httpx.ReadTimeout("no answer")
-        with pytest.raises(ZeroDivisionError), skip_on_failure(reasons, "b"):
+        with pytest.raises(ZeroDivisionError), skip_on_failure("b", reasons):
             _ = 1 / 0
     assert reasons == {"broken": "out of luck", "a": "no answer"}
     assert "a: not run here: no answer" in capsys.readouterr().out
@@ -215,9 +216,9 @@ def interrupt(event):
     threading.Thread(target=send, daemon=True).start()
 
 
-@pytest.mark.parametrize("runtime", ["process", "docker"])
+@pytest.mark.parametrize("profile", [CPU, SHARED], ids=["side by side", "one by one"])
 @pytest.mark.parametrize("when", [1, 3])
-def test_interrupt_cancels_starts_that_never_end(monkeypatch, runtime, when):
+def test_interrupt_cancels_starts_that_never_end(monkeypatch, profile, when):
     waiting, began, ended = threading.Event(), [], []
 
     def never_healthy(name, profile, *, progress):
@@ -233,7 +234,7 @@ def test_interrupt_cancels_starts_that_never_end(monkeypatch, runtime, when):
     monkeypatch.setattr(fleet, "launch", never_healthy)
     interrupt(waiting)
     with pytest.raises(KeyboardInterrupt):
-        Fleet(replace(CPU, runtime=runtime), {"a": {}, "b": {}, "c": {}}, together=True)
+        Fleet(profile, {"a": {}, "b": {}, "c": {}}, together=True)
     assert len(ended) == len(began) >= when
 
 
@@ -273,10 +274,15 @@ def test_stop_cancels_background_start(monkeypatch):
     assert not starting.result().has("a")
 
 
+def test_gpu_processes_come_one_by_one(log):
+    with Fleet(replace(CPU, device="cuda", shares_gpu=True), VARIANTS, "first") as engines:
+        assert engines.has("a")
+        engines.each(note(log))
+    assert log == ["+first", "a0", "-first", "+other", "b0", "-other"]
+
+
 def test_start_later_takes_together(log):
-    pair = fleet.start_later(
-        replace(CPU, runtime="docker"), {"left": {}, "right": {}}, engine="x", together=True
-    ).result()
+    pair = fleet.start_later(SHARED, {"left": {}, "right": {}}, engine="x", together=True).result()
     assert len(pair.running) == 2
     pair.stop()
 

@@ -32,6 +32,7 @@ from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.engines.start_progress import StartProgress
 from utils.profiles import PROFILES, ROOT
 
+launch_module = sys.modules["utils.engines.launch"]
 FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 
 
@@ -234,6 +235,37 @@ def test_an_engine_that_is_not_set_up_names_the_command(fake, profile, monkeypat
         launch("fake", profile)
 
 
+GPU = dataclasses.replace(PROFILES["cpu"], name="cuda-local", device="cuda", shares_gpu=True)
+
+
+def test_gpu_without_docker_takes_the_cuda_build(fake, monkeypatch):
+    cuda = dataclasses.replace(fake.local, command=("cuda",), setup="fake_cuda")
+    both = dataclasses.replace(fake, local_cuda=cuda)
+    assert both.local_on("cuda") == (cuda, "cuda")
+    assert both.local_on("cpu") == (fake.local, "cpu")
+    assert fake.local_on("cuda") == (fake.local, "cpu")
+
+
+def test_engine_without_cuda_build_says_that_it_is_on_the_cpu(fake, profile, capsys):
+    local = dataclasses.replace(GPU, models=profile.models, start_timeout_s=10.0)
+    with launch("fake", local) as engine:
+        assert engine.options.device == "cpu"
+    assert "on the CPU, because this build of it has no CUDA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vllm", "make setup STEP=vllm_cuda"),
+        ("sglang", "make setup STEP=sglang_cuda"),
+        ("tensorrt_llm", "it needs its container"),
+    ],
+)
+def test_gpu_without_docker_names_what_is_missing(name, says, monkeypatch):
+    with pytest.raises(NotRunHere, match=says):
+        launch(name, dataclasses.replace(GPU, models={name: "owner/some-model"}))
+
+
 def test_a_missing_model_is_refused_before_the_start(fake, profile, tmp_path):
     with pytest.raises(ModelMissing, match="There is no model at"):
         launch("fake", profile, model=str(tmp_path / "none.gguf"))
@@ -263,6 +295,15 @@ def test_a_profile_may_be_given_by_name_and_a_port_must_be_one(fake, profile):
     for port in (0, 99999, "8000"):
         with pytest.raises(UnsupportedOption, match="no port"):
             launch("fake", profile, port=port)
+
+
+def test_file_for_container_is_below_the_course(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch_module, "LOGS", tmp_path / ".run")
+    (tmp_path / "settings.yml").write_text("dtype: fp8")
+    copied = launch_module.below_course(tmp_path / "settings.yml")
+    assert copied.parent == tmp_path / ".run"
+    assert copied.read_text() == "dtype: fp8"
+    assert launch_module.below_course(ROOT / "README.md") == ROOT / "README.md"
 
 
 def test_logs_go_elsewhere_when_the_folder_cannot_be_written(monkeypatch, tmp_path):

@@ -38,6 +38,10 @@ def test_serve_settings_accepts_every_right_file(answer):
     lab.serve_settings(answer)
 
 
+def test_settings_without_remarks_give_an_empty_table():
+    assert tables.notes_table({"fine": {}}, lambda values: []).empty
+
+
 def test_notes_table_has_a_row_per_remark():
     table = tables.notes_table(
         {"a typo": {"max_batch_sise": 8}, "fine": {"max_batch_size": 8}}, settings_notes

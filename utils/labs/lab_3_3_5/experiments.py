@@ -446,7 +446,7 @@ def try_sglang(profile: Profile) -> str:
     """
     if "eagle3_heads" not in profile.models:
         return f"SGLang with EAGLE-3: {NO_HEADS} ({profile.models['sglang']})."
-    if profile.runtime != "process":
+    if profile.device == "cuda":
         try:
             with launch("sglang", profile, quiet=True, **sglang_options(profile)) as engine:
                 prompts = served_prompts(load_tokenizer(profile.models["vllm"]), profile)

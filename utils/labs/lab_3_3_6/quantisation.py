@@ -162,4 +162,4 @@ def why_no_fp8_cache(cpuinfo: str) -> str:
 
 def fp8_reason(profile: Profile) -> str:
     """`why_no_fp8_cache` for this machine; "" on a GPU."""
-    return why_no_fp8_cache(read_cpuinfo()) if profile.name == "cpu" else ""
+    return why_no_fp8_cache(read_cpuinfo()) if profile.device == "cpu" else ""

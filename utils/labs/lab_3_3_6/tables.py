@@ -141,7 +141,9 @@ def notes_table(
         for name, values in cases.items()
         for note in remarks(values)
     ]
-    return pd.DataFrame(rows).set_index("settings")
+    return pd.DataFrame(rows, columns=["settings", "TensorRT-LLM", "because", "read in"]).set_index(
+        "settings"
+    )
 
 
 def not_run(reasons: Sequence[tuple[str, str]]) -> pd.DataFrame:
