@@ -736,6 +736,9 @@ fleet.stop()
 #
 # For a published draft, find out which of the two its ids mean: the acceptance length tells.
 #
+# **TensorRT-LLM** drafts a chain with EAGLE-3 unless its file sets `use_dynamic_tree: true` in `speculative_config`. Then
+# it grows the tree of section 5 (lab 3.3.6 writes such files).
+#
 # Where SGLang runs without its own kernels, as on this course's `cpu` profile, it cannot: building and verifying a tree
 # are kernels of its own. Here is what it says:
 

@@ -55,7 +55,7 @@ TITLES: Mapping[str, str] = {
 IMAGES: Mapping[str, str] = {
     "vllm": "nvcr.io/nvidia/vllm:26.10-py3",
     "sglang": "lmsysorg/sglang:v0.5.23-cu130",
-    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc28",
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }

@@ -49,6 +49,7 @@ from utils.engines.runtime import LOGS, Handle, check_port, free_port, last_log_
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.engines.start_progress import StartProgress
 from utils.fleet_plan import engine_sizes
+from utils.model_sizes import BITS_PER_WEIGHT
 from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
@@ -173,11 +174,12 @@ class RunningEngine:
 def quantisation_of(model: str, dtype: str) -> str:
     """Return the weight format that a model's name ends with, else the dtype's.
 
-    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0`, `owner/name-NVFP4` and `qwen3:8b-fp16`.
     """
     name = Path(model).name
-    if model.endswith(".gguf") or ":" in name:
-        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
+    last = re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
+    if model.endswith(".gguf") or ":" in name or last in BITS_PER_WEIGHT:
+        return last
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 

@@ -5,6 +5,7 @@ A spec is data. It knows neither processes nor docker; the two runtimes know no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,16 @@ def refuse_nothing(
 def no_environment(options: ServeOptions) -> Mapping[str, str]:
     """Of an engine whose container needs nothing set for certain options."""
     return {}
+
+
+def usage_stats_off(variable: str) -> Callable[[ServeOptions], Mapping[str, str]]:
+    """Return the environment that keeps an engine from reporting its usage to its makers.
+
+    Args:
+        variable: Variable that switches the reports off with `1`. If you set it yourself before the engine
+            starts, for example to `0`, your value is used.
+    """
+    return lambda options: {variable: os.environ.get(variable, "1")}
 
 
 def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
