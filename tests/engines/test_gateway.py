@@ -1,5 +1,7 @@
 """The gateway in front of a real engine: llama.cpp, which starts in a second."""
 
+import asyncio
+import json
 import time
 
 import httpx
@@ -7,7 +9,11 @@ import openai
 import pytest
 from prometheus import PANELS, load_on, needs_prometheus, watching
 
+from utils.gateway.backend import PROBES, Backend
 from utils.gateway.local_gateway import models_of, serve
+from utils.gateway.metrics import Metrics
+from utils.gateway.settings import BackendSettings, Health
+from utils.http.sse import DONE, SSEParser
 from utils.telemetry.snapshot import scrape
 
 pytestmark = pytest.mark.engine
@@ -76,3 +82,61 @@ def test_every_panel_has_data_while_all_is_well(llama_cpp, gateway, tmp_path):
         prometheus.all_have_data([*PANELS, "rate(llamacpp:tokens_predicted_total[1m]) > 0"])
         assert [value for _, value in prometheus.query("up")] == [1.0, 1.0]
         assert not prometheus.get("/alerts")["alerts"]
+
+
+def test_timings_of_engine_reach_client_that_asks_no_usage(gateway):
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "stream": True}
+    url = f"{gateway.base_url}/v1/chat/completions"
+    chunks = chunks_of(httpx.post(url, json=body, timeout=60, trust_env=False))
+    assert not any(chunk.get("usage") for chunk in chunks)
+    assert all(chunk["choices"] for chunk in chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["timings"]["predicted_n"] == 8
+
+
+def test_pings_of_engine_are_no_first_token(gateway):
+    long = [{"role": "user", "content": "word " * 800}]
+    body = {"model": "tiny", "messages": long, "max_tokens": 4, "stream": True}
+    url = f"{gateway.base_url}/v1/chat/completions"
+    found = []
+    for more in ({}, {"sse_ping_interval": 1, "cache_prompt": False}):
+        before = ttft_sum(gateway)
+        answer = httpx.post(url, json=body | more, timeout=60, trust_env=False)
+        assert len(chunks_of(answer)) >= 4
+        found.append(ttft_sum(gateway) - before)
+    # The second prompt isn't in the cache, so its first token can't come within a ping's millisecond.
+    assert found[1] > 0.01
+
+
+def test_probe_of_gateway_is_answered(llama_cpp):
+    backend = models_of({"tiny": [llama_cpp]})[0]["backends"][0]
+    settings = BackendSettings(**backend)
+    health = Health(probe_s=30)
+
+    async def ask():
+        one = Backend("tiny", settings, health, Metrics())
+        try:
+            for api in PROBES:
+                one._failed_api = api
+                assert await one._one_token() is True
+            wrong = Backend("tiny", settings, health, Metrics())
+            wrong._urls["completions"] = wrong._urls["completions"].copy_with(path="/v1/none")
+            assert await wrong._one_token() is False
+            await wrong.close()
+        finally:
+            await one.close()
+
+    asyncio.run(ask())
+
+
+def chunks_of(answer):
+    assert answer.status_code == 200, answer.text
+    found = [event.data for event in SSEParser().feed(answer.content)]
+    assert found[-1] == DONE
+    return [json.loads(data) for data in found[:-1]]
+
+
+def ttft_sum(gateway):
+    text = gateway.metrics()
+    lines = [line for line in text.splitlines() if line.startswith("gateway_ttft_seconds_sum{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)

@@ -17,6 +17,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -207,18 +208,21 @@ class Engine:
         health: int = 200,
         port: int = 0,
         host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.mode, self.parts, self.answer = mode, parts and list(parts), answer
-        self.body, self.host = body, host
+        self.body, self.host, self.tls = body, host, tls
         self.first_s, self.gap_s, self.health, self.port = first_s, gap_s, health, port
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.running = self.cancelled = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Engine:
-        self._server = await asyncio.start_server(self._serve, self.host, self.port, backlog=1024)
+        self._server = await asyncio.start_server(
+            self._serve, self.host, self.port, backlog=1024, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://{self.host}:{self.port}"
+        self.url = f"http{'s' if self.tls else ''}://{self.host}:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

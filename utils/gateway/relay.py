@@ -317,12 +317,13 @@ class Relay:
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
+            if context.abandoned == "down":
+                error = upstream_error(f"The engine {name} is down.")
+                raise UpstreamError("down", error, Against.NEVER) from None
             error = upstream_error(
                 f"The engine {name} did not answer in time.", "timeout", status=504
             )
-            down = context.abandoned == "down"
-            against = Against.NEVER if down else Against.IF_SLOWER
-            raise UpstreamError(context.abandoned, error, against) from None
+            raise UpstreamError("timeout", error, Against.IF_SLOWER) from None
         except OwnShortage:
             error = unavailable(
                 "The gateway has no more file descriptors or ports. Try again in a moment, and raise "

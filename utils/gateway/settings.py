@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -68,7 +69,7 @@ class BackendSettings(SettingsGroup):
     model: str | None = None
     max_outstanding: Count = 64
     api_key_file: Path | None = None
-    ca_file: str | None = None
+    ca_file: Path | None = None
     discover: bool = False
     draining: bool = False
 
@@ -78,6 +79,16 @@ class BackendSettings(SettingsGroup):
         if self.api_key_file is None:
             return {}
         return {"authorization": f"Bearer {self.api_key_file.read_text(encoding='utf-8').strip()}"}
+
+    @field_validator("ca_file")
+    @classmethod
+    def _holds_certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except (OSError, ssl.SSLError) as error:
+                raise ValueError(f"{value} can't be read as PEM certificates: {error}") from None
+        return value
 
     @field_validator("api_key_file")
     @classmethod

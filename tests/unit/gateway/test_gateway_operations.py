@@ -6,7 +6,10 @@ import http.client
 import json
 import logging
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -452,3 +455,29 @@ def test_sighup_of_process_reads_file_again():
         assert one.running()
     assert not path.exists()
     assert not one.running()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="not run here: needs openssl")
+def test_engine_with_tls_needs_its_authority(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=engine", "-keyout", str(key)]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+
+    async def work():
+        async with case(Engine(tls=tls), backend={"ca_file": str(certificate)}) as c:
+            for stream in (True, False):
+                answers = await asyncio.gather(*[c.ask(stream=stream) for _ in range(3)])
+                assert [answer.status_code for answer in answers] == [200] * 3
+        async with case(Engine(tls=tls)) as c:
+            assert (await c.ask()).status_code in (502, 503)
+
+    run(work())
+    with pytest.raises(SettingsError, match=r"ca_file: .*PEM"):
+        load_settings(
+            models=[{"name": "m", "backends": [described("a", "https://x", ca_file=str(key))]}],
+            allow_anonymous=True,
+        )
