@@ -4,7 +4,7 @@ What comes from the package index goes into environments of its own below `.peer
 their clients there, too.
 
     python -m benchmarks.peers                 # make peers: installs what is missing
-    python -m benchmarks.peers clients         # the tests' part alone
+    python -m benchmarks.peers clients openai-js         # the tests' part alone
 """
 
 from __future__ import annotations
@@ -89,7 +89,26 @@ def environment(name: str, title: str, gigabytes: float) -> Step:
     return Step(name, title, FOLDER / name, 1.0, gigabytes, (f"{name}.txt",), build)
 
 
-CLIENTS = environment("clients", "langchain-openai and schemathesis in .peers/clients", 0.2)
+def npm_package(name: str, title: str, gigabytes: float) -> Step:
+    """The files of the npm package that `requirements/NAME.txt` pins. Nothing of it is run to install it."""
+    file = f"{name}.txt"
+
+    def build(shell: Shell, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        pinned = (REQUIREMENTS / file).read_text(encoding="utf-8").strip()
+        pack = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(target)]
+        shell.run([*pack, pinned])
+        (archive,) = target.glob("*.tgz")
+        shell.run(["tar", "-xzf", str(archive), "-C", str(target), "--strip-components=1"])
+        archive.unlink()
+
+    return Step(name, title, FOLDER / name, 0.5, gigabytes, (file,), build)
+
+
+CLIENTS = environment(
+    "clients", "langchain-openai, schemathesis and kubernetes-validate in .peers/clients", 0.2
+)
+OPENAI_JS = npm_package("openai-js", "OpenAI's package for JavaScript in .peers/openai-js", 0.05)
 LITELLM = environment("litellm", "LiteLLM's proxy in .peers/litellm", 0.7)
 
 
@@ -201,7 +220,7 @@ PEERS: dict[str, Peer] = {
 
 
 def main() -> int:
-    steps = {step.name: step for step in (CLIENTS, LITELLM)}
+    steps = {step.name: step for step in (CLIENTS, OPENAI_JS, LITELLM)}
     names = sys.argv[1:] or list(steps)
     if wrong := [name for name in names if name not in steps]:
         print(f"There is no {wrong[0]!r}; there are: {', '.join(steps)}.", file=sys.stderr)

@@ -9,7 +9,7 @@ IN_PARALLEL := tests/unit tests/gpu_paths tests/integration --ignore=tests/unit/
 REHEARSAL := tests/rehearsal -n 2 --dist worksteal
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
-	@$(RUN) -m benchmarks.peers clients
+	@$(RUN) -m benchmarks.peers clients $(if $(shell command -v npm),openai-js)
 	@trap "exit 130" INT; failed=0; \
 	$(RUN) -m pytest $(IN_PARALLEL) --durations=25 || failed=1; \
 	$(RUN) -m pytest $(REHEARSAL) --durations=25 || failed=1; \
@@ -44,7 +44,7 @@ aarch64: course-env  ## ask the package index whether every pinned package has a
 	done
 
 unit: setup  ## run the unit tests and those that start processes, but no engine
-	@$(RUN) -m benchmarks.peers clients
+	@$(RUN) -m benchmarks.peers clients $(if $(shell command -v npm),openai-js)
 	@$(RUN) -m pytest $(IN_PARALLEL) --durations=25
 	@$(RUN) -m pytest tests/unit/benchmark --durations=25
 

@@ -39,7 +39,10 @@ from utils.gateway import balance, bucket
 from utils.labs.lab_3_3_7 import plots
 from utils.labs.lab_3_3_7 import experiments
 from utils.labs.lab_3_3_7 import tables
+from utils.labs.lab_3_3_7.fault_injection import LIES
+from utils.labs.lab_3_3_7.sli import judge_sli, measured_capacity
 from utils.gateway.bucket import Bucket
+from utils.gateway.fair_queue import Share
 from utils.gateway.circuit import Circuit
 from utils.gateway.auth import digest
 from utils.gateway.local_gateway import models_of, serve, start
@@ -391,6 +394,19 @@ pair.stop()
 # Affinity makes the shares uneven, because there are few groups. The bound keeps this from becoming a queue.
 # </details>
 #
+# **A trap.** A chat service puts the same system prompt in front of every conversation. If the key is the first 512 characters of a
+# prompt, it is the part in which all requests are *alike*:
+
+# %%
+for rule, keys in experiments.keys_of_chats(64).items():
+    print(f"{rule}: 64 conversations with one system prompt have {keys} different keys (derived)")
+
+# %% [markdown]
+# With one key, all conversations want the same replica. The bound spreads them out, but by load and not by conversation, so their turns
+# wander. In a simulation with four replicas and 16 requests in flight, 34 % of the turns stayed on their conversation's replica, where
+# chance gives 25 %. So the gateway's key is a session that the client names (the header `x-session-id`, or OpenAI's field
+# `prompt_cache_key`), and otherwise the system prompt *with the first user message*.
+#
 # ## 5. A fault day
 #
 # Engines die, hang, slow down, and claim to be well. Three defences work together: **active health checks** (ask every
@@ -437,8 +453,10 @@ step = checks.step(step)
 
 # %% [markdown]
 # Now break things, on real engines under load. Between the gateway and the second engine stands a small proxy of ours, which can
-# be slow or lie (health checks pass, requests get HTTP 500). The third is frozen with SIGSTOP: the kernel still accepts
-# connections for it. The first is killed. Each fault begins when a third of the load is done.
+# be slow or lie. A lie means that its health check passes while its requests fail. Four lies are fast: HTTP 500, 404 (the engine
+# serves another model name), 401 (it wants a key that nobody gave the gateway), and a 200 whose JSON holds an error. The fifth
+# lie never answers. The third engine is frozen with SIGSTOP, so the kernel still accepts connections for it. The first is killed.
+# Each fault begins when a third of the load is done.
 #
 # **Predict**: the first engine is killed while all users wait for its and the others' answers. How many *requests* fail, that is,
 # end with an error? (Of as many as the table will show; a user whose stream had begun cannot be helped.)
@@ -455,7 +473,7 @@ runs = []
 with skip_on_failure("broken engines"), experiments.faulty_pool(small.at_least(2), profile) as (gateway, proxy):
     engines = small.running
     runs.append(experiments.run_with_fault(gateway, profile, "no fault"))
-    for mode in ("slow", "lying"):
+    for mode in ("slow", *LIES, "hangs"):
         runs.append(experiments.run_with_fault(gateway, profile, mode, *experiments.misbehave(proxy, mode)))
     if len(engines) > 2:
         runs.append(experiments.run_with_fault(gateway, profile, "frozen", *experiments.frozen(engines[2])))
@@ -487,8 +505,13 @@ if runs:
 # * *Slow*: nobody sees an error, and if anything shows the fault, it is the p99. Health checks find nothing, because the engine is well,
 #   only late. Least outstanding sends it fewer requests, because its requests stay longer (*requests by engine*, the second of three).
 #   Round robin would send it as many as before.
-# * *Lying*: the health check passes, so only failures reveal the fault. Three in a row open the circuit. If clients see no error, it is
-#   because each failed attempt was repeated on another engine (*repeated, by reason*).
+# * *Lying, no such model, wants a key, error in a 200*: the health check passes, so only failures reveal the fault. If clients see no
+#   error, it is because each failed attempt was repeated on another engine (*repeated, by reason*), and three failures in a row open
+#   the circuit. A gateway that takes a 404 or a 401 for the client's fault would do worse than a slow one: the broken engine answers
+#   at once, so it is always the least busy, and *least outstanding* sends it most of the traffic. Ours compares: if another engine
+#   answers the same request, the fault is the first one's.
+# * *Hangs*: only time reveals it. Each request waits for its first token until `first_byte_s` is over, and goes elsewhere then. After
+#   three such requests the circuit opens. From then on the gateway asks for one token itself, so no user waits for the probe.
 # * *Frozen*: the kernel accepts connections, and no answer comes. A request that waits for its first byte is sent elsewhere as soon as the
 #   health check fails. A stream that had begun ends with an error event after the silence that is printed above the table
 #   (`idle_s`). If no stream had begun on that engine, nobody sees an error.
@@ -524,13 +547,12 @@ answered_of_40 = 12
 ### END SOLUTION
 
 # %% tags=["measures"]
-drain = {"notice_s": 1.0, "limit_s": 20.0}  # for section 7, which ends this gateway
-gateway, metrics_text, page = None, "", ""
+metrics_text, page = "", ""
 with skip_on_failure("the crowd"):
     narrow = models_of({experiments.MODEL: small.at_least(1)[:1]}, max_outstanding=4)
-    gateway = start(narrow, queue={"size": 8, "wait_s": 30}, drain=drain, log_level="warning")
-    found, waits = experiments.crowd(gateway, 40, 3 * sizes.answer_tokens)
-    metrics_text, page = gateway.metrics(), experiments.page_title(gateway)  # for section 8
+    with serve(narrow, queue={"size": 8, "wait_s": 30}, log_level="warning") as gateway:
+        found, waits = experiments.crowd(gateway, 40, 3 * sizes.answer_tokens)
+        metrics_text, page = gateway.metrics(), experiments.page_title(gateway)  # for section 8
     compare_prediction(answered_of_40, found[200], what="requests answered", unit="of 40")
     print(f"By status: {dict(found)}; Retry-After of the refused: {sorted(set(waits))} s (measured)")
 
@@ -544,6 +566,67 @@ with skip_on_failure("the crowd"):
 # from the number that wait. OpenAI's client obeys it by itself.
 # </details>
 #
+# A queue has a second question: *whose* request is next? In one queue for all, a key that sends a hundred requests leaves
+# everybody else behind them. So the gateway has one queue for each key, and serves the queues by **deficit round robin**
+# (Shreedhar, Varghese, 1995): in each round a key earns a *quantum* of tokens, and it is served while it can pay for its next
+# request. Long requests aren't forbidden. They only cost more rounds.
+
+# %% [markdown]
+# Write `next_turn`. `ring` is a list of `Share(key, deficit)` in the order of their turns, `costs` has the cost of each key's next
+# request. If the first of the ring can pay (its `deficit` is at least its cost), it is served: return its name, and a new ring in
+# which it has paid and is *still first*. If it can't pay, it earns `quantum` and goes to the end, and the next is first. A key that
+# isn't in `costs` has nothing to be served, so it goes to the end *without* earning. At least one key is in `costs`.
+#
+# <details><summary>Hint</summary>
+#
+# `first, *others = ring` splits the ring, and `replace(first, deficit=...)` makes a changed copy. Use a loop that ends with `return`.
+# </details>
+
+# %% exercise="next_turn" title="Turns for keys" minutes=12 difficulty=3 points=4
+def next_turn(ring: list[Share], costs: dict[str, float], quantum: float) -> tuple[str, list[Share]]:
+    """The key whose request is served next, and the ring afterwards."""
+    ### BEGIN SOLUTION
+    waiting = list(ring)
+    while True:
+        first, *others = waiting
+        cost = costs.get(first.key)
+        if cost is not None and first.deficit >= cost:
+            return first.key, [replace(first, deficit=first.deficit - cost), *others]
+        earned = 0.0 if cost is None else quantum
+        waiting = [*others, replace(first, deficit=first.deficit + earned)]
+    ### END SOLUTION
+
+# %% check="next_turn"
+next_turn = checks.next_turn(next_turn)
+
+# %% [markdown]
+# Twelve turns of your function, with a key whose requests are short and one whose requests are four times as long:
+
+# %%
+shares, order = [Share("short"), Share("long")], []
+for _ in range(12):
+    key, shares = next_turn(shares, {"short": 250.0, "long": 1000.0}, 250.0)
+    order.append(key)
+print(" ".join(order))
+print({key: order.count(key) * cost for key, cost in (("short", 250), ("long", 1000))}, "tokens (derived)")
+
+# %% [markdown]
+# Now the gateway. One key keeps forty requests waiting, and another sends one at a time. **Predict**: how many of the light key's
+# eight requests get an answer?
+
+# %% prediction="light_answered"
+### BEGIN SOLUTION
+#: light_answered = None  # requests, of 8
+light_answered = 8
+### END SOLUTION
+
+# %% tags=["measures"]
+with skip_on_failure("two keys"):
+    shared = experiments.heavy_and_light(small.at_least(1)[0], profile, heavy=40, light=8)
+    compare_prediction(light_answered, shared.light[200], what="requests of the light key answered", unit="of 8")
+    print(f"Light key: {dict(shared.light)}, heavy key: {dict(shared.heavy)} by HTTP status (measured)")
+
+# %% [markdown]
 # ## 7. Leaving without cutting anybody off
 #
 # A new version is deployed: the old server gets SIGTERM. If it stops at once, every stream breaks. If it stops listening at once, the
@@ -577,7 +660,10 @@ def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float
 phase = checks.phase(phase)
 
 # %% tags=["measures"]
-if gateway:
+drain = {"notice_s": 1.0, "limit_s": 20.0}
+with skip_on_failure("draining"):
+    narrow = models_of({experiments.MODEL: small.at_least(1)[:1]}, max_outstanding=4)
+    gateway = start(narrow, drain=drain, log_level="warning")
     tokens = experiments.tokens_in(runs[0], seconds=4) if runs else 4 * sizes.answer_tokens  # about 4 s of streaming
     seen = experiments.drain_under_load(gateway, streams=3, tokens=tokens)
     gateway.stop()
@@ -586,8 +672,6 @@ if gateway:
     print(f"{len(whole)} of {len(seen.finished)} running streams ended whole{last}")
     print(f"The gateway's process ended after {seen.ended_s:.1f} s (measured)")
     display(tables.drain_table(seen, lambda since, in_flight: phase(since, in_flight, **drain)))
-else:
-    print("Draining: not run here, because the gateway of section 6 has no engine")
 
 # %% [markdown]
 # **Read the table.** In which phase do `/health/ready` and a new request get different answers, and why are both right? Was a stream cut
@@ -605,7 +689,7 @@ else:
 #
 # ## 8. Four numbers, and a page
 #
-# `/metrics` is what Prometheus reads. Of everything there, four numbers wake somebody up: **errors** (share of requests that
+# `/metrics` is what Prometheus reads. Of everything there, four numbers come first: **errors** (share of requests that
 # ended badly), **TTFT** (its 95th percentile), **queue** (requests that wait), **up** (backends that answer). `docker/` has a Prometheus, its
 # alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here, what the gateway of
 # section 6 said after its crowd:
@@ -618,7 +702,7 @@ print(f"\n{len(lines)} lines in all. At / there is a page, {page!r}: python -m u
 small.stop()
 
 # %% [markdown]
-# The page at `/` is one file without a build step: choose a model and an engine, stream, stop, see TTFT and tokens/s. It talks to
+# The page at `/` needs no build step: choose a model and an engine, stream, stop, see TTFT and tokens/s. It talks to
 # Ollama as to any other: a backend with `engine: ollama` and its address. (Ollama itself: not run here unless your machine has
 # its container.)
 #
@@ -640,6 +724,49 @@ small.stop()
 # %% [markdown]
 # ## Before it goes live
 #
+# **How good is good enough?** First you need a *service level indicator* (SLI): the share of requests that ended well. Then you set an
+# *objective* for it, for example 99.5 % over 30 days. The rest is an *error budget* of 0.5 %, and an alert asks how fast it burns.
+# `docker/prometheus/alerts.yml` has such alerts, and [the run-book](../docs/runbook.md) says what to do for each.
+#
+# The indicator is a query, and it is easy to get wrong. Ours counts the requests by their end: `gateway_requests_total` has the labels
+# `model` and `outcome`. Change the query below until it is right for each kind of traffic. It should not count a request whose end is
+# its caller's own doing (`client_error`, `rate_limited`), and it has to be 0, and not absent, if nobody gets an answer.
+
+# %%
+sli = """
+sum by (model) (rate(gateway_requests_total{outcome="ok"}[5m]))
+/ sum by (model) (rate(gateway_requests_total[5m]))
+"""
+display(judge_sli(sli))
+
+# %% [markdown]
+# <details><summary>Our query, and why</summary>
+#
+# ```text
+# (sum by (model) (rate(gateway_requests_total{outcome="ok"}[5m])) or 0 * sum by (model) (rate(gateway_requests_total[5m])))
+# / sum by (model) (rate(gateway_requests_total{outcome!~"client_error|rate_limited"}[5m]))
+# ```
+#
+# The first line has an `or`, because a counter that never counted doesn't exist, so the share of a total outage would be missing
+# instead of 0, and an alert on a missing value never fires. The second line leaves out what the callers did themselves. It
+# *excludes* by name, so an outcome that a later version adds counts as ours until somebody decides otherwise.
+# </details>
+#
+# **How many at once?** `max_outstanding` should be what one engine can do well, and lab 3.3.1 measured that: its *goodput* is the rate
+# at which requests still meet their objectives. Little's law turns a rate into a number of places, because requests in flight are the
+# rate times the time that each of them takes.
+
+# %%
+capacity = measured_capacity()
+if capacity is None:
+    print("No run with objectives in records/: do lab 3.3.1 on this machine, then run this cell again.")
+else:
+    print(f"{capacity.label}: {capacity.per_s:.2f} requests/s within the objectives, {capacity.seconds:.2f} s each (measured in lab 3.3.1)")
+    print(f"max_outstanding = {capacity.places} for each such engine (derived)")
+
+# %% [markdown]
+# The rest is a list. Take it along.
+#
 # | | where |
 # |---|---|
 # | TLS ends in front (nginx, Caddy, a cloud's load balancer); the gateway listens on a private address | `host` |
@@ -647,7 +774,11 @@ small.stop()
 # | keys are made for each caller, and can be taken back one by one | `new-key`, `keys` |
 # | limits on body, answer, requests and tokens | `limits`, `keys` |
 # | deadline, idle time and queue are set from measurements | `timeouts`, `queue` |
-# | readiness and liveness are asked on different paths | `/health/ready`, `/health/live` |
+# | liveness asks whether to restart this process; readiness asks whether *this gateway* should get requests, and never asks the engines, because every gateway would see the same dead engine and leave | `/health/live`, `/health/ready` |
+# | metrics, the OpenAPI document and commands are on a port that clients can't reach | `private` |
+# | each key has a limit of parallel requests, and the metrics tell tokens and cost by key | `max_parallel`, `price` |
+# | nginx or Caddy pass streams on piece by piece | `docker/proxy` |
+# | Kubernetes has probes, a `preStop` and a grace period that fit the drain | [docs/kubernetes.md](../docs/kubernetes.md) |
 # | SIGTERM comes early enough: grace period some seconds above `limit_s` | `drain` |
 # | `/metrics` is scraped, alerts reach a person, somebody has seen one fire | `docker/` |
 # | no prompt and no key in logs; a request id in each line | JSON logs |
@@ -663,6 +794,7 @@ small.stop()
 # | affinity with a bound | caches are used, nobody is buried | section 4, two vLLM |
 # | retry before the first byte | unseen, and honest | section 5, real engines |
 # | back-pressure | 429 and when to come back | section 6 |
+# | turns for keys | tokens are shared, not places in a queue | section 6, a heavy key next to a light one |
 # | drain | not ready, then closed, then gone | section 7 |
 
 # %% [markdown]

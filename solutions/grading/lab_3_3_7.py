@@ -15,6 +15,7 @@ from utils.gateway.bucket import Bucket
 from utils.gateway.bucket import full as _full
 from utils.gateway.circuit import Circuit
 from utils.gateway.circuit import admits as _admits
+from utils.gateway.fair_queue import Share
 from utils.gateway.timing import Timing
 from utils.http.answers import has_text
 from tools.lab.judge.hidden_tests import Grading, Wrong
@@ -27,6 +28,7 @@ _least = lab.least_outstanding.reference
 _bounded = lab.bounded_hash.reference
 _step = lab.step.reference
 _phase = lab.phase.reference
+_turn = lab.next_turn.reference
 _TEXTS = ["", "a", "hello", "å ß 漢字", " two", '{"choices": [1]}', "data: x", ": no comment"]
 
 
@@ -622,3 +624,88 @@ def _(attempt: Callable[..., str], rng: random.Random) -> None:
 @phase.part("with none", points=1)
 def _(attempt: Callable[..., str], rng: random.Random) -> None:
     _same_phases(attempt, rng, [0])
+
+
+Turn = tuple[str, list[Share]]
+
+
+def _forgets_to_pay(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    key, after = _turn(ring, costs, quantum)
+    return key, [replace(s, deficit=s.deficit + costs[key]) if s.key == key else s for s in after]
+
+
+def _idle_earn(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    waiting = list(ring)
+    while True:
+        first, *others = waiting
+        if first.deficit >= costs.get(first.key, math.inf):
+            return first.key, [replace(first, deficit=first.deficit - costs[first.key]), *others]
+        waiting = [*others, replace(first, deficit=first.deficit + quantum)]
+
+
+def _each_in_turn(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    waiting = list(ring)
+    while waiting[0].key not in costs:
+        waiting.append(waiting.pop(0))
+    first, *others = waiting
+    return first.key, [*others, first]
+
+
+def _more_than_enough(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    waiting = list(ring)
+    while True:
+        first, *others = waiting
+        cost = costs.get(first.key)
+        if cost is not None and first.deficit > cost:
+            return first.key, [replace(first, deficit=first.deficit - cost), *others]
+        waiting = [*others, replace(first, deficit=first.deficit + (quantum if cost is not None else 0))]
+
+
+def _goes_to_the_end(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    key, (first, *others) = _turn(ring, costs, quantum)
+    return key, [*others, first]
+
+
+def _changes_the_ring(ring: list[Share], costs: Mapping[str, float], quantum: float) -> Turn:
+    key, ring[:] = _turn(ring, costs, quantum)
+    return key, ring
+
+
+next_turn = Grading(
+    lab.next_turn,
+    wrong={
+        "forgets to pay": Wrong(_forgets_to_pay, says="paid"),
+        "idle keys earn": Wrong(_idle_earn, says="earns nothing"),
+        "each key in turn": Wrong(_each_in_turn, says="paid"),
+        "wants more than enough": Wrong(_more_than_enough, says="Exactly"),
+        "goes to the end after its turn": Wrong(_goes_to_the_end, says="stays first"),
+        "changes the ring that it was given": Wrong(_changes_the_ring, says="changed its argument"),
+    },
+    twins=("utils.gateway.fair_queue.FairQueue",),
+    returns=(Share,),
+)
+
+
+def _turns(attempt: Callable[..., Turn], rng: random.Random, idle: bool) -> None:
+    for _ in range(10):
+        names = rng.sample("abcdef", rng.randint(2, 5))
+        ring = [Share(name, float(rng.randint(0, 80))) for name in names]
+        quantum = float(rng.randint(5, 60))
+        for _ in range(12):
+            some = rng.sample(names, rng.randint(1, len(names))) if idle else names
+            costs = {name: float(rng.randint(1, 150)) for name in some}
+            wanted = _turn(ring, costs, quantum)
+            got = attempt(list(ring), dict(costs), quantum)
+            what = f"next_turn({ring}, {costs}, {quantum})"
+            expect_equal((got[0], list(got[1])), wanted, what=what)
+            ring = wanted[1]
+
+
+@next_turn.part("keys that all wait", points=2)
+def _(attempt: Callable[..., Turn], rng: random.Random) -> None:
+    _turns(attempt, rng, idle=False)
+
+
+@next_turn.part("keys with nothing to be served", points=2)
+def _(attempt: Callable[..., Turn], rng: random.Random) -> None:
+    _turns(attempt, rng, idle=True)

@@ -48,7 +48,7 @@ def syntax_fault(info, code):
         elif info == "json":
             json.loads(code)
         elif info == "yaml":
-            yaml.safe_load(code)
+            list(yaml.safe_load_all(code))
         elif info not in READ_ONLY:
             return f"{info!r} is an unknown kind of block"
     except (SyntaxError, ValueError, yaml.YAMLError) as error:

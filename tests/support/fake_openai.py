@@ -82,6 +82,8 @@ class FakeServer:
             if self.mode == "mute":
                 await asyncio.sleep(3600)
             return self._json(writer, {}, 503 if self.mode == "sick" else 200)
+        if not path.endswith("/completions"):
+            return self._json(writer, {"error": {"message": "Not Found"}}, 404)
         self.headers.append(headers)
         asked = json.loads(body)
         self.requests.append(asked)

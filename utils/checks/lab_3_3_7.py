@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from utils.checks import check, expect_close, expect_equal, expect_raises, expect_type
-from utils.gateway import balance, bucket, circuit, drain, timing
+from utils.gateway import balance, bucket, circuit, drain, fair_queue, timing
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
+from utils.gateway.fair_queue import Share
 from utils.gateway.timing import Timing
 from utils.http import sse
 
@@ -263,3 +264,41 @@ def phase(attempt: Callable[..., str]) -> None:
     same(2.0, 0, "done", "Nothing to wait for.")
     same(30.0, 1, "cutting", "They had their time: 30 s are over.")
     same(31.0, 0, "done", "Nobody is left to cut.")
+
+
+@check(reference=fair_queue.next_turn)
+def next_turn(attempt: Callable[..., tuple[str, list[Share]]]) -> None:
+    """Examines the learner's `next_turn(ring, costs, quantum)`."""
+
+    def turn(ring: list[Share], costs: Mapping[str, float]) -> tuple[str, list[Share]]:
+        got = attempt(ring, costs, 50.0)
+        expect_type(got, tuple, what="what next_turn returns", hint="(key, ring).")
+        expect_equal(len(got), 2, what="items of what next_turn returns", hint="(key, ring).")
+        return got[0], list(got[1])
+
+    both = {"a": 60.0, "b": 60.0}
+    key, ring = turn([Share("a", 100.0), Share("b", 0.0)], both)
+    hint = "The first of the ring has earned enough: it is served."
+    expect_equal(key, "a", what="key, a has 100 and needs 60", hint=hint)
+    hint = "It has paid 60, and stays first: it may have enough for another request."
+    expect_equal(ring, [Share("a", 40.0), Share("b", 0.0)], what="the ring after that", hint=hint)
+    key, ring = turn(ring, both)
+    hint = "a has 40: it earns 50 and goes to the end. So does b. Then a has 90."
+    expect_equal(key, "a", what="key, a has 40 and b has 0", hint=hint)
+    expect_equal(ring, [Share("a", 30.0), Share("b", 50.0)], what="the ring after that", hint=hint)
+    key, ring = turn([Share("a", 60.0), Share("b", 0.0)], both)
+    expect_equal(key, "a", what="key, a has 60 and needs 60", hint="Exactly enough is enough.")
+    hint = "Exactly enough is enough: nobody has to earn first."
+    expect_equal(ring, [Share("a", 0.0), Share("b", 0.0)], what="the ring after that", hint=hint)
+    key, ring = turn([Share("a", 10.0), Share("b", 0.0)], {"b": 20.0})
+    expect_equal(key, "b", what="key, a has nothing to be served", hint="a is not in `costs`.")
+    hint = "A key that is not in `costs` goes to the end and earns nothing: idle keys save nothing."
+    expect_equal(sorted(ring, key=lambda s: s.key)[0], Share("a", 10.0), what="a", hint=hint)
+    tokens = {"a": 0.0, "b": 0.0}
+    costs, ring = {"a": 10.0, "b": 200.0}, [Share("a"), Share("b")]
+    for _ in range(210):
+        key, ring = turn(ring, costs)
+        tokens[key] += costs[key]
+    hint = "Keys share tokens, not turns: one request of b costs as much as twenty of a."
+    near = abs(tokens["a"] - tokens["b"]) <= 450
+    expect_equal(near, True, what=f"a and b are served alike, with tokens {tokens}", hint=hint)

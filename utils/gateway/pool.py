@@ -245,6 +245,7 @@ class Pool:
 
     def wake(self) -> None:
         """Give what is free to those who wait: a backend has room, or came back, or none is left."""
+        self._forget_gone()
         while len(self._waiting):
             free: dict[Wish, dict[str, int]] = {}
             for waiter in self._waiting:
@@ -343,6 +344,12 @@ class Pool:
             self._waiting.discard(waiter)
             self._m_queued.dec()
 
+    def _forget_gone(self) -> None:
+        """Take out the requests that were cancelled, whose tasks haven't run since then."""
+        for waiter in self._waiting:
+            if waiter.turn.done():
+                self._waiting.discard(waiter)
+
     def _give_back(self, turn: asyncio.Future[tuple[Backend, int]]) -> None:
         """Release the place of a request that was cancelled just when it got one."""
         if turn.done() and not turn.cancelled() and turn.exception() is None:
@@ -356,6 +363,7 @@ class Pool:
         Raises:
             ApiError: The queues are full, and this caller has as many requests as any other.
         """
+        self._forget_gone()
         if len(self._waiting) < self._queue_settings.size:
             return
         refusal = self._full(f"{len(self._waiting)} requests wait already")

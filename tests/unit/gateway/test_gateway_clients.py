@@ -82,4 +82,4 @@ def test_schemathesis_finds_no_5xx_and_nothing_undocumented(tmp_path):
             )
             assert answered, "some bodies are right, and reach an engine"
 
-    asyncio.run(asyncio.wait_for(work(), 120))
+    asyncio.run(asyncio.wait_for(work(), 240))

@@ -32,7 +32,7 @@ def test_light_key_is_served_next_to_heavy_one():
             async def loop():
                 while True:
                     if (await ask(c, "heavy")).status_code == 429:
-                        await asyncio.sleep(0.02)
+                        await asyncio.sleep(0.25)
 
             loops = [asyncio.create_task(loop()) for _ in range(90)]
             await c.until(lambda: c.metric("gateway_queued", model=MODEL) >= 40, patience_s=20)
@@ -81,6 +81,28 @@ def test_full_queue_makes_room_for_key_with_fewer_requests():
             assert (await light).status_code == 200
             answers = collections.Counter([(await each).status_code for each in heavy])
         assert answers == {200: 3, 429: 1}
+
+    run(work())
+
+
+def test_request_that_was_cancelled_in_the_queue_gets_no_place():
+    async def work():
+        fake = FakeServer()
+        fake.open.clear()
+        options = {"backend": {"max_outstanding": 1}, "queue": {"size": 3, "wait_s": 20}}
+        async with case(fake, keys=[key("ann"), key("bob")], **options) as c:
+            asked = [asyncio.create_task(ask(c, "ann")) for _ in range(3)]
+            await c.until(lambda: c.metric("gateway_queued", model=MODEL) == 2)
+            pool = c.gateway.pools[MODEL]
+            gone, stays = list(pool._waiting)
+            gone.turn.cancel()  # as a cancelled task does, which runs only in the loop's next round
+            pool.backends[0].outstanding -= 1
+            pool.wake()
+            pool.backends[0].outstanding += 1
+            assert stays.turn.done()
+            assert not stays.turn.cancelled()
+            fake.open.set()
+            await asyncio.wait(asked)
 
     run(work())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import httpx
@@ -11,8 +12,8 @@ from fake_openai import FakeServer
 
 from utils.benchmark import RequestTrace
 from utils.gateway.timing import on_message
-from utils.labs.lab_3_3_7 import experiments, plots, tables
-from utils.labs.lab_3_3_7.fault_injection import LYING, PASS, SLOW, FaultProxy
+from utils.labs.lab_3_3_7 import experiments, plots, sli, tables
+from utils.labs.lab_3_3_7.fault_injection import HANGS, LIES, PASS, SLOW, FaultProxy
 from utils.profiles import PROFILES
 
 
@@ -106,13 +107,22 @@ def test_the_proxy_hands_on_slows_down_and_lies():
             loop = asyncio.get_running_loop()
             try:
                 async with httpx.AsyncClient(base_url=proxy.base_url, trust_env=False) as http:
-                    for mode, status in ((PASS, 200), (SLOW, 200), (LYING, 500)):
+                    for mode, status in (
+                        (PASS, 200),
+                        (SLOW, 200),
+                        *zip(LIES, (500, 404, 401, 200), strict=True),
+                    ):
                         proxy.mode = mode
                         assert (await http.get("/health")).status_code == 200
                         began = loop.time()
                         answer = await http.post("/v1/completions", json=body)
                         assert answer.status_code == status
                         assert (loop.time() - began >= 0.2) or mode != SLOW
+                        assert ("error" in answer.json()) == (mode in LIES)
+                    proxy.mode = HANGS
+                    assert (await http.get("/health")).status_code == 200
+                    with pytest.raises(httpx.ReadTimeout):
+                        await http.post("/v1/completions", json=body, timeout=0.2)
             finally:
                 await asyncio.to_thread(proxy.stop)
 
@@ -126,25 +136,36 @@ def test_replicas_take_turns_with_the_three_on_a_gpu_only(monkeypatch):
         def __init__(self, profile, variants, **options):
             made.append((list(variants), options))
 
+            self.variants, self.running, self.reasons = list(variants), list(variants), {}
+
         def stop(self):
             made.append("stopped")
 
-    started = SimpleNamespace(result=lambda: "both")
+    both = Recorded(gpu, {"left": {}, "right": {}})
+    started = SimpleNamespace(result=lambda: both)
     monkeypatch.setattr(experiments, "Fleet", Recorded)
     monkeypatch.setattr(experiments, "start_later", lambda profile, variants: started)
-    three = Recorded(gpu, {"first": {}})
+    three = Recorded(gpu, {"first": {}, "second": {}, "third": {}})
 
     made.clear()
     assert experiments.replicas_later(cpu) is started
-    assert experiments.replicas_alone(cpu, three, started) == "both"
+    assert experiments.replicas_alone(cpu, three, started) is both
     assert experiments.three_again(cpu, three) is three
     assert made == []
+    both.running, three.running = [], ["second", "third"]  # the cells are run a second time
+    assert experiments.replicas_alone(cpu, three, started) is not both
+    assert experiments.three_again(cpu, three) is not three
+    assert [each for each in made if each != "stopped"] == [
+        (["left", "right"], {"together": True}),
+        (["first", "second", "third"], {"together": True}),
+    ]
+    made.clear()
 
     assert experiments.replicas_later(gpu) is None
     experiments.replicas_alone(gpu, three, None)
     assert made == ["stopped", (["left", "right"], {"together": True})]
     experiments.three_again(gpu, three)
-    assert made[2:] == [(["first", "second", "third"], {"together": True})]
+    assert made[2:] == ["stopped", (["first", "second", "third"], {"together": True})]
 
 
 def test_patience_comes_from_the_machines_own_speed():
@@ -156,3 +177,52 @@ def test_patience_comes_from_the_machines_own_speed():
     assert experiments.patience([slow(1.0), slow(2.0)]) == {"first_byte_s": 10.0, "idle_s": 4.0}
     assert experiments.patience([slow(0.01)]) == experiments.LEAST_PATIENCE_S
     assert experiments.patience([trace(0, error="x")]) == experiments.LEAST_PATIENCE_S
+
+
+OUR_SLI = """
+(
+  sum by (model) (rate(gateway_requests_total{outcome="ok"}[5m]))
+  or 0 * sum by (model) (rate(gateway_requests_total[5m]))
+)
+/ sum by (model) (rate(gateway_requests_total{outcome!~"client_error|rate_limited"}[5m]))
+"""
+NAIVE_SLI = """
+sum by (model) (rate(gateway_requests_total{outcome="ok"}[5m]))
+/ sum by (model) (rate(gateway_requests_total[5m]))
+"""
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="not run here: no promtool (apt install prometheus)"
+)
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "query, agree",
+    [(OUR_SLI, 6), (NAIVE_SLI, 3), ("sum(", 0), ("rate(gateway_requests_total[5m])", 0)],
+)
+def test_sli_query_is_judged_on_known_traffic(query, agree):
+    assert list(sli.judge_sli(query)["agrees"]).count("yes") == agree
+
+
+def test_judge_of_slis_says_so_without_promtool(monkeypatch, capsys):
+    monkeypatch.setattr(sli.shutil, "which", lambda name: None)
+    assert sli.judge_sli(OUR_SLI) is None
+    assert "promtool is not installed" in capsys.readouterr().out
+
+
+def test_capacity_is_best_goodput_and_becomes_places(monkeypatch):
+    def record(label, goodput):
+        summary = {"request_goodput": goodput, "mean_e2el_ms": 2500.0}
+        return SimpleNamespace(label=label, summary=summary)
+
+    monkeypatch.setattr(
+        sli, "load_all", lambda: [record("a", 1.0), record("b", 3.0), record("c", None)]
+    )
+    found = sli.measured_capacity()
+    assert (found.label, found.places) == ("b", 8)
+    monkeypatch.setattr(sli, "load_all", lambda: [])
+    assert sli.measured_capacity() is None
+
+
+def test_chats_with_one_system_prompt_have_keys_of_their_own():
+    assert list(experiments.keys_of_chats(64).values()) == [1, 64]

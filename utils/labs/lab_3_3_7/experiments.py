@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import threading
 import time
@@ -34,8 +35,10 @@ from utils.benchmark.trace import RequestTrace
 from utils.engines import RunningEngine
 from utils.engines.fleet import Fleet, StartingFleet, start_later
 from utils.fleet_plan import gateway_replicas, prefix_replicas
+from utils.gateway.auth import digest
 from utils.gateway.local_gateway import LocalGateway, models_of, serve
-from utils.gateway.settings import Affinity
+from utils.gateway.schemas import parse
+from utils.gateway.settings import Affinity, GatewayLimits
 from utils.gateway.timing import Timing
 from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy
 from utils.profiles import Profile
@@ -141,16 +144,23 @@ def replicas_alone(profile: Profile, small: Fleet, starting: StartingFleet | Non
         small: The three llama.cpp.
         starting: Result of `replicas_later`.
     """
-    if starting is not None:
-        return starting.result()
-    small.stop()
+    if starting is not None and _all_run(started := starting.result()):
+        return started
+    if starting is None:
+        small.stop()
     return Fleet(profile, prefix_replicas(profile), together=True)
 
 
+def _all_run(fleet: Fleet) -> bool:
+    """Tell whether every engine of a fleet that could start still runs. Cells may be run twice."""
+    return len(fleet.running) + len(fleet.reasons) >= len(fleet.variants)
+
+
 def three_again(profile: Profile, small: Fleet) -> Fleet:
-    """Return the three llama.cpp, started again on a GPU, where they had made room."""
-    if profile.device == "cpu":
+    """Return the three llama.cpp. They are started again if they made room or if a fault has killed one."""
+    if profile.device == "cpu" and _all_run(small):
         return small
+    small.stop()
     return Fleet(profile, gateway_replicas(profile), together=True)
 
 
@@ -186,6 +196,22 @@ def affinity_key(request: Request) -> str:
     """What the gateway hashes of a prompt."""
     assert isinstance(request.prompt, str)
     return request.prompt[: Affinity().characters]
+
+
+def keys_of_chats(count: int) -> dict[str, int]:
+    """Count the different affinity keys of `count` chats with one system prompt, by two rules."""
+    system, characters = "You follow these rules. " * 40, Affinity().characters
+    texts, keys = set(), set()
+    for number in range(count):
+        first = f"conversation {number}"
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": first}]
+        body = json.dumps({"model": MODEL, "messages": messages}).encode()
+        keys.add(parse("chat", body, GatewayLimits(), Affinity()).affinity_key)
+        texts.add(f"{system}\n{first}"[:characters])
+    return {
+        f"first {characters} characters": len(texts),
+        "system and first user message": len(keys),
+    }
 
 
 def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
@@ -376,6 +402,55 @@ def crowd(gateway: LocalGateway, count: int, tokens: int) -> tuple[Counter[int],
         return Counter(answer.status_code for answer in answers)
 
     return run_in_thread(all_at_once()), waits
+
+
+@dataclass(frozen=True)
+class SharedRun:
+    """Answers to two keys that used one engine together, counted by HTTP status."""
+
+    heavy: Counter[int]
+    light: Counter[int]
+
+
+def heavy_and_light(engine: RunningEngine, profile: Profile, heavy: int, light: int) -> SharedRun:
+    """Keep `heavy` requests of one key in a gateway with 4 places, while another sends `light` in turn."""
+    keys = [
+        {"name": name, "sha256": digest(name), "max_parallel": 1000} for name in ("heavy", "light")
+    ]
+    tokens = profile.load.serving.answer_tokens
+    body = Request("Write.", max_tokens=tokens, ignore_eos=True, stream=False)
+    counts: dict[str, Counter[int]] = {"heavy": Counter(), "light": Counter()}
+
+    async def both(url: str) -> None:
+        async with loopback.async_client(timeout=120.0) as client:
+
+            async def ask(name: str) -> None:
+                answer = await client.post(
+                    f"{url}/v1/completions",
+                    json=body.body(MODEL, "completions"),
+                    headers={"authorization": f"Bearer {name}"},
+                )
+                counts[name][answer.status_code] += 1
+
+            async def loop() -> None:
+                while True:
+                    await ask("heavy")
+
+            loops = [asyncio.create_task(loop()) for _ in range(heavy)]
+            try:
+                await asyncio.sleep(0.2)
+                for _ in range(light):
+                    await ask("light")
+            finally:
+                for each in loops:
+                    each.cancel()
+                await asyncio.gather(*loops, return_exceptions=True)
+
+    models = models_of({MODEL: [engine]}, max_outstanding=4)
+    queue = {"size": heavy, "wait_s": 60}
+    with serve(models, keys=keys, queue=queue, log_level="warning") as gateway:
+        run_in_thread(both(gateway.base_url))
+    return SharedRun(counts["heavy"], counts["light"])
 
 
 # Drain

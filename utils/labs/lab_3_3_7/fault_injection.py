@@ -12,9 +12,16 @@ from typing import Any
 
 from utils.engines.launch import RunningEngine
 
-PASS, SLOW, LYING = "pass", "slow", "lying"
+PASS, SLOW, HANGS = "pass", "slow", "hangs"
+# Answers of an engine whose health check passes. Each of them is a common fault in production.
+LIES = {
+    "lying (500)": b"500 Internal Server Error",
+    "no such model (404)": b"404 Not Found",
+    "wants a key (401)": b"401 Unauthorized",
+    "error in a 200": b"200 OK",
+}
 _REFUSAL = b'{"error": {"message": "the proxy was told to fail this request"}}'
-_LIE = b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+_LIE = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
 _START_S = 10.0
 
 
@@ -22,8 +29,8 @@ class FaultProxy:
     """Stands in front of an engine and hands on, slowly, or not at all.
 
     Attributes:
-        mode: `pass`; `slow`: each piece of an answer waits `delay_s`; `lying`: health checks pass, requests
-            get HTTP 500.
+        mode: `pass`. In `slow`, each piece of an answer waits `delay_s`. In the others, health checks pass:
+            `hangs` takes a request and never answers, and each of `LIES` is answered at once.
         base_url: Its own address.
     """
 
@@ -75,9 +82,14 @@ class FaultProxy:
         self, reader: asyncio.StreamReader, to_engine: Any, to_client: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(65536):
-            if self.mode == LYING and data.startswith(b"POST "):
-                to_client.write(_LIE % len(_REFUSAL) + b"connection: close\r\n\r\n" + _REFUSAL)
+            if self.mode in LIES and data.startswith(b"POST "):
+                head = _LIE % (LIES[self.mode], len(_REFUSAL))
+                to_client.write(head + b"connection: close\r\n\r\n" + _REFUSAL)
                 await to_client.drain()
+                return
+            if self.mode == HANGS and data.startswith(b"POST "):
+                while await reader.read(65536):
+                    pass
                 return
             to_engine.write(data)
 
