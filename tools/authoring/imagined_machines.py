@@ -144,7 +144,7 @@ def machines_table() -> str:
         labs = ", ".join(f"3.3.{number}" for number in LABS if number not in off) or "none"
         labs = "all" if not off else labs
         model, cache, fleet = "the tiny model", "1 GiB", "–"
-        if found.in_containers:
+        if found.on_gpu:
             sizes = found.sizes
             model = f"{sizes.models['vllm'].rpartition('/')[2]}, {sizes.dtype}"
             cache = f"{sizes.kv_cache_gib:g} GiB"

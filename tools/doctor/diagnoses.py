@@ -183,9 +183,9 @@ def driver(m: Machine) -> Iterator[Diagnosis]:
     """Report on NVIDIA's driver."""
     number, output = m.gpu.driver.partition(".")[0], m.nvidia_smi
     cuda = m.cuda or "unknown"
-    if m.gpus and m.in_containers and number.isdecimal() and int(number) < needs.DRIVER:
+    if m.gpus and m.on_gpu and number.isdecimal() and int(number) < needs.DRIVER:
         text = (
-            f"Driver {m.gpu.driver} (CUDA {cuda}); the images are of CUDA 13, which needs "
+            f"Driver {m.gpu.driver} (CUDA {cuda}); the engines are of CUDA 13, which needs "
             f"{needs.DRIVER} or newer."
         )
         yield stop("driver", text, *install_driver(m))
@@ -194,11 +194,11 @@ def driver(m: Machine) -> Iterator[Diagnosis]:
     elif output or m.nvidia_device:
         text, *fix = broken_driver(m) if output else (NO_DRIVER, *install_driver(m))
         text += f" nvidia-smi said: {short(output)}" if output else ""
-        if m.in_containers:
+        if m.on_gpu:
             yield stop("driver", text, *fix)
         else:
             yield info("driver", f"{text} Labs run on the CPU meanwhile.", *fix)
-    elif m.in_containers:
+    elif m.on_gpu:
         yield stop(
             "GPU", f"Profile {m.profile} needs an NVIDIA GPU, but this machine has none.", ON_CPU
         )
@@ -235,12 +235,10 @@ def gpu(m: Machine) -> Iterator[Diagnosis]:
         return
     more = f" ({len(m.gpus)} of them)" if len(m.gpus) > 1 else ""
     name = f"{m.gpu.name}, sm_{m.gpu.capability:.1f}".replace(".", "") + more
-    if not m.in_containers:
+    if not m.on_gpu:
         yield ok("GPU", f"{name}; profile {m.profile} does not use it.")
     elif m.gpu.capability < needs.CAPABILITY:
-        text = (
-            f"{name}: the images are of CUDA 13, which needs compute capability {needs.CAPABILITY}."
-        )
+        text = f"{name}: the engines are of CUDA 13, which needs compute capability {needs.CAPABILITY}."
         yield stop("GPU", text, ON_CPU)
     elif m.gpu.unified:
         figures = f"{m.memory.available / GIB:.0f} of {m.memory.total / GIB:.0f} GiB available"
@@ -426,9 +424,9 @@ def ports(m: Machine) -> Iterator[Diagnosis]:
 @check
 def token(m: Machine) -> Iterator[Diagnosis]:
     """Report on the model hub's token."""
-    if m.in_containers and m.token:
+    if m.on_gpu and m.token:
         yield ok("HF_TOKEN", f"found ({m.token}).")
-    elif m.in_containers:
+    elif m.on_gpu:
         text = (
             "No token is set. The course's models (Qwen3) need none; gated ones (Llama) need one, "
             "after you have accepted their licence on their page."

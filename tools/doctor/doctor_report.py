@@ -57,7 +57,7 @@ def verdicts(machine: Machine, diagnoses: tuple[Diagnosis, ...]) -> str:
             verdict = "runs in part" if set(without) & set(lab.engines) else "can run"
             verdict += ", after set-up" if machine.due else ""
             verdict += f"; without {', '.join(TITLES[name] for name in without)}" if without else ""
-        if machine.in_containers:
+        if machine.on_gpu:
             verdict += f"; needs {plan_words(lab_plan(number, machine.sizes))}"
         lines.append(f"  3.3.{number}  {lab.title:<32}{verdict}")
     return "\n".join(lines)
@@ -75,7 +75,8 @@ def offered(machine: Machine, engine: str) -> bool:
     if machine.in_containers:
         return engine in IMAGES or engine == "transformers"
     has = {"transformers": True, "ollama": not machine.answers["ollama"].missing}
-    return has.get(engine, engine in {step.name for step in machine.steps})
+    steps = {step.name for step in machine.steps}
+    return has.get(engine, engine in steps or f"{engine}_cuda" in steps)
 
 
 def show(diagnosis: Diagnosis) -> str:

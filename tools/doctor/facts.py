@@ -177,7 +177,12 @@ class Machine:
     def sizes(self) -> Profile:
         """Profile that labs get, with the models that fit this machine's GPU."""
         profile = PROFILES[self.profile]
-        return fit(profile, self.gpu) if self.in_containers and self.gpus else profile
+        return fit(profile, self.gpu) if self.on_gpu and self.gpus else profile
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this profile's engines compute on a GPU."""
+        return PROFILES[self.profile].device == "cuda"
 
     @property
     def in_containers(self) -> bool:
@@ -211,7 +216,7 @@ def missing_models(probe: Probe, profile: Profile) -> dict[str, float]:
         return {}
     return {
         model: download_bytes(model)
-        for model in dict.fromkeys(profile.models.values())
+        for model in dict.fromkeys(m for m in profile.models.values() if not m.startswith("/"))
         if not (folder := hub_folder(model)) or not probe.exists(f"{probe.home}/{folder}")
     }
 

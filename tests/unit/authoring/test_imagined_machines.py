@@ -36,4 +36,4 @@ def test_two_cards_count_as_one_and_a_spark_shares_its_memory():
     assert two.sizes.models == by_title["24 GB (RTX 4090)"].sizes.models
     assert by_title["DGX Spark"].profile == "spark"
     assert by_title["DGX Spark"].gpu.unified
-    assert by_title["pod with 24 GB, no docker"].profile == "cpu"
+    assert by_title["pod with 24 GB, no docker"].profile == "cuda-local"
