@@ -21,6 +21,10 @@ SOURCE = f"solutions/{STEM}.py"
 README = f"""# Sample course
 
 [The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency), [documents](docs), [guide](GUIDE.md)
+
+## How you work
+
+Each lab links here.
 """
 FIGURE = """
 # %%

@@ -201,7 +201,7 @@ def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
         found.append(Drift(path, _first_change(actual, text), reason, _diff(actual, text)))
     if only is None:
         for folder in ("labs", "solutions"):
-            for path in sorted((root / folder).glob("*.ipynb")):
+            for path in sorted((root / folder).glob("lab-*.ipynb")):
                 if path not in expected:
                     found.append(Drift(path, 1, "has no source under solutions/"))
     return found

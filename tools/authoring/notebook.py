@@ -11,13 +11,15 @@ import nbformat
 
 from tools.authoring.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
 from tools.authoring.worked_examples import worked_example
+from tools.lab.fresh_lab import digest
 from tools.lab.judge.cells import read_lab_cells
 from tools.lab.labs import GENERATED_BY, count
 
 _HOW_TO_WORK = """
 ### How this lab works
 
-Work from top to bottom, and run each cell with *Shift+Enter*.
+Work from top to bottom, and run each cell with *Shift+Enter*. If you want to see first whether the lab runs
+on your machine, take the quick look that the [README](../README.md#how-you-work) describes.
 
 * **Exercise.** Write your code in the cell with `raise NotImplementedError`. Run that cell and then the
   check below it. ✔ means that your answer is right, and ✘ tells you what to change. ○ means that something
@@ -67,12 +69,6 @@ def render(lab: Lab, *, solved: bool, following: str = "") -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def digest(cells: list[Any]) -> str:
-    """Fingerprint of what a person could change in cells: their ids, kinds and sources."""
-    facts = [(cell.get("id"), cell["cell_type"], _text(cell["source"])) for cell in cells]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
 def touched(text: str) -> str:
     """What somebody did to this notebook since it was generated, in words; "" for nothing."""
     try:
@@ -83,10 +79,6 @@ def touched(text: str) -> str:
         return "" if built == digest(notebook["cells"]) else "was edited by hand"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "is not a notebook that was generated"
-
-
-def _text(source: str | list[str]) -> str:
-    return source if isinstance(source, str) else "".join(source)
 
 
 def _cells(lab: Lab, *, solved: bool, following: str) -> list[dict[str, Any]]:

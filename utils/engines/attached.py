@@ -59,9 +59,9 @@ class AttachedHandle:
         """0, because its memory can't be seen from here."""
         return 0
 
-    def process_ids(self) -> frozenset[int]:
+    def process_ids(self) -> set[int]:
         """None that can be seen from here."""
-        return frozenset()
+        return set()
 
     def kill(self) -> None:
         """Refuse: others may use it."""

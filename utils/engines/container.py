@@ -257,7 +257,8 @@ def pull_events(
     answers: list[requests.Response] = []
 
     def shut_down(answer: requests.Response) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        # RuntimeError: the answer was read to its end, as that of a refused pull.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             answer.raw.shutdown()
 
     def keep(answer: requests.Response, **_: Any) -> None:

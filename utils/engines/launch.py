@@ -47,6 +47,7 @@ from utils.engines.engine_errors import (
     UnsupportedOption,
     skip_on_failure,
 )
+from utils.engines.memory_guard import GUARD
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
@@ -270,7 +271,7 @@ def launch(
     stop_earlier(run)
     progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    with memory.planned(spec, options, choices, progress.say) as options:
+    with memory.planned(spec, options, choices, progress.say, progress.check) as options:
         if in_container:
             handle = start_container(spec, options, host_port, progress)
         else:
@@ -279,6 +280,8 @@ def launch(
             handle = start_process(spec, options)
         engine = RunningEngine(spec, options, host_port, handle)
         remember(engine, run)
+        if options.device == "cuda" and memory.unified():
+            GUARD.watch(engine)
         try:
             wait_until_healthy(engine, profile.start_timeout_s, progress)
             if isinstance(handle, ContainerHandle):
@@ -405,6 +408,7 @@ def start_container(
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
+    options = spec.settle(options)
     path = Path(options.model)
     inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
     folder = None

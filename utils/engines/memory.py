@@ -82,6 +82,12 @@ class Ledger:
 LEDGER = Ledger()
 
 
+def unified() -> bool:
+    """Tell whether this machine's GPU shares the memory of its processor."""
+    gpu = gpus.this_gpu()
+    return gpu is not None and gpu.unified
+
+
 def note_stop() -> None:
     """Note that an engine was stopped, because its memory may come back late."""
     global _last_stop

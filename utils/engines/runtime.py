@@ -131,7 +131,7 @@ def new_log(engine: str) -> Path:
 
 def _forget_old_logs(folder: Path) -> None:
     logs = sorted(folder.glob("*.log"))  # the names of one engine sort by time
-    for old in logs[:-KEPT_LOGS]:
+    for old in (*logs[:-KEPT_LOGS], *folder.glob("*.yml")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - old.stat().st_mtime > OLD_S:
                 old.unlink()

@@ -206,6 +206,11 @@ def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str]
     """Of an engine that has its model when it is healthy."""
 
 
+def keep_options(options: ServeOptions) -> ServeOptions:
+    """Keep the options of an engine whose file of settings doesn't contradict its arguments."""
+    return options
+
+
 def no_statement(base_url: str, log: str) -> str:
     """Accept an engine that doesn't say which device it computes on."""
     return ""
@@ -235,6 +240,7 @@ class EngineSpec:
         environment: Variables of its container for a set of options, over the container's own.
         prepare: What is done when it is healthy, before anybody else's request: called with its address, its
             options, and what shows progress.
+        settle: Makes the arguments and the engine's own file of settings agree, before its container starts.
         device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
             with its address and its log.
     """
@@ -255,6 +261,7 @@ class EngineSpec:
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
     environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
+    settle: Callable[[ServeOptions], ServeOptions] = keep_options
     local_cuda: Local | None = None
     device_fault: Callable[[str, str], str] = no_statement
 

@@ -17,6 +17,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"[ -~]{1,1024}")
 # Of a body that is too large: it is read on, so that its sender reads the answer.
 _MOST_DISCARDED = 256 << 20
-_PAGE = Path(__file__).with_name("chat.html")
+_PAGE = Path(__file__).with_name("page")
+_SCRIPTS = ("marked.umd.js", "markdown.js", "chat.js")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src "
-    "'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -223,6 +225,8 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
     waited = now - context.since
     if context.stage == "send" and waited > limits.send_s:
         return "slow_client"
+    if context.stage == "body" and waited > limits.body_s:
+        return "body_timeout"
     if cutting:
         return "draining"
     if now > context.deadline:
@@ -278,10 +282,13 @@ class GatewayEndpoint:
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
-                check_browser(request, self.gateway.settings)
+                if not self.gateway.settings.keys:
+                    check_browser(request, self.gateway.settings)
                 caller = identify(self.gateway, request)
                 context.caller = caller.name
+                context.stage, context.since = "body", time.monotonic()
                 body = await read_body(request, self.gateway.settings)
+                context.stage, context.since = "engine", time.monotonic()
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
                 parsed, pool = self._checked(request, body, context)
                 try:
@@ -301,7 +308,7 @@ class GatewayEndpoint:
                 assert current is not None
                 current.uncancel()
                 problem = _CUT.get(context.cut_by)
-                context.outcome = context.cut_by
+                context.outcome = context.cut_by if problem is None else problem.outcome
             except Exception:
                 LOG.exception("internal error", extra={"fields": {"id": context.request_id}})
                 problem = ApiError(
@@ -350,6 +357,7 @@ _CUT = {
         code="upstream_error",
         outcome="idle",
     ),
+    "body_timeout": ApiError(408, "The body did not arrive in time.", code="body_timeout"),
     "draining": unavailable("This server is stopping.", "draining", "draining", 1.0),
 }
 
@@ -375,8 +383,8 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """The body, if it is not too large.
 
     Raises:
-        ApiError: 413, or 408 for one that does not end.
-        asyncio.CancelledError: The client went away.
+        ApiError: 413, or 499 if the client went away.
+        asyncio.CancelledError: It takes too long; see `_overdue`.
     """
     limit = settings.limits.body_bytes
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
@@ -384,22 +392,18 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
         raise too_large
     found, size = [], 0
-    try:
-        async with asyncio.timeout(settings.timeouts.body_s):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ApiError(499, "The client went away.", outcome="client_gone")
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size <= limit:
-                    found.append(piece)
-                elif size > _MOST_DISCARDED:
-                    raise too_large
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "The client went away.", outcome="client_gone")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= limit:
+            found.append(piece)
+        elif size > _MOST_DISCARDED:
+            raise too_large
+        if not message.get("more_body", False):
+            break
     if size > limit:
         raise too_large
     return b"".join(found)
@@ -418,7 +422,8 @@ def _trace_of(request: Request) -> dict[str, str]:
     """
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
     kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
-    propagate.inject(kept)
+    if trace.get_current_span() is not trace.INVALID_SPAN:
+        propagate.inject(kept)
     return kept
 
 
@@ -571,10 +576,12 @@ class Application(FastAPI):
                 if isinstance(span, trace.Span) and span.is_recording():
                     _describe(span, scope["context"])
             return
-        if scope["type"] == "http" and not scope["path"].startswith("/health/"):
+        settings = self.state.gateway.settings
+        health = scope["type"] == "http" and scope["path"].startswith("/health/")
+        if scope["type"] == "http" and not health and not settings.keys:
             request = Request(scope, receive)
             try:
-                check_browser(request, self.state.gateway.settings)
+                check_browser(request, settings)
             except ApiError as error:
                 await (await _api_error(request, error))(scope, receive, send)
                 return
@@ -689,7 +696,16 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+        text = (_PAGE / "chat.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
+
+    for name in _SCRIPTS:
+        app.add_api_route(f"/{name}", partial(_script, name), include_in_schema=False)
+
+
+async def _script(name: str) -> Response:
+    text = (_PAGE / name).read_text(encoding="utf-8")
+    return Response(text, media_type="text/javascript", headers=_PAGE_HEADERS)
 
 
 def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:

@@ -135,6 +135,12 @@ class Backend:
         """
         if event == "failure" and api is not None and api in PROBES:
             self._failed_api = api
+        if (
+            event != "failure"
+            and self.circuit.state == circuit.CLOSED
+            and not self.circuit.failures
+        ):
+            return  # it changes nothing
         if self.circuit.state == circuit.OPEN:
             if event == "success" and number > self._sent_when_opened:
                 self._event("sent")

@@ -1,4 +1,4 @@
-"""Protection of a gateway without keys from web pages: the headers Host and Origin.
+"""Protection of a port without keys from web pages: the headers Host and Origin.
 
 A page on any site can make its visitors' browsers send requests to 127.0.0.1. The browser names the page in
 `Origin`. If the page has rebound its own name to 127.0.0.1 (DNS rebinding, CVE-2024-28224 of Ollama), the
@@ -16,13 +16,11 @@ from utils.gateway.settings import GatewaySettings
 
 
 def check_browser(request: Request, settings: GatewaySettings) -> None:
-    """Raise ApiError with status 403 if a gateway without keys should not answer this request."""
-    if settings.keys:
-        return
+    """Raise ApiError with status 403 if a port without keys should not answer this request."""
     host = request.headers.get("host", "")
     if not _is_ours(_name(host), settings.hosts):
         raise _refused(
-            f"This gateway has no keys, so it doesn't answer under the name {host[:100]!r}. "
+            f"This port has no keys, so it doesn't answer under the name {host[:100]!r}. "
             "Use localhost or its IP address, add the name to hosts, or use keys.",
             "host_not_allowed",
         )
@@ -31,7 +29,7 @@ def check_browser(request: Request, settings: GatewaySettings) -> None:
         return
     if origin.partition("://")[2] != host:
         raise _refused(
-            f"This gateway has no keys, so web pages of {origin[:100]!r} may not use it. "
+            f"This port has no keys, so web pages of {origin[:100]!r} may not use it. "
             "Add the page's origin to cors_origins, or use keys.",
             "origin_not_allowed",
         )

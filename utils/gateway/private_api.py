@@ -17,12 +17,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from utils.gateway.app import Gateway
 from utils.gateway.backend import Backend
+from utils.gateway.browsers import check_browser
+from utils.gateway.http_errors import ApiError
 from utils.gateway.metrics import CONTENT_TYPE
 from utils.gateway.settings import (
     BackendSettings,
@@ -46,6 +48,15 @@ class NotFoundError(Exception):
 def create_private_app(gateway: Gateway, api: FastAPI) -> FastAPI:
     """Make the application of the private port of an API."""
     app = FastAPI(title="Gateway, private port", redoc_url=None, docs_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def no_web_pages(request: Request, call_next: Any) -> Response:
+        try:
+            check_browser(request, gateway.settings)
+        except ApiError as error:
+            return Response(error.body(), error.status, media_type="application/json")
+        answer: Response = await call_next(request)
+        return answer
 
     @app.get("/openapi.json")
     async def document() -> dict[str, Any]:

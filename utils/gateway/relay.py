@@ -111,6 +111,7 @@ class UpstreamResponse:
         body: bytes = b"",
         parser: sse.SSEParser | None = None,
         events: Sequence[sse.Event] = (),
+        has_token: bool = False,
     ) -> None:
         self.status = response.status_code
         self.content_type: bytes = response.headers.get("content-type", "").encode()
@@ -118,6 +119,7 @@ class UpstreamResponse:
         self.body = body
         self.parser = parser
         self.events = events
+        self.has_token = has_token
         self.response = response
 
     async def close(self) -> None:
@@ -391,20 +393,24 @@ class Relay:
             events += found
             for event in found:
                 _check_event(backend.name, event)
-            if any(_opens(event) for event in found):
-                return UpstreamResponse(response, read, parser=parser, events=events)
+            token = any(data_has_text(event.data) for event in found)
+            if token or any(_opens(event) for event in found):
+                return UpstreamResponse(
+                    response, read, parser=parser, events=events, has_token=token
+                )
             if parser.waiting + sum(len(event.raw) for event in events) > _LARGEST_EVENT:
                 break
         if (last := _closed(parser)) is not None:
             _check_event(backend.name, last)
             events.append(last)
-        if not any(_opens(event) or _finishes(event.raw) for event in events):
+        token = last is not None and data_has_text(last.data)
+        if not token and not any(_opens(event) or _finishes(event.raw) for event in events):
             raise httpx.RemoteProtocolError("a stream without a token")
 
         async def at_end() -> bytes:
             return b""
 
-        return UpstreamResponse(response, at_end, parser=parser, events=events)
+        return UpstreamResponse(response, at_end, parser=parser, events=events, has_token=token)
 
     def _check(self, backend: Backend, response: httpx.Response, body: bytes) -> None:
         """Raise an error if an answer in one piece isn't one for the client.
@@ -472,14 +478,14 @@ class Relay:
     ) -> None:
         """Relay whole events as they come, unread but for the first token, the usage block and the end."""
         context, observe, clock = self.context, backend.m_itl.observe, time.monotonic
-        events, first, last = upstream.events, True, clock()
+        events, last = upstream.events, clock()
+        has_token = upstream.has_token
+        if has_token:
+            backend.m_ttft.observe(last - context.timing.began)
         if not self.head_sent:
             await self._head(send, 200, EVENT_STREAM)
+        data = b"".join([self._taken(event, backend) for event in events])
         while True:
-            if first and any(data_has_text(event.data) for event in events):
-                first = False
-                backend.m_ttft.observe(last - context.timing.began)
-            data = b"".join([self._taken(event, backend) for event in events])
             done = context.finished = self._told_done
             if data:
                 context.stage, context.since = "send", last
@@ -496,8 +502,15 @@ class Relay:
                     await self._at_end(parser, backend, send)
                     await upstream.close()
                     return
+                if self._last is None and has_token and not parser.waiting and _is_plain(piece):
+                    data = piece  # a token, as almost always
+                    break
                 events = parser.feed(piece)
                 if events:
+                    if not has_token and any(data_has_text(event.data) for event in events):
+                        has_token = True
+                        backend.m_ttft.observe(clock() - context.timing.began)
+                    data = b"".join([self._taken(event, backend) for event in events])
                     break
                 if parser.waiting > _LARGEST_EVENT:
                     raise self._broken(backend)
@@ -636,10 +649,22 @@ def _lacks(api: Api, engine: str) -> ApiError:
 
 
 def _opens(event: sse.Event) -> bool:
-    """Tell whether an event opens an answer: the first token, the end, or progress that was asked for."""
-    if event.data == sse.DONE or event.kind in _LAST_KINDS or _PROGRESS in event.raw:
-        return True
-    return data_has_text(event.data)
+    """Tell whether an event without text opens an answer: the end, or progress that was asked for."""
+    return event.data == sse.DONE or event.kind in _LAST_KINDS or _PROGRESS in event.raw
+
+
+def _is_plain(piece: bytes) -> bool:
+    """Tell whether a piece is whole events of one line each that are relayed unread."""
+    return (
+        piece.startswith(b"data: {")
+        and piece.endswith(b"}\n\n")
+        and piece.count(b"\n") == 2 * piece.count(b"\n\n")
+        and b"[DONE]" not in piece
+        and b"\nerror:" not in piece
+        and b'"usage"' not in piece
+        and b'"error"' not in piece
+        and not _finishes(piece)
+    )
 
 
 def _closed(parser: sse.SSEParser) -> sse.Event | None:

@@ -262,6 +262,20 @@ def test_a_failed_pull_names_the_command_to_try():
         ensure_image(FakeDocker(events=[{"error": "manifest unknown"}]), "registry/a:1", print)
 
 
+def test_refused_pull_whose_answer_was_read_names_the_command():
+    def released():
+        raise RuntimeError("Cannot shutdown as connection has already been released to the pool")
+
+    class Refusing(FakeDocker):
+        def pull(self, repository, tag, stream, decode):
+            for hook in self.hooks["response"]:
+                hook(SimpleNamespace(raw=SimpleNamespace(shutdown=released)))
+            raise docker.errors.APIError("no such host")
+
+    with pytest.raises(EngineError, match="docker pull registry/a:1"):
+        ensure_image(Refusing(), "registry/a:1", print)
+
+
 def test_silent_registry_does_not_hold_up_a_cancelled_pull():
     silent, shut = threading.Event(), []
 

@@ -249,6 +249,16 @@ def test_share_that_is_asked_for_decides_the_cache(monkeypatch):
         assert sized.kv_cache_bytes == int(whole.kv_cache)
 
 
+def test_engine_that_loads_while_memory_runs_out_is_killed(fake, monkeypatch, tmp_path, capfd):
+    has_gpu(monkeypatch, SPARK)
+    monkeypatch.setattr(host_memory, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 125000000 kB\nMemAvailable: 3000000 kB\n")
+    profile = dataclasses.replace(PROFILE, start_timeout_s=60.0)
+    with pytest.raises(EngineStartError, match="ended with code"):
+        launch("llama_cpp", profile, quiet=True, extra_arguments=("--mode", "hangs"))
+    assert "STOPPED <llama.cpp" in capfd.readouterr().err
+
+
 def test_unified_memory_keeps_a_reserve():
     room = dataclasses.replace(SPARK, free_bytes=60e9).room
     assert room == 60e9 - host_memory.RESERVE_BYTES

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, launch
+from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, get_spec, launch, runtime
 from utils.engines import tensorrt_llm_checks as checks
 from utils.engines.container import run_arguments
 from utils.engines.tensorrt_llm import SPEC
@@ -189,3 +191,59 @@ def test_the_file_is_mounted_read_only_and_named_in_the_command(tmp_path):
     request = run_arguments(SPEC.container, command, 1, None, {}, tmp_path / "x.yml")
     volume = request["volumes"][str(tmp_path / "x.yml")]
     assert volume == {"bind": "/course-config/x.yml", "mode": "ro"}
+
+
+@pytest.mark.parametrize(
+    ("written", "planned", "share"),
+    [
+        ({"kv_cache_config": {"dtype": "fp8"}}, 0.31, 0.31),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 0.2}}, 0.31, 0.2),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 0.9}}, 0.31, 0.31),
+        ({"max_batch_size": 4}, 0.31, 0.31),
+    ],
+)
+def test_command_line_and_file_say_the_same_share(written, planned, share, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "LOGS", tmp_path / "run")
+    file = tmp_path / "mine.yml"
+    file.write_text(yaml.safe_dump(written))
+    options = dataclasses.replace(OPTIONS, config=str(file), gpu_memory_utilization=planned)
+    settled = get_spec("tensorrt_llm").settle(options)
+    command = get_spec("tensorrt_llm").arguments(settled)
+    assert command[command.index("--kv_cache_free_gpu_memory_fraction") + 1] == str(share)
+    mounted = yaml.safe_load(Path(settled.config).read_text())
+    assert mounted.pop("kv_cache_config") == {
+        **written.get("kv_cache_config", {}),
+        "free_gpu_memory_fraction": share,
+    }
+    assert mounted == {k: v for k, v in written.items() if k != "kv_cache_config"}
+    assert Path(settled.config).parent == tmp_path / "run"  # docker sees this folder
+    assert yaml.safe_load(file.read_text()) == written
+
+
+def test_engine_without_a_file_keeps_its_options():
+    for options in (OPTIONS, dataclasses.replace(OPTIONS, config=None)):
+        assert get_spec("vllm").settle(options) is options
+    plain = dataclasses.replace(OPTIONS, config=None, gpu_memory_utilization=0.5)
+    assert get_spec("tensorrt_llm").settle(plain) is plain
+
+
+def test_container_gets_the_settled_file(tmp_path, monkeypatch):
+    starter = sys.modules["utils.engines.launch"]
+    requests = []
+    monkeypatch.setattr(runtime, "LOGS", tmp_path / "run")
+    monkeypatch.setattr(starter, "connect", lambda: None)
+    monkeypatch.setattr(starter, "ensure_image", lambda *a: None)
+    monkeypatch.setattr(
+        starter, "ContainerHandle", lambda client, title, request, *rest: requests.append(request)
+    )
+    file = tmp_path / "mine.yml"
+    file.write_text("kv_cache_config: {dtype: fp8}")
+    options = dataclasses.replace(OPTIONS, config=str(file), gpu_memory_utilization=0.25)
+    starter.start_container(SPEC, options, 8355, starter.StartProgress("x", True))
+    (request,) = requests
+    (mounted,) = (source for source in request["volumes"] if source.endswith(".yml"))
+    assert yaml.safe_load(Path(mounted).read_text())["kv_cache_config"] == {
+        "dtype": "fp8",
+        "free_gpu_memory_fraction": 0.25,
+    }
+    assert f"/course-config/{Path(mounted).name}" in request["command"]

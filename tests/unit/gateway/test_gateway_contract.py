@@ -384,6 +384,9 @@ def test_metrics_and_openapi_are_only_on_private_port():
                 assert (await c.http.get(path)).status_code == 404
                 private = await c.http.get(f"http://127.0.0.1:{port}{path}")
                 assert private.status_code == 200
+            rebound = {"host": "evil.example"}
+            refused = await c.http.post(f"http://127.0.0.1:{port}/reload", headers=rebound)
+            assert refused.status_code == 403
             document = (await c.http.get(f"http://127.0.0.1:{port}/openapi.json")).json()
             assert "/v1/chat/completions" in document["paths"]
 

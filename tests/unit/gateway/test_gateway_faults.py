@@ -272,8 +272,8 @@ def test_doubtful_engine_serves_when_no_other_is_left():
             first, second = c.gateway.pools[MODEL].backends
             for _ in range(3):
                 first.result(first.sent(), "failure")
-            second.up = False
-            second.health = second.health.model_copy(update={"every_s": 60})
+            c.fakes[1].mode = "sick"
+            await c.until(lambda: not second.up)
             assert circuits(c) == ["open", "closed"]
             assert (await c.ask()).status_code == 200
             assert circuits(c) == ["closed", "closed"]

@@ -146,3 +146,22 @@ def test_the_gateways_settings_agree_with_the_services():
     command = services["llama-a"]["command"]
     slots = int(command[command.index("-np") + 1])
     assert all(b.max_outstanding == slots for m in settings.models for b in m.backends)
+
+
+def test_services_of_ours_are_hardened():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    for name in ("gateway", "prometheus", "grafana", "llama-a", "llama-b"):
+        assert services[name]["read_only"] is True, name
+        assert services[name]["cap_drop"] == ["ALL"], name
+    for name, service in services.items():
+        if name != "jupyter":  # it starts containers, so it has root's powers anyway
+            assert "no-new-privileges:true" in service["security_opt"], name
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), f"{name} is published to others: {port}"
+
+
+def test_private_port_is_not_published():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    private = load_settings(DOCKER / "gateway.yaml").private.port
+    assert private
+    assert not any(port.endswith(f":{private}") for port in services["gateway"]["ports"])

@@ -159,13 +159,17 @@ def test_draining_goes_through_its_phases():
     assert at(30.0, 1) == "cutting" and at(31.0, 0) == "done"
 
 
-def test_the_head_of_an_answer_is_no_first_byte():
+def test_timing_waits_for_first_text():
     t = Timing(began=1.0)
     t = on_message(t, {"type": "http.response.start", "status": 200}, 2.0)
     t = on_message(t, {"type": "http.response.body", "body": b"", "more_body": True}, 3.0)
-    assert t.first_byte is None and t.status == 200
-    t = on_message(t, {"type": "http.response.body", "body": b"x", "more_body": True}, 4.0)
-    t = on_message(t, {"type": "http.response.body", "body": b"y", "more_body": True}, 5.0)
+    for early in (b": wait\n\n", b'data: {"choices": [{"delta": {"role": "assistant"}}]}\n\n'):
+        t = on_message(t, {"type": "http.response.body", "body": early, "more_body": True}, 3.0)
+    assert t.first_token is None
+    assert t.status == 200
+    text = b'data: {"choices": [{"delta": {"reasoning": "hm"}}]}\n\n'
+    t = on_message(t, {"type": "http.response.body", "body": text, "more_body": True}, 4.0)
+    t = on_message(t, {"type": "http.response.body", "body": text, "more_body": True}, 5.0)
     assert t.ttft == 3.0 and t.ended is None
     assert on_message(t, {"type": "http.response.body"}, 6.0).ended == 6.0
     assert on_message(t, {"type": "http.response.debug"}, 6.0) == t

@@ -35,7 +35,7 @@ def test_light_key_is_served_next_to_heavy_one():
                         await asyncio.sleep(0.02)
 
             loops = [asyncio.create_task(loop()) for _ in range(90)]
-            await c.until(lambda: c.metric("gateway_queued", model=MODEL) >= 40)
+            await c.until(lambda: c.metric("gateway_queued", model=MODEL) >= 40, patience_s=20)
             statuses = collections.Counter([(await ask(c, "light")).status_code for _ in range(20)])
             for each in loops:
                 each.cancel()
