@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -43,6 +43,7 @@ class Client:
         api: "chat" for /v1/chat/completions, "completions" for /v1/completions.
         api_key: Sent as a bearer token if given.
         timeout_s: Limit for one whole request; connecting has 10 s of its own.
+        extra_body: Fields of every request's body, unless the request has them itself.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Client:
         *,
         api_key: str | None = None,
         timeout_s: float = 300.0,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         if api not in PATHS:
             raise ValueError(f"unknown api {api!r}: use 'chat' or 'completions'")
@@ -63,6 +65,7 @@ class Client:
         self.model = model
         self.api: Api = api
         self.timeout_s = timeout_s
+        self.extra_body = dict(extra_body or {})
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -111,7 +114,7 @@ class Client:
         Raises:
             WorkloadError: If the request cannot be expressed in this client's API.
         """
-        body = json.dumps(request.body(self.model, self.api)).encode()
+        body = json.dumps(self.extra_body | request.body(self.model, self.api)).encode()
         collector = ResponseCollector()
         status: int | None = None
         error: str | None = None
@@ -188,7 +191,7 @@ class Client:
             httpx.HTTPError: If the connection or the request fails.
             ResponseError: On an HTTP error status.
         """
-        body = json.dumps(request.body(self.model, self.api)).encode()
+        body = json.dumps(self.extra_body | request.body(self.model, self.api)).encode()
         parser = SSEParser()
         sent = perf_counter()
         async with self._connection().stream("POST", self.url, content=body) as response:
