@@ -17,6 +17,7 @@ where they have not: `solutions/grading/lab_3_3_N.py` (tools/lab/judge/hidden_te
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Check:
             outcome = self.judge(learner)
             self._warn_of_other_cells(learner)
         if outcome.verdict == "right":
-            show("✔", f"{self.exercise}: right.", _GREEN)
+            show("✔", f"{self.exercise}: right.", _GREEN, folded=self._solution())
             return learner
         if outcome.verdict == "wrong":
             failure = CheckFailed(f"{self.exercise}: {outcome.message}\n{_GO_ON}", outcome.cause)
@@ -97,6 +98,12 @@ class Check:
             raise NotAttempted(text)
         show("○", f"{text} The notebook goes on with the course's own.", _AMBER)
         return self.reference if callable(self.reference) else copy.deepcopy(self.reference)
+
+    def _solution(self) -> str:
+        """Return the source of the reference, or "" where it is a value."""
+        if not inspect.isfunction(self.reference) and not isinstance(self.reference, type):
+            return ""
+        return inspect.getsource(self.reference)
 
     def _warn_of_other_cells(self, learner: Any) -> None:
         """Show the names that the answer reads from cells that grading doesn't run."""

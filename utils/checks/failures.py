@@ -61,17 +61,23 @@ def _display() -> Any:
     return display
 
 
-def show(sign: str, text: str, colour: str) -> None:
-    """Print one line, in colour where a notebook shows it."""
+def show(sign: str, text: str, colour: str, folded: str = "") -> None:
+    """Print one line, in colour where a notebook shows it.
+
+    Args:
+        sign: Character that begins the line.
+        text: The line.
+        colour: Colour of the sign.
+        folded: The course's own solution, which a notebook shows after a click.
+    """
     display = _display()
     if display is None:
         print(f"{sign} {text}")
         return
     line = html.escape(text).replace("\n", "<br>")
-    display(
-        {
-            "text/plain": f"{sign} {text}",
-            "text/html": f'<span style="color:{colour};font-weight:bold">{sign}</span> {line}',
-        },
-        raw=True,
-    )
+    block = f'<span style="color:{colour};font-weight:bold">{sign}</span> {line}'
+    if folded:
+        block += (
+            f"<details><summary>Our solution</summary><pre>{html.escape(folded)}</pre></details>"
+        )
+    display({"text/plain": f"{sign} {text}", "text/html": block}, raw=True)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import utils.checks.failures as failures
 from utils.checks import CheckFailed, NotAttempted, check, expect_equal, expect_raises
 
 WORDS = ["a", "b", "a"]
@@ -430,3 +431,25 @@ def test_an_unfinished_stub_does_not_pass_for_an_expected_error(capsys):
 
     assert swallowed(lambda x: ...) is swallowed.reference
     assert capsys.readouterr().out.count("not attempted") == 2
+
+
+def test_right_answer_unfolds_the_courses_own(monkeypatch):
+    shown = []
+    monkeypatch.setattr(failures, "_display", lambda: lambda data, raw: shown.append(data))
+    count(lambda words, word: words.count(word))
+    number(12)
+    assert [data["text/plain"] for data in shown] == ["✔ count: right.", "✔ number: right."]
+    assert "<summary>Our solution</summary><pre>def count_of(words, word):" in shown[0]["text/html"]
+    assert "<details>" not in shown[1]["text/html"], "a value has no code to show"
+
+
+def test_failing_message_is_a_block_in_the_pages_own_colour(monkeypatch):
+    shown = []
+    monkeypatch.setattr(failures, "_display", lambda: lambda data, raw: shown.append(data))
+    with pytest.raises(CheckFailed) as caught:
+        count(lambda words, word: "<b>")
+    (block,) = [data["text/html"] for data in shown]
+    assert "<b>✘ count: &#x27;a&#x27; in a, b, a: got &#x27;&lt;b&gt;&#x27; of type str" in block
+    assert "<div>Your call: count(" in block
+    assert "color:" not in block.replace("border-left:4px solid #dc2626", "")
+    assert caught.value._render_traceback_() == ["✘ Not right yet. The reason is above this line."]
