@@ -23,6 +23,12 @@ import httpx
 
 from utils import loopback
 from utils.engines import gpu_proof, memory
+from utils.engines.attached import (
+    AttachedHandle,
+    attached_options,
+    attached_url,
+    require_attachable,
+)
 from utils.engines.cell_runs import remember, stop_earlier, this_run
 from utils.engines.container import (
     CONFIG_FOLDER,
@@ -106,8 +112,13 @@ class RunningEngine:
         _alive.add(self)
 
     @property
+    def attached(self) -> bool:
+        """Whether somebody else has started it, so that it must not be stopped or killed."""
+        return isinstance(self._handle, AttachedHandle)
+
+    @property
     def identity(self) -> str:
-        """Process id or container id."""
+        """Process id, container id, or the address of an attached engine."""
         return self._handle.identity
 
     def running(self) -> bool:
@@ -207,7 +218,8 @@ def launch(
     """Starts an engine and waits until it is healthy.
 
     Args:
-        name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`.
+        name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`. If the environment
+            has `COURSE_VLLM_URL` (the same for each), the engine that runs there is returned.
         profile: Where and how, or its name; None for this machine's.
         model: Folder, file or hub id; None for the profile's model of this engine.
         port: Port of 127.0.0.1; None takes a free one.
@@ -237,6 +249,9 @@ def launch(
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
     fields = profile_fields(profile) | engine_sizes(name, profile) | choices
+    if url := attached_url(name):
+        require_attachable(spec, url, choices, extra_arguments)
+        return attach(spec, profile, url, fields, progress or StartProgress(spec.title, quiet))
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     device = profile.device
     if not in_container:
@@ -283,6 +298,24 @@ def launch(
         except BaseException:
             engine.abandon()
             raise
+    return engine
+
+
+def attach(
+    spec: EngineSpec, profile: Profile, url: str, fields: dict[str, Any], progress: StartProgress
+) -> RunningEngine:
+    """Return the engine that already runs at `url`, after asking for its health, model and version.
+
+    Raises:
+        EngineError: It does not answer, is not healthy, or serves no model.
+    """
+    options = attached_options(spec, url, profile.device, fields)
+    engine = RunningEngine(spec, options, options.port, AttachedHandle(spec, url))
+    engine.base_url = url
+    engine.quantisation = "unknown"  # no engine tells it
+    with loopback.client(timeout=5.0) as client:
+        engine.version = ask_version(client, engine)
+    progress.end(f"ready: attached at {url}, where it serves {engine.model}")
     return engine
 
 

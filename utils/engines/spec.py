@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,8 @@ class EngineSpec:
         container: How it runs in a container; None: it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
         local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
+        no_thinking: Fields of a chat request whose answer is to begin without thinking.
+        benchmark_api: API that it is measured with.
         not_local: Why it cannot run as a local process.
         arguments: Serving arguments for a set of options.
         options: Optional fields of ServeOptions that it honours.
@@ -277,6 +279,10 @@ class EngineSpec:
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
     settle: Callable[[ServeOptions], ServeOptions] = keep_options
     local_cuda: Local | None = None
+    no_thinking: Mapping[str, Any] = field(
+        default_factory=lambda: {"chat_template_kwargs": {"enable_thinking": False}}
+    )
+    benchmark_api: Literal["chat", "completions"] = "completions"
     device_fault: Callable[[str, str], str] = no_statement
 
     def local_on(self, device: str) -> tuple[Local | None, str]:
