@@ -12,7 +12,7 @@ from utils.profiles import ROOT
 
 # Lowest first. A package imports only packages of lower layers.
 LAYERS = (
-    {"profiles", "gpu", "model_sizes", "files", "loopback"},
+    {"profiles", "gpu", "model_sizes", "files", "loopback", "cpp_compiler"},
     {"tinymodel"},
     {"engines"},
     {"telemetry", "http"},

@@ -308,7 +308,7 @@ def step_costs(
             ids = torch.zeros(1, n, dtype=torch.int64, device=target.device)
             began = time.perf_counter()
             seen = target(ids, [chain(n - 1)], cache)
-            target.head(seen.hidden).argmax(-1).tolist()
+            target.logits(seen.hidden).argmax(-1).tolist()
             if repeat >= 3:
                 taken[n].append(time.perf_counter() - began)
     return {n: median(values) for n, values in taken.items()}

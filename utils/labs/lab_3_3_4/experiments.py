@@ -48,7 +48,7 @@ def states_of(target: Target, tokens: Sequence[int]) -> Tensor:
 
 def best_next(target: Target, tokens: Sequence[int]) -> list[int]:
     """The target's most probable next token behind each token of a text, from one forward pass."""
-    best: list[int] = target.head(states_of(target, tokens)).argmax(-1).tolist()
+    best: list[int] = target.logits(states_of(target, tokens)).argmax(-1).tolist()
     return best
 
 
@@ -105,12 +105,12 @@ def tree_error(
     target(torch.tensor([before], device=target.device), [chain(len(before) - 1)], cache)
     cache.lengths[0] = len(before)
     ids = torch.tensor([list(tokens)], device=target.device)
-    together = target.head(target(ids, [tree], cache).hidden[0])
+    together = target.logits(target(ids, [tree], cache).hidden[0])
     worst = 0.0
     for leaf in (node for node, below in enumerate(tree.children) if not below):
         path = tree.path(leaf)
         alone = states_of(target, [*before, *(tokens[node] for node in path)])[-len(path) :]
-        worst = max(worst, float((together[path] - target.head(alone)).abs().max()))
+        worst = max(worst, float((together[path] - target.logits(alone)).abs().max()))
     return worst
 
 
