@@ -7,7 +7,7 @@ LAB ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup course-env lab lab-exists progress clean
+.PHONY: help doctor setup course-env lab lab-exists run fresh progress clean
 
 help:  ## this list
 	@awk -F ':.*## ' 'FNR == 1 && NR > 1 {print "\nFor instructors and authors:"} /^[a-z0-9-]+:.*##/ {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ lab: lab-exists setup  ## open JupyterLab on a lab: LAB=1, LAB=3; HEADLESS=1 pri
 lab-exists:  # before set-up, which takes minutes
 	@ls labs/lab-3.3.$(patsubst 3.3.%,%,$(LAB))-*.ipynb >/dev/null 2>&1 || \
 	  { echo "There is no lab $(LAB). These are the labs:"; ls labs/*.ipynb; exit 2; }
+
+run: lab-exists setup  ## execute a lab into a file, which a closed browser or a lost connection doesn't stop: LAB=3
+	@$(RUN) -m tools.lab run $(LAB)
+
+fresh: lab-exists course-env  ## put a fresh notebook in a lab's place, and keep yours next to it: LAB=3
+	@$(RUN) -m tools.lab fresh $(LAB)
 
 course-env:  # without the engines: minutes less
 	@$(PYTHON) -m tools.setup --only course

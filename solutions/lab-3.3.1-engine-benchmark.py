@@ -24,6 +24,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from utils.benchmark import (
     Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
@@ -33,7 +34,7 @@ from utils.roofline import roofline
 from utils.benchmark.sweep import measure_prefill, prompts, sweep
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
-from utils.engines import ENGINES, NotRunHere, launch
+from utils.engines import ENGINES, launch, launch_first, skip_on_failure
 from utils.labs.lab_3_3_1 import tables
 from utils.profiles import load_profile
 
@@ -49,12 +50,14 @@ print(f"Profile {profile.name}: {profile.description}")
 # outside: each mark is the moment at which a piece of text arrived.
 
 # %% tags=["measures"]
-vllm = launch("vllm", profile)
+not_run = {}  # reasons, by engine
+first = launch_first(("vllm", "llama_cpp", "sglang"), profile, not_run)  # vLLM, unless it doesn't start here
 warm = prompts(profile, 2, seed=100)  # other prompts: the engine remembers those that it has seen
-one = run(Client(vllm.base_url, vllm.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=warm)
-trace = one.traces[0]
-stream_plot.draw_stream(trace)
-print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
+with skip_on_failure("one stream"):
+    one = run(Client(first.base_url, first.model), prompts(profile, 1, seed=1), ClosedLoop(1), warmup=warm)
+    trace = one.traces[0]
+    stream_plot.draw_stream(trace)
+    print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 
 # %% [markdown]
 # *In the picture: a time axis in milliseconds. The grey bar up to the first mark is the prefill
@@ -64,10 +67,12 @@ print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
 
 # %% tags=["measures"]
 ask = Request(prompt="What is continuous batching?", max_tokens=profile.load.output_tokens)
-async with Client(vllm.base_url, vllm.model) as raw_client:
-    raw = [(at, data) async for at, data in raw_client.events(ask)]
-for at, data in (*raw[:3], *raw[-3:]):
-    print(f"{at * 1000:6.1f} ms  {data[:140]}")
+raw = []
+with skip_on_failure("its events"):
+    async with Client(first.base_url, first.model) as raw_client:
+        raw = [(at, data) async for at, data in raw_client.events(ask)]
+    for at, data in (*raw[:3], *raw[-3:]):
+        print(f"{at * 1000:6.1f} ms  {data[:140]}")
 
 # %% [markdown]
 # Three numbers describe such a stream, as `vllm bench serve` defines them:
@@ -119,16 +124,17 @@ stream_metrics = checks.stream_metrics(stream_metrics)
 # (another request: near, not equal):
 
 # %%
-parsed = [(at, json.loads(data)) for at, data in raw if data != "[DONE]"]
-usage = next(event["usage"] for _, event in reversed(parsed) if event.get("usage"))
-events = [
-    (at, event["choices"][0]["delta"].get("content") or "") for at, event in parsed if event["choices"]
-]
-print("".join(text for _, text in events))
-print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
-yours = stream_metrics(0.0, events, usage["completion_tokens"])
-reference = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
-pd.DataFrame({"yours (ms)": yours, "the client's (ms)": reference}).mul(1000)
+if raw:
+    parsed = [(at, json.loads(data)) for at, data in raw if data != "[DONE]"]
+    usage = next(event["usage"] for _, event in reversed(parsed) if event.get("usage"))
+    events = [
+        (at, event["choices"][0]["delta"].get("content") or "") for at, event in parsed if event["choices"]
+    ]
+    print("".join(text for _, text in events))
+    print(f"\n{usage['completion_tokens']} tokens by usage, {len(events)} events")
+    yours = stream_metrics(0.0, events, usage["completion_tokens"])
+    reference = {"ttft": trace.ttft(), "tpot": trace.tpot, "e2el": trace.e2el()}
+    display(pd.DataFrame({"yours (ms)": yours, "the client's (ms)": reference}).mul(1000))
 
 # %% [markdown]
 # ## 2. Closed loop, open loop
@@ -178,21 +184,20 @@ open_loop_latencies = checks.open_loop_latencies(open_loop_latencies)
 
 # %% tags=["measures"]
 middle = profile.load.levels[len(profile.load.levels) // 2]
-client = Client(vllm.base_url, vllm.model, "completions")
 count = profile.load.requests_at(middle)
-closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=warm)
-capacity = closed.summary()["request_throughput"]
-print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
-
 open_records = []
-for i, share in enumerate((0.5, 1.0, 1.5)):
-    rate = capacity * share
-    load = OpenLoop(rate, seed=i, max_concurrency=middle)
-    label = f"open loop at {share:.0%}"
-    result = run(client, prompts(profile, 2 * count, seed=10 + i), load, label=label, alive=vllm.running)
-    record = make_record(result, vllm, profile, label=f"vLLM, {share:.0%} of capacity")
-    write_record(record)
-    open_records.append((share, result, record))
+with skip_on_failure("the open loop"):
+    client = Client(first.base_url, first.model, "completions")
+    closed = run(client, prompts(profile, count, seed=2), ClosedLoop(middle), warmup=warm)
+    capacity = closed.summary()["request_throughput"]
+    print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
+    for i, share in enumerate((0.5, 1.0, 1.5)):
+        load = OpenLoop(capacity * share, seed=i, max_concurrency=middle)
+        label = f"open loop at {share:.0%}"
+        result = run(client, prompts(profile, 2 * count, seed=10 + i), load, label=label, alive=first.running)
+        record = make_record(result, first, profile, label=f"{first.spec.title}, {share:.0%} of capacity")
+        write_record(record)
+        open_records.append((share, result, record))
 
 # %%
 pd.DataFrame(
@@ -203,7 +208,7 @@ pd.DataFrame(
         "the client itself was late by up to (ms)": 1000 * result.client_lag,
     }
     for share, result, _ in open_records
-).set_index("load")
+).set_index("load") if open_records else None
 
 # %% [markdown]
 # **Read the table.** At which load do the two clocks begin to differ? Which of them would your users agree with? Is
@@ -221,7 +226,8 @@ pd.DataFrame(
 # From here on, latency under an open loop counts from when a request was due.
 
 # %%
-report.plot_latency_against_rate([record for _, _, record in open_records]);
+if open_records:
+    report.plot_latency_against_rate([record for _, _, record in open_records])
 
 # %% [markdown]
 # *In the picture: requests per second across, latency in milliseconds up, on both clocks.*
@@ -278,20 +284,22 @@ goodput = checks.goodput(goodput)
 # The open loops again. As limits we take twice the medians of the closed loop.
 
 # %%
-base = closed.summary()
-slo = Slo(ttft_ms=2 * base["median_ttft_ms"], tpot_ms=2 * base["median_tpot_ms"])
-pd.DataFrame(
-    {
-        "load": f"{share:.0%}",
-        "throughput (requests/s)": result.summary()["request_throughput"],
-        "goodput, yours (requests/s)": goodput(
-            [{"ok": t.ok, "ttft": t.ttft("scheduled"), "tpot": t.tpot} for t in result.traces],
-            result.duration, slo.ttft_ms / 1000, slo.tpot_ms / 1000,
-        ),
-        "goodput, the course's": result.summary(slo=slo)["request_goodput"],
-    }
-    for share, result, _ in open_records
-).set_index("load")
+if open_records:
+    base = closed.summary()
+    slo = Slo(ttft_ms=2 * base["median_ttft_ms"], tpot_ms=2 * base["median_tpot_ms"])
+    table = pd.DataFrame(
+        {
+            "load": f"{share:.0%}",
+            "throughput (requests/s)": result.summary()["request_throughput"],
+            "goodput, yours (requests/s)": goodput(
+                [{"ok": t.ok, "ttft": t.ttft("scheduled"), "tpot": t.tpot} for t in result.traces],
+                result.duration, slo.ttft_ms / 1000, slo.tpot_ms / 1000,
+            ),
+            "goodput, the course's": result.summary(slo=slo)["request_goodput"],
+        }
+        for share, result, _ in open_records
+    )
+    display(table.set_index("load"))
 
 # %% [markdown]
 # **Read the table.** At which load is goodput much lower than throughput? Why does the throughput hide that?
@@ -327,15 +335,17 @@ def mean_interval(values: list[float], t: float) -> tuple[float, float]:
 mean_interval = checks.mean_interval(mean_interval)
 
 # %% tags=["measures"]
-again = [
-    run(client, prompts(profile, count, seed=20 + i), ClosedLoop(middle), label=f"repeat {i + 1}")
-    for i in range(profile.load.repeats)
-]
-throughputs = [result.summary()["output_throughput"] for result in again]
-t_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(throughputs)]
-low, high = mean_interval(throughputs, t_95)
-print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in throughputs), "tok/s")
-print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
+with skip_on_failure("repeats"):
+    client = Client(first.base_url, first.model, "completions")
+    again = [
+        run(client, prompts(profile, count, seed=20 + i), ClosedLoop(middle), label=f"repeat {i + 1}")
+        for i in range(profile.load.repeats)
+    ]
+    throughputs = [result.summary()["output_throughput"] for result in again]
+    t_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}[len(throughputs)]
+    low, high = mean_interval(throughputs, t_95)
+    print("the same run,", len(throughputs), "times:", ", ".join(f"{x:.0f}" for x in throughputs), "tok/s")
+    print(f"your 95 % interval: {low:.0f} to {high:.0f} tok/s; the course's: {repeat_interval(throughputs)}")
 
 # %% [markdown]
 # Before you call one engine faster, measure *both* several times. Where their intervals overlap, these runs do not show
@@ -440,15 +450,16 @@ vllm_gain = 12
 ### END SOLUTION
 
 # %% tags=["measures"]
-prefill_length = profile.context_length // 4
-records, prefills, not_run = [], {}, {}
-records += sweep(vllm, profile, label="vLLM")
-prefills["vLLM"] = measure_prefill(vllm, profile, length=prefill_length)
-vllm.stop()
+prefill_length = profile.load.prefill_tokens
+records, prefills = [], {}
+with skip_on_failure("vLLM", not_run), first as engine:
+    if engine.name == "vllm":
+        records += sweep(engine, profile, label="vLLM")
+        prefills["vLLM"] = measure_prefill(engine, profile, length=prefill_length)
 
 # %% tags=["measures"]
-for key in ("llama_cpp", "llama_cpp_quantised"):
-    with launch("llama_cpp", profile, model=profile.models[key]) as engine:
+for key, name in {"llama_cpp": "llama.cpp", "llama_cpp_quantised": "llama.cpp, quantised"}.items():
+    with skip_on_failure(name, not_run), launch("llama_cpp", profile, model=profile.models[key]) as engine:
         label = f"llama.cpp {engine.quantisation}"
         records += sweep(engine, profile, label=label)
         prefills[label] = measure_prefill(engine, profile, length=prefill_length)
@@ -459,7 +470,10 @@ for key in ("llama_cpp", "llama_cpp_quantised"):
 
 # %% tags=["measures"]
 quantised = profile.models["llama_cpp_quantised"]
-with launch("llama_cpp", profile, model=quantised, max_sequences=1) as engine:
+with (
+    skip_on_failure("llama.cpp, one slot", not_run),
+    launch("llama_cpp", profile, model=quantised, max_sequences=1) as engine,
+):
     label = f"llama.cpp {engine.quantisation}, one slot"
     records += sweep(engine, profile, label=label, levels=profile.load.levels[:1])
 
@@ -468,7 +482,7 @@ with launch("llama_cpp", profile, model=quantised, max_sequences=1) as engine:
 # tokens per second and let everybody wait longer.
 
 # %% tags=["measures"]
-with launch("transformers", profile) as engine:
+with skip_on_failure("transformers", not_run), launch("transformers", profile) as engine:
     levels = profile.load.levels[:-1]
     counts = [max(4, n) for n in levels]
     records += sweep(engine, profile, label="transformers", levels=levels, requests_at=counts)
@@ -479,29 +493,27 @@ with launch("transformers", profile) as engine:
 
 # %% tags=["measures"]
 for name in ("sglang", "tensorrt_llm", "ollama"):
-    try:
-        with launch(name, profile) as engine:
-            records += sweep(engine, profile, label=engine.spec.title)
-            prefills[engine.spec.title] = measure_prefill(engine, profile, length=prefill_length)
-    except NotRunHere as reason:
-        not_run[ENGINES[name].title] = reason.reason
-        print(reason)
+    with skip_on_failure(ENGINES[name].title, not_run), launch(name, profile) as engine:
+        records += sweep(engine, profile, label=engine.spec.title)
+        prefills[engine.spec.title] = measure_prefill(engine, profile, length=prefill_length)
 
 # %% [markdown]
 # ### What came out
 
 # %%
-report.table(records)
+report.table(records) if records else None
 
 # %%
-report.plot_throughput(records);
+if records:
+    report.plot_throughput(records)
 
 # %% [markdown]
 # *In the picture: requests in flight across, output tokens per second up, one line per engine.*
 
 # %%
 single = [r for r in records if r.load["concurrency"] == profile.load.levels[0]]
-report.plot_distributions(single);
+if single:
+    report.plot_distributions(single)
 
 # %% [markdown]
 # *In the picture: the distributions of TTFT and ITL of each engine with one request in flight.*
@@ -511,16 +523,19 @@ report.plot_distributions(single);
 
 # %%
 by_level = {r.load["concurrency"]: r.summary["output_throughput"] for r in records if r.label == "vLLM"}
-lowest, highest = min(by_level), max(by_level)
-compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
-gain = by_level[highest] / by_level[lowest]
-compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", unit="×")
+if by_level:
+    lowest, highest = min(by_level), max(by_level)
+    compare_prediction(single_stream, by_level[lowest], what="vLLM, one request", unit="tok/s")
+    gain = by_level[highest] / by_level[lowest]
+    compare_prediction(vllm_gain, gain, what=f"vLLM, {highest} requests over one", unit="×")
+else:
+    print(f"vLLM: not run here: {not_run.get('vLLM', 'it gave no record')}")
 
 # %% [markdown]
 # And the roofline against the engines:
 
 # %%
-roofline.compare(records, prefills, machine, model, decode_ceiling)
+roofline.compare(records, prefills, machine, model, decode_ceiling) if records else None
 
 # %% [markdown]
 # Each engine's ceiling counts the bytes that it holds itself: the weights in its own format, the KV cache in
@@ -600,7 +615,7 @@ best_for_api = checks.best_for_api(best_for_api)
 # %%
 rows = tables.rows(records)
 limit_ms = 1000.0  # p95 of TTFT
-choices = tables.guide(rows, best_for_api(rows, limit_ms), limit_ms)
+choices = tables.guide(rows, best_for_api(rows, limit_ms) if rows else None, limit_ms)
 tables.guide_table(choices)
 
 # %% [markdown]
@@ -626,16 +641,19 @@ tables.guide_table(choices)
 # where each number comes from. It opens anywhere, needs no network, and is the deliverable of this lab.
 
 # %%
-page = report.write_html(
-    [*records, *(record for _, _, record in open_records)],
-    not_run=not_run,
-    choices=choices,
-    tables={
-        "Measured against the roofline": roofline.compare(records, prefills, machine, model),
-        "Published numbers for a DGX Spark, judged": roofline.judge_published(),
-    },
-)
-print("report:", page)
+if all_records := [*records, *(record for _, _, record in open_records)]:
+    page = report.write_html(
+        all_records,
+        not_run=not_run,
+        choices=choices,
+        tables={
+            "Measured against the roofline": roofline.compare(records, prefills, machine, model),
+            "Published numbers for a DGX Spark, judged": roofline.judge_published(),
+        },
+    )
+    print("report:", page)
+else:
+    print("No report, because no engine ran here:", *(f"{name}: {reason}" for name, reason in not_run.items()), sep="\n")
 
 # %% [markdown]
 # ## Summary

@@ -39,6 +39,7 @@ from IPython.display import display
 from utils.roofline.roofline import describe_model
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_2 as checks
+from utils.engines import skip_on_failure
 from utils.engines.fleet import Fleet
 from utils.engines.structured import COMPACT_JSON
 from utils.labs.lab_3_3_2 import experiments, plots, tables
@@ -349,10 +350,9 @@ predict_hit_rate = checks.predict_hit_rate(predict_hit_rate)
 OwnCache = cache_with(match_prefix, insert, evict)
 asked = workloads(profile, seed=fresh_seed())  # to measure again, run this cell again: engines remember
 pages = {"SGLang": 1}
-if fleet.has("vLLM"):
-    with fleet.one("vLLM") as vllm:
-        pages["vLLM"] = cache_report(vllm).block_size
-        print(f"A block of vLLM holds {pages['vLLM']} tokens here")
+with skip_on_failure("vLLM"), fleet.one("vLLM") as vllm:
+    pages["vLLM"] = cache_report(vllm).block_size
+    print(f"A block of vLLM holds {pages['vLLM']} tokens here")
 predicted = {
     engine: {name: predict_hit_rate(prompts, OwnCache(page_size=page)) for name, prompts in asked.items()}
     for engine, page in pages.items()
@@ -374,12 +374,14 @@ def all_workloads(name, engine, turn):
 
 
 found = {name: once[0] for name, once in fleet.each(all_workloads, only=pages).items()}
-if fleet.has("SGLang"):
+if "SGLang" in found:
     worst = max(100 * abs(hits.rate - predicted["SGLang"][load]) for load, hits in found["SGLang"].items())
     compare_prediction(worst_difference, worst, what="worst difference of SGLang's hit rates", unit="points")
 if found:
     display(tables.hits_table(predicted, found))
     display(plots.plot_hits(predicted, found))
+else:
+    print("Hit rates: not run here, because no engine runs.", fleet.why())
 
 # %% [markdown]
 # *In the picture: a pair of bars for each workload, SGLang and vLLM as measured, and across each bar a black line
@@ -413,9 +415,9 @@ if found:
 # A prompt that is cached but for its end, against the same length with nothing cached. First on SGLang alone:
 
 # %% tags=["measures"]
-if fleet.has("SGLang"):
-    with fleet.one("SGLang") as engine:
-        cold, warm = cold_and_warm(engine, profile)
+prefill_s = rest_s = float("nan")
+with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
+    cold, warm = cold_and_warm(engine, profile)
     prefill_s, rest_s = experiments.fit_prefill(cold, warm)
     for point in (cold, warm):
         print(f"{point.fraction:.0%} cached: TTFT {1000 * point.median:.0f} ms (median of {len(point.ttft_s)}, measured)")
@@ -475,7 +477,9 @@ turns = fleet.each(
     lambda name, engine, turn: measure_curve(engine, profile, by_engine[name], f"{name}, shared prefix"), turns=2
 )
 curves = {name: experiments.merge_turns(several) for name, several in turns.items()}
-if fleet.has("SGLang"):
+if "SGLang" not in curves:
+    print("The curve: not run here, because SGLang does not run.", fleet.why())
+else:
     at_half = curves["SGLang"][0].median / curves["SGLang"][1].median
     compare_prediction(speedup_at_half, at_half, what="TTFT, half of the prompt cached, your guess", unit="times")
     formula = predict_speedup(0.5, prefill_s, rest_s)
@@ -512,7 +516,7 @@ if fleet.has("SGLang"):
 crowds = fleet.each(
     lambda name, engine, turn: experiments.measure_crowd(engine, profile, f"{name}, crowd"), turns=2
 )
-display(tables.crowd_table(crowds))
+display(tables.crowd_table(crowds)) if crowds else print("The crowd: not run here, because no engine runs.", fleet.why())
 
 # %% [markdown]
 # **Read the table.** By which factor does the radix cache raise SGLang's throughput? Is the gain larger than the
@@ -604,11 +608,13 @@ def ask(name, engine, turn):
 
 
 answers = {name: once[0] for name, once in fleet.each(ask, only=pages).items()}
-if fleet.has("SGLang"):
+if "SGLang" in answers:
     left = tables.pace_left(answers["SGLang"], "json_schema")
     compare_prediction(pace_left, left, what="pace under the JSON schema over free, SGLang")
 if answers:
     display(tables.structured_table(answers))
+else:
+    print("Constraints: not run here, because no engine runs.", fleet.why())
 
 # %%
 for name, kinds in answers.items():
@@ -672,10 +678,9 @@ def review(s, text):
 
 
 # %% tags=["measures"]
-if fleet.has("SGLang"):
-    with fleet.one("SGLang") as engine:
-        sgl.set_default_backend(sgl.RuntimeEndpoint(engine.base_url))
-        state = review.run(text="The soup was hot and the waiter was kind, and we paid very little. " * 6)
+with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
+    sgl.set_default_backend(sgl.RuntimeEndpoint(engine.base_url))
+    state = review.run(text="The soup was hot and the waiter was kind, and we paid very little. " * 6)
     print(state.text())
     print(f"\nThe three branches: {state['cached']} of {state['prompt']} prompt tokens were cached (measured)")
 
@@ -749,8 +754,8 @@ small = {"kv_blocks": capacity, "max_sequences": 1, "context_length": capacity}
 pair = Fleet(
     profile,
     {
-        "first come": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "fcfs")},
-        "longest prefix": experiments.half_a_gpu(profile) | small | {"extra_arguments": ("--schedule-policy", "lpm")},
+        "first come": small | {"extra_arguments": ("--schedule-policy", "fcfs")},
+        "longest prefix": small | {"extra_arguments": ("--schedule-policy", "lpm")},
     },
     "sglang",
     together=True,
@@ -760,8 +765,6 @@ orders = {name: once[0] for name, once in served.items()}
 if len(orders) == 2:
     gain = 100 * (orders["longest prefix"][0].rate - orders["first come"][0].rate)
     compare_prediction(lpm_gain, gain, what="hit rate of lpm over fcfs", unit="points")
-for name in pair.variants:
-    pair.has(name)
 if orders:
     display(tables.orders_table(orders, replayed, groups))
     display(plots.plot_orders({name: order for name, (_, order) in orders.items()}, groups))

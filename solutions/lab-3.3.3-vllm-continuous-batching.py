@@ -34,7 +34,7 @@ from IPython.display import display
 
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_3 as checks
-from utils.engines import EngineError, launch
+from utils.engines import EngineError, launch, launch_first, skip_on_failure
 from utils.labs.lab_3_3_3 import plots, tables
 from utils.kvcache.blocks import BlockTable, OutOfBlocks
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
@@ -177,10 +177,13 @@ capacity = checks.capacity(capacity)
 # size of a block, and the memory it set aside.
 
 # %% tags=["measures"]
-engine = launch("vllm", profile)
-report = cache_report(engine)
-budget = int(kv_budget_bytes(engine))
-print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
+not_run, report, budget, block_tokens = {}, None, 0, 16  # 16 is vLLM's default
+engine = launch_first(("vllm",), profile, not_run)
+with skip_on_failure("vLLM's KV cache"):
+    report = cache_report(engine)
+    block_tokens = report.block_size
+    budget = int(kv_budget_bytes(engine))
+    print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache, in blocks of {report.block_size} tokens")
 
 # %% [markdown]
 # **Predict**: how many blocks will it report? You have all that is needed: `profile.value_bytes` is the size of
@@ -188,16 +191,17 @@ print(f"vLLM {engine.version} set aside {budget / GIB:.2f} GiB for its KV cache,
 
 # %% prediction="blocks_predicted"
 ### BEGIN SOLUTION
-#: blocks_predicted = None  # capacity(budget, ..., report.block_size, ...)[0]
-blocks_predicted = capacity(budget, kv_bytes_per_token(here, profile.value_bytes), report.block_size, 1)[0]
+#: blocks_predicted = None  # capacity(budget, ..., block_tokens, ...)[0]
+blocks_predicted = capacity(budget, kv_bytes_per_token(here, profile.value_bytes), block_tokens, 1)[0]
 ### END SOLUTION
 
 # %%
-compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
-token_bytes = kv_bytes_per_token(here, profile.value_bytes)
-blocks, requests = capacity(budget, token_bytes, report.block_size, profile.context_length)
-print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
-print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
+if report:
+    compare_prediction(blocks_predicted, report.num_blocks, what="KV blocks of this vLLM", unit="blocks")
+    token_bytes = kv_bytes_per_token(here, profile.value_bytes)
+    blocks, requests = capacity(budget, token_bytes, block_tokens, profile.context_length)
+    print(f"Formula: {blocks} blocks. vLLM: {report.num_blocks} blocks = {report.size_tokens} tokens,")
+    print(f"room for {requests} requests of the full {profile.context_length} tokens (derived).")
 
 # %% [markdown]
 # One block is not for tokens: vLLM keeps block 0 as a placeholder (`BlockPool.null_block` in
@@ -419,8 +423,8 @@ unused_share = checks.unused_share(unused_share)
 
 # %%
 lengths = [job.total_tokens for job in crowd]
-for size in sorted({1, 4, 16, 64, 256, report.block_size}):
-    mark = "   <- this vLLM" if size == report.block_size else ""
+for size in sorted({1, 4, 16, 64, 256, block_tokens}):
+    mark = "   <- this vLLM" if report and size == block_tokens else ""
     print(f"blocks of {size:4} tokens: {unused_share(lengths, size):6.1%} of the held slots unused (derived){mark}")
 
 # %% [markdown]
@@ -563,8 +567,10 @@ plots.plot_schedules([static, continuous])
 # times, the levels in turn so that a slow phase of the machine hits all of them.
 
 # %% tags=["measures"]
-runs = sweep(engine, profile, (low, middle), "vLLM")
-tables.sweep_table(runs)
+runs = []
+with skip_on_failure("the sweep"):
+    runs = sweep(engine, profile, (low, middle), "vLLM")
+    display(tables.sweep_table(runs))
 
 # %% [markdown]
 # With more requests in flight a step takes longer (TPOT grows), but each step gives a token to *every*
@@ -600,9 +606,12 @@ def predict_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
 predict_throughput = checks.predict_throughput(predict_throughput)
 
 # %%
-tpot_s = {level: latency_at(runs, level, "median_tpot_ms") / 1000 for level in (low, middle)}
-predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
-print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
+cost = assumed  # of section 4, until there are measured ones
+if runs:
+    tpot_s = {level: latency_at(runs, level, "median_tpot_ms") / 1000 for level in (low, middle)}
+    predicted = {level: predict_throughput(level, tpot_s) for level in (low, middle, top)}
+    cost = fit_step_cost(tpot_s)
+    print(f"Predicted at {top} in flight: {predicted[top]:.0f} tok/s, from TPOT {tpot_s} s")
 
 # %% [markdown]
 # **Predict** with your own head: with the most requests in flight (the profile's top level, printed above),
@@ -615,17 +624,19 @@ speedup_at_top = 15
 ### END SOLUTION
 
 # %% tags=["measures"]
-runs += sweep(engine, profile, (top,), "vLLM")
-ratio = speedup(runs, low, top)
-compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
-measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
-compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
-if warning := tables.busy_warning(runs, low, top):
-    print(warning)
-display(tables.speedup_table(runs, low, top), tables.sweep_table(runs))
+ratio = None
+with skip_on_failure("the top level"):
+    runs += sweep(engine, profile, (top,), "vLLM")
+    ratio = speedup(runs, low, top)
+    compare_prediction(speedup_at_top, ratio, what=f"throughput at {top} over {low}, your guess", unit="times")
+    measured_top = sum(run.throughput for run in runs[-profile.load.repeats :]) / profile.load.repeats
+    compare_prediction(predicted[top], measured_top, what=f"throughput at {top}, your formula", unit="tok/s")
+    if warning := tables.busy_warning(runs, low, top):
+        print(warning)
+    display(tables.speedup_table(runs, low, top), tables.sweep_table(runs))
 
 # %%
-plots.plot_sweep(runs, predicted)
+plots.plot_sweep(runs, predicted) if ratio else None
 
 # %% [markdown]
 # *In the picture: left, throughput against concurrency on two logarithmic axes, with the intervals of the
@@ -653,8 +664,9 @@ plots.plot_sweep(runs, predicted)
 # The engine's own view of the last run, read from its Prometheus metrics while the requests ran:
 
 # %%
-print(runs[-1].series.note)
-plot_run(runs[-1].series, runs[-1].result.traces, f"vLLM, {top} requests in flight")
+if ratio:
+    print(runs[-1].series.note)
+    display(plot_run(runs[-1].series, runs[-1].result.traces, f"vLLM, {top} requests in flight"))
 
 # %% [markdown]
 # *In the picture: above, one line per request, orange until its first token, then blue; as one ends, the
@@ -676,19 +688,20 @@ waves_gain = 1.6
 
 # %% tags=["measures"]
 mixed = make_requests(profile, 6 * middle, seed=50, spread=0.8)
-jobs, cost = as_jobs(mixed, profile), fit_step_cost(tpot_s)
+jobs = as_jobs(mixed, profile)
 slots = middle * profile.context_length
 static = simulate_static(jobs, cost, slots, profile.context_length, padding=False)
 continuous = simulate_continuous(
-    jobs, cost, slots // report.block_size, report.block_size, SchedulerLimits(max_running=middle), decide=schedule
+    jobs, cost, slots // block_tokens, block_tokens, SchedulerLimits(max_running=middle), decide=schedule
 )
-in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
-flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
-gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
-compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
-simulated_gain = static.makespan_s / continuous.makespan_s
-compare_prediction(simulated_gain, gain, what="waves over continuous, your scheduler", unit="times")
-display(tables.waves_table(flowing, in_waves))
+with skip_on_failure("waves"):
+    in_waves = waves(engine, profile, mixed, middle, "vLLM, waves")
+    flowing = measure(engine, profile, mixed, middle, "vLLM, continuous")
+    gain = sum(wave.result.duration for wave in in_waves) / flowing.result.duration
+    compare_prediction(waves_gain, gain, what="waves over continuous, your guess", unit="times")
+    simulated_gain = static.makespan_s / continuous.makespan_s
+    compare_prediction(simulated_gain, gain, what="waves over continuous, your scheduler", unit="times")
+    display(tables.waves_table(flowing, in_waves))
 
 # %% [markdown]
 # **Read the table.** In which row do more places stay empty, and why? Does this explain how much faster the same
@@ -715,9 +728,10 @@ display(tables.waves_table(flowing, in_waves))
 
 # %% tags=["measures"]
 burst = make_requests(profile, top, seed=77)
-roomy = measure(engine, profile, burst, top, "burst, roomy cache")
-engine.stop()
-print(f"{roomy.throughput:.0f} tok/s, KV cache at most {roomy.series.peak('kv_usage'):.1%} in use")
+roomy = None
+with skip_on_failure("the burst"), engine:  # which stops it afterwards
+    roomy = measure(engine, profile, burst, top, "burst, roomy cache")
+    print(f"{roomy.throughput:.0f} tok/s, KV cache at most {roomy.series.peak('kv_usage'):.1%} in use")
 
 # %%
 length = profile.load.prompt_tokens + profile.load.output_tokens
@@ -760,7 +774,8 @@ for name, run in squeezed.items():
     if name == own_tight:
         compare_prediction(preemptions_predicted, counted, what=f"preemptions, {name}, your guess")
     compare_prediction(simulated[name], counted, what=f"preemptions, {name}, your scheduler")
-display(tables.pressure_table(roomy, squeezed))
+if roomy:
+    display(tables.pressure_table(roomy, squeezed))
 for name, reason in reasons.items():
     print(f"{name}: not run here: {reason}")
 
@@ -820,7 +835,7 @@ if own_tight in squeezed:
 # differently without any quantisation, so the first line is the yardstick for the second (if FP8 runs here).
 
 # %%
-for name, run in squeezed.items():
+for name, run in squeezed.items() if roomy else ():
     print(f"{name:>16} against {profile.dtype_name} with room: {same_answers(roomy, run):.0%} of the answers are the same text")
 
 # %% [markdown]
@@ -830,18 +845,15 @@ for name, run in squeezed.items():
 
 # %% tags=["measures"]
 for dtype in (None, "q8_0"):
-    try:
-        with launch("llama_cpp", profile, kv_cache_dtype=dtype, extra_arguments=("-lv", "4")) as llama:
-            held = llama_cpp_cache_bytes(llama)
-    except EngineError as reason:
-        print(reason)
-        continue
-    tokens = min(profile.max_sequences, 32) * profile.context_length
-    formula = tokens * bytes_per_token(here, dtype or "f16")
-    print(
-        f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "
-        f"{formula / 2**20:.2f} MiB by formula ({tokens} tokens)"
-    )
+    options = {"kv_cache_dtype": dtype, "extra_arguments": ("-lv", "4")}
+    with skip_on_failure("llama.cpp"), launch("llama_cpp", profile, **options) as llama:
+        held = llama_cpp_cache_bytes(llama)
+        tokens = min(llama.options.max_sequences, 32) * llama.options.context_length
+        formula = tokens * bytes_per_token(here, dtype or "f16")
+        print(
+            f"llama.cpp, KV cache {dtype or 'f16, its default'}: {held / 2**20:.2f} MiB by its log, "
+            f"{formula / 2**20:.2f} MiB by formula ({tokens} tokens)"
+        )
 
 # %% [markdown]
 # ## 7. `--enforce-eager`: measured, not believed
@@ -861,9 +873,9 @@ compiled_gain = 1.5
 ### END SOLUTION
 
 # %% tags=["measures"]
-was_eager = "--enforce-eager" in engine.command
-modes = ("eager", "compiled") if was_eager else ("compiled", "eager")
-try:
+with skip_on_failure("compiled against eager"):
+    was_eager = "--enforce-eager" in engine.command
+    modes = ("eager", "compiled") if was_eager else ("compiled", "eager")
     if was_eager and (reason := too_slow_to_compile(engine, profile)):
         raise EngineError(reason)
     with launch("vllm", profile, eager=not was_eager) as other:
@@ -875,8 +887,6 @@ try:
     compare_prediction(
         compiled_gain, alone["compiled"] / alone["eager"], what="one request, compiled over eager", unit="times"
     )
-except EngineError as reason:
-    print(f"The {modes[1]} engine was not run here, so there is nothing to compare:\n{reason}")
 
 # %% [markdown]
 # **Read the table.** Is one mode faster at both levels? At which level is the gain larger, and why? After how many
@@ -915,8 +925,9 @@ except EngineError as reason:
 # All records of this lab are in `records/`; `load_all()` of `utils.benchmark` reads them.
 
 # %%
-print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
-for run in (roomy, *squeezed.values()):
+if ratio:
+    print(f"vLLM {engine.version}, {top} in flight: {ratio:.1f} times the throughput of {low} (measured, {len(runs)} runs)")
+for run in filter(None, (roomy, *squeezed.values())):
     print(f"{run.record.label}: {run.throughput:.0f} tok/s, {run.series.increase('preemptions'):.0f} preemptions")
 
 # %% [markdown]

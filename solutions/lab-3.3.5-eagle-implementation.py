@@ -39,6 +39,7 @@ from IPython.display import display
 
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_5 as checks
+from utils.engines import skip_on_failure
 from utils.engines.fleet import start_later
 from utils.profiles import MODELS, load_profile
 
@@ -66,12 +67,7 @@ from utils.speculative.target import load_target
 from utils.speculative.training import eagle_accuracy
 from utils.speculative.ttt import attention_gap
 
-variants = {
-    "plain": {},
-    "EAGLE-3": comparison.speculation("eagle3", 3, profile.models["eagle3_heads"]),
-    "n-gram": comparison.speculation("ngram", 3),
-}
-starting = start_later(profile, variants)
+starting = start_later(profile, experiments.vllm_variants(profile))
 
 # %%
 torch.set_num_threads(1)  # two threads on cores that others use wait for each other
@@ -665,7 +661,7 @@ ratio_at_most = 0.9
 ### END SOLUTION
 
 # %% tags=["measures"]
-temperatures = (0.0,) if profile.runtime == "process" else (0.0, 1.0)
+temperatures = (0.0,) if profile.device == "cpu" else (0.0, 1.0)
 levels = experiments.crossover(fleet, profile, serving, ("plain", "EAGLE-3"), temperatures)
 if len(temperatures) == 1:
     print("Throughput at temperature 1: not run here, because vLLM's sampling can't be trusted on a CPU; see below.")
@@ -699,13 +695,13 @@ else:
 # %% tags=["measures"]
 accepted = experiments.by_temperature(target, shipped.eagle3, prompts, profile)
 display(tables.temperature_table(accepted))
-if own_model and fleet.has("EAGLE-3"):
-    with fleet.one("EAGLE-3") as engine:
+if own_model:
+    with skip_on_failure("vLLM with EAGLE-3 at temperature 1"), fleet.one("EAGLE-3") as engine:
         drawn = comparison.measure_served(
             engine, profile, asked[:4], "vLLM, EAGLE-3, temperature 1", max_tokens=limit, temperature=1.0
         )
-    print(f"vLLM, temperature 1: acceptance length {drawn.acceptance_length:.2f}; our own loop: {accepted[1.0]:.2f} (measured)")
-    tables.warn_other_sampling(drawn.acceptance_length, accepted[1.0])
+        print(f"vLLM, temperature 1: acceptance length {drawn.acceptance_length:.2f}; our own loop: {accepted[1.0]:.2f} (measured)")
+        tables.warn_other_sampling(drawn.acceptance_length, accepted[1.0])
 fleet.stop()
 
 # %% [markdown]

@@ -12,10 +12,15 @@ PagedAttention" (arXiv 2309.06180), section 3; Ainslie et al., "GQA" (arXiv 2305
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from utils.hub_cache import foreign_owner, hub_cache, hub_home
 
 GIB = 1024**3
 
@@ -32,7 +37,45 @@ DTYPES: dict[str, tuple[int, int]] = {
     "q8_0": (32, 34),
     "q4_0": (32, 18),
 }
+# Smallest size of a weight with its scales, so that a bound from it is never too low. NVFP4 has an 8-bit
+# scale per 16 weights, Q8_0 has 34 bytes per 32, and Q4_K_M mixes Q4_K (144 bytes per 256) with larger types.
+BITS_PER_WEIGHT: dict[str, float] = {
+    "FP32": 32,
+    "BF16": 16,
+    "FP16": 16,
+    "F16": 16,
+    "FP8": 8,
+    "Q8_0": 8.5,
+    "Q4_0": 4.5,
+    "NVFP4": 4.5,
+    "Q4_K_M": 4.5,
+}
 ALIASES = {"bf16": "bfloat16", "f16": "float16", "half": "float16", "f32": "float32"}
+
+_QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "dtype": "bfloat16",
+}
+# Qwen/Qwen3-{size}, config.json of each.
+QWEN3: dict[str, dict[str, Any]] = {
+    size: {
+        **_QWEN3,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+    for size, hidden, inner, layers, heads, tied in (
+        ("0.6B", 1024, 3072, 28, 16, True),
+        ("1.7B", 2048, 6144, 28, 16, True),
+        ("4B", 2560, 9728, 36, 32, True),
+        ("8B", 4096, 12288, 36, 32, False),
+    )
+}
 
 
 class ConfigError(ValueError):
@@ -289,11 +332,44 @@ def from_hub(model: str, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(model, name))
+    except PermissionError as error:
+        raise ConfigError(denied_in_cache(name, model, error)) from error
     except Exception as error:
         raise ConfigError(
             f"The hub gave no {name} of {model} ({type(error).__name__}). Check the name and "
             "the network; a gated model also needs HF_TOKEN."
         ) from error
+
+
+def denied_in_cache(name: str, model: str, error: PermissionError) -> str:
+    """Return what to do if the model cache can't be written, usually because a container has made it."""
+    cache = hub_cache(os.environ)
+    found = foreign_owner(cache, os.getuid())
+    where, owner = found if found else (Path(error.filename or cache), None)
+    whose = "can't be written" if owner is None else f"belongs to {_user_name(owner)}"
+    return (
+        f"{name} of {model} can't be stored in the model cache, because {where} {whose}. Start an engine of "
+        "the course in a container, which gives its folders back to you, or give them back yourself: "
+        f"sudo chown -R $USER {hub_home(os.environ)}"
+    )
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"the user with id {number}"
+
+
+@lru_cache
+def tokenizer_file(model: str) -> Path:
+    """Return the `tokenizer.json` of a local folder or a hub model. The hub is asked once per model.
+
+    Raises:
+        ConfigError: The hub doesn't give it.
+    """
+    folder = Path(model)
+    return folder / "tokenizer.json" if folder.exists() else from_hub(model, "tokenizer.json")
 
 
 def _known(dtype: str) -> str:

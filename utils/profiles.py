@@ -14,6 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from utils import fleet_plan
+from utils.gpu import CAPABILITY, Gpu, this_gpu
+from utils.gpu_choice import GpuChoiceError, pin_gpu
+from utils.model_sizes import QWEN3
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 ENGINES = ROOT / ".engines"  # environments of the engines, one folder each
@@ -139,6 +144,7 @@ class Load:
         requests_per_level: Requests at each level; a level never gets fewer than twice its concurrency.
         prompt_tokens: Prompt length of generated prompts, tokens.
         output_tokens: Tokens generated for each request.
+        prefill_tokens: Prompt length at which prefill is measured, tokens.
         repeats: Times that a comparison is repeated, alternating what is compared.
         speculation: Sizes of the labs on speculative decoding.
         inside: Sizes of lab 3.3.6.
@@ -149,6 +155,7 @@ class Load:
     requests_per_level: int
     prompt_tokens: int
     output_tokens: int
+    prefill_tokens: int
     repeats: int
     speculation: Speculation = Speculation()
     inside: PrefillDecodeSizes = PrefillDecodeSizes()
@@ -181,14 +188,17 @@ class Profile:
     """What a machine can carry.
 
     Attributes:
-        name: `cpu`, `cuda` or `spark`.
+        name: `cpu`, `cuda`, `cuda-local` or `spark`.
         description: One line for people.
         runtime: Where engines run: `process` (environments in `.engines`) or `docker`.
+        device: Device that engines compute on, `cpu` or `cuda`.
+        shares_gpu: Whether engines that run together share one GPU's memory, so each comes alone if it can.
         dtype: Data type of weights, activations and KV cache, a key of `DTYPES`; GGUF files keep their own.
         models: Engine name to local folder or file, or model hub id.
         context_length: Longest prompt plus output that engines are started for, tokens.
-        kv_cache_gib: KV-cache budget where an engine takes one in GiB (CPU).
-        gpu_memory_utilization: Share of GPU memory an engine may take; None without a GPU.
+        kv_cache_gib: KV-cache budget of engines whose requests share it, in GiB.
+        gpu_memory_utilization: Share of a GPU's memory for an engine that has it to itself for days, in
+            docker/compose.yaml and on two Sparks; None without a GPU. `launch` computes its own.
         max_sequences: Most requests an engine runs at once.
         load: Sizes of the labs' benchmarks.
         time_budget_s: What one notebook may take from top to bottom, seconds.
@@ -198,6 +208,8 @@ class Profile:
     name: str
     description: str
     runtime: str
+    device: str
+    shares_gpu: bool
     dtype: str
     models: Mapping[str, str]
     context_length: int
@@ -261,18 +273,28 @@ def cpu_dtype() -> str:
 CPU_LOADS: Mapping[str, Load] = MappingProxyType(
     {
         "bfloat16": Load(
-            levels=(1, 8, 32), requests_per_level=8, prompt_tokens=64, output_tokens=64, repeats=3
+            levels=(1, 8, 32),
+            requests_per_level=8,
+            prompt_tokens=64,
+            output_tokens=64,
+            prefill_tokens=512,
+            repeats=3,
         ),
         "float32": Load(
             levels=(1, 4, 16),
             requests_per_level=6,
             prompt_tokens=64,
             output_tokens=48,
+            prefill_tokens=512,
             repeats=3,
             inside=PrefillDecodeSizes(chunks=(128, 2048)),
         ),
     }
 )
+
+
+def _cpu_model(kind: str) -> str:
+    return str(MODELS / "tiny" / ("tiny-BF16.gguf" if kind == "llama_cpp" else "tiny-Q8_0.gguf"))
 
 
 def _cpu(dtype: str) -> Profile:
@@ -283,14 +305,16 @@ def _cpu(dtype: str) -> Profile:
         description="no NVIDIA GPU: real engines as local processes, with the tiny model that ships here; "
         f"in {dtype}, since this CPU {has} bfloat16 instructions",
         runtime="process",
+        device="cpu",
+        shares_gpu=False,
         dtype=dtype,
         models=MappingProxyType(
             {
                 "vllm": tiny,
                 "sglang": tiny,
                 "transformers": tiny,
-                "llama_cpp": str(MODELS / "tiny" / "tiny-BF16.gguf"),
-                "llama_cpp_quantised": str(MODELS / "tiny" / "tiny-Q8_0.gguf"),
+                "llama_cpp": _cpu_model("llama_cpp"),
+                "llama_cpp_quantised": _cpu_model("llama_cpp_quantised"),
                 "ollama": str(MODELS / "tiny" / "tiny-BF16.gguf"),
                 "medusa_heads": str(MODELS / "heads" / "medusa"),
                 "eagle1_heads": str(MODELS / "heads" / "eagle1"),
@@ -307,27 +331,53 @@ def _cpu(dtype: str) -> Profile:
     )
 
 
-def _gpu(name: str, description: str, utilization: float, sequences: int) -> Profile:
-    hub = "Qwen/Qwen3-8B"
+# The largest KV cache of an engine on a GPU, GiB. Labs need less, and memory of a Spark is the system's too.
+MOST_KV_GIB = 16.0
+# EAGLE-3 heads on the public hub, by the size of Qwen3. There are none for 0.6B.
+EAGLE3_HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "1.7B": "AngelSlim/Qwen3-1.7B_eagle3",
+        "4B": "AngelSlim/Qwen3-4B_eagle3",
+        "8B": "Tengyunw/qwen3_8b_eagle3",
+    }
+)
+
+
+def gpu_models(size: str, runtime: str = "docker") -> Mapping[str, str]:
+    """Return the models of a GPU profile: Qwen3 of one size.
+
+    Without docker, llama.cpp is a wheel without CUDA. It computes on the CPU, so it gets the tiny model.
+    """
+    hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
+    models = {
+        "vllm": hub,
+        "sglang": hub,
+        "tensorrt_llm": hub,
+        "transformers": hub,
+        "llama_cpp": f"{gguf}:bf16",
+        "llama_cpp_quantised": f"{gguf}:Q8_0",
+        "ollama": f"qwen3:{size.lower()}-fp16",
+    }
+    if runtime == "process":
+        models |= {kind: _cpu_model(kind) for kind in ("llama_cpp", "llama_cpp_quantised")}
+    if size in EAGLE3_HEADS:
+        models["eagle3_heads"] = EAGLE3_HEADS[size]
+    return MappingProxyType(models)
+
+
+def _gpu(
+    name: str, description: str, utilization: float, sequences: int, runtime: str = "docker"
+) -> Profile:
     return Profile(
         name=name,
         description=description,
-        runtime="docker",
+        runtime=runtime,
+        device="cuda",
+        shares_gpu=True,
         dtype="bfloat16",
-        models=MappingProxyType(
-            {
-                "vllm": hub,
-                "sglang": hub,
-                "tensorrt_llm": hub,
-                "transformers": hub,
-                "llama_cpp": "bartowski/Qwen_Qwen3-8B-GGUF:bf16",
-                "llama_cpp_quantised": "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0",
-                "ollama": "qwen3:8b-fp16",
-                "eagle3_heads": "Tengyunw/qwen3_8b_eagle3",
-            }
-        ),
+        models=gpu_models("8B", runtime),
         context_length=8192,
-        kv_cache_gib=16.0,
+        kv_cache_gib=MOST_KV_GIB,
         gpu_memory_utilization=utilization,
         max_sequences=sequences,
         load=Load(
@@ -335,6 +385,7 @@ def _gpu(name: str, description: str, utilization: float, sequences: int) -> Pro
             requests_per_level=16,
             prompt_tokens=512,
             output_tokens=128,
+            prefill_tokens=1024,
             repeats=3,
         ),
         time_budget_s=3 * 3600.0,
@@ -346,6 +397,13 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         "cpu": _cpu(cpu_dtype()),
         "cuda": _gpu("cuda", "an NVIDIA GPU: engines in containers, in bfloat16", 0.85, 256),
+        "cuda-local": _gpu(
+            "cuda-local",
+            "an NVIDIA GPU without docker: engines as local processes, in bfloat16",
+            0.85,
+            256,
+            runtime="process",
+        ),
         # 0.7: vLLM's default is too much for unified memory (NVIDIA/dgx-spark-playbooks, nvidia/vllm).
         "spark": _gpu(
             "spark",
@@ -357,6 +415,22 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 )
 
 
+def fit(profile: Profile, gpu: Gpu) -> Profile:
+    """Return a GPU profile with the largest Qwen3 whose fleets all fit a GPU, in a type that the GPU has.
+
+    The GPU's whole memory counts, so that a running engine doesn't change the model. If not even the smallest
+    model fits, the profile has this one, and `launch` refuses engines that need more than there is.
+    """
+    dtype = "bfloat16" if gpu.capability >= CAPABILITY["bfloat16"] else "float16"
+    for size in reversed(QWEN3):
+        sized = replace(profile, dtype=dtype, models=gpu_models(size, profile.runtime))
+        least = replace(sized, kv_cache_gib=fleet_plan.least_kv_gib(sized))
+        if fleet_plan.largest_plan(least).fits(gpu.whole_room):
+            break
+    gib = fleet_plan.largest_kv_gib(sized, gpu, MOST_KV_GIB)
+    return replace(sized, kv_cache_gib=gib)
+
+
 def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
     """Names the profile for a machine.
 
@@ -366,10 +440,13 @@ def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
         has_docker: Whether the docker client is installed.
 
     Returns:
-        `spark` for a GB10 on aarch64, `cuda` for any other NVIDIA GPU, both with docker; else `cpu`.
+        `spark` for a GB10 on aarch64 with docker, `cuda` for any other NVIDIA GPU with docker, `cuda-local`
+        for one without docker (Colab, Kaggle, JupyterHub, Slurm, rented pods), and `cpu` without a GPU.
     """
-    if gpu_name is None or not has_docker:
+    if gpu_name is None:
         return "cpu"
+    if not has_docker:
+        return "cuda-local"
     return "spark" if "GB10" in gpu_name and machine == "aarch64" else "cuda"
 
 
@@ -405,7 +482,7 @@ def load_profile(name: str | None = None) -> Profile:
         name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.
 
     Raises:
-        ProfileError: No such profile, or no such load; the message lists those there are.
+        ProfileError: No such profile, load or GPU; the message lists those there are.
     """
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE)
     if not chosen:
@@ -417,6 +494,15 @@ def load_profile(name: str | None = None) -> Profile:
             "or unset it, and the machine decides."
         )
     profile = PROFILES[chosen]
+    if profile.device == "cuda":
+        try:
+            pinned = pin_gpu(os.environ)
+        except GpuChoiceError as error:
+            raise ProfileError(str(error)) from error
+        if (gpu := this_gpu()) is not None:
+            profile = fit(profile, gpu)
+        if pinned:
+            profile = replace(profile, description=f"{profile.description}; {pinned}")
     if not wants_quick_load():
         return profile
     described = f"{profile.description}; with a quick load, too small to conclude from"

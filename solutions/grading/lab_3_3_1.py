@@ -43,6 +43,17 @@ def _whole_latency(sent: float, events: Events, completion_tokens: int) -> dict[
     return {**right, "tpot": right["e2el"] / max(1, completion_tokens - 1)}
 
 
+def _drops_first(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    times = [at for at, text in events[1:] if text]
+    tpot = (times[-1] - times[0]) / (completion_tokens - 1) if completion_tokens > 1 else 0.0
+    return {"ttft": times[0] - sent, "tpot": tpot, "e2el": times[-1] - sent}
+
+
+def _clock_time(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    right = _stream_metrics(sent, events, completion_tokens)
+    return {**right, "ttft": right["ttft"] + sent}
+
+
 def _strips(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
     return _stream_metrics(sent, [(at, text.strip()) for at, text in events], completion_tokens)
 
@@ -68,6 +79,8 @@ stream_metrics = Grading(
             },
             says="your code raised ZeroDivisionError",
         ),
+        "drops the first event unseen": Wrong(_drops_first, says="TTFT of one token"),
+        "time of the first text on the clock": Wrong(_clock_time, says="since the request was sent"),
         "takes a newline for no text": Wrong(_strips, says="newline"),
         "decides by chunks whether TPOT is 0": Wrong(
             _zero_for_one_chunk, says="your code raised ZeroDivisionError"
@@ -92,7 +105,7 @@ stream_metrics = Grading(
 def _stream(rng: random.Random, chunks: int) -> tuple[float, Events]:
     """A stream with a role-only event, empty ones, newlines, and `chunks` texts."""
     words = [rng.choice(["The", " KV", " cache", "\n", " ", ".", "\n\n"]) for _ in range(chunks)]
-    texts = [""]
+    texts = [""] * rng.randint(0, 1)  # half of the streams begin with text
     for word in words:
         texts += [""] * rng.randint(0, 2) + [word]
     texts += [""] * rng.randint(1, 2)
@@ -143,9 +156,35 @@ def _only_the_one_before(arrivals: Sequence[float], service: float) -> list[floa
     return [service, *(wait + service for wait in waits)]
 
 
+def _vectorised(arrivals: Sequence[float], service: float) -> np.ndarray:
+    due, index = np.asarray(arrivals), np.arange(len(arrivals))
+    return np.maximum.accumulate(due - index * service) + (index + 1) * service - due
+
+
+def _in_tuples(arrivals: Sequence[float], service: float) -> tuple[float, ...]:
+    return tuple(_open_loop_latencies(arrivals, service))
+
+
+def _recursive(arrivals: Sequence[float], service: float, free: float = 0.0) -> list[float]:
+    if not arrivals:
+        return []
+    done = max(free, arrivals[0]) + service
+    return [done - arrivals[0], *_recursive(arrivals[1:], service, done)]
+
+
+def _overwrites(arrivals: list[float], service: float) -> list[float]:
+    free = 0.0
+    for i, due in enumerate(arrivals):
+        free = max(free, due) + service
+        arrivals[i] = free - due
+    return arrivals
+
+
 open_loop_latencies = Grading(
     lab.open_loop_latencies,
+    right={"vectorised": _vectorised, "a tuple": _in_tuples, "recursive": _recursive},
     wrong={
+        "overwrites the arrivals": Wrong(_overwrites, says="changed its argument `arrivals`"),
         "counts from when the request was sent": Wrong(_omits, says="coordinated omission"),
         "the server is never idle": Wrong(_never_idle, says="idle"),
         "waits for the one request before only": Wrong(_only_the_one_before, says="burst"),
@@ -153,9 +192,13 @@ open_loop_latencies = Grading(
             due + latency
             for due, latency in zip(arrivals, _open_loop_latencies(arrivals, service), strict=True)
         ],
-        "leaves out the service": lambda arrivals, service: [
-            latency - service for latency in _open_loop_latencies(arrivals, service)
-        ],
+        "leaves out the service": Wrong(
+            lambda arrivals, service: [
+                max(0.0, round(latency - service, 9))
+                for latency in _open_loop_latencies(arrivals, service)
+            ],
+            says="includes the service",
+        ),
     },
 )
 
@@ -183,7 +226,15 @@ def _(attempt: Callable[..., list[float]], rng: random.Random) -> None:
 
 p99_of_runs = Grading(
     lab.p99_of_runs,
+    right={
+        "hstack": lambda runs: np.percentile(np.hstack(runs), 99),
+        "quantile": lambda runs: np.quantile(np.concatenate(runs), 0.99),
+        "chained": lambda runs: float(np.percentile([x for run in runs for x in run], 99)),
+    },
     wrong={
+        "0.99 in place of 99": Wrong(
+            lambda runs: float(np.percentile(np.concatenate(runs), 0.99)), says="takes percent"
+        ),
         "averages the runs' percentiles": Wrong(
             lambda runs: float(np.mean([np.percentile(run, 99) for run in runs])), says="average"
         ),
@@ -397,9 +448,23 @@ def _top(rows: Sequence[dict[str, Any]], good: Callable[[dict[str, Any]], bool])
     return max(kept, key=lambda row: row["output_throughput"])["label"] if kept else None
 
 
+def _bars_labels(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | None:
+    barred = {row["label"] for row in rows if row["failed"]}
+    return recommend.best_for_api([row for row in rows if row["label"] not in barred], ttft_limit_ms)
+
+
+def _highest_of_the_rest(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -> str | None:
+    good = [row for row in rows if row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]]
+    return recommend.best_for_api(good, ttft_limit_ms) if good else None
+
+
 best_for_api = Grading(
     lab.best_for_api,
     wrong={
+        "one failed run bars an engine at every level": Wrong(_bars_labels, says="other runs"),
+        "filters, then looks for the highest concurrency": Wrong(
+            _highest_of_the_rest, says="highest concurrency"
+        ),
         "ignores the limit": Wrong(
             lambda rows, ttft_limit_ms: _top(
                 rows, lambda row: row["concurrency"] == 32 and not row["failed"]

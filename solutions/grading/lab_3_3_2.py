@@ -425,9 +425,23 @@ def _returns_the_wish(root: Node, num_tokens: int) -> int:
     return num_tokens
 
 
+def _parent_without_a_look(root: Node, num_tokens: int) -> int:
+    """Take a parent as a candidate once its last leaf is gone, whoever locked it."""
+    candidates, removed = _leaves(root), 0
+    while candidates and removed < num_tokens:
+        victim = min(candidates, key=lambda node: node.last_used)
+        candidates.remove(victim)
+        parent = victim.parent
+        removed += _remove(victim)
+        if parent is not None and parent.parent and not parent.children:
+            candidates.append(parent)
+    return removed
+
+
 evict = Grading(
     lab.evict,
     wrong={
+        "a parent that is locked": Wrong(_parent_without_a_look, says="lock_ref there, too"),
         "the most recently used first": Wrong(
             _evict_by(lambda n: -n.last_used, _leaves), says="first"
         ),
@@ -455,9 +469,11 @@ def _same_evictions(attempt: Callable[..., int], rng: random.Random, locks: int)
         stored = _some(rng, 8, 10)
         actual, expected = (lab.tree_of(*stored, page_size=page_size) for _ in range(2))
         for tokens in rng.sample(stored, locks):
+            inner = rng.random() < 0.5  # a request that uses a part, with leaves below that nobody uses
+            used = tokens[: max(1, len(tokens) // 2)] if inner else tokens
             for root in (actual, expected):
-                radix.lock(radix.insert(root, tokens, page_size, 0))  # the oldest of all
-        for num_tokens in (rng.randint(0, 6), rng.randint(1, 9)):
+                radix.lock(radix.insert(root, used, page_size, 0))  # the oldest of all
+        for num_tokens in (rng.randint(0, 6), rng.randint(1, 9), 100 if locks else 1):
             case = f"{num_tokens} tokens where {stored} were stored, pages of {page_size}, {locks} locked"
             wanted = radix.evict(expected, num_tokens)
             expect_equal(attempt(actual, num_tokens), wanted, what=f"tokens removed of {case}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from utils.checks import CheckFailed, expect, expect_close, expect_equal, expect_raises, expect_type
 from utils.checks import lab_3_3_3 as lab
@@ -43,8 +46,18 @@ def _both_fields_or_none(config: Config, value_bytes: int) -> int:
     return int(config["num_hidden_layers"] * per_layer * value_bytes)
 
 
+def _true_division(config: Config, value_bytes: int) -> float:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim", config["hidden_size"] / heads)
+    return 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim * value_bytes
+
+
 kv_bytes_per_token = Grading(
     lab.kv_bytes_per_token,
+    right={
+        "/ in place of //": _true_division,
+        "NumPy": lambda config, value_bytes: np.int64(_kv_bytes(config, value_bytes)),
+    },
     wrong={
         "keeps keys only": Wrong(lambda config, value_bytes: _kv_bytes(config, value_bytes) // 2),
         "counts query heads": Wrong(_all_heads, says="KV heads"),
@@ -347,9 +360,23 @@ def _appends_copy(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[i
     return answer
 
 
+def _swapped(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    copied = _append_slot(pool, table, num_tokens)
+    return copied and (copied[1], copied[0])
+
+
+def _makes_a_new_list(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if num_tokens % pool.block_size == 0:
+        table = [*table, pool.allocate()]
+        return None
+    return _append_slot(pool, table, num_tokens)
+
+
 append_slot = Grading(
     lab.append_slot,
     wrong={
+        "the pair the wrong way round": Wrong(_swapped, says="wrong way round"),
+        "makes a new list": Wrong(_makes_a_new_list, says="with append"),
         "writes into a shared block": Wrong(_writes_in_place, says="other sequence"),
         "copies a block of its own": Wrong(_always_copies, says="nobody else"),
         "keeps its reference to the original": Wrong(_keeps_reference, says="lets go"),
@@ -436,10 +463,22 @@ def _blocks_of_four(lengths: list[int], block_size: int) -> float:
     return _unused(lengths, 4)
 
 
+def _rounds_once(lengths: list[int], block_size: int) -> float:
+    held = -(-sum(lengths) // block_size) * block_size
+    return (held - sum(lengths)) / held
+
+
 unused_share = Grading(
     lab.unused_share,
+    right={
+        "with math.ceil": lambda lengths, block_size: 1
+        - sum(lengths) / (block_size * sum(math.ceil(length / block_size) for length in lengths)),
+        "with NumPy": lambda lengths, block_size: 1
+        - np.sum(lengths) / np.sum(np.ceil(np.array(lengths) / block_size) * block_size),
+    },
     wrong={
         "divides by tokens": Wrong(_per_token, says="held"),
+        "adds the lengths, then rounds once": Wrong(_rounds_once, says="last block of its own"),
         "an empty block behind a full one": Wrong(_whole_block_more, says="exactly"),
         "mean of the requests' shares": Wrong(_mean_of_shares, says="all requests"),
         "half a block each, by rule of thumb": _half_a_block,
@@ -652,9 +691,21 @@ def _one_request(concurrency: int, tpot_s: dict[int, float]) -> float:
     return _predict(concurrency, tpot_s) / concurrency
 
 
+def _interpolates(concurrency: int, tpot_s: dict[int, float]) -> float:
+    levels = sorted(tpot_s)
+    return concurrency / float(np.interp(concurrency, levels, [tpot_s[level] for level in levels]))
+
+
+def _with_polyfit(concurrency: int, tpot_s: dict[int, float]) -> float:
+    slope, base = np.polyfit(list(tpot_s), list(tpot_s.values()), 1)
+    return concurrency / (base + slope * concurrency)
+
+
 predict_throughput = Grading(
     lab.predict_throughput,
+    right={"with polyfit": _with_polyfit},
     wrong={
+        "clamps at the last level": Wrong(_interpolates, says="numpy.interp does not go on"),
         "a step costs the same at any batch": Wrong(_proportional, says="longer"),
         "a line through the throughputs": Wrong(_line_through_throughput, says="seconds"),
         "returns the time of a step": Wrong(_time_instead, says="tokens per second"),

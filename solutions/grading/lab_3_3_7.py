@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from utils.gateway.bucket import full as _full
 from utils.gateway.circuit import Circuit
 from utils.gateway.circuit import admits as _admits
 from utils.gateway.timing import Timing
+from utils.http.answers import has_text
 from tools.lab.judge.hidden_tests import Grading, Wrong
 
 _encode = lab.encode.reference
@@ -60,7 +62,7 @@ encode = Grading(
             lambda data, event="": _encode(data, event).decode(), says="bytes"
         ),
     },
-    twins=("utils.http.sse_events.error_event",),
+    twins=("utils.http.sse.error_event",),
 )
 
 
@@ -132,11 +134,7 @@ feed = Grading(
         "decodes each piece": Wrong(_decodes_at_once, says="cut in two"),
         "takes half a CRLF for a line end": Wrong(_cr_at_once, says="cut in two"),
     },
-    twins=(
-        "utils.http.sse.SSEParser",
-        "utils.http.sse_events.events_in",
-        "utils.http.sse_events.complete_length",
-    ),
+    twins=("utils.http.sse.SSEParser",),
 )
 
 
@@ -184,19 +182,38 @@ def _(attempt: lab.Feed, rng: random.Random) -> None:
 
 def _head_counts(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
     after = _note(timing, message, now)
-    return replace(after, first_byte=after.first_byte or now)
+    return replace(after, first_token=after.first_token or now)
 
 
 def _empty_counts(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
-    if message["type"] == "http.response.body" and timing.first_byte is None:
-        timing = replace(timing, first_byte=now)
+    if message["type"] == "http.response.body" and timing.first_token is None:
+        timing = replace(timing, first_token=now)
     return _note(timing, message, now)
 
 
 def _moves(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
     after = _note(timing, message, now)
+    body = message["type"] == "http.response.body" and has_text(message.get("body", b""))
+    return replace(after, first_token=now) if body else after
+
+
+def _any_byte_counts(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
     body = message["type"] == "http.response.body" and message.get("body", b"")
-    return replace(after, first_byte=now) if body else after
+    if body and timing.first_token is None:
+        timing = replace(timing, first_token=now)
+    return _note(timing, message, now)
+
+
+def _any_data_counts(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
+    body = message["type"] == "http.response.body" and message.get("body", b"")
+    if body and not body.startswith(b":") and timing.first_token is None:
+        timing = replace(timing, first_token=now)
+    return _note(timing, message, now)
+
+
+def _content_only(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
+    after = _note(timing, message, now)
+    return after if b'"content"' in message.get("body", b"") else replace(after, first_token=timing.first_token)
 
 
 def _strict(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
@@ -212,9 +229,12 @@ def _always_ends(timing: Timing, message: Mapping[str, Any], now: float) -> Timi
 on_message = Grading(
     lab.on_message,
     wrong={
-        "takes the head for the first byte": Wrong(_head_counts, says="head"),
-        "takes an empty body for a byte": Wrong(_empty_counts, says="empty"),
-        "the last byte in place of the first": Wrong(_moves, says="move"),
+        "takes the head for the first token": Wrong(_head_counts, says="head"),
+        "takes an empty body for a token": Wrong(_empty_counts, says="empty"),
+        "takes a comment for a token": Wrong(_any_byte_counts, says="comment"),
+        "takes a role for a token": Wrong(_any_data_counts, says="role"),
+        "knows no reasoning": Wrong(_content_only, says="Reasoning"),
+        "the last token in place of the first": Wrong(_moves, says="move"),
         "wants every key": Wrong(_strict, says="KeyError"),
         "ends with every message": Wrong(_always_ends, says="more"),
     },
@@ -228,10 +248,12 @@ def _messages(rng: random.Random) -> list[dict[str, Any]]:
         {"type": "http.response.start", "status": rng.choice([200, 404, 503]), "headers": []}
     ]
     for _ in range(rng.randint(1, 6)):
-        body = rng.choice([b"", b"x", b"data: y\n\n"])
+        deltas = [{"role": "assistant"}, {"content": "y"}, {"reasoning": "hm"}, {"tool_calls": [{}]}]
+        chunk = json.dumps({"choices": [{"delta": rng.choice(deltas)}]})
+        body = rng.choice([b"", b": ping\n\n", f"data: {chunk}\n\n".encode(), f"data: {chunk}\n\n".encode()])
         found.append({"type": "http.response.body", "body": body, "more_body": True})
     last = [{"type": "http.response.body", "body": b"", "more_body": False}]
-    last += [{"type": "http.response.body"}, {"type": "http.response.body", "body": b"z"}]
+    last += [{"type": "http.response.body"}, {"type": "http.response.body", "body": b"data: [DONE]\n\n"}]
     return [*found, rng.choice(last), {"type": "http.response.trailers"}]
 
 
@@ -246,9 +268,9 @@ def _timings(attempt: Callable[..., Timing], rng: random.Random, what: str) -> N
             expect_equal(getattr(actual, what), getattr(wanted, what), what=f"{what} after {message}")
 
 
-@on_message.part("the first byte", points=2)
+@on_message.part("the first token", points=2)
 def _(attempt: Callable[..., Timing], rng: random.Random) -> None:
-    _timings(attempt, rng, "first_byte")
+    _timings(attempt, rng, "first_token")
 
 
 @on_message.part("status and end", points=1)

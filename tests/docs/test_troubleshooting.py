@@ -29,7 +29,7 @@ def parts(entry):
 @cache
 def course_texts():
     """Return every text in the course's code. A NUL is in the place of each formatted value."""
-    found = [(ROOT / name).read_text() for name in ("Makefile", "utils/gateway/chat.html")]
+    found = [(ROOT / name).read_text() for name in ("Makefile", "utils/gateway/page/chat.js")]
     for path in [*ROOT.glob("utils/**/*.py"), *ROOT.glob("tools/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):

@@ -125,7 +125,8 @@ def built_commands(engine):
             served_name="model",
             host="127.0.0.1",
             port=8000,
-            device="cpu" if profile.runtime == "process" else "cuda",
+            device=profile.device,
+            kv_cache_bytes=1 << 30 if profile.device == "cuda" else None,
             **profile_fields(profile),
         )
         changes = [{}, {"extra_arguments": COMPACT_JSON.get(engine, ())}]

@@ -78,21 +78,23 @@ def test_a_right_notebook_passes_without_an_engine(lab_server):
 
 def test_what_is_wrong_is_told_in_the_exercises_terms(lab_server):
     failed = validate(lab_server, "partial")["value"]["failed"]
-    text = {entry["source"].split()[0]: entry["raw_error"] for entry in failed}
-    assert set(text) == {"stream_metrics", "goodput", "mean_interval"}
-    assert "the first token belongs to TTFT" in text["stream_metrics"]
-    assert "not attempted" in text["goodput"]
+    assert failed[0]["source"] == "4 of 7 exercises right (2, 3, 6, 7), 11 of 18 points"
+    assert failed[0]["raw_error"].startswith("Not attempted yet: 4.")
+    text = {entry["source"]: entry["raw_error"] for entry in failed[1:]}
+    assert list(text) == ["Exercise 1: Metrics from a raw stream", "Exercise 5: How sure are you?"]
+    assert "the first token belongs to TTFT" in text["Exercise 1: Metrics from a raw stream"]
 
 
 def test_an_untouched_notebook_does_not_pass_on_the_references(lab_server):
-    failed = validate(lab_server, "untouched")["value"]["failed"]
-    assert len(failed) == 8
-    assert all("not attempted" in entry["raw_error"] for entry in failed[:7])
-    assert failed[7]["source"] == "written answer: recommendation"
+    (total,) = validate(lab_server, "untouched")["value"]["failed"]
+    assert total["source"].startswith("0 of 7 exercises right, 0 of ")
+    assert total["raw_error"] == (
+        "Not attempted yet: 1, 2, 3, 4, 5, 6, 7. The written answer 'recommendation' is still empty."
+    )
 
 
 def test_an_edited_check_is_not_the_one_that_judges(lab_server):
-    (failed,) = validate(lab_server, "check-edited")["value"]["failed"]
+    _, failed = validate(lab_server, "check-edited")["value"]["failed"]
     assert failed["raw_error"].startswith("wrong: ")
     assert "The original was used." in failed["raw_error"]
 
@@ -102,7 +104,7 @@ def test_lost_marks_do_not_matter_here(lab_server):
 
 
 def test_a_cell_that_is_not_run_while_a_lab_is_graded_is_named(lab_server):
-    (failed,) = validate(lab_server, "helper-in-own-cell")["value"]["failed"]
+    _, failed = validate(lab_server, "helper-in-own-cell")["value"]["failed"]
     assert "Put all that p99_of_runs needs into its own cell" in failed["raw_error"]
 
 

@@ -54,7 +54,9 @@ def test_the_gateways_health_check(tmp_path):
     port = free_port()
     settings = yaml.safe_load((ROOT / "docker" / "gateway.yaml").read_text())
     file = tmp_path / "gateway.yaml"
-    file.write_text(yaml.safe_dump(settings | {"host": "127.0.0.1", "port": port}))
+    file.write_text(
+        yaml.safe_dump(settings | {"host": "127.0.0.1", "port": port, "private": {"port": 0}})
+    )
     command = [sys.executable, "-m", "utils.gateway", "--config", str(file)]
     with served(command, "gateway", 8080, port, cwd=ROOT):
         pass

@@ -21,6 +21,10 @@ SOURCE = f"solutions/{STEM}.py"
 README = f"""# Sample course
 
 [The lab](labs/{STEM}.ipynb), [its beginning](labs/{STEM}.ipynb#latency), [documents](docs), [guide](GUIDE.md)
+
+## How you work
+
+Each lab links here.
 """
 FIGURE = """
 # %%
@@ -58,6 +62,13 @@ def course(tmp_path_factory):
         (root / name).touch()
     (root / SOURCE).write_text((SAMPLE / f"{STEM}.py").read_text() + FIGURE)
     (root / "README.md").write_text(README)
+    for name in (
+        "QUICK_REFERENCE",
+        "ELI5",
+        "TROUBLESHOOTING",
+        "STUDY_GUIDE",
+    ):  # each lab links to them
+        (root / f"{name}.md").write_text(f"# {name}\n")
     (root / "GUIDE.md").write_text("# Guide\n\n[back](README.md#sample-course)\n")
     build(root)
     make_site(root, root / "site")

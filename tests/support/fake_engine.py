@@ -4,6 +4,7 @@ import argparse
 import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +13,12 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--mode", default="ok")
 parser.add_argument("--pids", default="")
+parser.add_argument("--log", default="", help="text to log before it serves")
+parser.add_argument("--silent", action="store_true", help="accept requests and never answer")
 arguments = parser.parse_args()
 
+if arguments.log:
+    print(arguments.log, flush=True)
 if arguments.mode == "dies":
     print("loading", flush=True)
     print("ValueError: No available memory for the cache blocks.", flush=True)
@@ -29,6 +34,12 @@ if arguments.pids:
     worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     with open(arguments.pids, "w") as file:
         file.write(f"{os.getpid()} {worker.pid}")
+
+
+if arguments.silent:
+    print("accepting", flush=True)
+    with socket.create_server(("127.0.0.1", arguments.port)):
+        time.sleep(600)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

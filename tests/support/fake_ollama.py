@@ -12,7 +12,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MS = 1_000_000
-LIBRARY = {"qwen3:8b-fp16", "hf.co/owner/model-GGUF:Q8_0"}
+LIBRARY = {f"qwen3:{size}-fp16" for size in ("0.6b", "1.7b", "4b", "8b")}
+LIBRARY |= {"hf.co/owner/model-GGUF:Q8_0"}
+SIZE = 4_000_000_000
 
 
 def full(name):
@@ -33,7 +35,11 @@ class Handler(BaseHTTPRequestHandler):
         answers = {
             "/api/version": {"version": "0.24.0"},
             "/api/tags": {"models": [{"name": name} for name in self.state.models]},
-            "/api/ps": {"models": [{"name": name} for name in self.state.loaded]},
+            "/api/ps": {
+                "models": [
+                    {"name": name, "size": SIZE, "size_vram": SIZE} for name in self.state.loaded
+                ]
+            },
         }
         self.whole(answers[self.path])
 
@@ -70,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         lines = [{"status": "pulling manifest"}]
         if name not in LIBRARY:
             return self.lines([*lines, {"error": "pull model manifest: file does not exist"}])
-        part = {"status": "pulling abc", "digest": "sha256:abc", "total": 4_000_000_000}
+        part = {"status": "pulling abc", "digest": "sha256:abc", "total": SIZE}
         lines += [part, {**part, "completed": 1_000_000_000}]
         if not self.state.breaks_off:
             self.state.models[name] = {}

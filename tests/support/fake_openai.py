@@ -16,7 +16,11 @@ MODES = {
     "ok": "answers",
     "http_500": "healthy, but every request fails",
     "http_400": "refuses every request as wrong",
+    "http_404": "has another model",
+    "http_503": "is overloaded, and asks for a pause of a second",
+    "error_200": "says 200, and that it failed",
     "mute": "accepts, and says nothing",
+    "hangs": "the same, but its health check answers",
     "head_only": "sends the head of a stream, and nothing more",
     "cut": "breaks off in the middle of a stream",
     "ends": "ends a stream in good order, but without [DONE]",
@@ -84,10 +88,10 @@ class FakeServer:
         return await self._answer(reader, writer, asked, "chat" in path) and self.mode != "hangs_up"
 
     async def _answer(self, reader, writer, asked, chat):
-        if self.mode in ("http_500", "http_400"):
+        if self.mode.startswith("http_") or self.mode == "error_200":
             status = int(self.mode[-3:])
             return self._json(writer, {"error": {"message": "as I was told"}}, status)
-        if self.mode == "mute":
+        if self.mode in ("mute", "hangs"):
             await asyncio.sleep(3600)
         if self.mode == "drops":
             return False

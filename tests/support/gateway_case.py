@@ -48,14 +48,15 @@ class Case:
 
 
 @contextlib.asynccontextmanager
-async def case(*fakes, policy="least_outstanding", backend=None, **settings):
+async def case(*fakes, policy="least_outstanding", backend=None, urls=None, **settings):
+    """A gateway in front of fakes. `urls` are the backends' addresses if they differ from the fakes'."""
     fakes = fakes or (FakeServer(),)
     async with contextlib.AsyncExitStack() as stack:
         for fake in fakes:
             await stack.enter_async_context(fake)
         backends = [
-            {"name": f"b{i}", "engine": "llama_cpp", "url": fake.url, **(backend or {})}
-            for i, fake in enumerate(fakes)
+            {"name": f"b{i}", "engine": "llama_cpp", "url": url, **(backend or {})}
+            for i, url in enumerate(urls or [fake.url for fake in fakes])
         ]
         models = [{"name": MODEL, "policy": policy, "backends": backends}]
         settings = {"health": QUICK, "allow_anonymous": not settings.get("keys"), **settings}

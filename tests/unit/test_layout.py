@@ -12,7 +12,12 @@ from utils.profiles import ROOT
 
 # Lowest first. A package imports only packages of lower layers.
 LAYERS = (
-    {"profiles", "gpu", "model_sizes", "files", "loopback", "cpp_compiler"},
+    {"files", "loopback", "gpu_choice", "hub_cache", "cpp_compiler"},
+    {"host_memory", "model_sizes"},
+    {"gpu"},
+    {"memory_plan"},
+    {"fleet_plan"},
+    {"profiles"},
     {"tinymodel"},
     {"engines"},
     {"telemetry", "http"},

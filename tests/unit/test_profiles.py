@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from utils import profiles
+from utils.gpu import Gpu
 from utils.profiles import PROFILES, ProfileError, detect, load_profile
 
 
@@ -12,7 +13,8 @@ from utils.profiles import PROFILES, ProfileError, detect, load_profile
         ("NVIDIA GB10", "aarch64", True, "spark"),
         ("NVIDIA H100 80GB HBM3", "x86_64", True, "cuda"),
         ("NVIDIA GH200 480GB", "aarch64", True, "cuda"),
-        ("NVIDIA GB10", "aarch64", False, "cpu"),
+        ("NVIDIA GB10", "aarch64", False, "cuda-local"),
+        ("Tesla T4", "x86_64", False, "cuda-local"),
         (None, "x86_64", True, "cpu"),
         (None, "aarch64", False, "cpu"),
     ],
@@ -29,7 +31,7 @@ def test_the_environment_overrides_the_machine(monkeypatch):
 
 def test_a_wrong_name_is_refused_with_the_right_ones(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "tpu")
-    with pytest.raises(ProfileError, match=r"'tpu'.*cpu, cuda, spark"):
+    with pytest.raises(ProfileError, match=r"'tpu'.*cpu, cuda, cuda-local, spark"):
         load_profile()
 
 
@@ -106,6 +108,25 @@ def test_a_profile_says_its_dtype_and_knows_its_bytes():
     single = replace(PROFILES["cpu"], dtype="float32")
     assert (single.dtype_name, single.value_bytes) == ("FP32", 4)
     assert PROFILES["cuda"].value_bytes == 2
+
+
+def test_profile_separates_device_runtime_and_sharing():
+    found = {p.name: (p.device, p.runtime, p.shares_gpu) for p in PROFILES.values()}
+    assert found == {
+        "cpu": ("cpu", "process", False),
+        "cuda": ("cuda", "docker", True),
+        "cuda-local": ("cuda", "process", True),
+        "spark": ("cuda", "docker", True),
+    }
+
+
+def test_gpu_without_docker_gives_llama_cpp_the_tiny_model():
+    gpu = Gpu("Tesla T4", 7.5, 16e9, False, 15e9)
+    local = profiles.fit(PROFILES["cuda-local"], gpu)
+    assert local.dtype == "float16"
+    assert local.models["vllm"].startswith("Qwen/Qwen3-")
+    assert local.models["llama_cpp"].endswith("tiny-BF16.gguf")
+    assert profiles.fit(PROFILES["cuda"], gpu).models["llama_cpp"].startswith("bartowski/")
 
 
 def test_every_profile_has_a_model_for_vllm_and_llama_cpp():

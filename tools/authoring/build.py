@@ -38,6 +38,8 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
 
   `...` and `None` count as not attempted, in a value and (`...` only) in what a function returns.
   So does the check's own reference object: a solution must not import it.
+* A **worked example** is added to the task: the first short call that the check makes, and the
+  reference's result.
 * The **check** is one line, `name = checks.<exercise id>(name)`. `from utils.checks import
   lab_3_3_N as checks` stands in the lab's first code cell; utils/checks/base.py says how to write
   one. It may stand further down than the exercise, never above it.
@@ -199,7 +201,7 @@ def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
         found.append(Drift(path, _first_change(actual, text), reason, _diff(actual, text)))
     if only is None:
         for folder in ("labs", "solutions"):
-            for path in sorted((root / folder).glob("*.ipynb")):
+            for path in sorted((root / folder).glob("lab-*.ipynb")):
                 if path not in expected:
                     found.append(Drift(path, 1, "has no source under solutions/"))
     return found
@@ -207,10 +209,13 @@ def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
 
 def _expected(root: Path, only: str | None) -> dict[Path, str]:
     texts: dict[Path, str] = {}
+    stems = [path.stem for path in sorted((root / "solutions").glob("*.py"), key=order)]
     for lab in read_labs(root, only):
         name = f"{lab.source.stem}.ipynb"
-        texts[root / "solutions" / name] = render(lab, solved=True)
-        texts[root / "labs" / name] = render(lab, solved=False)
+        later = stems[stems.index(lab.source.stem) + 1 :]
+        following = f"{later[0]}.ipynb" if later else ""
+        texts[root / "solutions" / name] = render(lab, solved=True, following=following)
+        texts[root / "labs" / name] = render(lab, solved=False, following=following)
     return texts
 
 

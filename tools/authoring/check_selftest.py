@@ -1,4 +1,4 @@
-"""Self-test of every check and every hidden part on the reference, the empty stub and wrong solutions.
+"""Self-test of every check and hidden part on the reference, other right solutions, stubs and wrong ones.
 
 The lab's check must refuse a wrong solution with a helpful message, and on none of several seeds may it
 earn all points of the hidden parts. Every function also gets two replayers. One has stored the answers
@@ -101,13 +101,13 @@ def try_check(lab: str, name: str, check: Check, grading: Grading | None) -> Ite
 
 
 def _try_right(case: partial[CheckCase], check: Check, grading: Grading) -> Iterator[CheckCase]:
-    answer = check.judge(check.reference)
-    worst = min(earned(grading, check.reference, seed) for seed in SEEDS)
-    fault = "" if answer.verdict == "right" else "the reference fails"
-    if not fault and worst < grading.points:
-        fault = "the reference does not earn all points"
-    points = _of(worst, grading)
-    yield case("reference", answer.verdict, points, answer.message, fault)
+    for title, solution in {"reference": check.reference, **grading.right}.items():
+        answer = check.judge(solution)
+        worst = min(earned(grading, solution, seed) for seed in SEEDS)
+        fault = "" if answer.verdict == "right" else "a right solution fails"
+        if not fault and worst < grading.points:
+            fault = "a right solution does not earn all points"
+        yield case(title, answer.verdict, _of(worst, grading), answer.message, fault)
     stub = empty_stub(check.reference)
     empty, best = check.judge(stub), max(earned(grading, stub, seed) for seed in SEEDS)
     fault = "" if empty.verdict == "not attempted" else "the empty stub counts as an attempt"
@@ -118,7 +118,7 @@ def _try_right(case: partial[CheckCase], check: Check, grading: Grading) -> Iter
 
 def _try_stored(case: partial[CheckCase], check: Check, grading: Grading) -> Iterator[CheckCase]:
     replayer = AnswerReplayer(check.reference)
-    check.examine(replayer.recorder())
+    check.judge(replayer.recorder())
     answer = check.judge(replayer.replayer())
     points = earned(grading, replayer.replayer(), SEEDS[0])
     fault = "" if answer.verdict == "right" else "stored answers do not pass the check"

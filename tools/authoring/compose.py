@@ -63,7 +63,6 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
         "environment": {**container.environment, **spec.environment(options), **passed},
         "volumes": [f"{source}:{target}" for source, target in container.mounts.items()],
         "ipc": container.ipc,
-        "shm_size": container.shm_size,
         "ulimits": dict(container.ulimits),
         "deploy": {"resources": {"reservations": {"devices": [gpu]}}} if container.gpus else None,
     }
@@ -92,6 +91,11 @@ def replica_service() -> dict[str, Any]:
         "command": spec.arguments(options),
         "volumes": ["../models/tiny:/models:ro"],
         "restart": "unless-stopped",
+        # It only reads its model. The engines on a GPU keep their privileges, because as root they write
+        # into the host's cache of models.
+        "read_only": True,
+        "tmpfs": ["/tmp"],
+        "cap_drop": ["ALL"],
     } | common(spec, 60)
 
 
@@ -99,6 +103,7 @@ def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
     """What all engines have: a health check, and how they stop."""
     assert spec.container is not None
     return {
+        "security_opt": ["no-new-privileges:true"],
         "init": True,
         "stop_grace_period": f"{STOP_S}s",
         "healthcheck": {

@@ -11,7 +11,7 @@ from tools.authoring.free_variables import names_from_elsewhere
 from tools.authoring.lab_source import Cell, LabSource
 from tools.authoring.lint_errors import Problem
 from tools.authoring.solution_markers import Split, split_regions
-from tools.lab.judge.cells import defined_names
+from utils.checks.own_cell import defined_names
 
 MAX_CODE_LINES = 25
 MAX_DIFFICULTY = 5

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from tools.authoring.build import read_labs
-from tools.doctor.needs import DOWNLOADS
+from tools.authoring.imagined_machines import machines_table
+from tools.doctor.doctor_report import plan_words
+from tools.doctor.needs import download_bytes
 from tools.lab.course_error import CourseError
 from tools.setup.packages import TORCH
 from utils.engines import ENGINES
-from utils.model_sizes import decoder_parameters
-from utils.profiles import PROFILES, ROOT, Profile
-from utils.roofline.published import OLD_TABLE, PUBLISHED, QWEN3_8B, judge_rows
+from utils.fleet_plan import largest_plan, least_kv_gib
+from utils.gpu import MARGIN_BYTES
+from utils.model_sizes import QWEN3
+from utils.profiles import PROFILES, ROOT, Profile, gpu_models
+from utils.roofline.published import OLD_TABLE, PUBLISHED, judge_rows
 
-PAGES = ("LAB_PREP.md", "QUICK_REFERENCE.md")
+PAGES = ("LAB_PREP.md", "QUICKSTART.md", "QUICK_REFERENCE.md")
 _TABLE = re.compile(r"(<!-- made: (?P<name>\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)
 _STARTS = re.compile(
     r"\*\*It starts\*\* (?P<starts>.*?)\s*\*\*It writes\*\* (?P<writes>.*?\.)(?:\s|$)", re.DOTALL
@@ -55,13 +59,9 @@ def ports_table(root: Path) -> str:
 def models_table(root: Path) -> str:
     """Make a row per model of the `spark` profile: its engines, and the size of its download."""
     profile = PROFILES["spark"]
-    parameters = decoder_parameters(QWEN3_8B)
     rows = ["| model | for | download |", "|---|---|---|"]
     for model, engines in _by_model(profile).items():
-        size = "not known here"
-        if model in DOWNLOADS:
-            _, each_bytes = DOWNLOADS[model]
-            size = f"{each_bytes * parameters / 1e9:.1f} GB"
+        size = f"{download_bytes(model) / 1e9:.1f} GB"
         rows.append(f"| `{model}` | {', '.join(engines)} | {size} |")
     return "\n".join(rows)
 
@@ -251,11 +251,34 @@ def old_numbers_table(root: Path) -> str:
     return "\n".join(rows)
 
 
+def memory_table(root: Path) -> str:
+    """Make a row per machine that the doctor is asked about."""
+    return machines_table()
+
+
+def largest_fleet(root: Path) -> str:
+    """Make a row per size of the model: the memory of the largest lab, and the GPU that it needs."""
+    rows = [
+        "| model | weights in 16 bits | largest fleet of the labs | memory that the GPU must have |",
+        "|---|---|---|---|",
+    ]
+    for size in QWEN3:
+        sized = replace(PROFILES["cuda"], models=gpu_models(size))
+        least = replace(sized, kv_cache_gib=least_kv_gib(sized))
+        plan = largest_plan(least)
+        weights = download_bytes(sized.models["vllm"]) / 1e9
+        card = (plan.total + MARGIN_BYTES) / 1e9
+        rows.append(f"| Qwen3-{size} | {weights:.1f} GB | {plan_words(plan)} | {card:.1f} GB |")
+    return "\n".join(rows)
+
+
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "labs": labs_table,
     "images": images_block,
     "ports": ports_table,
     "models": models_table,
+    "memory": memory_table,
+    "largest_fleet": largest_fleet,
     "shipped": shipped_table,
     "capabilities": capabilities_table,
     "metrics": metrics_table,

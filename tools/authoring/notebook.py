@@ -10,21 +10,46 @@ from typing import Any
 import nbformat
 
 from tools.authoring.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+from tools.authoring.worked_examples import worked_example
+from tools.lab.fresh_lab import digest
 from tools.lab.judge.cells import read_lab_cells
 from tools.lab.labs import GENERATED_BY, count
+
+_HOW_TO_WORK = """
+### How this lab works
+
+Work from top to bottom, and run each cell with *Shift+Enter*. If you want to see first whether the lab runs
+on your machine, take the quick look that the [README](../README.md#how-you-work) describes.
+
+* **Exercise.** Write your code in the cell with `raise NotImplementedError`. Run that cell and then the
+  check below it. ✔ means that your answer is right, and ✘ tells you what to change. ○ means that something
+  is still missing, so the notebook goes on with the course's own code.
+* **Your prediction.** Replace `None` by a number *before* you run the measurement below it. Afterwards ◆
+  shows both numbers.
+* **Your answer.** Double-click the cell, replace its text, and run it.
+* Put everything that an exercise needs into its own cell, imports too, because only that cell is graded.
+* Hints are folded. Click on one to open it.
+* *Validate* in the toolbar tells you how many exercises are right, and so does `make progress` in a terminal.
+
+If a word is new to you, look it up in [QUICK_REFERENCE](../QUICK_REFERENCE.md). [ELI5](../ELI5.md) explains
+each idea with a picture from daily life. If something goes wrong, see
+[TROUBLESHOOTING](../TROUBLESHOOTING.md).
+""".strip()
+_HEADINGS = {"prediction": "#### Your prediction", "answer": "#### Your answer"}
 
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
-def render(lab: Lab, *, solved: bool) -> str:
+def render(lab: Lab, *, solved: bool, following: str = "") -> str:
     """Render a lab as notebook JSON (nbformat 4.5, no outputs, trailing newline).
 
     Args:
         lab: a lab without problems.
         solved: the instructors' notebook, with solutions; else the learners'.
+        following: file name of the next lab's notebook, or "" after the last lab.
     """
-    fresh = _cells(lab, solved=False)
-    cells = _cells(lab, solved=True) if solved else fresh
+    fresh = _cells(lab, solved=False, following=following)
+    cells = _cells(lab, solved=True, following=following) if solved else fresh
     notebook = {
         "cells": cells,
         "metadata": {
@@ -44,12 +69,6 @@ def render(lab: Lab, *, solved: bool) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def digest(cells: list[Any]) -> str:
-    """Fingerprint of what a person could change in cells: their ids, kinds and sources."""
-    facts = [(cell.get("id"), cell["cell_type"], _text(cell["source"])) for cell in cells]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
 def touched(text: str) -> str:
     """What somebody did to this notebook since it was generated, in words; "" for nothing."""
     try:
@@ -62,19 +81,51 @@ def touched(text: str) -> str:
         return "is not a notebook that was generated"
 
 
-def _text(source: str | list[str]) -> str:
-    return source if isinstance(source, str) else "".join(source)
-
-
-def _cells(lab: Lab, *, solved: bool) -> list[dict[str, Any]]:
+def _cells(lab: Lab, *, solved: bool, following: str) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
-    return [_cell(lab, index, part, solved, seen) for index, part in enumerate(lab.parts)]
+    cells: list[dict[str, Any]] = []
+    for index, part in enumerate(lab.parts):
+        if index == 1 and lab.exercises:
+            cells.append(_markdown("how-this-lab-works", _HOW_TO_WORK))
+        cells += _headed(lab, index)
+        cells.append(_cell(lab, index, part, solved, seen))
+    if lab.exercises:
+        cells.append(_markdown("next-lab", _next(following)))
+    return cells
+
+
+def _headed(lab: Lab, index: int) -> list[dict[str, Any]]:
+    """Return a cell with the heading of a prediction or an answer, if no markdown cell is before it."""
+    part, before = lab.parts[index], lab.parts[index - 1]
+    if part.role not in _HEADINGS or before.kind == "markdown" or before.role == part.role:
+        return []
+    return [_markdown(f"heading-{part.id}", _HEADINGS[part.role])]
+
+
+def _markdown(id_: str, text: str) -> dict[str, Any]:
+    metadata = {"nbgrader": _nbgrader_metadata(id_, writable=False, grade=False)}
+    lines = text.splitlines(keepends=True)
+    return {"cell_type": "markdown", "id": id_, "metadata": metadata, "source": lines}
+
+
+def _next(following: str) -> str:
+    to_do = "Choose *Validate* in the toolbar to see what is still open."
+    if not following:
+        more = "[STUDY_GUIDE](../STUDY_GUIDE.md) tells you where to go from here."
+        return f"---\n{to_do} This was the last lab. {more}"
+    return f"---\n{to_do} The next lab is [{following}]({following})."
 
 
 def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) -> dict[str, Any]:
     source = part.solved if solved else part.stubbed
     if part.role == "task" and part.exercise is not None:
-        source = f"{_heading(part.exercise)}\n\n{source}"
+        text, fold, hints = source.partition("<details>")
+        example = worked_example(lab, part.exercise)
+        source = f"{_heading(part.exercise)}\n\n{text.rstrip()}{example}"
+        source += f"\n\n{fold}{hints}" if fold else ""
+    following = lab.parts[index + 1] if index + 1 < len(lab.parts) else part
+    if part.kind == "markdown" and following.role in _HEADINGS and part.role not in _HEADINGS:
+        source = f"{source}\n\n{_HEADINGS[following.role]}"
     if index == 0 and (lab.exercises or lab.answers):
         source = f"{source}\n\n{_summary(lab)}"
     id_ = _cell_id(part, seen)
@@ -103,19 +154,23 @@ def _cell_id(part: Part, seen: Counter[str]) -> str:
 
 def _nbgrader(part: Part, id_: str) -> dict[str, Any]:
     writable = part.role in ("exercise", "prediction", "answer")
-    metadata: dict[str, Any] = {
-        "grade": part.role in ("check", "answer"),
+    metadata = _nbgrader_metadata(id_, writable=writable, grade=part.role in ("check", "answer"))
+    if part.role == "check" and part.exercise is not None:
+        metadata["points"] = part.exercise.points
+    if part.role == "answer":
+        metadata["points"] = part.points
+    return metadata
+
+
+def _nbgrader_metadata(id_: str, *, writable: bool, grade: bool) -> dict[str, Any]:
+    return {
+        "grade": grade,
         "grade_id": id_,
         "locked": not writable,
         "schema_version": 3,
         "solution": writable,
         "task": False,
     }
-    if part.role == "check" and part.exercise is not None:
-        metadata["points"] = part.exercise.points
-    if part.role == "answer":
-        metadata["points"] = part.points
-    return metadata
 
 
 def _heading(exercise: Exercise) -> str:

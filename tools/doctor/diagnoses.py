@@ -14,7 +14,7 @@ from tools.doctor import needs
 from tools.doctor.facts import CUDA_PTXAS, Machine
 from tools.doctor.needs import GB, IMAGES, LABS, PORTS, PYTHONS
 from tools.setup.setup_steps import SPARE_GIGABYTES
-from utils.gpu import CAPABILITY, OVERHEAD_BYTES
+from utils.fleet_plan import lab_plan
 from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE, LOADS, PROFILES, on_x86
 
 GIB = 1024**3
@@ -105,8 +105,9 @@ def profile(m: Machine) -> Iterator[Diagnosis]:
         yield info("profile", f"{text} The machine itself would have {m.own_profile}.", UNSET)
     elif m.gpus and m.docker.state == "missing":
         text = (
-            f"{m.gpu.name} is here, but docker is not installed, and engines need it to use the GPU. "
-            "Labs run on the CPU."
+            f"{m.gpu.name} is here, but docker is not installed. vLLM and SGLang run as local processes "
+            "then, which nobody has tested on a GPU yet. llama.cpp runs on the CPU, and TensorRT-LLM "
+            "needs docker."
         )
         yield info("docker", text, *install_docker(m))
 
@@ -233,54 +234,58 @@ def broken_driver(m: Machine) -> tuple[str, ...]:
 
 @check
 def gpu(m: Machine) -> Iterator[Diagnosis]:
-    """Report on the GPU's compute capability and memory, if engines use it."""
+    """Report on the GPU's compute capability, and whether the largest fleet of each lab fits its memory."""
     if not m.gpus:
         return
     more = f" ({len(m.gpus)} of them)" if len(m.gpus) > 1 else ""
     name = f"{m.gpu.name}, sm_{m.gpu.capability:.1f}".replace(".", "") + more
-    least, needed = needs.WEIGHTS_BYTES + OVERHEAD_BYTES, CAPABILITY["bfloat16"]
-    total, free = f"{m.gpu.memory_bytes / GIB:.0f}", f"{m.gpu.free_bytes / GIB:.0f}"
     if not m.in_containers:
         yield ok("GPU", f"{name}; profile {m.profile} does not use it.")
-    elif m.gpu.capability < needed:
-        yield stop("GPU", f"{name}: bfloat16 needs compute capability {needed}.", ON_CPU)
+    elif m.gpu.capability < needs.CAPABILITY:
+        text = (
+            f"{name}: the images are of CUDA 13, which needs compute capability {needs.CAPABILITY}."
+        )
+        yield stop("GPU", text, ON_CPU)
     elif m.gpu.unified:
-        yield unified_memory(m, name)
-    elif m.engine_bytes < least:
-        text = (
-            f"{name}: {total} GiB, of which engines take {m.engine_share:.0%}; an 8B model in "
-            f"bfloat16 needs {least / GIB:.0f} before any KV cache."
-        )
-        yield stop("GPU memory", text, ON_CPU)
-    elif m.gpu.free_bytes < m.engine_bytes:
-        text = (
-            f"{name}: {free} of {total} GiB are free, and engines ask for {m.engine_share:.0%}: "
-            "something else uses it."
-        )
-        yield stop("GPU memory", text, f"{GPU_USERS}   # then: kill PID")
+        figures = f"{m.memory.available / GIB:.0f} of {m.memory.total / GIB:.0f} GiB available"
+        yield from gpu_memory(m, f"{name}: memory is shared with the CPU, {figures}")
     else:
-        yield ok("GPU", f"{name}, {total} GiB, {free} free.")
+        figures = f"{m.gpu.free_bytes / GIB:.0f} of {m.gpu.memory_bytes / GIB:.0f} GiB free"
+        yield from gpu_memory(m, f"{name}: {figures}")
 
 
-def unified_memory(m: Machine, name: str) -> Diagnosis:
-    """Judge memory that GPU and CPU share."""
-    drop = "sync; echo 3 | sudo tee /proc/sys/vm/drop_caches"
-    figures = f"{m.memory.available / GIB:.0f} of {m.memory.total / GIB:.0f} GiB available"
-    if m.memory.available < m.engine_bytes:
+def gpu_memory(m: Machine, state: str) -> Iterator[Diagnosis]:
+    """Compare the plans of all labs with the GPU's memory."""
+    plans = {number: lab_plan(number, m.sizes) for number in LABS}
+    never = frozenset(n for n, plan in plans.items() if not plan.fits(m.gpu.whole_room))
+    now = frozenset(n for n, plan in plans.items() if not plan.fits(m.gpu.room)) - never
+    model = m.sizes.models["vllm"].rpartition("/")[2]
+    if never:
+        least = min(plans[number].total for number in never)
         text = (
-            f"{name}: memory is shared with the CPU, {figures}; engines ask for "
-            f"{m.engine_share:.0%} of all. Something else uses it: another engine, a notebook, a desktop."
+            f"{state}. Even with the course's smallest model, {model}, these labs need "
+            f"{least / GB:.0f} GB or more."
         )
-        fix = (f"docker ps; {GPU_USERS}", f"# stop what you do not need, then: {drop}")
-        return stop("unified memory", text, *fix)
-    if m.memory.free < m.engine_bytes:
+        yield stop("GPU memory", text, ON_CPU, labs=never)
+    if now:
+        most = max(plans[number].total for number in now)
+        kept = m.gpu.free_bytes - m.gpu.room
         text = (
-            f"{name}: {figures}, but {m.memory.cached / GIB:.0f} of them are page cache, which the GPU's "
-            "allocator does not take back (nvidia-smi says nothing about memory on this machine). Drop it "
-            "before you start an engine."
+            f"{state}, of which the course leaves {kept / GB:.1f} GB alone. The engines of a lab need up "
+            f"to {most / GB:.0f} GB at once. Something else uses the memory: another engine, a notebook, "
+            "a desktop."
         )
-        return info("page cache", text, drop)
-    return ok("GPU", f"{name}, memory shared with the CPU, {figures} (from /proc/meminfo).")
+        fix = (f"docker ps; {GPU_USERS}", "# stop what you do not need")
+        yield stop("unified memory" if m.gpu.unified else "GPU memory", text, *fix, labs=now)
+    if not never and not now:
+        text = f"{state}. The labs serve {model} in {m.sizes.dtype}, and every lab's largest fleet fits."
+        yield ok("GPU", text)
+        if m.gpu.unified and m.memory.free < max(plan.total for plan in plans.values()):
+            text = (
+                f"{m.memory.cached / GIB:.0f} GiB of the available memory are page cache. vLLM and SGLang "
+                "count it as free. Other engines may not, so drop it before you start one of them."
+            )
+            yield info("page cache", text, "sync; echo 3 | sudo tee /proc/sys/vm/drop_caches")
 
 
 @check
@@ -429,7 +434,7 @@ def token(m: Machine) -> Iterator[Diagnosis]:
         yield ok("HF_TOKEN", f"found ({m.token}).")
     elif m.in_containers:
         text = (
-            "No token is set. The course's models (Qwen3-8B) need none; gated ones (Llama) need one, "
+            "No token is set. The course's models (Qwen3) need none; gated ones (Llama) need one, "
             "after you have accepted their licence on their page."
         )
         fix = "export HF_TOKEN=hf_...   # before make lab; from https://huggingface.co/settings/tokens"

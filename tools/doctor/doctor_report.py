@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 
 from tools.doctor.diagnoses import BLOCKER, FIXABLE, INFO, OK, Diagnosis, stopped
 from tools.doctor.facts import Machine
-from tools.doctor.needs import IMAGES, LABS, TITLES
+from tools.doctor.needs import GB, IMAGES, LABS, TITLES
+from utils.fleet_plan import LabPlan, lab_plan
 from utils.profiles import PROFILES
 
 WIDTH = 96
@@ -55,8 +57,17 @@ def verdicts(machine: Machine, diagnoses: tuple[Diagnosis, ...]) -> str:
             verdict = "runs in part" if set(without) & set(lab.engines) else "can run"
             verdict += ", after set-up" if machine.due else ""
             verdict += f"; without {', '.join(TITLES[name] for name in without)}" if without else ""
+        if machine.in_containers:
+            verdict += f"; needs {plan_words(lab_plan(number, machine.sizes))}"
         lines.append(f"  3.3.{number}  {lab.title:<32}{verdict}")
     return "\n".join(lines)
+
+
+def plan_words(plan: LabPlan) -> str:
+    """Write the memory that a lab's engines need at once, such as `38 GB for 2 vLLM`."""
+    counted = Counter(TITLES[need.engine] for need in plan.needs)
+    engines = ", ".join(name if n == 1 else f"{n} {name}" for name, n in counted.items())
+    return f"{plan.total / GB:.1f} GB for {engines}"
 
 
 def offered(machine: Machine, engine: str) -> bool:

@@ -15,10 +15,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tools.doctor.machine_probe import CommandResult, Probe
-from tools.doctor.needs import DOWNLOADS, PARAMETERS, PYTHONS
+from tools.doctor.needs import PYTHONS, download_bytes, hub_folder
 from tools.setup.setup_steps import COURSE_ENV, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
-from utils.profiles import ENVIRONMENT_VARIABLE, LOAD_VARIABLE, PROFILES, ROOT, detect, dtype_for
+from utils.host_memory import MEMINFO, parse_meminfo
+from utils.profiles import (
+    ENVIRONMENT_VARIABLE,
+    LOAD_VARIABLE,
+    PROFILES,
+    ROOT,
+    Profile,
+    detect,
+    dtype_for,
+    fit,
+)
 
 NVIDIA_VENDOR = "10de"
 CUDA_PTXAS = "/usr/local/cuda/bin/ptxas"
@@ -57,16 +67,6 @@ class Listener(NamedTuple):
     port: int
     program: str
     pid: int
-
-
-@dataclass(frozen=True)
-class MachineMemory:
-    """Bytes in `/proc/meminfo`, all 0 on a system without this file."""
-
-    total: float = 0.0
-    available: float = 0.0
-    free: float = 0.0
-    cached: float = 0.0
 
 
 def commands(probe: Probe) -> dict[str, Sequence[str]]:
@@ -110,7 +110,7 @@ class Machine:
         docker: The container engine.
         asked: Profile that COURSE_PROFILE names, or "" if it isn't set.
         load: Load that COURSE_LOAD names, or "full".
-        profile: Profile that labs get.
+        profile: Name of the profile that labs get.
         python: Version of the Python that set-up would use.
         other_pythons: Installed Pythons that the course runs on, such as `python3.12`.
         venv: Whether this Python can make virtual environments.
@@ -138,9 +138,9 @@ class Machine:
         cores = answers["cores"].text.strip()
         self.cores = int(cores) if cores.isdecimal() else 0
         self.dtype = dtype_for(probe.read("/proc/cpuinfo") or "")
-        self.memory = read_memory(probe.read("/proc/meminfo") or "")
+        self.memory = parse_meminfo(probe.read(str(MEMINFO)) or "")
         gpus = answers["gpus"]
-        self.gpus = parse_gpus(gpus.text, self.memory.available) if gpus.fine else ()
+        self.gpus = parse_gpus(gpus.text, self.memory) if gpus.fine else ()
         self.cuda = _first(r"CUDA Version:\s*([\d.]+)", answers["smi"].text)
         self.nvidia_smi = "" if gpus.fine or gpus.missing else gpus.words
         self.nvidia_device = has_nvidia(probe.read("/proc/bus/pci/devices") or "")
@@ -160,7 +160,7 @@ class Machine:
         self.chosen_ptxas = probe.environment.get("TRITON_PTXAS_PATH", "")
         self.free = probe.free_bytes(self.root)
         self.free_models = probe.free_bytes(f"{probe.home}/.cache")
-        self.downloads = missing_models(probe, self.profile)
+        self.downloads = missing_models(probe, self.sizes)
         self.token = find_token(probe)
         ports = answers["ports"]
         self.listeners = None if ports.missing else read_listeners(ports.text)
@@ -172,6 +172,12 @@ class Machine:
     def own_profile(self) -> str:
         """Profile that labs get if COURSE_PROFILE isn't set."""
         return detect(self.gpu.name or None, self.machine, self.docker.state != "missing")
+
+    @property
+    def sizes(self) -> Profile:
+        """Profile that labs get, with the models that fit this machine's GPU."""
+        profile = PROFILES[self.profile]
+        return fit(profile, self.gpu) if self.in_containers and self.gpus else profile
 
     @property
     def in_containers(self) -> bool:
@@ -188,27 +194,9 @@ class Machine:
         """First GPU, or one without name and memory if there is none."""
         return self.gpus[0] if self.gpus else Gpu("", 0.0, 0.0)
 
-    @property
-    def engine_share(self) -> float:
-        """Share of the GPU's memory that engines ask for."""
-        return PROFILES[self.profile].gpu_memory_utilization or 1.0
-
-    @property
-    def engine_bytes(self) -> float:
-        """Memory that engines ask for."""
-        whole = self.memory.total if self.gpu.unified else self.gpu.memory_bytes
-        return self.engine_share * whole
-
     def has_step(self, name: str) -> bool:
         """Return whether a step of this profile is complete."""
         return name in {step.name for step in self.steps} - {step.name for step in self.due}
-
-
-def read_memory(meminfo: str) -> MachineMemory:
-    """Read `/proc/meminfo`, which counts in KiB."""
-    found = {k: float(v) * 1024 for k, v in re.findall(r"^(\w+):\s*(\d+) kB", meminfo, re.M)}
-    names = ("MemTotal", "MemAvailable", "MemFree", "Cached")
-    return MachineMemory(*(found.get(name, 0.0) for name in names))
 
 
 def has_nvidia(devices: str) -> bool:
@@ -217,13 +205,14 @@ def has_nvidia(devices: str) -> bool:
     return any(len(row) > 1 and row[1].lower().startswith(NVIDIA_VENDOR) for row in rows)
 
 
-def missing_models(probe: Probe, profile: str) -> dict[str, float]:
+def missing_models(probe: Probe, profile: Profile) -> dict[str, float]:
     """Return the models of a profile that labs would download, and their bytes."""
-    wanted = set(PROFILES[profile].models.values())
+    if profile.device == "cpu":
+        return {}
     return {
-        model: PARAMETERS * each
-        for model, (folder, each) in DOWNLOADS.items()
-        if model in wanted and not (folder and probe.exists(f"{probe.home}/{folder}"))
+        model: download_bytes(model)
+        for model in dict.fromkeys(profile.models.values())
+        if not (folder := hub_folder(model)) or not probe.exists(f"{probe.home}/{folder}")
     }
 
 

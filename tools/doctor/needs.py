@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from utils.memory_plan import DRAFT_BYTES, weights_of
+
 GB = 1e9
 
 
@@ -59,18 +61,23 @@ IMAGES: Mapping[str, str] = {
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }
-# Parameters of Qwen3-8B: from its config.json (utils.model_sizes).
-PARAMETERS = 8.19e9
-BF16, Q8_0 = 2.0, 34 / 32  # bytes of a weight; Q8_0 stores 34 for 32 of them
-WEIGHTS_BYTES = BF16 * PARAMETERS
 HUB = ".cache/huggingface/hub"
-# Folder below the home folder that containers keep a model in, and the bytes of a weight. All are Qwen3-8B.
-DOWNLOADS: Mapping[str, tuple[str, float]] = {
-    "Qwen/Qwen3-8B": (f"{HUB}/models--Qwen--Qwen3-8B", BF16),
-    "bartowski/Qwen_Qwen3-8B-GGUF:bf16": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", BF16),
-    "bartowski/Qwen_Qwen3-8B-GGUF:Q8_0": (f"{HUB}/models--bartowski--Qwen_Qwen3-8B-GGUF", Q8_0),
-    "qwen3:8b-fp16": ("", BF16),  # in docker's volume `ollama`
-}
+
+
+def download_bytes(model: str) -> float:
+    """Return the size of a hub model's download, in bytes. Heads have no size in their name."""
+    if "eagle3" in model:
+        return DRAFT_BYTES
+    return weights_of(model, "bfloat16") or 0.0
+
+
+def hub_folder(model: str) -> str:
+    """Return the folder below the home folder that containers keep a model in, or "" for a docker volume."""
+    if "/" not in model:
+        return ""
+    return f"{HUB}/models--{model.partition(':')[0].replace('/', '--')}"
+
+
 # Published by docker/compose.yaml and by JupyterLab; and where engines listen that somebody starts by hand.
 PORTS: Mapping[int, str] = {
     8080: "the gateway in docker/compose.yaml",
@@ -89,6 +96,7 @@ PYTHONS = ((3, 11), (3, 12), (3, 13))
 GLIBC = (2, 34)  # README.md, Requirements
 # The images are of CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 DRIVER = 580
+CAPABILITY = 7.5  # Turing: CUDA 13 has no older GPUs (its release notes)
 # Older ones do not know sm_121 (triton-lang/triton#8539).
 PTXAS = (12, 9)
 # Memory of one vLLM with the tiny model on a CPU, and its KV cache of 1 GiB not yet filled: proportional set

@@ -14,7 +14,14 @@ from tools.lab.judge.judge import Judgement
 from utils.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("graded_report.html.j2")
-_SIGNS = {"right": "●", "partly right": "◐", "wrong": "○", "not attempted": "·", "missing": "–"}
+_SIGNS = {
+    "right": "●",
+    "partly right": "◐",
+    "wrong": "○",
+    "not finished": "◌",
+    "not attempted": "·",
+    "missing": "–",
+}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tools.lab.course_error import CourseError
+from tools.lab.fresh_lab import keep_if_untouched
 from tools.lab.labs import find_lab
 from utils.profiles import ROOT
 
@@ -62,6 +63,7 @@ def open_lab(name: str, *, headless: bool, root: Path = ROOT) -> NoReturn:
         CourseError: no such lab.
     """
     notebook = find_lab(name, root)
+    keep_if_untouched(notebook, root)
     print(f"Opening {notebook.relative_to(root)}. Ctrl-C stops JupyterLab, notebooks and engines.")
     sys.stdout.flush()
     os.chdir(root)

@@ -44,21 +44,51 @@ class ValidateLabHandler(ValidateAssignmentHandler):  # type: ignore[misc]
 
 
 def failures(standing: Status) -> dict[str, Any]:
-    """What is still to do, as the button shows it; nothing where all is done."""
-    checks = {slot.id: slot.check for slot in standing.lab.exercises}
+    """Return what is still to do, as the button shows it: the sum, then one entry for each part.
+
+    The answer is empty if everything is done.
+    """
     notes = standing.judgement.notes
+    titles = {slot.id: slot.title or slot.id for slot in standing.lab.exercises}
     failed = []
     for result in standing.judgement.exercises:
-        if result.verdict != "right":
+        if result.verdict in ("wrong", "partly right", "not finished"):
             about = [note.learner for note in notes if note.exercise == result.id]
             lines = [f"{result.verdict}: {result.message}", *about]
-            failed.append((checks[result.id], "\n".join(lines)))
-    for id_ in standing.unwritten:
-        failed.append((f"written answer: {id_}", "nothing is written yet"))
+            failed.append((titles[result.id], "\n".join(lines)))
+    done = all(result.verdict == "right" for result in standing.judgement.exercises)
+    if done and not standing.unwritten:
+        return {}
     entries = [
-        {"source": source, "error": html.escape(text), "raw_error": text} for source, text in failed
+        {"source": source, "error": html.escape(text), "raw_error": text}
+        for source, text in [(_sum(standing), _open(standing)), *failed]
     ]
-    return {"failed": entries} if entries else {}
+    return {"failed": entries}
+
+
+def _sum(standing: Status) -> str:
+    """Return a line such as "3 of 7 exercises right (1, 2, 4), 9 of 24 points"."""
+    results = standing.judgement.exercises
+    right = [str(number) for number, r in enumerate(results, 1) if r.verdict == "right"]
+    points = sum(r.points for r in results if r.verdict == "right")
+    which = f" ({', '.join(right)})" if right else ""
+    return (
+        f"{len(right)} of {len(results)} exercises right{which},"
+        f" {points} of {sum(r.points for r in results)} points"
+    )
+
+
+def _open(standing: Status) -> str:
+    """Return the numbers of what nobody has begun, and the written answers that are missing."""
+    results = standing.judgement.exercises
+    untouched = [
+        str(number)
+        for number, r in enumerate(results, 1)
+        if r.verdict in ("not attempted", "missing")
+    ]
+    parts = [f"Not attempted yet: {', '.join(untouched)}."] if untouched else []
+    parts += [f"The written answer {id_!r} is still empty." for id_ in standing.unwritten]
+    return " ".join(parts) or "Every exercise was attempted. See below."
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:

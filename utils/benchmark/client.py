@@ -19,10 +19,11 @@ from typing import Self
 import httpx
 
 from utils import loopback
-from utils.benchmark.response import ResponseCollector, ResponseError, error_text
+from utils.benchmark.response import ResponseCollector, ResponseError
 from utils.benchmark.trace import RequestTrace
 from utils.benchmark.workload import Api, Request
 from utils.files import encodable
+from utils.http.answers import error_text
 from utils.http.sse import SSEParser
 from utils.http.transport import AsyncioTransport, DroppedBeforeResponse, TimedStream
 

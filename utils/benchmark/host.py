@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from utils.hub_cache import hub_cache
+
 _BLOCK = 1 << 20
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 
@@ -77,8 +79,7 @@ def _weight_files(model: str | Path) -> list[Path]:
 def _hub_snapshot(model: str) -> Path | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return None
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    folder = home / "hub" / f"models--{model.replace('/', '--')}"
+    folder = hub_cache(os.environ) / f"models--{model.replace('/', '--')}"
     try:
         commit = (folder / "refs" / "main").read_text().strip()
     except OSError:

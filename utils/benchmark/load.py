@@ -22,6 +22,7 @@ from utils.benchmark.stats import Slo, Summary, summarise
 from utils.benchmark.threads import LoadProgress, run_in_thread
 from utils.benchmark.trace import Clock, RequestTrace
 from utils.benchmark.workload import Request
+from utils.engines.engine_errors import EngineError
 
 _LAG_PROBE_S = 0.02
 # vLLM 0.32.0 answers HTTP 500 with these words (v1/engine/exceptions.py) while its process is
@@ -31,7 +32,7 @@ _DEATH_GRACE_S = 3.0
 _ASK_EVERY_S = 0.25
 
 
-class EngineDied(RuntimeError):
+class EngineDied(EngineError):
     """The engine stopped answering; `result` holds every request, the unsent ones as failed."""
 
     def __init__(self, message: str, result: LoadResult) -> None:

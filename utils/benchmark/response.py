@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.files import encodable
+from utils.http.answers import error_text, part_has_text
 from utils.http.sse import DONE, Event
 
 # No real count comes near; beyond it, floats are no longer exact.
@@ -138,7 +139,7 @@ class ResponseCollector:
             self._text.append(text)
         if reasoning:
             self._reasoning.append(reasoning)
-        if text or reasoning or part.get("tool_calls"):
+        if part_has_text(part):
             self.chunk_times.append(at)
             self.finished = at
         if reason := _text(choice, "finish_reason"):
@@ -155,17 +156,6 @@ def read_timings(values: object) -> dict[str, float] | None:
     if not isinstance(values, Mapping) or "predicted_ms" not in values:
         return None
     return {ours: _number(values.get(name)) * unit for ours, (name, unit) in _TIMINGS.items()}
-
-
-def error_text(body: str) -> str:
-    """The message in an OpenAI-style error body, or the body itself."""
-    try:
-        data = json.loads(body)
-        error = data.get("error", data) if isinstance(data, dict) else data
-        message = error.get("message") if isinstance(error, dict) else error
-        return encodable(str(message or body).strip())
-    except (ValueError, RecursionError):
-        return body.strip()
 
 
 def _json_object(text: str) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from utils.benchmark.records import Record, make_record, write_record
 from utils.benchmark.stats import Slo
 from utils.benchmark.workload import Request, random_prompts
 from utils.engines import RunningEngine
+from utils.model_sizes import ConfigError, tokenizer_file
 from utils.profiles import Profile
 
 WARMUP_SEED = 1_000_000  # prompts that no measurement uses: a prefix cache would remember them
@@ -39,7 +40,8 @@ def prompts(
 ) -> list[Request]:
     """Random prompts of the profile's length, for answers of exactly the profile's length.
 
-    Where the model's tokenizer lies on this machine, lengths are exact; else they are in words.
+    Lengths are exact in the tokens of the profile's vLLM model. If the hub doesn't give its tokenizer, they
+    are in words, and a line says so.
 
     Args:
         profile: Gives the lengths.
@@ -48,15 +50,22 @@ def prompts(
         output: Answer length in place of the profile's, tokens.
         seed: Other seeds give other prompts, so that no prefix cache can help.
     """
-    folder = Path(profile.models["vllm"])
     return random_prompts(
         count,
         length or profile.load.prompt_tokens,
-        tokenizer=folder if folder.exists() else None,
+        tokenizer=_tokenizer(profile.models["vllm"]),
         seed=seed,
         max_tokens=output or profile.load.output_tokens,
         ignore_eos=True,
     )
+
+
+def _tokenizer(model: str) -> Path | None:
+    try:
+        return tokenizer_file(model)
+    except ConfigError as error:
+        print(f"Prompt lengths are in words and not in tokens, because {error}")
+        return None
 
 
 def sweep(

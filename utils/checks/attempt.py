@@ -7,6 +7,7 @@ grading it lives in another process (tools/lab/judge), and the check does not se
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import inspect
 import linecache
@@ -15,15 +16,28 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from utils.checks.expect import brief
+from utils.checks.expect import brief, same_value
 
 _CALLED = "it was called with"  # begins the note of an error that names the inputs
+
+
+_SHOWN_VALUE = 300  # characters of a value that a message shows as it is
+_KEPT_CALLS = 200
+_STUB_OPERATIONS = {
+    *("RESUME", "NOP", "PUSH_NULL", "PRECALL", "CALL", "CACHE", "COPY_FREE_VARS"),
+    *("LOAD_CONST", "LOAD_GLOBAL", "LOAD_NAME", "RAISE_VARARGS", "RETURN_VALUE", "RETURN_CONST"),
+}
+
+
+class InputChanged(Exception):
+    """The learner's function changed one of its arguments, which the exercise doesn't ask for."""
 
 
 class Stopped(BaseException):
@@ -74,6 +88,12 @@ class LearnerResult(Protocol):
     def empty(self) -> str:
         """Why it is no attempt at all, as the rest of "not attempted (...)", or ""."""
 
+    def stubs(self) -> list[str]:
+        """Names of its functions and methods that are still as they were handed out."""
+
+    def untouched(self) -> bool:
+        """Whether all of it is still as it was handed out."""
+
     def fault(self, wanted: ExpectedKind) -> str:
         """Why it is not the kind of thing that was asked for, or ""."""
 
@@ -96,6 +116,21 @@ class LocalAnswer:
     def empty(self) -> str:
         """See `LearnerResult`."""
         return why_empty(self.learner)
+
+    def stubs(self) -> list[str]:
+        """See `LearnerResult`."""
+        return [name for name, code in self._written() if is_stub(code)]
+
+    def untouched(self) -> bool:
+        """See `LearnerResult`."""
+        return all(is_stub(code) for _, code in self._written())
+
+    def _written(self) -> Iterator[tuple[str, CodeType]]:
+        kinds = self.learner.__mro__[:-1] if isinstance(self.learner, type) else [self.learner]
+        for kind in kinds:
+            for name, code in _named_codes(kind):
+                if code.co_filename != "<string>":  # a dataclass's methods, which nobody wrote
+                    yield name, code
 
     def fault(self, wanted: ExpectedKind) -> str:
         """See `LearnerResult`."""
@@ -140,7 +175,7 @@ def signature_fault(learner: Any, wanted: ExpectedKind) -> str:
 
 
 def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
-    """A function that hands on copies and notes an unfinished stub, whoever catches its error."""
+    """Wrap a function: it gets copies of its arguments, and an unfinished stub is noted."""
     if not callable(learner) or isinstance(learner, type):
         return learner
 
@@ -148,10 +183,11 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
     def guarded(*args: object, **kwargs: object) -> object:
         given = args, kwargs
         # The answer may change what it is handed, and only copies leave the inputs as they were.
-        described = "" if copy_inputs else _described(*given)
+        described = "" if copy_inputs else described_call(*given)
         if copy_inputs:
-            try:
-                args, kwargs = copy.deepcopy((args, kwargs))
+            try:  # each by itself, so that two arguments that are one object don't change together
+                args = tuple(map(copy.deepcopy, args))
+                kwargs = {name: copy.deepcopy(value) for name, value in kwargs.items()}
             except TypeError as error:
                 raise TypeError(f"{error}: this check needs copy_inputs=False") from error
         try:
@@ -162,15 +198,87 @@ def guard(learner: Any, copy_inputs: bool, unfinished: list[Exception]) -> Any:
             unfinished.append(error)
             raise
         except Exception as error:
-            error.add_note(f"{_CALLED} ({described or _described(*given)})")
+            error.add_note(f"{_CALLED} ({described or described_call(*given)})")
             raise
+        if copy_inputs:
+            refuse_changes(learner, given, (args, kwargs))
         return result
 
     return guarded
 
 
-def _described(args: tuple[object, ...], kwargs: dict[str, object]) -> str:
-    return ", ".join([*map(brief, args), *(f"{k}={brief(v)}" for k, v in kwargs.items())])
+Given = tuple[tuple[object, ...], dict[str, object]]
+
+
+def refuse_changes(learner: Any, before: Given, after: Given) -> None:
+    """Compare a function's arguments before and after a call.
+
+    Raises:
+        InputChanged: One of them changed.
+    """
+    parameters = list(inspect.signature(learner).parameters)
+    names = [*parameters[: len(before[0])], *before[1]]
+    values = zip([*before[0], *before[1].values()], [*after[0], *after[1].values()], strict=True)
+    for name, (old, new) in zip(names, values, strict=False):
+        if not same_value(new, old):
+            raise InputChanged(
+                f"it changed its argument `{name}` from {brief(old)} to {brief(new)}."
+                " Leave the arguments as they are, and build a new object instead."
+            )
+
+
+def described_call(args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+    """Return arguments as Python, shortened where they are long."""
+    parts = [*map(repr_of, args), *(f"{name}={repr_of(value)}" for name, value in kwargs.items())]
+    return ", ".join(parts)
+
+
+def repr_of(value: object) -> str:
+    """Return the whole `repr` of a small value, so that it can be pasted, else a short one."""
+    try:
+        whole = repr(value)
+    except Exception:
+        return brief(value)
+    return whole if len(whole) <= _SHOWN_VALUE else brief(value)
+
+
+class Calls:
+    """The calls of a learner's function during a check, so that a message can show the one that failed."""
+
+    def __init__(self, function: Any, copied: bool) -> None:
+        self._function, self._copied = function, copied
+        self._kept: deque[tuple[Given | str, object]] = deque(maxlen=_KEPT_CALLS)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call the function and keep the arguments and the result."""
+        given = (args, kwargs) if self._copied else described_call(args, kwargs)
+        result = self._function(*args, **kwargs)
+        self._kept.append((given, result))
+        return result
+
+    def that_returned(self, actual: object) -> str:
+        """Return the call whose result is `actual` or holds it, as "(arguments) returned result".
+
+        Returns:
+            "" if several calls, none of them the last, may have returned it.
+        """
+        found = [call for call in self._kept if call[1] is actual or _holds(call[1], actual)]
+        if not found and len(self._kept) == 1:
+            found = list(self._kept)
+        if not found or (len(found) > 1 and found[-1] is not self._kept[-1]):
+            return ""
+        given, result = found[-1]
+        arguments = given if isinstance(given, str) else described_call(*given)
+        return f"({arguments}) returned {repr_of(result)}"
+
+
+def _holds(container: object, value: object) -> bool:
+    if isinstance(container, dict):
+        return any(each is value for each in container.values())
+    if isinstance(container, (list, tuple)):
+        return any(each is value for each in container)
+    return False
 
 
 @contextmanager
@@ -224,9 +332,21 @@ def line_of(error: BaseException, learner: Any) -> tuple[int, str]:
     return number, linecache.getline(file, number).strip()
 
 
+def is_stub(code: CodeType) -> bool:
+    """Tell whether code does nothing but raise NotImplementedError or return `...`."""
+    operations = {instruction.opname for instruction in dis.get_instructions(code)}
+    raises = set(code.co_names) == {"NotImplementedError"} or ... in code.co_consts
+    return raises and operations <= _STUB_OPERATIONS
+
+
 def _codes(learner: Any) -> Iterator[CodeType]:
-    for thing in vars(learner).values() if isinstance(learner, type) else [learner]:
+    return (code for _, code in _named_codes(learner))
+
+
+def _named_codes(learner: Any) -> Iterator[tuple[str, CodeType]]:
+    things = vars(learner).items() if isinstance(learner, type) else [("", learner)]
+    for name, thing in things:
         function = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
         code = getattr(inspect.unwrap(function), "__code__", None)
         if isinstance(code, CodeType):
-            yield code
+            yield name, code

@@ -17,6 +17,7 @@ where they have not: `solutions/grading/lab_3_3_N.py` (tools/lab/judge/hidden_te
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,16 +25,21 @@ from types import ModuleType
 from typing import Any
 
 from utils.checks.attempt import (
+    Calls,
     ExpectedKind,
+    InputChanged,
     LearnerResult,
     LocalAnswer,
     Stopped,
     explain_exception,
 )
+from utils.checks.expect import list_passed
 from utils.checks.failures import CheckFailed, NotAttempted, show
+from utils.checks.own_cell import names_of_other_cells
 
 GRADING = "COURSE_GRADING"
 _GREEN, _AMBER = "#15803d", "#b45309"
+_SHOWN_RIGHT = 3  # comparisons that hold, in the message of an answer that is not finished
 _GO_ON = (
     "Change your cell, run it, then run this cell again. To go on without it, let your cell"
     " raise NotImplementedError (or be `...`) as it did at first: you get the reference."
@@ -45,7 +51,8 @@ class CheckResult:
     """Result of a check.
 
     Attributes:
-        verdict: "right", "wrong" or "not attempted".
+        verdict: "right", "wrong", "not finished" (parts still raise NotImplementedError) or
+            "not attempted" (all of it is as it was handed out).
         message: in the exercise's own terms; "" when right.
         cause: of a wrong answer: "answer", "signature", "exception", "time" or "limit".
     """
@@ -78,16 +85,34 @@ class Check:
             outcome = CheckResult("not attempted", "this is the reference; run your own cell again")
         else:
             outcome = self.judge(learner)
+            self._warn_of_other_cells(learner)
         if outcome.verdict == "right":
-            show("✔", f"{self.exercise}: right.", _GREEN)
+            show("✔", f"{self.exercise}: right.", _GREEN, folded=self._solution())
             return learner
         if outcome.verdict == "wrong":
-            raise CheckFailed(f"{self.exercise}: {outcome.message}\n  {_GO_ON}", outcome.cause)
+            failure = CheckFailed(f"{self.exercise}: {outcome.message}\n{_GO_ON}", outcome.cause)
+            failure.show()
+            raise failure
+        text = f"{self.exercise}: {outcome.verdict}, because {outcome.message}."
         if os.environ.get(GRADING) == "1":
-            raise NotAttempted(f"{self.exercise}: not attempted ({outcome.message}).")
-        text = f"{self.exercise}: not attempted ({outcome.message}): going on with the reference."
-        show("○", text, _AMBER)
+            raise NotAttempted(text)
+        show("○", f"{text} The notebook goes on with the course's own.", _AMBER)
         return self.reference if callable(self.reference) else copy.deepcopy(self.reference)
+
+    def _solution(self) -> str:
+        """Return the source of the reference, or "" where it is a value."""
+        if not inspect.isfunction(self.reference) and not isinstance(self.reference, type):
+            return ""
+        return inspect.getsource(self.reference)
+
+    def _warn_of_other_cells(self, learner: Any) -> None:
+        """Show the names that the answer reads from cells that grading doesn't run."""
+        lab = self.examine.__module__.rpartition(".lab_")[2].replace("_", ".")
+        names = [f"`{name}`" for name in names_of_other_cells(learner, lab)]
+        if names and os.environ.get(GRADING) != "1":
+            text = f"{self.exercise}: your code reads {' and '.join(names)} from another cell."
+            advice = "Grading runs only this cell, so put everything it needs in it, imports too."
+            show("△", f"{text} {advice}", _AMBER)
 
     def judge(self, learner: Any) -> CheckResult:
         """Find out what an answer is worth, without showing or raising anything."""
@@ -100,25 +125,49 @@ class Check:
         if fault := answer.fault(ExpectedKind.like(self.reference)):
             return CheckResult("wrong", fault, "signature")
         unfinished: list[Exception] = []
-        outcome = CheckResult("right")
+        with list_passed() as passed:
+            outcome = self._examine(answer, examine, unfinished)
+        if not unfinished:
+            return outcome
+        number, _ = answer.place(unfinished[0])
+        where = f"line {number} of your cell" if number else "your code"
+        if answer.untouched():
+            return CheckResult("not attempted", f"{where} raises NotImplementedError")
+        names = [f"`{name}`" for name in answer.stubs() if name]
+        verb = "still raise" if len(names) > 1 else "still raises"
+        reason = f"{' and '.join(names) or where} {verb} NotImplementedError"
+        right = list(dict.fromkeys(passed))[-_SHOWN_RIGHT:]
+        so_far = f". Right so far: {'; '.join(right)}" if right else ""
+        return CheckResult("not finished", reason + so_far)
+
+    def _examine(
+        self,
+        answer: LearnerResult,
+        examine: Callable[[Any], None],
+        unfinished: list[Exception],
+    ) -> CheckResult:
+        """Run an examination and turn whatever it raises into a result."""
+        calls = None
         try:
             with answer.limit(self.limit_s):
-                examine(answer.subject(self.copy_inputs, unfinished))
+                subject = answer.subject(self.copy_inputs, unfinished)
+                if ExpectedKind.like(self.reference).kind == "function":
+                    subject = calls = Calls(subject, self.copy_inputs)
+                examine(subject)
         except NotImplementedError as error:
             unfinished.append(error)
         except CheckFailed as failure:
-            outcome = CheckResult("wrong", str(failure), failure.cause)
+            returned = calls.that_returned(failure.actual) if calls else ""
+            call = f"\nYour call: {self.exercise}{returned}" if returned else ""
+            return CheckResult("wrong", f"{failure}{call}", failure.cause)
+        except InputChanged as changed:
+            return CheckResult("wrong", str(changed), "answer")
         except Stopped as stopped:
-            outcome = CheckResult("wrong", str(stopped), stopped.cause)
+            return CheckResult("wrong", str(stopped), stopped.cause)
         except (Exception, SystemExit) as error:
-            outcome = CheckResult(
-                "wrong", explain_exception(error, answer.place(error)), "exception"
-            )
-        if unfinished:
-            number, _ = answer.place(unfinished[0])
-            where = f"line {number} of your cell" if number else "your code"
-            return CheckResult("not attempted", f"{where} raises NotImplementedError")
-        return outcome
+            text = explain_exception(error, answer.place(error))
+            return CheckResult("wrong", text, "exception")
+        return CheckResult("right")
 
 
 def check(

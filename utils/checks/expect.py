@@ -1,8 +1,16 @@
-"""Comparisons for checks. They look at exact types first: an object that equals everything fails.
+"""Comparisons for checks.
 
 Every function takes `what`, the thing in the exercise's own terms ("TTFT of the second request"),
 and most take `hint`, a sentence that is added to the message ("Does the clock start when the
 request was due?"). All raise CheckFailed.
+
+The rule for types is the same in every exercise, so that a right answer in another style passes:
+
+* For a list or a tuple, a list, a tuple or a NumPy array with the same items is right.
+* For an integer, a float that is a whole number is right. NumPy's scalars count as Python's.
+* Anything else has to be of exactly the expected type. Otherwise an object that equals everything would pass.
+
+A message about a type leaves the hint out, because the hint explains a wrong value.
 """
 
 from __future__ import annotations
@@ -11,7 +19,9 @@ import dataclasses
 import enum
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -22,7 +32,24 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _brief = reprlib.Repr()
 _brief.maxlist = _brief.maxtuple = _brief.maxdict = _brief.maxset = 8
 _brief.maxstring = _brief.maxother = 100
+_SEQUENCES = (list, tuple, np.ndarray)
 SameNumber = Callable[[float, float], bool]
+_passed: ContextVar[list[str] | None] = ContextVar("passed", default=None)
+
+
+@contextmanager
+def list_passed() -> Iterator[list[str]]:
+    """Collect the `what` of each comparison in the body that holds."""
+    found: list[str] = []
+    token = _passed.set(found)
+    try:
+        yield found
+    finally:
+        _passed.reset(token)
+
+
+class _TypeDifference(str):
+    """Difference in type, which the hint of a case does not explain."""
 
 
 def brief(value: object) -> str:
@@ -47,9 +74,9 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_type(actual: object, kind: type, *, what: str, hint: str = "") -> None:
-    """Require exactly this type; NumPy's scalars count as Python's."""
-    if type(_plain(actual)) is not kind:
-        _fail(what, _expected_type(actual, kind.__name__), hint)
+    """Require this type, by the module's rule for types."""
+    difference = "" if _is(actual, kind) else _expected_type(actual, kind.__name__)
+    _decide(what, difference, hint, actual)
 
 
 def expect_equal(actual: object, expected: object, *, what: str, hint: str = "") -> None:
@@ -59,9 +86,7 @@ def expect_equal(actual: object, expected: object, *, what: str, hint: str = "")
         CheckFailed: with the place of the first difference.
         TypeError: `expected` is of a type this cannot compare.
     """
-    difference = _difference(actual, expected, "", None)
-    if difference:
-        _fail(what, difference, hint)
+    _decide(what, _difference(actual, expected, "", None), hint, actual)
 
 
 def expect_close(
@@ -78,9 +103,7 @@ def expect_close(
     def same(a: float, b: float) -> bool:
         return (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=rel, abs_tol=abs_)
 
-    difference = _difference(actual, expected, "", same)
-    if difference:
-        _fail(what, difference, hint)
+    _decide(what, _difference(actual, expected, "", same), hint, actual)
 
 
 def expect_raises(
@@ -92,15 +115,33 @@ def expect_raises(
     except (NotImplementedError, CheckFailed):
         raise
     except error:
+        _decide(what, "", hint, None)
         return
     except Exception as other:
         raised = f"raised {type(other).__name__} ({other}), expected {error.__name__}"
-        _fail(what, raised, hint)
-    _fail(what, f"returned {brief(result)}, expected {error.__name__} to be raised", hint)
+        _decide(what, raised, hint, other)
+        return
+    returned = f"returned {brief(result)}, expected {error.__name__} to be raised"
+    _decide(what, returned, hint, result)
 
 
-def _fail(what: str, difference: str, hint: str) -> None:
-    raise CheckFailed(f"{what}: {difference}." + (f" {hint}" if hint else ""))
+def _decide(what: str, difference: str, hint: str, actual: object) -> None:
+    """Note that a comparison holds, or raise `CheckFailed` with the difference."""
+    passed = _passed.get()
+    if not difference:
+        if passed is not None:
+            passed.append(what)
+        return
+    helps = hint and not isinstance(difference, _TypeDifference)
+    raise CheckFailed(f"{what}: {difference}." + (f" {hint}" if helps else ""), actual=actual)
+
+
+def same_value(actual: object, expected: object) -> bool:
+    """Tell whether two values are equal, where `expect_equal` can compare them; otherwise True."""
+    try:
+        return not _difference(actual, expected, "", None)
+    except TypeError:
+        return True
 
 
 def _plain(value: Any) -> Any:
@@ -108,10 +149,18 @@ def _plain(value: Any) -> Any:
     return value.item() if exact else value
 
 
+def _is(actual: object, kind: type) -> bool:
+    """Tell whether a value counts as one of this type, by the module's rule."""
+    given = type(_plain(actual))
+    if kind in (list, tuple):
+        return given in _SEQUENCES
+    return given is kind or (kind is int and given is float and float(actual).is_integer())  # type: ignore[arg-type]
+
+
 def _expected_type(actual: object, kind: str) -> str:
     if actual is None:
         return f"got None, expected {kind} (is a `return` missing?)"
-    return f"got {brief(actual)} of type {type(actual).__name__}, expected {kind}"
+    return _TypeDifference(f"got {brief(actual)} of type {type(actual).__name__}, expected {kind}")
 
 
 def _difference(actual: Any, expected: Any, at: str, same: SameNumber | None) -> str:
@@ -120,8 +169,11 @@ def _difference(actual: Any, expected: Any, at: str, same: SameNumber | None) ->
     where = f"at {at}: " if at else ""
     kind = type(expected)
     numbers = same is not None and kind in (int, float)
-    if not (type(actual) is kind or (numbers and type(actual) in (int, float))):
-        return where + _expected_type(actual, f"{kind.__name__} {brief(expected)}")
+    if not (_is(actual, kind) or (numbers and type(actual) in (int, float))):
+        if expected is None:
+            return f"{where}got {brief(actual)}, expected None"
+        difference = _expected_type(actual, f"{kind.__name__} {brief(expected)}")
+        return type(difference)(where + difference)
     unequal = f"{where}got {brief(actual)}, expected {brief(expected)}"
     if numbers and same is not None:
         short, shorter = f"{actual:.6g}", f"{expected:.6g}"
@@ -134,8 +186,8 @@ def _difference(actual: Any, expected: Any, at: str, same: SameNumber | None) ->
         return _array_difference(actual, expected, where, same)
     if isinstance(expected, (list, tuple)):
         if len(actual) != len(expected):
-            sizes = f"{len(actual)} items, expected {len(expected)}"
-            return f"{where}got {sizes}: {brief(actual)}"
+            items = "item" if len(actual) == 1 else "items"
+            return f"{where}got {brief(actual)}, which has {len(actual)} {items}, expected {len(expected)}"
         pairs = zip(actual, expected, strict=True)
         return _first(_difference(a, e, f"{at}[{i}]", same) for i, (a, e) in enumerate(pairs))
     if isinstance(expected, dict):
@@ -166,8 +218,8 @@ def _array_difference(
     return _difference(actual.tolist(), expected.tolist(), "", same)
 
 
-def _first(differences: Any) -> str:
-    return next((str(difference) for difference in differences if difference), "")
+def _first(differences: Iterable[str]) -> str:
+    return next((difference for difference in differences if difference), "")
 
 
 def _hashes_plainly(value: Any) -> bool:

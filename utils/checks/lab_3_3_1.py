@@ -31,18 +31,22 @@ def _stream_metrics(sent: float, events: Events, completion_tokens: int) -> dict
     return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
 
 
+def _ttft_hint(got: object) -> str:
+    """Return the reason for a wrong TTFT of `STREAM` where it is known, else a question."""
+    if got == STREAM[1][0]:
+        return "This is the time of the first text, not the seconds since the request was sent."
+    if isinstance(got, float) and math.isclose(got, STREAM[0][0] - 10.0):
+        return "The role-only event is no token: wait for the first event that carries text."
+    return "Is it in seconds, up to the first event that carries text?"
+
+
 @check(reference=_stream_metrics)
 def stream_metrics(attempt: Callable[[float, Events, int], dict[str, float]]) -> None:
     """Examines `stream_metrics(sent, events, completion_tokens)`."""
     got = attempt(10.0, STREAM, 5)
     expect_type(got, dict, what="what stream_metrics returns")
     expect_equal(sorted(got), ["e2el", "tpot", "ttft"], what="the keys")
-    expect_close(
-        got["ttft"],
-        0.5,
-        what="TTFT",
-        hint="In seconds, up to the first event that carries text; the role-only event is no token.",
-    )
+    expect_close(got["ttft"], 0.5, what="TTFT", hint=_ttft_hint(got["ttft"]))
     expect_close(got["e2el"], 0.9, what="end-to-end latency", hint="Up to the last text.")
     expect_close(
         got["tpot"],
@@ -78,11 +82,15 @@ def _open_loop_latencies(arrivals: Sequence[float], service: float) -> list[floa
 @check(reference=_open_loop_latencies)
 def open_loop_latencies(attempt: Callable[[Sequence[float], float], list[float]]) -> None:
     """Examines `open_loop_latencies(arrivals, service)`."""
+    slow = attempt([1.0, 2.0, 3.0], 0.5)
+    waits_only = isinstance(slow, list) and slow == [0.0, 0.0, 0.0]
     expect_close(
-        attempt([1.0, 2.0, 3.0], 0.5),
+        slow,
         [0.5, 0.5, 0.5],
         what="latencies when requests come more slowly than they are served",
-        hint="An idle server starts at once.",
+        hint="These are the waits. A latency includes the service."
+        if waits_only
+        else "Does an idle server start at once?",
     )
     expect_close(
         attempt([0.0, 0.1, 0.2, 0.3], 1.0),
@@ -107,12 +115,19 @@ def _p99_of_runs(runs: Sequence[Sequence[float]]) -> float:
 def p99_of_runs(attempt: Callable[[Sequence[Sequence[float]]], float]) -> None:
     """Examines `p99_of_runs(runs)`."""
     small, large = [50.0] * 10, [float(x) for x in range(1, 991)]
+    got = attempt([small, large])
+    together = np.concatenate([small, large])
+    one_percent = type(got) in (float, np.float64) and math.isclose(
+        got, np.percentile(together, 0.99)
+    )
     expect_close(
-        attempt([small, large]),
+        got,
         _p99_of_runs([small, large]),
         what="p99 of a run of 10 requests and a run of 990",
-        hint="Percentiles do not average: a run of 10 would count as much as one of 990. "
-        "Put the requests together first.",
+        hint="This is the 0.99th percentile: numpy.percentile takes percent, so 99."
+        if one_percent
+        else "Did you put the requests together first? Percentiles do not average, because a run of "
+        "10 would count as much as one of 990.",
     )
     expect_close(attempt([[3.0, 1.0, 2.0]]), 2.98, what="p99 of a single run [3, 1, 2]")
 
@@ -258,7 +273,19 @@ def best_for_api(attempt: Callable[[Sequence[dict[str, Any]], float], str | None
     expect_equal(got, "fast", what=what, hint=hint)
     expect_equal(attempt(ROWS, 400.0), "fast", what="the engine when one is exactly at the limit")
     expect_equal(attempt(ROWS, 1000.0), "fastest, late", what="the engine within 1,000 ms")
-    expect_equal(attempt(ROWS, 10.0), None, what="the answer when no engine meets the limit")
+    highest = (
+        "The highest concurrency is that of all rows, also of those over the limit. If no row there "
+        "meets the limit, there is no engine to name."
+    )
+    what = "the answer when no engine meets the limit at 32, but one does at 1"
+    expect_equal(attempt(ROWS, 10.0), None, what=what, hint=highest)
+    failed_once = [*ROWS, _row("fast", 1, 0.0, 10.0, failed=1)]
+    expect_equal(
+        attempt(failed_once, 500.0),
+        "fast",
+        what="the engine when it had a failed run at 1 and a good one at 32",
+        hint="A run with failed requests is out, and not the engine's other runs.",
+    )
     more = [*ROWS, _row("fast", 64, 950.0, 450.0)]
     expect_equal(
         attempt(more, 500.0), "fast", what="the engine when one was tried at 64", hint=hint

@@ -219,6 +219,14 @@ def evict(attempt: Callable[..., int]) -> None:
     what = "what is left of the three when [3, 4] is locked and 100 tokens were asked for"
     expect_equal([key for key, *_ in drawn(root)], [[1, 2], [1, 2, 3, 4]], what=what, hint=hint)
     expect_equal(removed, 3, what="tokens removed where only 3 are not locked", hint=hint)
+    root = tree_of([1, 2, 3, 4], [8, 9])
+    inner = radix.insert(root, [1, 2], 1, 3)  # cuts the node, and a request uses [1, 2] alone
+    radix.lock(inner)
+    removed = attempt(root, 100)
+    hint = "[1, 2] has no children any more, but a request uses it: look at lock_ref there, too."
+    what = "what is left of [1, 2, 3, 4] and [8, 9] when [1, 2] is locked and 100 tokens were asked for"
+    expect_equal([key for key, *_ in drawn(root)], [[1, 2]], what=what, hint=hint)
+    expect_equal(removed, 4, what="tokens removed where [1, 2] is locked", hint=hint)
     hint = "Nothing was asked for, so nothing goes."
     expect_equal(attempt(tree_of([1, 2]), 0), 0, what="tokens removed of 0", hint=hint)
     hint = "Go by last_used, not by the order of insertion."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from utils.checks import (
     CheckFailed,
@@ -180,6 +183,8 @@ def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
         copied = attempt(pool, table, num_tokens)
         hint = "The last block is held by nobody else, so it is written in place."
         expect(copied is None, f"a copy was made at token {num_tokens}. {hint}")
+        hint = "`table + [...]` makes a new list; change the one that you were given, with append."
+        expect(bool(table), f"the block table is still empty after the first token. {hint}")
     hint = "A new block is needed when the tokens so far fill theirs, and only then."
     expect_equal(len(table), 2, what="blocks of 6 tokens, 4 in each", hint=hint)
     twin = list(table)
@@ -188,6 +193,8 @@ def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
     original = table[-1]
     copied = attempt(pool, twin, 6)
     hint = "The last block belongs to the other sequence as well: copy it, then write."
+    if isinstance(copied, tuple) and copied == (twin[-1], original) and twin[-1] != original:
+        hint = "The pair is the wrong way round: first the original, then the copy."
     expect_equal(copied, (original, twin[-1]), what="(original, copy)", hint=hint)
     expect(twin[-1] != original, f"the block table still ends with the shared block. {hint}")
     expect_equal(len(twin), 2, what="length of the block table after the copy")
@@ -257,6 +264,8 @@ def unused_share(attempt: Callable[..., float]) -> None:
     expect_close(attempt([8], 4), 0.0, what="one request of 8 tokens, blocks of 4", hint=hint)
     hint = "Add up over all requests first: 20 slots are held, 18 of them used."
     expect_close(attempt([3, 15], 4), 0.1, what="requests of 3 and 15 tokens", hint=hint)
+    hint = "Each request has a last block of its own: 4 + 8 slots are held, and 8 of them used."
+    expect_close(attempt([3, 5], 4), 1 / 3, what="requests of 3 and 5 tokens", hint=hint)
     hint = "20 tokens hold two blocks of 16, 32 slots: count with block_size."
     expect_close(attempt([20], 16), 0.375, what="one request of 20 tokens, blocks of 16", hint=hint)
 
@@ -391,9 +400,13 @@ def predict_throughput(attempt: Callable[..., float]) -> None:
     flat = attempt(10, {1: 0.01, 5: 0.01})
     hint = "A step of 10 ms gives one token to each of 10: tokens per second of all of them."
     expect_close(flat, 1000.0, what="10 requests, 10 ms a step at any batch", hint=hint)
-    hint = "Each further request makes a step 2 ms longer: 8 + 2 x 10 = 28 ms. The line goes "
-    hint += "through seconds per step, not through throughputs."
+    hint = "Each further request makes a step 2 ms longer: 8 + 2 x 10 = 28 ms. Does your line go "
+    hint += "through seconds per step, and not through throughputs?"
     rising = attempt(10, {1: 0.010, 5: 0.018})
+    if type(rising) in (float, np.float64) and math.isclose(rising, 10 / 0.018):
+        hint = (
+            "This is the step time of 5 requests. numpy.interp does not go on past the last level."
+        )
     expect_close(rising, 10 / 0.028, what="10 requests, 10 ms at 1 and 18 ms at 5", hint=hint)
     same = attempt(10, {5: 0.018, 1: 0.010})
     expect_close(same, 10 / 0.028, what="the same, the levels in another order")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +11,13 @@ from utils.gateway import balance, bucket, circuit, drain, timing
 from utils.gateway.bucket import Bucket
 from utils.gateway.circuit import Circuit
 from utils.gateway.timing import Timing
-from utils.http import sse_events
+from utils.http import sse
 
 Ring = list[tuple[int, str]]
 Feed = Callable[[bytes, bytes], tuple[list[str], bytes]]
 
 
-@check(reference=sse_events.encode)
+@check(reference=sse.encode)
 def encode(attempt: Callable[..., bytes]) -> None:
     """Examines the learner's `encode(data, event)`."""
     got = attempt("hi")
@@ -53,7 +54,7 @@ def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
     return found
 
 
-@check(reference=sse_events.feed)
+@check(reference=sse.feed)
 def feed(attempt: Feed) -> None:
     """Examines the learner's `feed(buffer, piece)`."""
 
@@ -83,29 +84,41 @@ def on_message(attempt: Callable[..., Timing]) -> None:
     def body(data: bytes, more: bool) -> Mapping[str, Any]:
         return {"type": "http.response.body", "body": data, "more_body": more}
 
+    def chunk(**delta: str) -> bytes:
+        return f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode()
+
     began = Timing(began=1.0)
     head = attempt(began, {"type": "http.response.start", "status": 200, "headers": []}, 1.5)
     expect_type(head, Timing, what="what it returns", hint="replace(timing, ...) makes a new one.")
     expect_equal(head.status, 200, what="status after the head", hint="It stands in the message.")
     hint = "The head is sent before the model has said anything: no first byte."
-    expect_equal(head.first_byte, None, what="first_byte after the head", hint=hint)
+    expect_equal(head.first_token, None, what="first_token after the head", hint=hint)
     empty = attempt(head, body(b"", True), 2.0)
-    hint = "An empty body is no byte."
-    expect_equal(empty.first_byte, None, what="first_byte after an empty piece", hint=hint)
-    first = attempt(empty, body(b"x", True), 3.0)
-    hint = "It is the time of the first message whose body is not empty."
-    expect_equal(first.first_byte, 3.0, what="first_byte", hint=hint)
-    second = attempt(first, body(b"y", True), 4.0)
-    expect_equal(second.first_byte, 3.0, what="first_byte later", hint="It does not move.")
+    hint = "An empty body has no token."
+    expect_equal(empty.first_token, None, what="first_token after an empty piece", hint=hint)
+    comment = attempt(empty, body(b": ping\n\n", True), 2.2)
+    hint = "A comment keeps a connection open. The model has said nothing: ask has_text(body)."
+    expect_equal(comment.first_token, None, what="first_token after a comment", hint=hint)
+    role = attempt(comment, body(chunk(role="assistant"), True), 2.4)
+    hint = "The first chunk of a chat often holds only the role, which isn't text."
+    expect_equal(role.first_token, None, what="first_token after a chunk with a role", hint=hint)
+    first = attempt(role, body(chunk(content="x"), True), 3.0)
+    hint = "It is the time of the first message whose body has text."
+    expect_equal(first.first_token, 3.0, what="first_token", hint=hint)
+    hint = "Reasoning is text too: has_text knows it."
+    thought = attempt(role, body(chunk(reasoning_content="hm"), True), 3.0)
+    expect_equal(thought.first_token, 3.0, what="first_token of a model that thinks", hint=hint)
+    second = attempt(first, body(chunk(content="y"), True), 4.0)
+    expect_equal(second.first_token, 3.0, what="first_token later", hint="It does not move.")
     expect_equal(second.ended, None, what="ended while there is more", hint="more_body is True.")
-    last = attempt(second, body(b"z", False), 5.0)
+    last = attempt(second, body(b"data: [DONE]\n\n", False), 5.0)
     expect_equal(last.ended, 5.0, what="ended", hint="When more_body is False.")
     hint = "`body` and `more_body` may be missing: then empty, and no more."
     bare = attempt(first, {"type": "http.response.body"}, 6.0)
     expect_equal(bare, Timing(1.0, 200, 3.0, 6.0), what="after a bare last message", hint=hint)
-    whole = attempt(head, body(b"all", False), 7.0)
+    whole = attempt(head, body(b'{"choices": [{"message": {"content": "all"}}]}', False), 7.0)
     hint = "A single message can be the first and the last."
-    expect_equal((whole.first_byte, whole.ended), (7.0, 7.0), what="one body", hint=hint)
+    expect_equal((whole.first_token, whole.ended), (7.0, 7.0), what="one body", hint=hint)
     other = attempt(first, {"type": "http.response.trailers"}, 8.0)
     expect_equal(other, first, what="another type of message", hint="It changes nothing.")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
+import numpy as np
+
+from utils.checks.expect import brief
 from utils.checks.failures import show
 
 _GREY, _BLUE = "#6b7280", "#2563eb"
@@ -15,23 +19,27 @@ def compare_prediction(
 ) -> None:
     """Show a prediction next to the number that came out.
 
+    It never raises for a prediction, because the measurement before it took minutes.
+
     Args:
         predicted: Learner's number. `None` or `...` if none was made.
         measured: Number that came out, in the same unit.
         what: Quantity, as a noun ("throughput at 32 over throughput at 1").
         unit: Unit that follows both numbers.
         origin: Origin of the second number, such as "measured", "derived" or "simulated".
-
-    Raises:
-        TypeError: If the prediction is not a number.
     """
     unit = f" {unit}" if unit else ""
     if predicted is None or predicted is ...:
         text = f"{what}: {origin} {measured:.4g}{unit}. No prediction was made"
         show("○", f"{text}: next time commit to a number first.", _GREY)
         return
-    if isinstance(predicted, bool) or not isinstance(predicted, (int, float)):
-        raise TypeError(f"the prediction of {what} is a number, not {predicted!r}")
+    if isinstance(predicted, np.generic):
+        predicted = predicted.item()
+    if isinstance(predicted, bool) or not isinstance(predicted, Real):
+        text = f"{what}: {origin} {measured:.4g}{unit}. Your prediction {brief(predicted)}"
+        show("◇", f"{text} is not a number. Write only the number, without a unit.", _GREY)
+        return
+    predicted = float(predicted)
     text = f"{what}: predicted {predicted:.4g}{unit}, {origin} {measured:.4g}{unit}"
     show("◆", f"{text}{_ratio(measured, predicted)}.", _BLUE)
 

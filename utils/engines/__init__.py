@@ -8,8 +8,9 @@ from utils.engines.engine_errors import (
     PortTaken,
     UnknownEngine,
     UnsupportedOption,
+    skip_on_failure,
 )
-from utils.engines.launch import RunningEngine, launch, stop_all
+from utils.engines.launch import RunningEngine, launch, launch_first, stop_all
 from utils.engines.registry import ENGINES, get_spec
 from utils.engines.spec import EngineSpec, MetricNames, ServeOptions
 
@@ -28,5 +29,7 @@ __all__ = [
     "UnsupportedOption",
     "get_spec",
     "launch",
+    "launch_first",
+    "skip_on_failure",
     "stop_all",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,19 @@ import urllib3
 from docker.types import DeviceRequest, Ulimit
 from docker.utils import parse_repository_tag
 
+from utils import loopback
 from utils.engines import watchdog
 from utils.engines.engine_errors import EngineError, EngineStartError, PortTaken
-from utils.engines.spec import Container
+from utils.engines.spec import HUB_FOLDER, PROXY_VARIABLES, Container
+from utils.gpu_choice import VISIBLE
+from utils.hub_cache import foreign_owner, hub_cache, hub_home
 from utils.profiles import ROOT
 
 LABEL = "inference-engines-course"
 MODEL_FOLDER = "/course-models"
 CONFIG_FOLDER = "/course-config"
 STOP_S = 20  # from SIGTERM to SIGKILL
+POLL_S = 0.25
 # What docker says when it does not start a container, and the next step; the first that is found decides.
 REFUSALS: tuple[tuple[str, str], ...] = (
     (
@@ -42,6 +48,11 @@ REFUSALS: tuple[tuple[str, str], ...] = (
         "first; after an update of the driver, restart the machine",
     ),
     ("no space left", "the disk is full: docker system df shows what images take"),
+    (
+        "setting rlimit",
+        "this docker may not raise limits, because it is rootless or runs in a container itself: use the "
+        "machine's own docker, or COURSE_PROFILE=cuda-local, which needs none",
+    ),
     ("", "read docker's message above; `docker ps -a` shows what else is there"),
 )
 # What it says of an image that it cannot have.
@@ -66,19 +77,40 @@ class DockerUnavailable(EngineError):
 
 
 def connect() -> Any:
-    """A client of the docker daemon.
+    """Return a client of this machine's docker daemon.
 
     Raises:
-        DockerUnavailable: No daemon, or no permission to talk to it; says which command mends it.
+        DockerUnavailable: No daemon, no permission to talk to it, another machine's daemon, or podman; tells
+            what to do.
     """
+    if host := remote_host(os.environ.get("DOCKER_HOST", "")):
+        raise DockerUnavailable(
+            f"DOCKER_HOST names the docker of another machine ({host}). Engines there could not be reached "
+            "from here. Unset DOCKER_HOST, or start the engines there and attach: see LAB_PREP.md."
+        )
     try:
         client = docker.from_env()
         client.ping()
+        parts = client.version().get("Components") or ()
     except (docker.errors.DockerException, requests.RequestException) as error:
         raise DockerUnavailable(
             f"Docker did not answer ({error}). Most likely {_why_silent(str(error))}."
         ) from error
+    if any("podman" in str(part.get("Name", "")).lower() for part in parts):
+        raise DockerUnavailable(
+            "This is podman under docker's name, and the course's containers need Docker Engine. Install it, "
+            "or use COURSE_PROFILE=cuda-local, which needs no containers."
+        )
     return client
+
+
+def remote_host(docker_host: str) -> str:
+    """Return the host in `DOCKER_HOST` if that is another machine, else ""."""
+    address = urllib.parse.urlsplit(docker_host)
+    if address.scheme in ("", "unix", "fd", "npipe"):
+        return ""
+    local = address.hostname in ("127.0.0.1", "::1", "localhost") and address.scheme != "ssh"
+    return "" if local else address.hostname or docker_host
 
 
 def _why_silent(message: str) -> str:
@@ -120,14 +152,16 @@ def run_arguments(
         config: File of the engine's own settings, mounted read-only in /course-config.
     """
     volumes = {
-        os.path.expanduser(source): {"bind": target, "mode": "rw"}
-        for source, target in container.mounts.items()
+        source: {"bind": target, "mode": "rw"}
+        for source, target in mounted(container.mounts, environment).items()
     }
     if model is not None:
         volumes[str(model)] = {"bind": MODEL_FOLDER, "mode": "ro"}
     if config is not None:
         volumes[str(config)] = {"bind": f"{CONFIG_FOLDER}/{config.name}", "mode": "ro"}
     passed = {k: environment[k] for k in container.pass_environment if k in environment}
+    if any(k in passed and "PROXY" in k.upper() for k in PROXY_VARIABLES):
+        passed |= loopback.no_proxy(environment)
     request: dict[str, Any] = {
         "image": container.image,
         "command": [*container.command, *arguments] or None,
@@ -139,16 +173,46 @@ def run_arguments(
         "ulimits": [Ulimit(name=n, soft=v, hard=v) for n, v in container.ulimits.items()],
     }
     if container.gpus:
-        request["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+        chosen = environment.get(VISIBLE, "").split(",")[0].strip()
+        only = {"device_ids": [chosen]} if chosen else {"count": -1}
+        request["device_requests"] = [DeviceRequest(**only, capabilities=[["gpu"]])]
     if container.ipc:
         request["ipc_mode"] = container.ipc
-    if container.shm_size:
-        request["shm_size"] = container.shm_size
     return request
 
 
-def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
-    """Pulls `image` if it is not here, telling `say` how far it is.
+def mounted(mounts: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return folder or volume to folder in the container, with the user's own model cache.
+
+    The model cache is where `HF_HOME` and `HF_HUB_CACHE` say. So a model that is on this machine isn't
+    downloaded again.
+    """
+    found = {}
+    for source, target in mounts.items():
+        if target != HUB_FOLDER:
+            found[os.path.expanduser(source)] = target
+            continue
+        home, cache = hub_home(environment), hub_cache(environment)
+        found[str(home)] = target
+        if cache != home / "hub":
+            found[str(cache)] = f"{target}/hub"
+    return found
+
+
+def ensure_image(
+    client: Any,
+    image: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Pull `image` if it is not here, telling `say` how far it is.
+
+    Args:
+        client: Client of the docker daemon.
+        image: Name and tag.
+        say: Gets each new text.
+        check: Called several times a second, also while the registry is silent. The pull ends in the daemon
+            too if it raises.
 
     Raises:
         EngineError: The registry has no such image, or did not answer.
@@ -164,8 +228,9 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
     layers: dict[str, tuple[int, int]] = {}
     text = ""
     try:
-        with answering():
-            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+        with answering(), contextlib.closing(pull_events(client, repository, tag)) as events:
+            for event in events:
+                check()
                 if "error" in event:
                     raise docker.errors.APIError(event["error"])
                 line = pull_line(image, event, layers)
@@ -177,6 +242,60 @@ def ensure_image(client: Any, image: str, say: Callable[[str], None]) -> None:
             f"The image {image} could not be pulled: {error}. Most likely "
             f"{next_step(str(error), PULL_FAILURES)}; then try by hand: docker pull {image}"
         ) from error
+
+
+def pull_events(
+    client: Any, repository: str, tag: str | None
+) -> Generator[Mapping[str, Any], None, None]:
+    """Yield the events of a pull, and an empty one whenever the daemon has been silent for `POLL_S` seconds.
+
+    A thread reads them, because a read from a slow registry can't be interrupted. If the generator is closed
+    early, the connection is shut down, and the daemon then ends the pull.
+    """
+    found: queue.SimpleQueue[Mapping[str, Any] | BaseException | None] = queue.SimpleQueue()
+    closed = threading.Event()
+    answers: list[requests.Response] = []
+
+    def shut_down(answer: requests.Response) -> None:
+        # RuntimeError: the answer was read to its end, as that of a refused pull.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            answer.raw.shutdown()
+
+    def keep(answer: requests.Response, **_: Any) -> None:
+        if threading.current_thread() is reader:
+            answers.append(answer)
+            if closed.is_set():
+                shut_down(answer)
+
+    def read() -> None:
+        client.api.hooks["response"].append(keep)
+        try:
+            for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
+                found.put(event)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+        finally:
+            client.api.hooks["response"].remove(keep)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while True:
+            try:
+                event = found.get(timeout=POLL_S)
+            except queue.Empty:
+                yield {}
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        closed.set()
+        for answer in answers:
+            shut_down(answer)
 
 
 def pull_line(image: str, event: Mapping[str, Any], layers: dict[str, tuple[int, int]]) -> str:
@@ -223,6 +342,7 @@ class ContainerHandle:
         make_folders(request)
         # Before the container: a kernel killed at any moment leaves none.
         self._watchdog = self._start_watchdog()
+        self._request = request
         try:
             with answering():
                 self._container = client.containers.create(name=self._name, **request)
@@ -275,6 +395,16 @@ class ContainerHandle:
         self._copier.join(timeout=5)  # the last lines are in the log before anybody reads it
         return int(state["ExitCode"])
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the container's processes on the host, as `docker top` lists them."""
+        try:
+            with answering():
+                listed = self._container.top()
+        except docker.errors.APIError:
+            return set()
+        column = listed["Titles"].index("PID")
+        return {int(row[column]) for row in listed["Processes"]}
+
     def memory_bytes(self) -> int:
         """Memory of the container as `docker stats` counts it, bytes: without file pages not in use."""
         try:
@@ -292,6 +422,16 @@ class ContainerHandle:
         with contextlib.suppress(docker.errors.APIError):
             self._container.kill()
 
+    def freeze(self) -> None:
+        """Suspend the container (`docker pause`)."""
+        with answering():
+            self._container.pause()
+
+    def thaw(self) -> None:
+        """Let the container go on."""
+        with answering():
+            self._container.unpause()
+
     def stop(self) -> None:
         """Stops and removes the container.
 
@@ -302,11 +442,16 @@ class ContainerHandle:
             self._container.stop(timeout=STOP_S)
         self._remove()
 
+    def hand_back(self) -> None:
+        """Give what the engine has written into the user's folders back to the user."""
+        hand_back(self._client, self._request)
+
     def _remove(self) -> None:
         with answering():
             watchdog.remove_container(self._client, self._name)
         self._watchdog.terminate()
         self._watchdog.wait()
+        self.hand_back()
 
 
 def make_folders(request: Mapping[str, Any]) -> None:
@@ -314,6 +459,40 @@ def make_folders(request: Mapping[str, Any]) -> None:
     for source in map(Path, request.get("volumes", {})):
         if source.is_absolute() and not source.exists():
             source.mkdir(parents=True)
+
+
+def hand_back(client: Any, request: Mapping[str, Any], user: int | None = None) -> None:
+    """Give folders that containers write as root back to the user, who often has no sudo.
+
+    A small container of the same image does it, and only if a file there belongs to somebody else. If it
+    can't, the folders stay as they are, and a later `PermissionError` of the hub names them.
+
+    Args:
+        client: Client of the docker daemon.
+        request: Arguments of the container that wrote.
+        user: The user's id; None for this process's. Root needs nothing back.
+    """
+    user = os.getuid() if user is None else user
+    written = [
+        source
+        for source, volume in request.get("volumes", {}).items()
+        if volume.get("mode") == "rw" and Path(source).is_absolute()
+    ]
+    folders = [source for source in written if foreign_owner(Path(source), user)]
+    if not folders or user == 0:
+        return
+    places = {source: f"/hand-back/{number}" for number, source in enumerate(folders)}
+    with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
+        client.containers.run(
+            request["image"],
+            ["-R", "-h", f"{user}:{os.getgid()}", *places.values()],
+            entrypoint="chown",
+            user="0",
+            network_mode="none",
+            remove=True,
+            labels={LABEL: str(os.getpid())},
+            volumes={source: {"bind": place, "mode": "rw"} for source, place in places.items()},
+        )
 
 
 def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:

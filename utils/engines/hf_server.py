@@ -62,10 +62,14 @@ class TokenStreamer(BaseStreamer):  # type: ignore[misc]
 
 
 class Baseline:
-    """A model that generates for one request at a time."""
+    """A model that generates for one request at a time.
 
-    def __init__(self, model: str, dtype: str, max_model_len: int) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    Attributes:
+        device: Device that it computes on. It is the CPU if a GPU was asked for and PyTorch finds none.
+    """
+
+    def __init__(self, model: str, dtype: str, max_model_len: int, device: str = "cpu") -> None:
+        self.device = device if device == "cpu" or torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self.model.to(self.device).eval()
@@ -151,7 +155,7 @@ def make_app(baseline: Baseline, served_name: str) -> FastAPI:
 
     @app.get("/version")
     def version() -> dict[str, str]:
-        return {"version": transformers.__version__}
+        return {"version": transformers.__version__, "device": baseline.device}
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -216,9 +220,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--max-model-len", type=int, required=True)
     arguments = parser.parse_args()
-    baseline = Baseline(arguments.model, arguments.dtype, arguments.max_model_len)
+    baseline = Baseline(arguments.model, arguments.dtype, arguments.max_model_len, arguments.device)
     app = make_app(baseline, arguments.served_model_name)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
 

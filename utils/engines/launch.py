@@ -10,9 +10,11 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import time
 import weakref
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,24 +22,38 @@ from typing import Any
 import httpx
 
 from utils import loopback
+from utils.engines import gpu_proof, memory
+from utils.engines.cell_runs import remember, stop_earlier, this_run
 from utils.engines.container import (
     CONFIG_FOLDER,
     MODEL_FOLDER,
     ContainerHandle,
     connect,
     ensure_image,
+    hand_back,
     run_arguments,
 )
 from utils.engines.diagnose import hint_for
-from utils.engines.engine_errors import EngineStartError, NotRunHere, UnsupportedOption
+from utils.engines.engine_errors import (
+    EngineError,
+    EngineStartError,
+    NotRunHere,
+    UnsupportedOption,
+    skip_on_failure,
+)
+from utils.engines.memory_guard import GUARD
 from utils.engines.models import find_model
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
-from utils.engines.runtime import Handle, check_port, free_port, last_log_line, new_log, tail
+from utils.engines.runtime import LOGS, Handle, check_port, free_port, last_log_line, new_log, tail
 from utils.engines.spec import EngineSpec, ServeOptions
-from utils.profiles import DTYPES, Profile, load_profile
+from utils.engines.start_progress import StartProgress
+from utils.fleet_plan import engine_sizes
+from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
+# Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
+HEALTH_TIMEOUT_S = 2.0
 _CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager", "config")
 _PROFILE_FIELDS = (
     "context_length",
@@ -95,6 +111,10 @@ class RunningEngine:
         """Exit code of an engine that ended; None while it runs."""
         return self._handle.exit_code()
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the engine's processes."""
+        return self._handle.process_ids()
+
     def memory_bytes(self) -> int:
         """Memory in use by the engine and all its processes, bytes (GPU memory not included)."""
         return self._handle.memory_bytes()
@@ -107,11 +127,26 @@ class RunningEngine:
         """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
         self._handle.kill()
 
+    def freeze(self) -> None:
+        """Suspend it in the middle of its work. Its connections stay open."""
+        self._handle.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._handle.thaw()
+
     def stop(self) -> None:
         """Stops it and everything it started. Twice does no harm."""
         if not self._stopped:
             self._handle.stop()
             self._stopped = True
+            memory.note_stop()
+
+    def abandon(self) -> None:
+        """End an engine that never served: it has nothing to save, so it is killed at once."""
+        with contextlib.suppress(Exception):
+            self.kill()
+        self.stop()
 
     def __enter__(self) -> RunningEngine:
         return self
@@ -130,12 +165,13 @@ class RunningEngine:
 
 
 def quantisation_of(model: str, dtype: str) -> str:
-    """Weight format as the model's name gives it (`tiny-Q8_0.gguf`, `owner/name:Q8_0`), else the dtype."""
+    """Return the weight format that a model's name ends with, else the dtype's.
+
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    """
     name = Path(model).name
-    if model.endswith(".gguf"):
-        return name.removesuffix(".gguf").rpartition("-")[2].upper()
-    if ":" in name:
-        return name.rpartition(":")[2].upper()
+    if model.endswith(".gguf") or ":" in name:
+        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
@@ -157,6 +193,7 @@ def launch(
     port: int | None = None,
     extra_arguments: tuple[str, ...] = (),
     quiet: bool = False,
+    progress: StartProgress | None = None,
     **choices: Any,
 ) -> RunningEngine:
     """Starts an engine and waits until it is healthy.
@@ -168,6 +205,7 @@ def launch(
         port: Port of 127.0.0.1; None takes a free one.
         extra_arguments: Appended to the engine's command.
         quiet: Without the progress line.
+        progress: Gets the progress instead of a line of its own, and may cancel the start.
         **choices: `kv_cache_dtype`, `kv_blocks`, `prefix_caching`, `eager`, `config` (a file of the engine's
             own settings); and, over the profile's, `context_length`, `max_sequences`, `kv_cache_gib`,
             `gpu_memory_utilization`, `dtype`.
@@ -181,17 +219,20 @@ def launch(
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
+        NotEnoughMemory: The GPU has too little free memory for it.
         EngineStartError: It did not become healthy; holds the end of its log and what to try.
+        StartCancelled: `progress` cancelled it; nothing is left.
     """
     spec = get_spec(name)
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     in_container = profile.runtime == "docker" and spec.container is not None
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
-    fields = profile_fields(profile) | choices
+    fields = profile_fields(profile) | engine_sizes(name, profile) | choices
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
+    device = profile.device
     if not in_container:
-        require_local(spec, profile)
+        device = require_local(spec, profile)
     if wanted is None:
         raise NotRunHere(
             spec.title, spec.not_local or f"profile {profile.name} has no model for it"
@@ -207,23 +248,73 @@ def launch(
         served_name=served_name(found),
         host="127.0.0.1",
         port=host_port,
-        device="cpu" if profile.name == "cpu" else "cuda",
+        device=device,
         extra_arguments=extra_arguments,
         **fields,
     )
-    progress = StartProgress(spec.title, quiet)
+    run = this_run() if progress is None else None  # a fleet looks after its engines itself
+    stop_earlier(run)
+    progress = progress or StartProgress(spec.title, quiet)
     handle: Handle
-    if in_container:
-        handle = start_container(spec, options, host_port, progress)
-    else:
-        handle = start_process(spec, options)
-    engine = RunningEngine(spec, options, host_port, handle)
-    try:
-        wait_until_healthy(engine, profile.start_timeout_s, progress)
-    except BaseException:
-        engine.stop()
-        raise
+    with memory.planned(spec, options, choices, progress.say, progress.check) as options:
+        if in_container:
+            handle = start_container(spec, options, host_port, progress)
+        else:
+            if options.device != profile.device:
+                progress.say("on the CPU, because this build of it has no CUDA")
+            handle = start_process(spec, options)
+        engine = RunningEngine(spec, options, host_port, handle)
+        remember(engine, run)
+        if options.device == "cuda" and memory.unified():
+            GUARD.watch(engine)
+        try:
+            wait_until_healthy(engine, profile.start_timeout_s, progress)
+            if isinstance(handle, ContainerHandle):
+                handle.hand_back()  # what it has downloaded
+            require_gpu(engine, progress)
+        except BaseException:
+            engine.abandon()
+            raise
     return engine
+
+
+class MissingEngine:
+    """What there is instead of an engine if none runs: every use of it raises `EngineError`."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError(self._reason)
+
+    def __enter__(self) -> RunningEngine:
+        raise EngineError(self._reason)
+
+    def __exit__(self, *_: object) -> None:
+        """Never entered."""
+
+
+def launch_first(
+    names: Sequence[str], profile: Profile, reasons: MutableMapping[str, str]
+) -> RunningEngine | MissingEngine:
+    """Launch the first of several engines that runs here.
+
+    Args:
+        names: Engines, the preferred one first.
+        profile: Where.
+        reasons: Gets the reason of each engine before it, by its title.
+
+    Returns:
+        The engine, or a stand-in that raises `EngineError` at any use, so that `skip_on_failure` can skip it.
+    """
+    for name in names:
+        with skip_on_failure(get_spec(name).title, reasons):
+            return launch(name, profile)
+    titles = ", ".join(get_spec(name).title for name in names)
+    return MissingEngine(f"it needs an engine, and none of these started: {titles}")
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:
@@ -250,27 +341,33 @@ def check_choices(spec: EngineSpec, choices: dict[str, Any]) -> None:
         raise UnsupportedOption(f"{spec.title} {reason} the option {option!r}. It takes: {known}.")
 
 
-def require_local(spec: EngineSpec, profile: Profile) -> None:
-    """Refuses an engine that cannot run as a process here.
+def require_local(spec: EngineSpec, profile: Profile) -> str:
+    """Refuse an engine that can't run as a process here.
+
+    Returns:
+        Device that it computes on.
 
     Raises:
         NotRunHere: It has no local form, or its environment has not been set up.
     """
-    if spec.local is None:
+    local, device = spec.local_on(profile.device)
+    if local is None:
         raise NotRunHere(spec.title, spec.not_local)
-    if not spec.local.needs.exists():
+    if not local.needs.exists():
         raise NotRunHere(
             spec.title,
-            f"its environment is not set up. Run: make setup STEP={spec.local.setup} "
+            f"its environment is not set up. Run: make setup STEP={local.setup} "
             f"(profile {profile.name})",
         )
+    return device
 
 
 def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
     """Starts the engine as a local process."""
-    assert spec.local is not None
-    command = [*spec.local.command, *spec.arguments(options)]
-    return ProcessHandle(command, spec.local.environment(options), new_log(spec.name))
+    local, _ = spec.local_on(options.device)
+    assert local is not None
+    command = [*local.command, *spec.arguments(options)]
+    return ProcessHandle(command, local.environment(options), new_log(spec.name))
 
 
 def start_container(
@@ -278,6 +375,7 @@ def start_container(
 ) -> ContainerHandle:
     """Starts the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
+    options = spec.settle(options)
     path = Path(options.model)
     inside = dataclasses.replace(options, host="0.0.0.0", port=spec.container.port)
     folder = None
@@ -285,16 +383,30 @@ def start_container(
         folder = path if path.is_dir() else path.parent
         seen_as = MODEL_FOLDER if path.is_dir() else f"{MODEL_FOLDER}/{path.name}"
         inside = dataclasses.replace(inside, model=seen_as)
-    config = Path(options.config) if options.config else None
+    config = below_course(Path(options.config)) if options.config else None
     if config is not None:
         inside = dataclasses.replace(inside, config=f"{CONFIG_FOLDER}/{config.name}")
     client = connect()
-    ensure_image(client, spec.container.image, progress.say)
+    ensure_image(client, spec.container.image, progress.say, progress.check)
     arguments = spec.arguments(inside)
     settings = {**spec.container.environment, **spec.environment(inside)}
     container = dataclasses.replace(spec.container, environment=settings)
     request = run_arguments(container, arguments, port, folder, os.environ, config)
+    hand_back(client, request)  # folders that a killed kernel's container has left
     return ContainerHandle(client, spec.title, request, new_log(spec.name))
+
+
+def below_course(config: Path) -> Path:
+    """Return a file that docker can mount: a copy in the course's folder, if it isn't there already.
+
+    Docker often can't see /tmp, for example if it is snap's, or if the notebook itself is in a container. It
+    then makes an empty folder of that name.
+    """
+    if config.is_relative_to(ROOT):
+        return config
+    LOGS.mkdir(exist_ok=True)
+    copied = LOGS / f"{os.getpid()}-{config.name}"
+    return Path(shutil.copyfile(config, copied))
 
 
 def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartProgress) -> None:
@@ -302,6 +414,7 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
 
     Raises:
         EngineStartError: The engine ended, or `timeout_s` seconds passed.
+        StartCancelled: `progress` cancelled the start.
     """
     url = engine.base_url + engine.spec.health_path
     began = time.monotonic()
@@ -317,15 +430,34 @@ def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartP
                 message = f"{what} after {waited:.0f} s of starting."
                 raise EngineStartError(engine.spec.title, message, log, hint, engine.log_path)
             with contextlib.suppress(httpx.HTTPError):
-                if client.get(url).status_code == 200:
+                if client.get(url, timeout=HEALTH_TIMEOUT_S).status_code == 200:
                     break
             progress.show(waited, last_log_line(engine.log_path))
-            time.sleep(POLL_S)
+            progress.sleep(POLL_S)
         engine.spec.prepare(engine.base_url, engine.options, progress.say)
         warm_up(client, engine)
         engine.start_seconds = time.monotonic() - began
         engine.version = ask_version(client, engine)
     progress.end(f"ready after {engine.start_seconds:.0f} s at {engine.base_url}")
+
+
+def require_gpu(engine: RunningEngine, progress: StartProgress) -> None:
+    """Refuse a healthy engine that was started for a GPU and doesn't use it.
+
+    Raises:
+        EngineStartError: A proof is missing; names it, and the cure.
+    """
+    if engine.options.device != "cuda":
+        return
+    log = engine.log_path.read_text(encoding="utf-8", errors="replace")
+    fault = engine.spec.device_fault(engine.base_url, log)
+    fault = fault or gpu_proof.process_fault(engine.process_ids())
+    if fault:
+        progress.end("serves, but not on the GPU")
+        message = f"is healthy, but it doesn't use the GPU: {fault}."
+        raise EngineStartError(
+            engine.spec.title, message, engine.tail(20), gpu_proof.CURE, engine.log_path
+        )
 
 
 def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
@@ -340,7 +472,7 @@ def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
 
 def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     """Return the version that the engine tells, or the installed one if its program can't tell it."""
-    local = engine.spec.local
+    local, _ = engine.spec.local_on(engine.options.device)
     if local and not local.tells_version and isinstance(engine._handle, ProcessHandle):
         return local.version
     if engine.spec.version_path is None:
@@ -350,30 +482,3 @@ def ask_version(client: httpx.Client, engine: RunningEngine) -> str:
     except (httpx.HTTPError, ValueError):
         return "unknown"
     return str(answer.get(engine.spec.version_key, "unknown"))
-
-
-class StartProgress:
-    """One line that says what an engine's start is doing; in a terminal or notebook it is rewritten."""
-
-    def __init__(self, title: str, quiet: bool = False) -> None:
-        self.title = title
-        self.quiet = quiet
-        self._last = -1.0
-
-    def show(self, waited_s: float, line: str) -> None:
-        """Shows the seconds waited and the last line of the log, at most once a second."""
-        if waited_s - self._last >= 1.0:
-            self._last = waited_s
-            self.say(f"starting, {waited_s:.0f} s: {line}")
-
-    def say(self, text: str) -> None:
-        """Shows `text` in place of the line before."""
-        if not self.quiet:
-            width = min(118, shutil.get_terminal_size().columns - 2)
-            print(f"\r{f'{self.title}: {text}'[:width]:<{width}}", end="", flush=True)
-
-    def end(self, text: str) -> None:
-        """Shows the last word, and ends the line."""
-        if not self.quiet:
-            self.say(text)
-            print(flush=True)

@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines import llama_cpp_server
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.gpu_proof import llama_cpp_fault
+from utils.engines.spec import (
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ENGINES
 
 NATIVE_SERVER = ENGINES / "llama_cpp_native" / "bin" / "llama-server"
@@ -36,7 +45,8 @@ def arguments(options: ServeOptions) -> list[str]:
         "--metrics",
     ]
     if options.device == "cuda":
-        command += ["-ngl", "all"]
+        # From verbosity 4 on, the log names the layers that are on the GPU, which is the proof that they are.
+        command += ["-ngl", "all", "-lv", "4"]
     else:
         # Repacked quantised weights crash the AMX kernel of this version on small models (segmentation
         # fault in ggml_backend_amx_mul_mat, seen with the tiny model at Q8_0 on a Xeon with AMX).
@@ -82,13 +92,14 @@ SPEC = EngineSpec(
         port=8080,
         ipc=None,
         # `-hf` keeps models where every Hugging Face program does (common/hf-cache.cpp).
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={"~/.cache/huggingface": HUB_FOLDER},
         probe=("curl", "-fsS", "--noproxy", "*", "{url}"),
     ),
     local=local(),
     not_local="",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "prefix_caching"}),
+    device_fault=llama_cpp_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/props",

@@ -18,7 +18,16 @@ from typing import Any
 
 from utils.engines import ollama_api
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.gpu_proof import ollama_fault
+from utils.engines.spec import (
+    PROXY_VARIABLES,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY as TINY_MODEL
 
@@ -95,6 +104,18 @@ def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Seque
         )
 
 
+LOCAL = (
+    Local(
+        command=(PROGRAM, "serve"),
+        needs=Path(PROGRAM),
+        setup="",
+        version="",
+        environment=local_environment,
+    )
+    if PROGRAM
+    else None
+)
+
 SPEC = EngineSpec(
     name="ollama",
     title="Ollama",
@@ -103,18 +124,11 @@ SPEC = EngineSpec(
         port=11434,
         ipc=None,
         mounts={"ollama": "/root/.ollama"},
-        pass_environment=(),
+        pass_environment=PROXY_VARIABLES,
         probe=("ollama", "list"),  # the image has neither curl nor Python
     ),
-    local=Local(
-        command=(PROGRAM, "serve"),
-        needs=Path(PROGRAM),
-        setup="",
-        version="",
-        environment=local_environment,
-    )
-    if PROGRAM
-    else None,
+    local=LOCAL,
+    local_cuda=LOCAL,
     not_local="its program is not on the package index; install it (https://ollama.com/download), or use "
     "docker and an NVIDIA GPU, where it runs in its container",
     arguments=arguments,
@@ -122,6 +136,7 @@ SPEC = EngineSpec(
     environment=environment,
     prepare=prepare,
     refuse=refuse,
+    device_fault=ollama_fault,
     health_path="/api/version",
     metrics_path=None,
     version_path="/api/version",

@@ -52,6 +52,12 @@ class ProcessHandle:
         """The engine's exit code (128 + signal number for a signal); None while it runs."""
         return self._watchdog.poll()
 
+    def process_ids(self) -> set[int]:
+        """Return the ids of the engine's processes."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {p.pid for p in psutil.Process(self._watchdog.pid).children(recursive=True)}
+        return set()
+
     def memory_bytes(self) -> int:
         """Memory of the engine's processes, bytes; pages that they share count once (Linux: PSS)."""
         total = 0
@@ -68,6 +74,16 @@ class ProcessHandle:
             for process in psutil.Process(self._watchdog.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+
+    def freeze(self) -> None:
+        """Suspend the engine's processes (SIGSTOP)."""
+        for process in psutil.Process(self._watchdog.pid).children(recursive=True):
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Let the engine's processes go on (SIGCONT)."""
+        for process in psutil.Process(self._watchdog.pid).children(recursive=True):
+            process.resume()
 
     def stop(self) -> None:
         """Ask the watchdog to end the engine, and end both by force if it doesn't or was killed itself."""

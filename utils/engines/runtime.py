@@ -38,11 +38,20 @@ class Handle(Protocol):
     def exit_code(self) -> int | None:
         """Its exit code; None while it runs."""
 
+    def process_ids(self) -> set[int]:
+        """Return its processes, as this machine numbers them."""
+
     def memory_bytes(self) -> int:
         """Resident memory of all its processes, bytes; 0 once it ended."""
 
     def kill(self) -> None:
         """Ends it at once and without warning, for a lab that wants to see what happens then."""
+
+    def freeze(self) -> None:
+        """Suspend it in the middle of its work. Its connections stay open."""
+
+    def thaw(self) -> None:
+        """Let a suspended engine go on."""
 
     def stop(self) -> None:
         """Ends it and all it started; returns when nothing is left. Twice does no harm."""
@@ -122,7 +131,7 @@ def new_log(engine: str) -> Path:
 
 def _forget_old_logs(folder: Path) -> None:
     logs = sorted(folder.glob("*.log"))  # the names of one engine sort by time
-    for old in logs[:-KEPT_LOGS]:
+    for old in (*logs[:-KEPT_LOGS], *folder.glob("*.yml")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - old.stat().st_mtime > OLD_S:
                 old.unlink()

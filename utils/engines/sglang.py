@@ -11,11 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.gpu_proof import sglang_fault
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.model_sizes import GIB, bytes_per_token, read_config
 from utils.profiles import ENGINES, on_x86
 
 PYTHON = ENGINES / "sglang" / "bin" / "python"
+CUDA = ENGINES / "sglang_cuda" / "bin" / "python"
 # Of the container and of the package; requirements/sglang.hash.txt pins the same.
 VERSION = "0.5.23"
 
@@ -104,6 +116,11 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return environment
 
 
+def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CUDA wheel as a local process."""
+    return {"HF_HUB_OFFLINE": "1"} if Path(options.model).exists() else {}
+
+
 SPEC = EngineSpec(
     name="sglang",
     title="SGLang",
@@ -111,8 +128,11 @@ SPEC = EngineSpec(
         image=f"lmsysorg/sglang:v{VERSION}-cu130",
         port=30000,
         command=("python3", "-m", "sglang.launch_server"),
-        shm_size="32g",
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-sglang": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         command=(str(PYTHON), "-m", "sglang.launch_server"),
@@ -123,10 +143,19 @@ SPEC = EngineSpec(
     )
     if on_x86()
     else None,
+    # The wheel for CUDA, with its kernels. Not run on a GPU yet.
+    local_cuda=Local(
+        command=(str(CUDA), "-m", "sglang.launch_server"),
+        needs=CUDA,
+        setup="sglang_cuda",
+        version=VERSION,
+        environment=cuda_environment,
+    ),
     not_local="without its kernels, which are on no package index, it serves on x86-64 processors only; "
     "on an NVIDIA machine with docker it runs in its container",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching"}),
+    device_fault=sglang_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/server_info",

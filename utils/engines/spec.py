@@ -82,8 +82,9 @@ class ServeOptions:
         dtype: Data type of weights and activations.
         context_length: Longest prompt plus output, tokens.
         max_sequences: Most requests in one batch.
-        kv_cache_gib: KV-cache size where the engine takes GiB.
-        gpu_memory_utilization: Share of GPU memory the engine may take.
+        kv_cache_gib: KV-cache budget, GiB.
+        gpu_memory_utilization: Share of GPU memory the engine may take, as this engine counts it.
+        kv_cache_bytes: Exact size of the KV cache on a GPU, or None if it isn't planned.
         kv_cache_dtype: Data type of the KV cache; None for the model's own.
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
         prefix_caching: Whether to reuse shared prefixes.
@@ -102,6 +103,7 @@ class ServeOptions:
     max_sequences: int
     kv_cache_gib: float
     gpu_memory_utilization: float | None = None
+    kv_cache_bytes: int | None = None
     kv_cache_dtype: str | None = None
     kv_blocks: int | None = None
     prefix_caching: bool = True
@@ -118,6 +120,25 @@ PYTHON_PROBE = (
 )
 
 
+# Variables of the user's environment that a container gets too, where they are set.
+HUB_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET")
+PROXY_VARIABLES = tuple(
+    spelling
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    for spelling in (name, name.lower())
+)
+HUB_FOLDER = "/root/.cache/huggingface"  # in every image of ours that reads the hub
+# Kernels that an engine compiles, so that its next start finds them.
+CACHE_FOLDER = "/course-cache"
+CACHE_VARIABLES = {
+    "VLLM_CACHE_ROOT": f"{CACHE_FOLDER}/vllm",
+    "TRITON_CACHE_DIR": f"{CACHE_FOLDER}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{CACHE_FOLDER}/inductor",
+    "FLASHINFER_WORKSPACE_BASE": CACHE_FOLDER,
+    "CUDA_CACHE_PATH": f"{CACHE_FOLDER}/cuda",
+}
+
+
 @dataclass(frozen=True)
 class Container:
     """How an engine's container is run.
@@ -126,9 +147,8 @@ class Container:
         image: Image with a pinned tag.
         port: Port inside the container.
         command: What is put before the serving arguments (after the image's entrypoint).
-        gpus: Whether all GPUs are handed in (`--gpus all`).
+        gpus: Whether the GPU is handed in (`--gpus`).
         ipc: Value of `--ipc`; None for docker's default.
-        shm_size: Size of /dev/shm, as docker writes it; None for docker's default.
         ulimits: Limit name to value, -1 for none.
         mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
         pass_environment: Variables handed on from the user's environment where they are set.
@@ -141,10 +161,9 @@ class Container:
     command: tuple[str, ...] = ()
     gpus: bool = True
     ipc: str | None = "host"
-    shm_size: str | None = None
     ulimits: Mapping[str, int] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
-    pass_environment: tuple[str, ...] = ("HF_TOKEN",)
+    pass_environment: tuple[str, ...] = (*HUB_VARIABLES, *PROXY_VARIABLES)
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: tuple[str, ...] = PYTHON_PROBE
 
@@ -187,6 +206,16 @@ def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str]
     """Of an engine that has its model when it is healthy."""
 
 
+def keep_options(options: ServeOptions) -> ServeOptions:
+    """Keep the options of an engine whose file of settings doesn't contradict its arguments."""
+    return options
+
+
+def no_statement(base_url: str, log: str) -> str:
+    """Accept an engine that doesn't say which device it computes on."""
+    return ""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """One inference engine.
@@ -196,6 +225,7 @@ class EngineSpec:
         title: Name for people, `vLLM`.
         container: How it runs in a container; None: it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
+        local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
         not_local: Why it cannot run as a local process.
         arguments: Serving arguments for a set of options.
         options: Optional fields of ServeOptions that it honours.
@@ -210,6 +240,9 @@ class EngineSpec:
         environment: Variables of its container for a set of options, over the container's own.
         prepare: What is done when it is healthy, before anybody else's request: called with its address, its
             options, and what shows progress.
+        settle: Makes the arguments and the engine's own file of settings agree, before its container starts.
+        device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
+            with its address and its log.
     """
 
     name: str
@@ -228,3 +261,12 @@ class EngineSpec:
     refuse: Callable[[str | None, Mapping[str, Any], Sequence[str]], None] = refuse_nothing
     environment: Callable[[ServeOptions], Mapping[str, str]] = no_environment
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
+    settle: Callable[[ServeOptions], ServeOptions] = keep_options
+    local_cuda: Local | None = None
+    device_fault: Callable[[str, str], str] = no_statement
+
+    def local_on(self, device: str) -> tuple[Local | None, str]:
+        """Return how it runs as a process on a device, and the device that it then really uses."""
+        if device == "cuda" and self.local_cuda is not None:
+            return self.local_cuda, "cuda"
+        return self.local, "cpu"

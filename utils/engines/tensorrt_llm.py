@@ -7,9 +7,27 @@ Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/t
 
 from __future__ import annotations
 
-from utils.engines import tensorrt_llm_checks
-from utils.engines.spec import Capabilities, Container, EngineSpec, MetricNames, ServeOptions
+import dataclasses
+from pathlib import Path
 
+import yaml
+
+from utils.engines import tensorrt_llm_checks
+from utils.engines.runtime import new_log
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    MetricNames,
+    ServeOptions,
+)
+
+SHARE = (
+    "free_gpu_memory_fraction"  # of the memory that is free after the weights, in `kv_cache_config`
+)
 ITERATIONS_PATH = "/metrics"  # statistics of every step, in JSON; Prometheus has a path of its own
 
 
@@ -30,6 +48,25 @@ def arguments(options: ServeOptions) -> list[str]:
     return [*command, *options.extra_arguments]
 
 
+def settle(options: ServeOptions) -> ServeOptions:
+    """Write the planned share of memory into the file of settings, in a copy of it.
+
+    The engine makes a new `kv_cache_config` from the file. If the file names no share, it would become the
+    default of 0.9 (`llm_args.update_llm_args_with_extra_dict`). If it names one, the smaller share counts,
+    for the argument too.
+    """
+    if not options.config or options.gpu_memory_utilization is None:
+        return options
+    file = Path(options.config)
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    cache = dict(settings.get("kv_cache_config") or {})
+    share = min(cache.get(SHARE, 1.0), options.gpu_memory_utilization)
+    settled = new_log("tensorrt_llm").with_suffix(".yml")
+    whole = {**settings, "kv_cache_config": {**cache, SHARE: share}}
+    settled.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    return dataclasses.replace(options, config=str(settled), gpu_memory_utilization=share)
+
+
 SPEC = EngineSpec(
     name="tensorrt_llm",
     title="TensorRT-LLM",
@@ -38,12 +75,17 @@ SPEC = EngineSpec(
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-tensorrt-llm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=None,
-    not_local="it needs an NVIDIA GPU; with one and docker it runs in its container",
+    not_local="it needs its container: an NVIDIA GPU and docker",
     arguments=arguments,
     options=frozenset({"config"}),
+    settle=settle,
     refuse=tensorrt_llm_checks.refuse,
     health_path="/health",
     metrics_path="/prometheus/metrics",

@@ -7,25 +7,14 @@ Sources: tensorrt_llm/llmapi/llm_args.py (bfloat16 needs compute capability 8.0)
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from utils.engines.engine_errors import UnsupportedOption
 from utils.engines.tensorrt_llm_settings import MTP, REMOVED, TrtLlmSettings, require_none
-from utils.gpu import CAPABILITY, OVERHEAD_BYTES, QUERY, Gpu, parse_gpus
-from utils.model_sizes import (
-    ConfigError,
-    decoder_parameters,
-    dtype_bytes,
-    read_config,
-    weight_bytes,
-)
+from utils.gpu import CAPABILITY, Gpu, this_gpu
 
-GB = 1e9
 NEEDS: Mapping[str, tuple[float, str]] = {
     dtype: (CAPABILITY[dtype], instead)
     for dtype, instead in (("bfloat16", "float16"), ("fp8", "auto"), ("nvfp4", "fp8"))
@@ -33,27 +22,12 @@ NEEDS: Mapping[str, tuple[float, str]] = {
 _BUILDERS = ("trtllm-build", "--engine_dir", "--backend=tensorrt", "convert_checkpoint")
 
 
-def this_gpu() -> Gpu | None:
-    """The first NVIDIA GPU of this machine; None without one or without its driver."""
-    try:
-        answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return parse_gpu(answer.stdout, psutil.virtual_memory().available)
-
-
-def parse_gpu(answer: str, available: float) -> Gpu | None:
-    """The first GPU in an answer of nvidia-smi; None: no GPU in it. See `utils.gpu.parse_gpus`."""
-    return next(iter(parse_gpus(answer, available)), None)
-
-
-def device_faults(settings: TrtLlmSettings, gpu: Gpu | None, weights_bytes: float = 0) -> list[str]:
-    """What this GPU cannot do of these settings, each with what to change; empty: nothing found.
+def device_faults(settings: TrtLlmSettings, gpu: Gpu | None) -> list[str]:
+    """Return the settings that this GPU can't do, each with a change that helps.
 
     Args:
-        settings: What is asked for.
-        gpu: The GPU; None: there is none.
-        weights_bytes: Of the checkpoint; 0 where that is not known.
+        settings: The settings to check.
+        gpu: The GPU, or None if there is none.
     """
     if gpu is None:
         return [
@@ -73,26 +47,7 @@ def device_faults(settings: TrtLlmSettings, gpu: Gpu | None, weights_bytes: floa
                 "which needs "
                 f"{level}: write {instead}."
             )
-    return found + _memory_faults(settings, gpu, weights_bytes)
-
-
-def _memory_faults(settings: TrtLlmSettings, gpu: Gpu, weights_bytes: float) -> list[str]:
-    needed = weights_bytes + OVERHEAD_BYTES
-    if not weights_bytes or needed <= gpu.memory_bytes:
-        return []
-    kind = "of unified memory available" if gpu.unified else "of memory"
-    more = (
-        " Stop other engines, and drop the page cache: sync; echo 3 > /proc/sys/vm/drop_caches."
-        if gpu.unified
-        else ""
-    )
-    return [
-        f"{gpu.name} has {gpu.memory_bytes / GB:.1f} GB {kind}; the weights alone need "
-        f"{weights_bytes / GB:.1f} "
-        f"and what runs beside them {OVERHEAD_BYTES / GB:.0f}, before any KV cache. Take a "
-        "smaller or a quantised "
-        f"checkpoint.{more}"
-    ]
+    return found
 
 
 def model_faults(settings: TrtLlmSettings, model: str, gpu: Gpu | None) -> list[str]:
@@ -148,32 +103,13 @@ def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Seque
     if model:
         faults += model_faults(settings, model, gpu)
     if gpu is not None:  # without one, `launch` says that it does not run here
-        faults += device_faults(settings, gpu, _weight_bytes(model))
+        faults += device_faults(settings, gpu)
     require_none(faults)
 
 
 def _is_engine(folder: Path) -> bool:
     built = folder.is_dir() and any(folder.glob("*.engine"))
     return built or "build_config" in _json(folder / "config.json")
-
-
-def _weight_bytes(model: str | None) -> float:
-    """Bytes of a checkpoint's weights: of its files, or derived from a hub model's config; 0: unknown."""
-    if not model:
-        return 0
-    folder = Path(model).expanduser()
-    try:
-        if folder.is_dir():
-            return weight_bytes(folder)
-        config = read_config(model)
-        stored = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-        return (
-            0
-            if "quantization_config" in config
-            else dtype_bytes(decoder_parameters(config), stored)
-        )
-    except ConfigError:
-        return 0
 
 
 def _json(file: Path) -> dict[str, Any]:

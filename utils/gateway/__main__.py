@@ -4,6 +4,8 @@ python -m utils.gateway [--config gateway.yaml]     serves
 python -m utils.gateway new-key NAME                makes a key: prints it once, and what goes into the file
 python -m utils.gateway check [--config ...]        reads the settings and says what is wrong
 
+At SIGHUP a running gateway reads its settings again, and goes on if they are wrong.
+
 OpenTelemetry traces, if wanted, are FastAPI's own: `pip install 'fastapi[opentelemetry]'`, and set
 FASTAPI_OTEL_AUTO_CONFIGURE=true, OTEL_SERVICE_NAME=gateway, OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318. The
 engine gets the gateway's span as its parent.
@@ -42,7 +44,7 @@ def main() -> None:
     if arguments.command == "check":
         print("The settings are fine.")
         return
-    run(settings)
+    run(settings, lambda: load_settings(arguments.config))
 
 
 if __name__ == "__main__":

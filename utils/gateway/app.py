@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -17,6 +17,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,30 @@ from opentelemetry import propagate, trace
 from starlette.exceptions import HTTPException
 
 from utils.gateway import drain, schemas
-from utils.gateway.auth import Authenticator, Caller
+from utils.gateway.auth import RATE_HEADERS, Authenticator, Caller
+from utils.gateway.browsers import check_browser
 from utils.gateway.http_errors import ApiError, unavailable
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import CONTENT_TYPE, Metrics
 from utils.gateway.pool import Pool
 from utils.gateway.relay import Relay, Send
 from utils.gateway.request_context import RequestContext
-from utils.gateway.schemas import Api, ParsedRequest
-from utils.gateway.settings import GatewaySettings, Timeouts
+from utils.gateway.schemas import PATHS, Api, ParsedRequest
+from utils.gateway.settings import GatewaySettings, SettingsError, Timeouts
 from utils.gateway.timing import Timing, on_message
-from utils.http import sse_events
+from utils.http import sse
 
 SWEEP_S = 0.1
-PATHS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"[ -~]{1,1024}")
 # Of a body that is too large: it is read on, so that its sender reads the answer.
 _MOST_DISCARDED = 256 << 20
-_PAGE = Path(__file__).with_name("chat.html")
+_PAGE = Path(__file__).with_name("page")
+_SCRIPTS = ("marked.umd.js", "markdown.js", "chat.js")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src "
-    "'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -66,15 +68,68 @@ class Gateway:
         pools: The backends, by model.
         contexts: Requests that are being answered.
         drain_began: When SIGTERM came, s; None: it did not.
+        load: Loads the settings again, for `reload`; None if there is nowhere to load them from.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.auth = Authenticator(settings.keys)
+        self.auth = Authenticator(settings.keys, on_failure=self._note_wrong_key)
         self.pools = {model.name: Pool(model, settings, self.metrics) for model in settings.models}
+        self._pings: set[asyncio.Task[None]] = set()
+        self._retired: list[Pool] = []
+        self._running = False
         self.contexts: set[RequestContext] = set()
         self.drain_began: float | None = None
+        self.load: Callable[[], GatewaySettings] | None = None
+
+    def reload(self) -> None:
+        """Load the settings again and apply them.
+
+        Raises:
+            SettingsError: They are wrong, or there is no file. Then everything stays as it was.
+        """
+        if self.load is None:
+            raise SettingsError(
+                "This gateway was not started from a file, so it can't load one again."
+            )
+        self.configure(self.load())
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Apply new settings. Requests in flight end under the old ones, wherever they are.
+
+        Raises:
+            SettingsError: They change something for which the gateway has to be started again.
+        """
+        fixed = [
+            name
+            for name in ("host", "port", "private", "cors_origins")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]
+        if fixed:
+            raise SettingsError(f"Restart the gateway to change: {', '.join(fixed)}.")
+        self.settings = settings
+        self.auth.configure(settings.keys)
+        before = self.pools
+        self.pools = {}
+        for model in settings.models:
+            pool = before.pop(model.name, None)
+            if pool is None:
+                pool = Pool(model, settings, self.metrics)
+                if self._running:
+                    pool.start()
+            else:
+                pool.configure(model, settings)
+            self.pools[model.name] = pool
+        for pool in before.values():
+            pool.retire()
+            self._retired.append(pool)
+        LOG.setLevel(settings.log_level.upper())
+        say("configured", models=list(self.pools))
+
+    def _note_wrong_key(self, address: str) -> None:
+        self.metrics.failed_keys.inc()
+        say("wrong key", logging.WARNING, client=address)
 
     @property
     def phase(self) -> str:
@@ -90,43 +145,46 @@ class Gateway:
             say("draining", in_flight=len(self.contexts))
 
     def ready(self) -> bool:
-        """Whether a load balancer should send requests: every model has a backend that works."""
-        now = time.monotonic()
-        return self.phase == drain.SERVING and all(
-            any(backend.usable(now) for backend in pool.backends) for pool in self.pools.values()
-        )
+        """Tell whether a load balancer should send requests: this gateway serves, and doesn't drain.
+
+        The engines aren't asked. All gateways see the same dead engine at the same moment, so all of them
+        would leave, and the models that work would be gone too. `/v1/models` and the metrics tell of engines.
+        """
+        return self.phase == drain.SERVING
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watches backends and requests meanwhile."""
-        tasks = [
-            asyncio.create_task(backend.watch(pool.wake))
-            for pool in self.pools.values()
-            for backend in pool.backends
-        ]
-        tasks.append(asyncio.create_task(self._sweep()))
+        self._running = True
+        for pool in self.pools.values():
+            pool.start()
+        sweep = asyncio.create_task(self._sweep())
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for pool in self.pools.values():
-                for backend in pool.backends:
-                    await backend.close()
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
+            for pool in [*self.pools.values(), *self._retired]:
+                await pool.stop()
 
     async def _sweep(self) -> None:
         """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
-        limits = self.settings.timeouts
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = time.monotonic()
+            now, limits = time.monotonic(), self.settings.timeouts
             cutting = self.phase == drain.CUTTING
             for context in list(self.contexts):
                 try:
                     reason = _overdue(context, limits, cutting, now)
                     if reason:
                         context.cut(reason)
+                    elif now > context.opens_by:
+                        context.abandon("timeout")
+                    elif context.ping is not None and _silent(context, limits, now):
+                        context.pinged = now
+                        ping = asyncio.create_task(_ping(context))
+                        self._pings.add(ping)
+                        ping.add_done_callback(self._pings.discard)
                 except Exception:  # nobody would start it again
                     LOG.exception("sweep", extra={"fields": {"id": context.request_id}})
 
@@ -167,11 +225,27 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
     waited = now - context.since
     if context.stage == "send" and waited > limits.send_s:
         return "slow_client"
+    if context.stage == "body" and waited > limits.body_s:
+        return "body_timeout"
     if cutting:
         return "draining"
-    if now - context.timing.began > limits.deadline_s:
+    if now > context.deadline:
         return "deadline"
     return "idle" if context.stage == "read" and waited > limits.idle_s else ""
+
+
+def _silent(context: RequestContext, limits: Timeouts, now: float) -> bool:
+    """Whether a client that waits for a stream has got nothing for `ping_s`."""
+    last = max(context.timing.began, context.pinged)
+    if context.stage == "read":
+        last = max(context.since, context.pinged)
+    return context.stage != "send" and now - last > limits.ping_s
+
+
+async def _ping(context: RequestContext) -> None:
+    if context.ping is not None:
+        with suppress(Exception):  # the client has gone; the request finds that out by itself
+            await context.ping()
 
 
 @dataclass(frozen=True)
@@ -208,13 +282,19 @@ class GatewayEndpoint:
             try:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
-                _check_origin(request, self.gateway.settings)
-                caller = self.gateway.auth.identify(request.headers.get("authorization"))
+                if not self.gateway.settings.keys:
+                    check_browser(request, self.gateway.settings)
+                caller = identify(self.gateway, request)
                 context.caller = caller.name
+                context.stage, context.since = "body", time.monotonic()
                 body = await read_body(request, self.gateway.settings)
+                context.stage, context.since = "engine", time.monotonic()
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
-                parsed, pool = self._checked(body, context)
-                self.gateway.auth.reserve(caller, parsed.estimate)
+                parsed, pool = self._checked(request, body, context)
+                try:
+                    self.gateway.auth.reserve(caller, parsed.estimate)
+                finally:
+                    context.headers += self.gateway.auth.rate_headers(caller)
                 reservation = Reservation(caller, parsed)
                 relay = Relay(parsed, pool, self.gateway.settings, context)
                 await relay.run(send, request.headers.get(ENGINE_HEADER), _trace_of(request))
@@ -228,7 +308,7 @@ class GatewayEndpoint:
                 assert current is not None
                 current.uncancel()
                 problem = _CUT.get(context.cut_by)
-                context.outcome = context.cut_by
+                context.outcome = context.cut_by if problem is None else problem.outcome
             except Exception:
                 LOG.exception("internal error", extra={"fields": {"id": context.request_id}})
                 problem = ApiError(
@@ -246,9 +326,12 @@ class GatewayEndpoint:
             if reservation is not None:
                 reservation.refund(context)
 
-    def _checked(self, body: bytes, context: RequestContext) -> tuple[ParsedRequest, Pool]:
+    def _checked(
+        self, request: Request, body: bytes, context: RequestContext
+    ) -> tuple[ParsedRequest, Pool]:
         settings = self.gateway.settings
-        parsed = schemas.parse(self.api, body, settings.limits, settings.affinity.characters)
+        session = request.headers.get(settings.affinity.header, "")
+        parsed = schemas.parse(self.api, body, settings.limits, settings.affinity, session)
         pool = self.gateway.pools.get(parsed.model)
         if pool is None:
             names = ", ".join(self.gateway.pools)
@@ -274,6 +357,7 @@ _CUT = {
         code="upstream_error",
         outcome="idle",
     ),
+    "body_timeout": ApiError(408, "The body did not arrive in time.", code="body_timeout"),
     "draining": unavailable("This server is stopping.", "draining", "draining", 1.0),
 }
 
@@ -289,20 +373,18 @@ async def _send_problem(
             (b"content-length", b"%d" % len(body)),
             *problem.headers(),
         ]
-        if problem.code == "draining":
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
     elif context.stream:
-        await send({"type": "http.response.body", "body": sse_events.error_event(problem.fields())})
+        await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
 
 
 async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """The body, if it is not too large.
 
     Raises:
-        ApiError: 413, or 408 for one that does not end.
-        asyncio.CancelledError: The client went away.
+        ApiError: 413, or 499 if the client went away.
+        asyncio.CancelledError: It takes too long; see `_overdue`.
     """
     limit = settings.limits.body_bytes
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
@@ -310,22 +392,18 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
         raise too_large
     found, size = [], 0
-    try:
-        async with asyncio.timeout(settings.timeouts.body_s):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ApiError(499, "The client went away.", outcome="client_gone")
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size <= limit:
-                    found.append(piece)
-                elif size > _MOST_DISCARDED:
-                    raise too_large
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "The client went away.", outcome="client_gone")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= limit:
+            found.append(piece)
+        elif size > _MOST_DISCARDED:
+            raise too_large
+        if not message.get("more_body", False):
+            break
     if size > limit:
         raise too_large
     return b"".join(found)
@@ -337,25 +415,6 @@ async def _tell_when_gone(receive: Any, context: RequestContext) -> None:
     context.cut("client_gone")
 
 
-def _check_origin(request: Request, settings: GatewaySettings) -> None:
-    """Without keys, a web page could have the browsers of its visitors ask: only ours and those named may.
-
-    Raises:
-        ApiError: 403.
-    """
-    origin = request.headers.get("origin")
-    allowed = settings.cors_origins
-    if origin is None or settings.keys or origin in allowed or "*" in allowed:
-        return
-    if origin.partition("://")[2] != request.headers.get("host"):
-        raise ApiError(
-            403,
-            f"Web pages of {origin[:100]!r} may not ask here: name it in cors_origins, or use keys.",
-            kind="permission_error",
-            code="origin_not_allowed",
-        )
-
-
 def _trace_of(request: Request) -> dict[str, str]:
     """Headers of a distributed trace (W3C Trace Context) for the engine; not what no header may hold.
 
@@ -363,8 +422,20 @@ def _trace_of(request: Request) -> dict[str, str]:
     """
     found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
     kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
-    propagate.inject(kept)
+    if trace.get_current_span() is not trace.INVALID_SPAN:
+        propagate.inject(kept)
     return kept
+
+
+def identify(gateway: Gateway, request: Request) -> Caller:
+    """Return the caller of a request. Anthropic's clients send the key as `x-api-key`.
+
+    Raises:
+        ApiError: 401 or 429; see `Authenticator.identify`.
+    """
+    key = request.headers.get("x-api-key")
+    header = request.headers.get("authorization") or (key and f"Bearer {key}")
+    return gateway.auth.identify(header, request.client.host if request.client else "unknown")
 
 
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
@@ -388,11 +459,16 @@ class Observe:
             return
         context = RequestContext(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
         scope["context"] = context
+        context.client = (scope.get("client") or ("",))[0]
         marked = (b"x-request-id", context.request_id.encode())
 
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), marked]}
+                headers = [*message.get("headers", []), marked, *context.headers]
+                if self.gateway.drain_began is not None:
+                    # Load balancers only stop new connections. Kept ones stay until the server closes them.
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             context.timing = on_message(context.timing, message, time.monotonic())
             await send(message)
 
@@ -407,6 +483,7 @@ class Observe:
         model, backend = context.model or "none", context.backend or "none"
         seconds = time.monotonic() - timing.began
         self.gateway.metrics.requests.labels(context.route, model, backend, context.outcome).inc()
+        self.gateway.metrics.note_usage(context, self.gateway.settings.models)
         if context.backend and context.outcome == "ok":
             self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
         if not LOG.isEnabledFor(logging.INFO):
@@ -416,6 +493,7 @@ class Observe:
             id=context.request_id,
             route=context.route,
             caller=context.caller,
+            client=context.client,
             model=context.model,
             backend=context.backend,
             status=timing.status,
@@ -446,6 +524,30 @@ def _span(scope: Any) -> AbstractContextManager[object]:
     )
 
 
+def _describe(span: trace.Span, context: RequestContext) -> None:
+    """Give a span the attributes of OpenTelemetry's conventions for generative AI, and its status."""
+    status = context.timing.status
+    chat = context.route == "/v1/chat/completions"
+    known = {
+        "http.request.method": "POST",
+        "url.path": context.route,
+        "http.response.status_code": status,
+        "gen_ai.operation.name": "chat" if chat else "text_completion",
+        "gen_ai.request.model": context.model,
+        "gen_ai.usage.input_tokens": context.prompt_tokens,
+        "gen_ai.usage.output_tokens": context.completion_tokens,
+        "gateway.backend": context.backend,
+        "gateway.request_id": context.request_id,
+        "gateway.outcome": context.outcome,
+        "gateway.retries": context.retries,
+    }
+    span.set_attributes({name: value for name, value in known.items() if value not in (None, "")})
+    # A stream that breaks off has the status 200. A client's error isn't ours (HTTP's conventions).
+    if context.outcome not in ("ok", "client_gone") and not 400 <= (status or 500) < 500:
+        span.set_attribute("error.type", context.outcome)
+        span.set_status(trace.StatusCode.ERROR, context.outcome)
+
+
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
@@ -469,10 +571,21 @@ class Application(FastAPI):
 
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
-            with _span(scope):
+            with _span(scope) as span:
                 await self._endpoints[scope["path"]](scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+                if isinstance(span, trace.Span) and span.is_recording():
+                    _describe(span, scope["context"])
+            return
+        settings = self.state.gateway.settings
+        health = scope["type"] == "http" and scope["path"].startswith("/health/")
+        if scope["type"] == "http" and not health and not settings.keys:
+            request = Request(scope, receive)
+            try:
+                check_browser(request, settings)
+            except ApiError as error:
+                await (await _api_error(request, error))(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: GatewaySettings) -> Application:
@@ -485,10 +598,13 @@ def create_app(settings: GatewaySettings) -> Application:
             yield
 
     about = {"title": "Gateway", "version": "1", "redoc_url": None, "docs_url": None}
+    about["openapi_url"] = None  # `_add_operators_routes` serves it
     app = Application(gateway, lifespan=lifespan, **about)
     for path, api in PATHS.items():
         _describe_engine_route(app, path, api)
     _add_plain_routes(app, gateway)
+    if settings.private.port is None:
+        _add_operators_routes(app, gateway)
     app.add_exception_handler(404, _no_such_path)
     app.add_exception_handler(405, _no_such_method)
     app.add_exception_handler(ApiError, _api_error)
@@ -497,8 +613,9 @@ def create_app(settings: GatewaySettings) -> Application:
             app.outer,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", ENGINE_HEADER],
-            expose_headers=["x-request-id", "x-gateway-backend", "retry-after"],
+            # OpenAI's package sends a dozen headers of its own. A named origin may send any.
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-gateway-backend", "retry-after", *RATE_HEADERS],
         )
     return app
 
@@ -548,22 +665,24 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        gateway.auth.identify(request.headers.get("authorization"))
+        identify(gateway, request)
         return gateway.models()
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
     async def model(name: str, request: Request) -> dict[str, Any]:
-        gateway.auth.identify(request.headers.get("authorization"))
+        identify(gateway, request)
         for entry in gateway.models()["data"]:
             if entry["id"] == name:
                 return dict(entry)
         raise ApiError(404, f"There is no model {name[:100]!r} here.", code="model_not_found")
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/health/ready", responses={503: {"description": "Draining, or a model is down"}})
+    @app.head("/health/ready", include_in_schema=False)
+    @app.get("/health/ready", responses={503: {"description": "Draining"}})
     async def ready() -> Response:
         now = time.monotonic()
         backends = {
@@ -575,13 +694,32 @@ def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
         body = {"status": "ready" if fine else "not ready", "phase": gateway.phase}
         return JSONResponse(body | {"backends": backends}, 200 if fine else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
-
     @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+        text = (_PAGE / "chat.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
+
+    for name in _SCRIPTS:
+        app.add_api_route(f"/{name}", partial(_script, name), include_in_schema=False)
+
+
+async def _script(name: str) -> Response:
+    text = (_PAGE / name).read_text(encoding="utf-8")
+    return Response(text, media_type="text/javascript", headers=_PAGE_HEADERS)
+
+
+def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add metrics and the OpenAPI document, for a gateway without a private port. They need a key as well."""
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        identify(gateway, request)
+        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> dict[str, Any]:
+        identify(gateway, request)
+        return app.openapi()
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -592,7 +730,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
-    return await _api_error(request, ApiError(404, "There is no such path.", code="not_found"))
+    path = f"/v1{request.url.path}"
+    hint = f" Did you mean {path}?" if path in (*PATHS, "/v1/models") else ""
+    return await _api_error(
+        request, ApiError(404, f"There is no such path.{hint}", code="not_found")
+    )
 
 
 async def _no_such_method(request: Request, error: Exception) -> Response:

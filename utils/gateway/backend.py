@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import httpx
+import msgspec
 
 from utils.engines.registry import ENGINES
-from utils.gateway import circuit
+from utils.gateway import circuit, verdict
 from utils.gateway.logs import LOG, say
 from utils.gateway.metrics import Metrics
+from utils.gateway.request_context import RequestContext
+from utils.gateway.schemas import PATHS, Api
 from utils.gateway.settings import BackendSettings, Health
-from utils.http.transport import AsyncioTransport, DroppedBeforeResponse
+from utils.gateway.verdict import Verdict
+from utils.http.transport import AsyncioTransport, OwnShortage
 
 CONNECT_S = 2.0
+DISTRUST_S = (
+    30.0  # after a kept connection turned out dead (llama.cpp closes them while they are idle)
+)
 BUFFERED_BYTES = 1 << 16  # of one stream whose client reads slowly; then the engine has to wait
+PROBES: dict[Api, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "hi"}]},
+    "completions": {"prompt": "hi"},
+}
 
 
 class Backend:
@@ -30,7 +44,13 @@ class Backend:
         outstanding: Requests in flight there.
         up: Whether its health check answers. Taken for healthy until the first check.
         circuit: What its answers say about it.
-        opening: Time limits of requests that wait for its first byte; they end when it goes down.
+        waiting: Requests that wait for the first token of their answer; they go elsewhere if it goes down.
+        busy_until: Until then it gets no requests, because it asked for a pause (429 or 503), s.
+        answered_at: When an answer began last, s.
+        answer_s: How long that one had taken to begin, s.
+        timed_out_at: When a request there last waited too long for its beginning, s.
+        heard_at: When anything but a comment came from it last, s.
+        leaving: Whether it gets no more requests, because it is to be removed.
     """
 
     def __init__(
@@ -43,22 +63,27 @@ class Backend:
         self.outstanding = 0
         self.up = True
         self.circuit = circuit.Circuit(health.circuit_failures, health.circuit_open_s)
-        self.opening: set[asyncio.Timeout] = set()
-        self._health = health
+        self.waiting: set[RequestContext] = set()
+        self.busy_until = self.answered_at = self.timed_out_at = self.heard_at = 0.0
+        self.answer_s = 0.0
+        self.leaving = False
+        self.may_open: Callable[[Backend], bool] = lambda backend: True
+        self.others_quicker: Callable[[Backend, float], bool] = lambda backend, waited_s: False
+        self.health = health
+        self.idle = asyncio.Event()  # set once it leaves and its last request has ended
         self._failed_checks = 0
         self._sent = 0
-        self._probe = 0
-        self._urls = {
-            "chat": httpx.URL(f"{settings.url}/v1/chat/completions"),
-            "completions": httpx.URL(f"{settings.url}/v1/completions"),
-            "health": httpx.URL(settings.url + ENGINES[settings.engine].health_path),
-        }
-        self._transport: httpx.AsyncBaseTransport = (
-            AsyncioTransport(connect_timeout_s=CONNECT_S, high_water=BUFFERED_BYTES)
-            if settings.url.startswith("http://")
-            else httpx.AsyncHTTPTransport()
-        )
-        labels = (model, self.name)
+        self._sent_when_opened = 0
+        self._failed_api: Api = "completions"
+        self._probing: asyncio.Task[None] | None = None
+        self._urls = {api: httpx.URL(settings.url + path) for path, api in PATHS.items()}
+        self._health_url = httpx.URL(settings.url + ENGINES[settings.engine].health_path)
+        self._headers = settings.headers
+        self._transport = self._new_transport()
+        # Of their own, so that a check's kept connection is never the one that a request finds dead.
+        self._checks = self._new_transport()
+        self._metrics = metrics
+        self._labels = labels = (model, self.name)
         self.m_in_flight = metrics.in_flight.labels(*labels)
         self.m_ttft = metrics.ttft.labels(*labels)
         self.m_itl = metrics.itl.labels(*labels)
@@ -69,131 +94,233 @@ class Backend:
         self._m_up = metrics.up.labels(*labels)
         self._m_up.set(1)
 
+    def _new_transport(self) -> httpx.AsyncBaseTransport:
+        if self.settings.url.startswith("http://"):
+            return AsyncioTransport(
+                connect_timeout_s=CONNECT_S, high_water=BUFFERED_BYTES, distrust_s=DISTRUST_S
+            )
+        verify = ssl.create_default_context(cafile=self.settings.ca_file)
+        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        return httpx.AsyncHTTPTransport(verify=verify, limits=unlimited)
+
     def usable(self, now: float) -> bool:
-        """Whether it may get a request, room aside."""
-        return self.up and circuit.admits(self.circuit, now)
+        """Whether it may get a request now, room aside."""
+        return (
+            self.up
+            and not self.leaving
+            and self.circuit.state == circuit.CLOSED
+            and now >= self.busy_until
+        )
 
     def sent(self) -> int:
-        """Tells its circuit that a request goes there; returns the request's number, for `result`."""
+        """Count a request that goes there; return the request's number, for `result`."""
         self._sent += 1
-        before = self.circuit.state
-        self._event("sent")
-        if before != self.circuit.state:
-            self._probe = self._sent
         return self._sent
 
-    def answers(self, number: int) -> bool:
-        """The first piece of an answer is there: a probe need not end before others may follow it.
+    def opened(self, now: float, took_s: float) -> None:
+        """Note that an answer has begun, `took_s` after its request was sent."""
+        self.answered_at = self.heard_at = now
+        self.answer_s = took_s
 
-        Returns:
-            Whether it was the probe, so that they may now.
-        """
-        if self.circuit.state != circuit.HALF_OPEN:
-            return False
-        self.result(number, "success")
-        return self.circuit.state == circuit.CLOSED
+    def result(self, number: int, event: str, api: Api | None = None) -> None:
+        """Tell its circuit how a request ended.
 
-    def result(self, number: int, event: str) -> None:
-        """Tells its circuit how a request ended.
-
-        While it is half open only the probe counts: other requests were sent before it opened.
+        An open circuit is closed by a probe. It also closes if a request that was sent later had an answer:
+        such a request was sent there because no other backend was left.
 
         Args:
             number: From `sent`.
             event: `success`, `failure` or `cancelled`, as for `circuit.step`.
+            api: The request's API; after a failure the probe asks the same.
         """
-        if self.circuit.state != circuit.HALF_OPEN or number == self._probe:
+        if event == "failure" and api is not None and api in PROBES:
+            self._failed_api = api
+        if (
+            event != "failure"
+            and self.circuit.state == circuit.CLOSED
+            and not self.circuit.failures
+        ):
+            return  # it changes nothing
+        if self.circuit.state == circuit.OPEN:
+            if event == "success" and number > self._sent_when_opened:
+                self._event("sent")
+                self._event("success")
+        elif self.circuit.state == circuit.CLOSED:
             self._event(event)
 
     def _event(self, event: str) -> None:
-        before = self.circuit.state
-        self.circuit = circuit.step(self.circuit, event, time.monotonic())
-        if self.circuit.state != before:
-            self._m_circuit.set(circuit.STATES.index(self.circuit.state))
-            say("circuit", backend=self.name, state=self.circuit.state, before=before)
+        before = self.circuit
+        after = circuit.step(before, event, time.monotonic())
+        opens = after.state == circuit.OPEN and before.state == circuit.CLOSED
+        if opens and not self.may_open(self):
+            return  # the last one: a doubtful engine is better than none
+        self.circuit = after
+        if after.state == before.state:
+            return
+        self._m_circuit.set(circuit.STATES.index(after.state))
+        if after.state == circuit.OPEN:
+            self._sent_when_opened = self._sent
+        quiet = circuit.HALF_OPEN in (before.state, after.state) and after.state != circuit.CLOSED
+        level = logging.DEBUG if quiet else logging.INFO
+        say("circuit", level, backend=self.name, state=after.state, before=before.state)
 
-    async def send(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
-        """Sends a request; returns when the head of the answer is there.
+    def pause(self, seconds: float) -> None:
+        """Send nothing there for a while, because the engine asked for it."""
+        self.busy_until = max(self.busy_until, time.monotonic() + seconds)
 
-        A kept connection may have been closed by the engine while it was idle (llama.cpp does that): that
-        is no fault of either, and the request goes out once more. Not so on a new connection: there it may
-        be the request that brings the engine down.
+    async def send(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        """Send a request; return when the head of the answer is there.
 
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
-        request = self._request(api, body, headers)
-        try:
-            return await self._transport.handle_async_request(request)
-        except DroppedBeforeResponse as error:
-            if not error.reused:
-                raise
-            return await self._transport.handle_async_request(request)
+        return await self._transport.handle_async_request(self._request(api, body, headers))
 
-    def _request(self, api: str, body: bytes, headers: dict[str, str]) -> httpx.Request:
+    def _request(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Request:
         """One with all its headers given: httpx takes five times as long to find them out by itself."""
         url = self._urls[api]
-        length = {"host": url.netloc.decode(), "content-length": str(len(body))}
-        request = httpx.Request(
-            "POST", url, headers=headers | length, stream=httpx.ByteStream(body)
-        )
+        own = {"host": url.netloc.decode(), "content-length": str(len(body)), **self._headers}
+        request = httpx.Request("POST", url, headers=headers | own, stream=httpx.ByteStream(body))
         request.read()
         return request
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Checks its health for ever; calls `changed` when it went up or down."""
+        """Check its health for ever; call `changed` when it can be used again, or no longer."""
         while True:
-            await asyncio.sleep(self._health.every_s)
+            await asyncio.sleep(self.health.every_s)
             try:
                 await self._look(changed)
+                if self.up and self._probing is None and self._doubtful(time.monotonic()):
+                    self._probing = asyncio.create_task(self._probe(changed))
             except Exception:  # nobody would start it again
                 LOG.exception("a health check failed by itself")
 
     async def _look(self, changed: Callable[[], None]) -> None:
-        healthy = await self._answers(self._check)
+        healthy = await self._answers(self._check, self.health.timeout_s)
+        if healthy is None:
+            return
         self._failed_checks = 0 if healthy else self._failed_checks + 1
-        up = healthy or (self.up and self._failed_checks < self._health.failures)
+        up = healthy or (self.up and self._failed_checks < self.health.failures)
         if up != self.up:
             self._turn(up)
             changed()
 
     def _turn(self, up: bool) -> None:
         self.up = up
+        self.busy_until = 0.0  # of the process that is gone
         self._m_up.set(up)
         say("backend", logging.INFO if up else logging.WARNING, backend=self.name, up=up)
+        if up and self.circuit.state == circuit.OPEN:
+            self.circuit = dataclasses.replace(self.circuit, opened_at=float("-inf"))  # probe now
         if not up:
-            now = asyncio.get_running_loop().time()
-            for limit in self.opening:
-                with suppress(RuntimeError):  # it expires at this moment by itself
-                    limit.reschedule(now)
+            self._abandon_waiting()
 
-    async def _answers(self, check: Callable[[], Awaitable[bool]]) -> bool:
+    def _abandon_waiting(self) -> None:
+        for context in list(self.waiting):
+            context.abandon("down")
+
+    def _doubtful(self, now: float) -> bool:
+        """Whether one token should be asked for: the circuit is open for long enough, or nothing comes.
+
+        An engine can hang and keep its health check well. If it has room and work, but nothing has come from
+        it for `silence_s`, it has to show that it can still answer.
+        """
+        if self.circuit.state == circuit.OPEN:
+            return circuit.admits(self.circuit, now)
+        if not self.waiting or self.outstanding >= self.settings.max_outstanding:
+            return False
+        since = max(self.heard_at, min(context.since for context in self.waiting))
+        return now - since >= self.health.silence_s
+
+    async def _probe(self, changed: Callable[[], None]) -> None:
+        """Ask for one token, on the gateway's own account, and tell the circuit what became of it."""
         try:
-            async with asyncio.timeout(self._health.timeout_s):
+            was_open = self.circuit.state == circuit.OPEN
+            if was_open:
+                self._event("sent")
+            began = time.monotonic()
+            works = await self._answers(self._one_token, self.health.probe_s)
+            now = time.monotonic()
+            if works:
+                self.opened(now, now - began)
+            if was_open:
+                self._event("cancelled" if works is None else "success" if works else "failure")
+                changed()
+            elif works is False and self.others_quicker(self, now - began):
+                self._event("failure")
+                if self.circuit.state == circuit.OPEN:
+                    self._abandon_waiting()
+                    changed()
+        finally:
+            self._probing = None
+
+    async def _answers(
+        self, check: Callable[[], Awaitable[bool | None]], limit_s: float
+    ) -> bool | None:
+        """Return what a check found, or None if nothing could be found out."""
+        try:
+            async with asyncio.timeout(limit_s):
                 return await check()
+        except OwnShortage:
+            return None
         except (TimeoutError, httpx.HTTPError):
             return False
 
     async def _check(self) -> bool:
-        request = httpx.Request("GET", self._urls["health"])
-        response = await self._transport.handle_async_request(request)
+        request = httpx.Request("GET", self._health_url, headers=self._headers)
+        return (await self._asked(request))[0] == 200
+
+    async def _one_token(self) -> bool | None:
+        """Ask for one token. None means that the engine is busy, so it is there but can't show more."""
+        body = msgspec.json.encode(
+            {"model": self.model, "max_tokens": 1} | PROBES[self._failed_api]
+        )
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        status, answer, after = await self._asked(self._request(self._failed_api, body, headers))
+        found = verdict.of_status(status)
+        if found is Verdict.BUSY:
+            self.pause(verdict.busy_for(after))
+            return None
+        if found is Verdict.ANSWER:
+            try:
+                said = msgspec.json.decode(answer)
+            except (msgspec.DecodeError, RecursionError):
+                return False
+            return isinstance(said, dict) and not said.get("error")
+        return found is Verdict.REQUEST
+
+    async def _asked(self, request: httpx.Request) -> tuple[int, bytes, str | None]:
+        response = await self._checks.handle_async_request(request)
         try:
-            async for _ in _pieces(response):
-                pass
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            body = b"".join([piece async for piece in response.stream])
         finally:
             await close_response(response)
-        return response.status_code == 200
+        return response.status_code, body, response.headers.get("retry-after")
 
     async def close(self) -> None:
-        """Closes its idle connections."""
+        """Close its idle connections, and forget its metrics."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
         await self._transport.aclose()
+        await self._checks.aclose()
 
+    async def close_when_idle(self) -> None:
+        """Close it when its last request has ended."""
+        if self.outstanding:
+            await self.idle.wait()
+        await self.close()
+        say("backend", backend=self.name, removed=True)
 
-def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    return response.stream
+    def forget(self) -> None:
+        """Take its state out of the metrics, because it isn't configured any more."""
+        for gauge in (self._metrics.in_flight, self._metrics.circuit, self._metrics.up):
+            with suppress(KeyError):
+                gauge.remove(*self._labels)
 
 
 async def close_response(response: httpx.Response) -> None:
-    """Gives its connection back; one whose answer is not complete is closed."""
-    await _pieces(response).aclose()
+    """Give its connection back; one whose answer is not complete is closed."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    await response.stream.aclose()

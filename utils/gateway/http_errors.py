@@ -54,8 +54,14 @@ class ApiError(Exception):
         return json.dumps({"error": self.fields()}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """`Retry-After` in whole seconds, where it is known; 401 says how to authenticate."""
+        """Return `Retry-After` in whole seconds if it is known; 401 says how to authenticate.
+
+        After a failure of engines, `x-should-retry` tells OpenAI's clients not to try again: the gateway has
+        done that already, and retries at two layers multiply.
+        """
         found = []
+        if self.status in (502, 504):
+            found.append((b"x-should-retry", b"false"))
         if self.retry_after_s is not None:
             found.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
         if self.status == 401:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -40,8 +41,9 @@ class LocalGateway:
 
     name = "gateway"
 
-    def __init__(self, base_url: str, handle: ProcessHandle) -> None:
+    def __init__(self, base_url: str, handle: ProcessHandle, config: Path) -> None:
         self.base_url = base_url
+        self._config = config
         self.log_path = handle.log_path
         self.command = list(handle.command)
         self.version = f"fastapi {version('fastapi')}, uvicorn {version('uvicorn')}"
@@ -65,6 +67,13 @@ class LocalGateway:
         """Sends SIGTERM, as whoever deploys a new version does: it drains, then ends."""
         self.process.send_signal(signal.SIGTERM)
 
+    def reload(self, **settings: Any) -> None:
+        """Change settings in the file, and send SIGHUP. The gateway applies them within a moment."""
+        chosen = yaml.safe_load(self._config.read_text(encoding="utf-8")) | settings
+        load_settings(**chosen)
+        self._config.write_text(yaml.safe_dump(chosen), encoding="utf-8")
+        self.process.send_signal(signal.SIGHUP)
+
     def running(self) -> bool:
         """Whether it is there."""
         return self._handle.exit_code() is None
@@ -80,6 +89,7 @@ class LocalGateway:
     def stop(self) -> None:
         """Ends it. Twice does no harm."""
         self._handle.stop()
+        self._config.unlink(missing_ok=True)
 
 
 def models_of(
@@ -148,14 +158,12 @@ def start(models: Sequence[Mapping[str, Any]], **settings: Any) -> LocalGateway:
     config.write_text(yaml.safe_dump(chosen), encoding="utf-8")
     command = [sys.executable, "-m", "utils.gateway", "--config", str(config)]
     handle = ProcessHandle(command, {}, log)
-    gateway = LocalGateway(f"http://127.0.0.1:{port}", handle)
+    gateway = LocalGateway(f"http://127.0.0.1:{port}", handle, config)
     try:
         _wait(gateway, handle)
     except BaseException:
         gateway.stop()
         raise
-    finally:
-        config.unlink()
     return gateway
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from utils.gateway.logs import dropped_lines
+from utils.gateway.request_context import RequestContext
+from utils.gateway.settings import ModelSettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -61,18 +67,68 @@ class Metrics:
             [*where, "reason"],
             registry=registry,
         )
+        self.failed_attempts = Counter(
+            "gateway_failed_attempts",
+            "Attempts that failed before the first token, repeated or not, by backend and reason",
+            [*where, "reason"],
+            registry=registry,
+        )
         self.circuit = Gauge(
             "gateway_circuit_state",
             "0 closed, 1 half open, 2 open",
             where,
             registry=registry,
         )
+        lost = Gauge(
+            "gateway_log_lines_dropped",
+            "Lines of the log that were dropped, because nobody read it",
+            registry=registry,
+        )
+        lost.set_function(dropped_lines)
         self.up = Gauge(
             "gateway_backend_up",
             "1 if its health check answers",
             where,
             registry=registry,
         )
+
+        key = ["key", "model"]
+        self.key_requests = Counter(
+            "gateway_key_requests",
+            "Requests of a key that ended, by their outcome",
+            [*key, "outcome"],
+            registry=registry,
+        )
+        self.key_tokens = Counter(
+            "gateway_key_tokens",
+            "Tokens of a key as engines counted them",
+            [*key, "kind"],
+            registry=registry,
+        )
+        self.key_cost = Counter(
+            "gateway_key_cost",
+            "Cost of a key's tokens, by the prices in the settings",
+            key,
+            registry=registry,
+        )
+        self.failed_keys = Counter(
+            "gateway_failed_keys", "Requests with a key that isn't known", registry=registry
+        )
+
+    def note_usage(self, context: RequestContext, models: Sequence[ModelSettings]) -> None:
+        """Count a request that ended for its key, if it had a known one."""
+        if not context.caller:
+            return
+        key, model = context.caller, context.model or "none"
+        self.key_requests.labels(key, model, context.outcome).inc()
+        if not context.prompt_tokens + context.completion_tokens:
+            return
+        self.key_tokens.labels(key, model, "prompt").inc(context.prompt_tokens)
+        self.key_tokens.labels(key, model, "completion").inc(context.completion_tokens)
+        for price in (each.price for each in models if each.name == model):
+            cost = context.prompt_tokens * price.prompt
+            cost += context.completion_tokens * price.completion
+            self.key_cost.labels(key, model).inc(cost / 1e6)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""

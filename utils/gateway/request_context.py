@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from utils.gateway.timing import Timing
@@ -17,7 +19,9 @@ class RequestContext:
         request_id: The client's own, or a new one; engines get it too.
         timing: When its answer began and ended.
         route: The path, for metrics.
+        client: IP address of the client.
         caller, model, backend: Who asked what, and who answered; names only.
+        headers: Headers that its answer gets, whoever makes it.
         outcome: What became of it.
         stage: What it waits for: `engine`, `read` (the next piece) or `send` (the client).
         since: Since when, s.
@@ -28,14 +32,21 @@ class RequestContext:
         cut_by: Why it was ended from outside; "" if it was not.
         finished: Its answer is complete and only has to be taken: nothing but `slow_client` ends it now.
         task: The task to cancel; None once nothing can be cut any more.
+        deadline: When it has to be done at the latest, s.
+        opens_by: When the first token of its answer has to be there, s; else another backend is tried.
+        abandoned: Why the attempt at a backend was given up; "" if it was not.
+        ping: Sends a comment to a client that waits for a stream; None if there is nothing to keep open.
+        pinged: When it was called last, s.
     """
 
     request_id: str
     timing: Timing
     route: str = ""
+    client: str = ""
     caller: str = ""
     model: str = ""
     backend: str = ""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     outcome: str = "ok"
     stage: str = "engine"
     since: float = field(default_factory=time.monotonic)
@@ -47,6 +58,11 @@ class RequestContext:
     cut_by: str = ""
     finished: bool = False
     task: asyncio.Task[object] | None = None
+    deadline: float = math.inf
+    opens_by: float = math.inf
+    abandoned: str = ""
+    ping: Callable[[], Awaitable[None]] | None = None
+    pinged: float = 0.0
 
     def cut(self, reason: str) -> None:
         """Ends it, once: `client_gone`, `idle`, `slow_client`, `deadline` or `draining`."""
@@ -54,4 +70,11 @@ class RequestContext:
             return
         if self.task is not None and not self.cut_by:
             self.cut_by = reason
+            self.task.cancel()
+
+    def abandon(self, reason: str) -> None:
+        """Give up the attempt that waits for a first token: `timeout` or `down`. Another may follow."""
+        if self.task is not None and not (self.cut_by or self.abandoned):
+            self.abandoned = reason
+            self.opens_by = math.inf
             self.task.cancel()

@@ -5,6 +5,7 @@ Fields that the gateway does not know pass through: engines have many of their o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,14 +13,45 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.gateway.http_errors import ApiError
-from utils.gateway.settings import GatewayLimits
+from utils.gateway.settings import Affinity, GatewayLimits
 
-Api = Literal["chat", "completions"]
+Api = Literal["chat", "completions", "embeddings", "responses", "messages"]
+PATHS: dict[str, Api] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+# APIs that some engines lack, or offer only with a flag.
+OPTIONAL: tuple[Api, ...] = ("embeddings", "responses", "messages")
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 Text = Annotated[str, Field(strict=True)]
 CHARACTERS_PER_TOKEN = 4.0  # for estimates before the engine has counted; English text
+IMAGE_TOKENS = (
+    1000.0  # the same for an image; a guess, since it depends on the model and the image's size
+)
+# Fields by which the engines' APIs bound an answer's length. They only have a size, so it is clamped.
+LENGTHS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_new_tokens",
+    "n_predict",
+)
+# Fields for an engine's operator. They make it connect to an address, run code that was sent, or read a file.
+# (vLLM: entrypoints/openai/protocol.py; SGLang: managers/io_struct.py.)
+OPERATORS = (
+    "kv_transfer_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "custom_logit_processor",
+    "lora_path",
+)
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 
 
 class _Body(BaseModel):
@@ -33,14 +65,26 @@ class StreamOptions(_Body):
 
 
 class Common(_Body):
-    """What both APIs have."""
+    """Fields of all APIs."""
 
     model: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
     stream: Annotated[bool, Field(strict=True)] | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: PositiveInt | None = None
+    prompt_cache_key: Text | None = None
+
+
+class Sampled(Common):
+    """Fields of the APIs that write text."""
+
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Probability | None = None
+
+
+class Generation(Sampled):
+    """Fields of both APIs for completions."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
     n: PositiveInt | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1, strict=True)] | None = None
@@ -90,11 +134,10 @@ class Message(_Body):
         return self
 
 
-class ChatBody(Common):
+class ChatBody(Generation):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: PositiveInt | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     tools: list[Tool] | None = None
@@ -102,23 +145,61 @@ class ChatBody(Common):
     response_format: dict[str, Any] | None = None
 
 
-class CompletionBody(Common):
-    """Body of `/v1/completions`."""
+Texts = (
+    Text
+    | Annotated[list[Text], Field(min_length=1)]
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+)
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]], Field(min_length=1)]
-    )
+
+class CompletionBody(Generation):
+    """Body of `/v1/completions`. The prompt is one or several texts, each as a string or as token ids."""
+
+    prompt: Texts
     best_of: PositiveInt | None = None
     echo: Annotated[bool, Field(strict=True)] | None = None
     suffix: Text | None = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
 
 
-BODIES: dict[Api, type[ChatBody] | type[CompletionBody]] = {
+class EmbeddingsBody(Common):
+    """Body of `/v1/embeddings`."""
+
+    input: Texts
+    dimensions: PositiveInt | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class ResponsesBody(Sampled):
+    """Body of `/v1/responses`, as far as the gateway has to know it; the engine judges the rest."""
+
+    input: Text | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: Text | None = None
+    max_output_tokens: PositiveInt | None = None
+
+
+class AnthropicMessage(_Body):
+    """One message of `/v1/messages`."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Text | list[dict[str, Any]]
+
+
+class MessagesBody(Sampled):
+    """Body of `/v1/messages`, Anthropic's API, as far as the gateway has to know it."""
+
+    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
+    max_tokens: PositiveInt
+    system: Text | list[dict[str, Any]] | None = None
+
+
+BODIES: dict[Api, type[Common]] = {
     "chat": ChatBody,
     "completions": CompletionBody,
+    "embeddings": EmbeddingsBody,
+    "responses": ResponsesBody,
+    "messages": MessagesBody,
 }
 
 
@@ -127,95 +208,178 @@ class ParsedRequest:
     """A request, checked.
 
     Attributes:
-        api: `chat` or `completions`.
+        api: Name of the API.
         model: The model's name, as the client wrote it.
         stream: Whether the answer is streamed.
         wants_usage: Whether the client asked for the stream's usage block.
-        prefix: The beginning of the prompt: what `prefix_affinity` hashes.
+        affinity_key: Key that the policy `prefix_affinity` hashes.
         prompt_estimate: Prompt tokens, estimated.
         estimate: Prompt and answer tokens, estimated: what a key is charged at first.
         body: The body as it came.
+        clamped: Fields that asked for more than the limit, with the values that the engine gets.
     """
 
     api: Api
     model: str
     stream: bool
     wants_usage: bool
-    prefix: str
+    affinity_key: str
     prompt_estimate: float
     estimate: float
     body: bytes
+    clamped: Mapping[str, int]
 
     def body_for(self, model: str) -> bytes:
-        """The body for an engine: with its name of the model, and usage asked for.
+        """Return the body for an engine: with its name of the model, and usage asked for.
 
-        As it came where nothing has to change, so that engines see what clients sent.
+        It is the client's own bytes if nothing has to change.
         """
-        if model == self.model and (self.wants_usage or not self.stream):
+        asks_usage = self.stream and not self.wants_usage and self.api in ("chat", "completions")
+        if model == self.model and not self.clamped and not asks_usage:
             return self.body
         fields = msgspec.json.decode(self.body)
-        fields["model"] = model
-        if self.stream:
+        fields |= {"model": model, **self.clamped}
+        if asks_usage:
             options = fields.get("stream_options") or {}
             fields["stream_options"] = {**options, "include_usage": True}
         return msgspec.json.encode(fields)
 
 
-def parse(api: Api, body: bytes, limits: GatewayLimits, prefix_characters: int) -> ParsedRequest:
-    """Checks a body.
+def parse(
+    api: Api, body: bytes, limits: GatewayLimits, affinity: Affinity, session: str = ""
+) -> ParsedRequest:
+    """Check a body.
+
+    Args:
+        api: Name of the API.
+        body: The body as it came.
+        limits: Limits of the gateway.
+        affinity: Settings of the policy `prefix_affinity`.
+        session: Session that the client named in a header, or "".
 
     Raises:
         ApiError: 400, with the field that is wrong.
     """
     try:
         asked = BODIES[api].model_validate_json(body)
-        msgspec.json.decode(body)  # stricter in places: lone surrogates, numbers out of range
+        fields = msgspec.json.decode(body)  # stricter: lone surrogates, numbers out of range
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(map(str, problem["loc"]))
         message = f"{field}: {problem['msg']}" if field else problem["msg"]
         raise ApiError(400, message, param=field or None, code="invalid_body") from None
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise ApiError(400, f"This is no JSON: {error}", code="invalid_body") from None
-    _at_most("max_tokens", asked.max_tokens, limits.max_tokens)
-    _at_most("n", asked.n, limits.choices)
-    if asked.model_extra and "n_predict" in asked.model_extra:
-        message = "n_predict: write max_tokens; engines would let n_predict go over it."
-        raise ApiError(400, message, param="n_predict", code="invalid_body")
-    wanted, choices = asked.max_tokens, asked.n or 1
-    prompt: str
-    count = 1
-    if isinstance(asked, ChatBody):
-        wanted = asked.max_completion_tokens or wanted
-        _at_most("max_completion_tokens", asked.max_completion_tokens, limits.max_tokens)
-        _at_most("messages", len(asked.messages), limits.messages)
-        prompt = "\n".join(f"{m.role}:{_text_of(m)}" for m in asked.messages)
-    else:
-        _at_most("best_of", asked.best_of, limits.choices)
-        choices = max(choices, asked.best_of or 1)
-        texts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
-        if texts and isinstance(texts[0], str):
-            _at_most("prompt", len(texts), limits.messages)
-            count = len(texts)
-        prompt = " ".join(map(str, texts))
-    answer = (wanted or limits.max_tokens) * choices * count
-    options = asked.stream_options
+        raise ApiError(400, f"The body isn't valid JSON: {error}", code="invalid_body") from None
+    for name in OPERATORS:
+        if fields.get(name) is not None:
+            message = f"{name}: this field is for the engine's operator. Remove it."
+            raise ApiError(400, message, param=name, code="invalid_body")
+    prompt = _PROMPTS[api](asked)
+    _at_most("messages" if api in ("chat", "messages") else "prompt", prompt.parts, limits.messages)
+    choices = 1
+    for name in ("n", "best_of"):
+        _at_most(name, getattr(asked, name, None), limits.choices)
+        choices = max(choices, getattr(asked, name, None) or 1)
+    lengths = {name: fields[name] for name in LENGTHS if _is_length(name, fields.get(name))}
+    clamped = {
+        name: limits.max_tokens
+        for name, value in lengths.items()
+        if value > limits.max_tokens or value < 0  # llama.cpp: -1 is without an end
+    }
+    longest = max((lengths | clamped).values(), default=limits.max_tokens)
+    answer = 0 if api == "embeddings" else longest * choices * prompt.count
+    options = getattr(asked, "stream_options", None)
     return ParsedRequest(
         api=api,
         model=asked.model,
         stream=bool(asked.stream),
         wants_usage=bool(options and options.include_usage),
-        prefix=prompt[:prefix_characters],
-        prompt_estimate=len(prompt) / CHARACTERS_PER_TOKEN,
-        estimate=len(prompt) / CHARACTERS_PER_TOKEN + answer,
+        affinity_key=session or asked.prompt_cache_key or prompt.beginning(affinity.characters),
+        prompt_estimate=prompt.tokens,
+        estimate=prompt.tokens + answer,
         body=body,
+        clamped=clamped,
     )
 
 
-def _text_of(message: Message) -> str:
-    if isinstance(message.content, list):
-        return "".join(piece.text or piece.type for piece in message.content)
-    return message.content or ""
+def _is_length(name: str, value: object) -> bool:
+    """Tell whether a field has a length; raise ApiError if it is of another type."""
+    if value is None:
+        return False
+    if type(value) is not int:
+        raise ApiError(400, f"{name}: write a whole number.", param=name, code="invalid_body")
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The text of a request.
+
+    Attributes:
+        shared: Text that many conversations begin with: the system message.
+        first: The first text that is the request's own.
+        tokens: Estimate of all its tokens.
+        parts: Number of messages, or of prompts in a batch.
+        count: Number of prompts that each get an answer.
+    """
+
+    shared: str
+    first: str
+    tokens: float
+    parts: int
+    count: int = 1
+
+    def beginning(self, characters: int) -> str:
+        """Return the whole system message and the first `characters` of the text after it."""
+        return f"{self.shared}\n{self.first[:characters]}"
+
+
+def _texts_prompt(texts: Any) -> _Prompt:
+    batch = texts if isinstance(texts, list) and not isinstance(texts[0], int) else [texts]
+    tokens = sum(
+        len(text) / CHARACTERS_PER_TOKEN if isinstance(text, str) else len(text) for text in batch
+    )
+    first = batch[0] if isinstance(batch[0], str) else " ".join(map(str, batch[0]))
+    return _Prompt("", first, tokens, len(batch), len(batch))
+
+
+def _messages_prompt(messages: Sequence[tuple[str, Any]]) -> _Prompt:
+    read = [(role, *_text_of(content)) for role, content in messages]
+    system = [text for role, text, _ in read if role in ("system", "developer")]
+    own = [text for role, text, _ in read if role not in ("system", "developer")]
+    tokens = sum(len(text) / CHARACTERS_PER_TOKEN + more for _, text, more in read)
+    return _Prompt("\n".join(system[:1]), own[0] if own else "", tokens, len(read))
+
+
+def _text_of(content: Any) -> tuple[str, float]:
+    """Return the text of a message's content, and the tokens of what else is in it."""
+    if not isinstance(content, list):
+        return content or "", 0.0
+    parts = [part if isinstance(part, dict) else vars(part) for part in content]
+    texts = [part.get("text") for part in parts]
+    others = sum(not isinstance(text, str) for text in texts)
+    return "".join(text for text in texts if isinstance(text, str)), others * IMAGE_TOKENS
+
+
+def _responses_prompt(asked: Any) -> _Prompt:
+    items = asked.input if isinstance(asked.input, list) else [{"content": asked.input}]
+    system = [("system", asked.instructions)] if asked.instructions else []
+    rest = [(str(item.get("role", "user")), item.get("content")) for item in items]
+    return _messages_prompt([*system, *rest])
+
+
+def _anthropic_prompt(asked: Any) -> _Prompt:
+    system = [("system", asked.system)] if asked.system else []
+    return _messages_prompt([*system, *((m.role, m.content) for m in asked.messages)])
+
+
+_PROMPTS: dict[Api, Callable[[Any], _Prompt]] = {
+    "chat": lambda asked: _messages_prompt([(m.role, m.content) for m in asked.messages]),
+    "completions": lambda asked: _texts_prompt(asked.prompt),
+    "embeddings": lambda asked: _texts_prompt(asked.input),
+    "responses": _responses_prompt,
+    "messages": _anthropic_prompt,
+}
 
 
 def _at_most(field: str, value: int | None, limit: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from utils.http.answers import has_text
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -14,25 +16,26 @@ class Timing:
     Attributes:
         began: When the request came.
         status: HTTP status; None: the answer has not begun.
-        first_byte: When the first byte of the body was sent; None: not yet, or there is no body.
+        first_token: When the first body with text was sent (answer, reasoning or tool call), or None.
         ended: When the last message was sent; None: not yet.
     """
 
     began: float
     status: int | None = None
-    first_byte: float | None = None
+    first_token: float | None = None
     ended: float | None = None
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first byte of the body."""
-        return None if self.first_byte is None else self.first_byte - self.began
+        """Seconds to the first token, or None if there was none."""
+        return None if self.first_token is None else self.first_token - self.began
 
 
 def on_message(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
     """What is known after one more message to the client.
 
-    The head of an answer is no first token: servers send it before the model has said anything.
+    Neither the head of an answer nor a comment such as `: ping` is a token, because servers send both
+    before the model has said anything. A chunk that holds only the role is none either.
 
     Args:
         timing: Before.
@@ -44,6 +47,6 @@ def on_message(timing: Timing, message: Mapping[str, Any], now: float) -> Timing
         return replace(timing, status=message["status"])
     if message["type"] != "http.response.body":
         return timing
-    if timing.first_byte is None and message.get("body", b""):
-        timing = replace(timing, first_byte=now)
+    if timing.first_token is None and has_text(message.get("body", b"")):
+        timing = replace(timing, first_token=now)
     return timing if message.get("more_body", False) else replace(timing, ended=now)

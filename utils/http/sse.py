@@ -1,112 +1,192 @@
-"""Incremental parser for server-sent events.
+"""Server-sent events, read and written: the one parser of the course.
 
-Bytes arrive in whatever pieces the network likes: half an event, three events at once, a
-multi-byte character cut in two. The parser holds bytes until a line is complete, so nothing is
-decoded early.
+The benchmark's client and the gateway use the same parser, so they agree about where an event ends. Bytes
+arrive in whatever pieces the network likes: half an event, three events at once, a multi-byte character
+cut in two. The parser holds bytes until a line is complete, so nothing is decoded early.
 
-Source: WHATWG HTML, section 9.2.6 "Interpreting an event stream".
+Source: WHATWG HTML, section 9.2 "Server-sent events".
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DONE = "[DONE]"
 _BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
-class Event(NamedTuple):
-    """One dispatched event: its payload and its type ("message" unless the server names one)."""
+@dataclass(slots=True)
+class Event:
+    """One dispatched event.
+
+    Attributes:
+        data: Its payload.
+        kind: Its type, "message" unless the server names one.
+        raw: Its bytes as they came, with the comments and other blocks without data before it.
+    """
 
     data: str
     kind: str = "message"
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
 
 class SSEParser:
-    """Turns pieces of a byte stream into events, whatever the pieces' borders.
+    """Parser that turns pieces of a byte stream into events, whatever the pieces' borders.
 
-    Lines end in LF, CRLF or CR; an event ends at an empty line. Comments and unknown fields are
-    ignored. A line `error: ...`, which llama.cpp wrote in place of `data:` for years, becomes an
-    event of kind "error".
+    Lines end in LF, CRLF or CR, in any mix, and an event ends at an empty line. Comments and unknown
+    fields are ignored. A line `error: ...`, which llama.cpp wrote in place of `data:` for years, becomes
+    an event of kind "error". Each byte is looked at once, because an event may be megabytes long.
+
+    Attributes:
+        waiting: Bytes that came since the last event.
     """
 
-    __slots__ = ("_buffer", "_data", "_kind", "_skip_lf", "_started")
+    __slots__ = (
+        "_before",
+        "_block",
+        "_data",
+        "_kind",
+        "_line_parts",
+        "_skip_lf",
+        "_started",
+        "waiting",
+    )
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.waiting = 0
+        self._before = b""  # whole blocks without data
+        self._block: list[bytes] = []  # whole lines of the block that is being read
+        self._line_parts: list[bytes] = []  # of the line that is being read
         self._data: list[bytes] = []
         self._kind = "message"
         self._skip_lf = False
         self._started = False
 
+    @property
+    def rest(self) -> bytes:
+        """The bytes of the block that isn't complete."""
+        return b"".join([*self._block, *self._line_parts])
+
     def feed(self, piece: bytes) -> list[Event]:
-        """Takes the next bytes and returns the events that they complete, in order."""
+        """Take the next bytes and return the events that they complete, in order."""
         # The common case, one whole `data: ...\n\n` event: no line splitting needed.
         if (
-            piece.startswith(b"data: ")
+            not self.waiting
+            and piece.startswith(b"data: ")
             and piece.endswith(b"\n\n")
             and piece.count(b"\n") == 2
             and b"\r" not in piece
-            and not (self._buffer or self._data or self._skip_lf)
+            and not self._skip_lf
         ):
             self._started = True
-            kind, self._kind = self._kind, "message"
-            return [Event(piece[6:-2].decode("utf-8", "replace"), kind)]
+            return [Event(piece[6:-2].decode("utf-8", "replace"), "message", piece)]
         return self._feed_lines(piece)
 
     def close(self) -> Event | None:
-        """Ends the stream and returns an event that lacks only its final empty line, if any.
+        """End the stream and return an event that lacks only its final empty line, if any.
 
         The standard discards such an event. Servers do end with a bare `data: [DONE]`, so the
         caller gets it and decides.
         """
-        if self._buffer:
-            self._line(self._buffer)
-            self._buffer = b""
-        return self._dispatch()
+        raw = self._before + self.rest
+        if self._line_parts:
+            self._line(b"".join(self._line_parts))
+        found = self._dispatch(raw)
+        self._before, self._block, self._line_parts, self.waiting = b"", [], [], 0
+        return found
 
     def _feed_lines(self, piece: bytes) -> list[Event]:
-        if not piece:
+        self.waiting += len(piece)
+        if self._started and b"\n" not in piece and b"\r" not in piece:
+            if piece:
+                self._line_parts.append(piece)
+                self._skip_lf = False
             return []
-        if self._skip_lf:
-            piece = piece.removeprefix(b"\n")
-            self._skip_lf = False
-        buffer = self._buffer + piece
+        buffer = b"".join([*self._line_parts, piece])
+        at = block_from = 0
         if not self._started:
             if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
-                self._buffer = buffer
+                self._line_parts = [buffer]
                 return []
-            buffer = buffer.removeprefix(_BOM)
             self._started = True
-        self._skip_lf = buffer.endswith(b"\r")
-        *lines, self._buffer = (
-            buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-            if b"\r" in buffer
-            else buffer.split(b"\n")
-        )
+            at = len(_BOM) if buffer.startswith(_BOM) else 0
+        if self._skip_lf and buffer.startswith(b"\n"):
+            at = 1
         events: list[Event] = []
-        for line in lines:
+        for end in _LINE_END.finditer(buffer, at):
+            line, at = buffer[at : end.start()], end.end()
             if line:
                 self._line(line)
-            elif (event := self._dispatch()) is not None:
+                continue
+            raw = b"".join([self._before, *self._block, buffer[block_from:at]])
+            self._block, block_from = [], at
+            event = self._dispatch(raw)
+            if event is None:
+                self._before = raw
+            else:
+                self._before = b""
+                self.waiting = len(buffer) - at
                 events.append(event)
+        self._skip_lf = buffer.endswith(b"\r")
+        if block_from < at:
+            self._block.append(buffer[block_from:at])
+        self._line_parts = [buffer[at:]] if at < len(buffer) else []
         return events
 
     def _line(self, line: bytes) -> None:
-        field, _, value = line.partition(b":")
+        name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if field == b"data":
+        if name == b"data":
             self._data.append(value)
-        elif field == b"event":
+        elif name == b"event":
             self._kind = value.decode("utf-8", "replace") or "message"
-        elif field == b"error":
+        elif name == b"error":
             self._kind = "error"
             self._data.append(value)
 
-    def _dispatch(self) -> Event | None:
+    def _dispatch(self, raw: bytes) -> Event | None:
         kind, self._kind = self._kind, "message"
         if not self._data:
             return None
-        event = Event(b"\n".join(self._data).decode("utf-8", "replace"), kind)
+        event = Event(b"\n".join(self._data).decode("utf-8", "replace"), kind, raw)
         self._data = []
         return event
+
+
+def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
+    """Return the data of the events that the next bytes complete, and the bytes to keep for later.
+
+    Args:
+        buffer: Bytes that the last call returned; at first empty.
+        piece: Bytes as they came: half an event, three events, half a character.
+
+    Returns:
+        The data of each complete event that has some, and the bytes of the event that isn't complete.
+    """
+    parser = SSEParser()
+    events = parser.feed(buffer + piece)
+    return [event.data for event in events], parser.rest
+
+
+def encode(data: str, event: str = "") -> bytes:
+    """Write one event; a text of several lines becomes several `data:` lines.
+
+    Raises:
+        ValueError: If the event's name has a line break, which would start another field.
+    """
+    if "\r" in event or "\n" in event:
+        raise ValueError("an event's name is one line")
+    lines = [f"event: {event}"] if event else []
+    text = data.replace("\r\n", "\n").replace("\r", "\n")
+    lines += [f"data: {line}" for line in text.split("\n")]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def error_event(error: Mapping[str, Any]) -> bytes:
+    """Write the event that ends a broken stream, in the form that OpenAI's clients raise."""
+    return encode(json.dumps({"error": error}))

@@ -12,17 +12,23 @@ It also knows whether any byte of a response had arrived when a connection broke
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import cast
 
 import httptools
 import httpx
 
+from utils.http.names import Names
+
 _READ = 1 << 16
 _HIGH_WATER = 1 << 20
 _MAX_WITHOUT_BODY = 1 << 16  # bytes of heads, chunk extensions or trailers in a row
+_FINISH_S = 0.1
+# This process, or this machine, has no more of them; the server has nothing to do with it.
+_OWN_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
 class ProtocolError(Exception):
@@ -155,6 +161,13 @@ class DroppedBeforeResponse(httpx.RemoteProtocolError):
     reused = False
 
 
+class OwnShortage(httpx.ConnectError):
+    """No connection, because this process has no more file descriptors, ports or memory.
+
+    It says nothing about the server.
+    """
+
+
 class TimedStream(httpx.AsyncByteStream):
     """The body of a response; `timed` gives each piece with its time of arrival."""
 
@@ -203,6 +216,14 @@ class TimedStream(httpx.AsyncByteStream):
         """Gives the connection back, or closes it if the body was not read to its end."""
         self._pool.release(self._connection)
 
+    def finish(self) -> None:
+        """Give the connection back, although the end of the body may still be on its way.
+
+        Use it when the content says that it is complete, for example after an event `[DONE]`. Bytes that
+        come are thrown away. The connection is closed if the end doesn't come within a tenth of a second.
+        """
+        self._pool.finish(self._connection)
+
 
 class AsyncioTransport(httpx.AsyncBaseTransport):
     """Keeps connections alive between requests; never limits their number.
@@ -215,6 +236,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         connect_timeout_s: Limit for opening a connection.
         keepalive_s: Do not reuse a connection that was idle for longer.
         high_water: Bytes of one response that wait to be read before the server has to.
+        distrust_s: After a kept-alive connection turned out dead, no connection is kept for so long, s.
     """
 
     def __init__(
@@ -223,12 +245,15 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         connect_timeout_s: float = 10.0,
         keepalive_s: float = 4.0,
         high_water: int = _HIGH_WATER,
+        distrust_s: float = float("inf"),
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._high_water = high_water
         self._keepalive_s = keepalive_s
         self._idle: dict[tuple[str, int], deque[_Connection]] = {}
-        self._reuse = True
+        self._distrust_s = distrust_s
+        self._keep_after = 0.0
+        self._names = Names(connect_timeout_s)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a request whose body is in memory and returns when the response's head is here.
@@ -236,6 +261,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         Raises:
             DroppedBeforeResponse: If the connection broke before any byte of a response.
             httpx.ConnectError: If nothing listens there.
+            OwnShortage: If this process can't open another connection.
             httpx.ConnectTimeout: If connecting took too long.
             httpx.RemoteProtocolError: If what came is not HTTP/1.1.
         """
@@ -249,7 +275,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         except BaseException as error:
             if isinstance(error, DroppedBeforeResponse) and connection.idle_since:
                 error.reused = True
-                self._reuse = False
+                self._keep_after = perf_counter() + self._distrust_s
             connection.close()
             raise
         parser = connection.parser
@@ -264,11 +290,26 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
     def release(self, connection: _Connection) -> None:
         """Keeps a connection for the next request, or closes it."""
-        if self._reuse and connection.reusable:
+        if connection.reusable and perf_counter() >= self._keep_after:
             connection.idle_since = perf_counter()
             self._idle.setdefault(connection.address, deque()).append(connection)
         else:
             connection.close()
+
+    def finish(self, connection: _Connection) -> None:
+        """Keep a connection for the next request once the end of its response is here."""
+        connection.discard()
+        if connection.complete or not connection.open:
+            self.release(connection)
+            return
+        limit = asyncio.get_running_loop().call_later(_FINISH_S, connection.close)
+
+        def ended() -> None:
+            limit.cancel()
+            connection.discard()
+            self.release(connection)
+
+        connection.on_end = ended
 
     async def aclose(self) -> None:
         """Closes every idle connection."""
@@ -285,19 +326,32 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             if connection.open and perf_counter() - connection.idle_since < self._keepalive_s:
                 return connection
             connection.close()
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(address, self._high_water), *address
-                )
+                return await self._connect(address)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection to {address[0]}:{address[1]}") from error
-        except OSError as error:
-            raise httpx.ConnectError(
-                f"cannot connect to {address[0]}:{address[1]}: {error.strerror or error}"
-            ) from error
-        return connection
+        except (OSError, UnicodeError) as error:
+            number = getattr(error, "errno", None)
+            kind = OwnShortage if number in _OWN_SHORTAGE else httpx.ConnectError
+            reason = getattr(error, "strerror", None) or error
+            raise kind(f"cannot connect to {address[0]}:{address[1]}: {reason}") from error
+
+    async def _connect(self, address: tuple[str, int]) -> _Connection:
+        loop = asyncio.get_running_loop()
+        host, port = address
+        found = await self._names.addresses(host)
+        for number, ip in enumerate(found, 1):
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(address, self._high_water), ip, port
+                )
+            except OSError:
+                if number == len(found):
+                    raise
+            else:
+                return connection
+        raise OSError(f"{host} has no address")
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -317,6 +371,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
+        self.on_end: Callable[[], None] | None = None  # called once, at the response's end
 
     @property
     def complete(self) -> bool:
@@ -353,6 +408,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         self._queued -= len(piece)
         return at, piece
+
+    def discard(self) -> None:
+        """Throw away what was not taken."""
+        while self.pieces:
+            self.take()
 
     def close(self) -> None:
         if self.open:
@@ -398,6 +458,9 @@ class _Connection(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self.on_end is not None and (self.complete or not self.open):
+            ended, self.on_end = self.on_end, None
+            ended()
 
 
 def _encode(request: httpx.Request) -> bytes:

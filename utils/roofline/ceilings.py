@@ -23,7 +23,7 @@ NEAR = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """An upper bound, tok/s, with the formula and its numbers as text."""
+    """An upper bound, tok/s, with the formula and its numbers as text; NaN if it isn't known."""
 
     tokens_per_s: float
     bound_by: Literal["bandwidth", "compute"]
@@ -159,7 +159,7 @@ class CeilingVerdict:
     Attributes:
         claim: What was claimed.
         verdict: "above the ceiling", "at the ceiling" (over 90 % of it, which no engine is known
-            to reach), "possible", or "not given".
+            to reach), "possible", or "not given", also if there is no ceiling.
         share: The number as a part of the ceiling; NaN if not given.
     """
 
@@ -178,7 +178,7 @@ def judge(claims: Iterable[Claim]) -> list[CeilingVerdict]:
     judgements = []
     for claim in claims:
         value = claim.tokens_per_s
-        if value is None or math.isnan(value):
+        if value is None or math.isnan(value) or math.isnan(claim.ceiling.tokens_per_s):
             judgements.append(CeilingVerdict(claim, "not given", math.nan))
             continue
         share = value / claim.ceiling.tokens_per_s

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.benchmark.records import Cited
+from utils.model_sizes import BITS_PER_WEIGHT
 from utils.roofline.ceilings import CeilingVerdict, Claim, decode_ceiling, judge, prefill_ceiling
 from utils.roofline.machine import Bandwidth, Machine
 from utils.roofline.weights import weights_of_config
@@ -39,30 +40,6 @@ LLAMA_3_1_8B: Mapping[str, Any] = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-}
-
-# Qwen/Qwen3-8B, config.json.
-QWEN3_8B: Mapping[str, Any] = {
-    "model_type": "qwen3",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "tie_word_embeddings": False,
-}
-
-# Smallest size of a weight with its scales, so that the ceiling is never too low:
-# NVFP4 has an 8-bit scale per 16 weights; Q4_K_M mixes Q4_K (144 bytes per 256 weights) with
-# larger types; Q8_0 has 34 bytes per 32 weights.
-BITS_PER_WEIGHT: Mapping[str, float] = {
-    "BF16": 16,
-    "FP8": 8,
-    "Q8_0": 8.5,
-    "NVFP4": 4.5,
-    "Q4_K_M": 4.5,
 }
 
 _OLD = "the course's old benchmark table: no source, model, quantisation or date given"

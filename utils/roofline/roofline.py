@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from utils.benchmark.records import Cited, Record
-from utils.model_sizes import bytes_per_token, dtype_bytes, read_config
+from utils.model_sizes import BITS_PER_WEIGHT, bytes_per_token, dtype_bytes, read_config
 from utils.roofline.ceilings import (
     Ceiling,
     CeilingVerdict,
@@ -118,9 +119,9 @@ def record_claim(
 ) -> Claim:
     """A record's output throughput beside its decode ceiling.
 
-    Weights are those of the record if they are on this machine, in the dtype that the engine held them in
-    (a quantised file reads less), else the model's. The context is the mean prompt and half of the mean
-    answer.
+    Weights are those of the record's file if it is on this machine, in the dtype that the engine held them
+    in, else the model's at the size of the record's quantisation. If that size isn't known, there is no
+    ceiling. The context is the mean prompt and half of the mean answer.
 
     Args:
         record: A measured run.
@@ -129,11 +130,17 @@ def record_claim(
         tokens_per_step: Mean acceptance length of speculative decoding; 1 without it.
         ceiling: A learner's own bound by bandwidth, in place of `decode_ceiling`.
     """
-    here = Path(record.model).exists()
-    weights = read_weights(record.model, record.dtype) if here else model.weights
+    weights, bits = _weights_of(record, model)
     kv_dtype = _kv_dtype(record)
     batch = int(record.load.get("concurrency") or record.summary["max_concurrent_requests"])
     context = _mean_context(record)
+    name = f"{record.label}, {batch} in flight"
+    throughput = record.summary["output_throughput"]
+    if weights is None:
+        unknown = Ceiling(
+            math.nan, "bandwidth", f"the size of {record.quantisation} weights isn't known"
+        )
+        return Claim(name, "decode", throughput, unknown, record.origin, record.id)
     bound = decode_ceiling(
         weights,
         machine,
@@ -141,6 +148,7 @@ def record_claim(
         context=context,
         config=model.config,
         kv_dtype=kv_dtype,
+        weight_bits=bits,
         tokens_per_step=tokens_per_step,
     )
     if ceiling is not None and bound.bound_by == "bandwidth":
@@ -149,14 +157,15 @@ def record_claim(
         bandwidth = machine.bandwidth_for(moved).bytes_per_s
         own = ceiling(bandwidth, weights.decode_bytes, kv_bytes, context, batch)
         bound = Ceiling(own * tokens_per_step, "bandwidth", bound.formula)
-    return Claim(
-        name=f"{record.label}, {batch} in flight",
-        phase="decode",
-        tokens_per_s=record.summary["output_throughput"],
-        ceiling=bound,
-        origin=record.origin,
-        source=record.id,
-    )
+    return Claim(name, "decode", throughput, bound, record.origin, record.id)
+
+
+def _weights_of(record: Record, model: Model) -> tuple[WeightTraffic | None, float]:
+    """Return the weights that a record's engine read, or None if unknown, and the bits of a weight."""
+    if Path(record.model).exists():
+        return read_weights(record.model, record.dtype), 16
+    bits = BITS_PER_WEIGHT.get(record.quantisation)
+    return (None, 16) if bits is None else (weights_of_config(model.config, bits), bits)
 
 
 def compare(

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from utils import loopback
+from utils.engines.engine_errors import EngineError
 from utils.engines.spec import EngineSpec, MetricNames
 from utils.telemetry.histogram import Histogram
 
@@ -26,7 +27,7 @@ RATIOS = frozenset({"kv_usage", "prefix_hit_rate"})
 HISTOGRAMS = frozenset({"ttft", "itl", "tpot", "e2e"})
 
 
-class ScrapeError(RuntimeError):
+class ScrapeError(EngineError):
     """The metrics could not be read; the message says what to try."""
 
 

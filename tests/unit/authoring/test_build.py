@@ -153,7 +153,7 @@ def test_nbgraders_metadata(course):
             assert meta == {"grade": True, "solution": False, "locked": True, "points": 3}
         else:
             assert meta == {"grade": False, "solution": False, "locked": True}
-    assert lab.cells[-1].metadata.tags == ["measures"]
+    assert lab.cells[-2].metadata.tags == ["measures"]
 
 
 def test_both_notebooks_hold_the_untouched_lab(course):
@@ -329,7 +329,37 @@ def test_inserting_a_cell_keeps_the_other_ids(course, new, place):
 def ids(course: Path, text: str) -> list[str]:
     path = course / "solutions" / "lab-3.3.9-sample.py"
     path.write_text(text)
-    return [c["id"] for c in json.loads(render(read_lab(read_source(path)), solved=False))["cells"]]
+    cells = json.loads(render(read_lab(read_source(path)), solved=False))["cells"]
+    return [c["id"] for c in cells if not c["id"].startswith("heading-")]  # one may go, see below
+
+
+def test_prediction_and_answer_get_a_heading_in_the_table_of_contents(course):
+    text = SOURCE.replace("# %% prediction", "# %% [markdown]\n# How many?\n\n# %% prediction")
+    for source, where in ((SOURCE, "heading-guess"), (text, "")):
+        path = course / "solutions" / "lab-3.3.9-sample.py"
+        path.write_text(source)
+        cells = json.loads(render(read_lab(read_source(path)), solved=False))["cells"]
+        at = [cell["id"] for cell in cells].index("prediction-guess")
+        assert cells[at - 1]["source"][-1] == "#### Your prediction"
+        assert not where or cells[at - 1]["id"] == where
+
+
+def test_lab_says_how_to_work_and_what_comes_next(course):
+    lab = read_lab(read_source(course / "solutions" / "lab-3.3.9-sample.py"))
+    for following, words in (("", "This was the last lab"), ("x.ipynb", "[x.ipynb](x.ipynb)")):
+        cells = json.loads(render(lab, solved=False, following=following))["cells"]
+        assert cells[1]["id"] == "how-this-lab-works"
+        assert cells[-1]["id"] == "next-lab"
+        assert words in cells[-1]["source"][-1]
+
+
+def test_task_shows_a_call_of_its_check():
+    (lab,) = read_labs(only="3.3.3")
+    cells = json.loads(render(lab, solved=False))["cells"]
+    (task,) = [cell for cell in cells if cell["id"] == "task-capacity"]
+    text = "".join(task["source"])
+    assert ">>> capacity(1000, 10, 4, 8)\n(25, 12)\n" in text
+    assert text.index("**Example**") < text.index("<details>")
 
 
 def test_equal_cells_get_different_ids(course):

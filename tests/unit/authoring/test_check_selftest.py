@@ -213,7 +213,7 @@ def test_empty_stubs_of_values_and_classes():
         expect_equal(answer, 3, what="it")
 
     declared = check(reference=3)(value)
-    grading = graded(declared, {"a": 1, "b": 3.0, "c": True}, value)
+    grading = graded(declared, {"a": 1, "b": 3.5, "c": True}, value)
     assert faults(check_selftest.try_check("3.3.9", "value", declared, grading)) == []
 
 

@@ -83,7 +83,7 @@ def test_the_makefile_offers_what_learners_can_use(released):
         check=True,
     )
     commands = {line.split()[0] for line in listing.stdout.splitlines()}
-    assert commands == {"help", "doctor", "setup", "lab", "progress", "clean"}
+    assert commands == {"help", "doctor", "setup", "lab", "run", "fresh", "progress", "clean"}
 
 
 def test_the_documents_name_nothing_that_is_not_there(released):

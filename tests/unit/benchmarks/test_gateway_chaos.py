@@ -1,4 +1,4 @@
-"""A small version of `benchmarks/gateway_chaos.py`: kills and freezes while requests run."""
+"""A small version of `benchmarks/gateway_chaos.py`: misfortunes while requests run."""
 
 from benchmarks.gateway_chaos import chaos
 
@@ -10,4 +10,6 @@ def test_every_request_ends_once_whatever_happens_to_the_backends():
     assert report.answered + report.failed.total() == 400
     assert report.answered > 100
     assert report.misfortunes.total() >= 1
+    assert report.unnamed == []
+    assert report.uncounted == 0
     assert report.whole_after_s is not None

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import utils.checks.failures as failures
 from utils.checks import CheckFailed, NotAttempted, check, expect_equal, expect_raises
 
 WORDS = ["a", "b", "a"]
@@ -85,9 +86,66 @@ def test_an_untouched_exercise_hands_back_the_reference(capsys):
     text = capsys.readouterr().out
     line = unattempted.__code__.co_firstlineno + 1
     assert text == (
-        f"○ count: not attempted (line {line} of your cell raises NotImplementedError):"
-        " going on with the reference.\n"
+        f"○ count: not attempted, because line {line} of your cell raises NotImplementedError."
+        " The notebook goes on with the course's own.\n"
     )
+
+
+def test_unfinished_branch_is_not_called_untouched(capsys):
+    def half(words, word):
+        if words:
+            return words.count(word)
+        raise NotImplementedError("nothing yet for an empty list")
+
+    assert count.judge(half).verdict == "not finished"
+    assert count(half) is count_of
+    text = capsys.readouterr().out
+    line = half.__code__.co_firstlineno + 3
+    assert f"line {line} of your cell still raises NotImplementedError" in text
+    assert "Right so far: 'a' in a, b, a." in text
+
+
+def test_function_that_changes_its_inputs_is_told():
+    def sorts(words, word):
+        words.sort()
+        return words.count(word)
+
+    result = count.judge(sorts)
+    assert (result.verdict, result.cause) == ("wrong", "answer")
+    assert result.message.startswith("it changed its argument `words` from ['a', 'b', 'a'] to")
+
+
+def test_two_arguments_that_are_one_object_change_apart():
+    @check(reference=lambda p, q: [*p, *q])
+    def joined(attempt):
+        one = [1]
+        expect_equal(attempt(one, one), [1, 1], what="one list twice")
+
+    def grows(p, q):
+        p.append(2)
+        return [*p, *q]
+
+    assert "changed its argument `p` from [1] to [1, 2]" in joined.judge(grows).message
+
+
+@pytest.mark.parametrize(
+    ("answer", "call"),
+    [
+        (lambda words, word: len(words), "count(['a', 'b', 'a'], 'a') returned 3"),
+        (lambda words, word: words.count(word) or 7, "count([], 'a') returned 7"),
+    ],
+)
+def test_wrong_result_is_shown_with_its_call(answer, call):
+    assert count.judge(answer).message.endswith(f"\nYour call: {call}")
+
+
+def test_call_is_left_out_where_several_may_have_returned_the_value():
+    @check(reference=lambda x: x)
+    def same(attempt):
+        results = [attempt(x) for x in (1, 2, 3)]
+        expect_equal(sum(results), 6, what="the sum")
+
+    assert same.judge(lambda x: 1.5).message == "the sum: got 4.5 of type float, expected int 6."
 
 
 @pytest.mark.parametrize("empty", [None, ...])
@@ -132,8 +190,9 @@ def test_a_notebook_shows_no_wall_of_text():
     with pytest.raises(CheckFailed) as caught:
         count(lambda words, word: 1)
     shown = caught.value._render_traceback_()
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert "✘ count: 'a' in a, b, a: got 1, expected 2" in shown[0]
+    assert shown[1] == "Your call: count(['a', 'b', 'a'], 'a') returned 1"
 
 
 @pytest.mark.parametrize("answer", [unattempted, None, ..., lambda words, word: ...])
@@ -343,7 +402,8 @@ def test_classes_are_checked_whole(capsys):
             raise NotImplementedError
 
     assert stack(Half) is Stack
-    assert "raises NotImplementedError" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "○ stack: not finished, because `pop` still raises NotImplementedError." in shown
 
     class Silent(Stack):
         def pop(self):
@@ -371,3 +431,25 @@ def test_an_unfinished_stub_does_not_pass_for_an_expected_error(capsys):
 
     assert swallowed(lambda x: ...) is swallowed.reference
     assert capsys.readouterr().out.count("not attempted") == 2
+
+
+def test_right_answer_unfolds_the_courses_own(monkeypatch):
+    shown = []
+    monkeypatch.setattr(failures, "_display", lambda: lambda data, raw: shown.append(data))
+    count(lambda words, word: words.count(word))
+    number(12)
+    assert [data["text/plain"] for data in shown] == ["✔ count: right.", "✔ number: right."]
+    assert "<summary>Our solution</summary><pre>def count_of(words, word):" in shown[0]["text/html"]
+    assert "<details>" not in shown[1]["text/html"], "a value has no code to show"
+
+
+def test_failing_message_is_a_block_in_the_pages_own_colour(monkeypatch):
+    shown = []
+    monkeypatch.setattr(failures, "_display", lambda: lambda data, raw: shown.append(data))
+    with pytest.raises(CheckFailed) as caught:
+        count(lambda words, word: "<b>")
+    (block,) = [data["text/html"] for data in shown]
+    assert "<b>✘ count: &#x27;a&#x27; in a, b, a: got &#x27;&lt;b&gt;&#x27; of type str" in block
+    assert "<div>Your call: count(" in block
+    assert "color:" not in block.replace("border-left:4px solid #dc2626", "")
+    assert caught.value._render_traceback_() == ["✘ Not right yet. The reason is above this line."]

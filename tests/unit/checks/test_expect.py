@@ -1,4 +1,4 @@
-"""Comparisons look at exact types, at every depth, and say where the first difference is."""
+"""Comparisons follow one rule for types, at every depth, and show the first difference."""
 
 import dataclasses
 import enum
@@ -24,6 +24,31 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        ((1, 2), [1, 2]),
+        ([1, 2], (1, 2)),
+        (np.array([0.5, 0.5]), [0.5, 0.5]),
+        (np.array([[True, False]]), [[True, False]]),
+        ([[1, 2], (3, 4)], [(1, 2), (3, 4)]),
+        (512.0, 512),
+        (np.float64(512), 512),
+        ([np.int64(1), 2.0], [1, 2]),
+        ({"b": 2, "a": 1}, {"a": 1, "b": 2}),
+    ],
+)
+def test_right_answer_in_another_style_passes(actual, expected):
+    expect_equal(actual, expected, what="it")
+    expect_close(actual, expected, what="it")
+
+
+def test_hint_does_not_explain_a_type():
+    with pytest.raises(CheckFailed) as caught:
+        expect_equal("512", 512, what="bytes", hint="A key and a value?")
+    assert str(caught.value) == "bytes: got '512' of type str, expected int 512."
 
 
 @dataclasses.dataclass
@@ -56,10 +81,11 @@ def test_every_value_equals_itself(value):
     [
         (1, 2, "it: got 1, expected 2."),
         (True, 1, "got True of type bool, expected int 1"),
-        (1.0, 1, "of type float, expected int 1"),
+        (1.5, 1, "of type float, expected int 1"),
+        (3, None, "it: got 3, expected None."),
         (None, 1, "is a `return` missing?"),
-        ((1, 2), [1, 2], "of type tuple, expected list"),
-        ([1, 2], [1, 2, 3], "got 2 items, expected 3: [1, 2]"),
+        ({1, 2}, [1, 2], "of type set, expected list"),
+        ([1, 2], [1, 2, 3], "got [1, 2], which has 2 items, expected 3"),
         ([1, [2, 9]], [1, [2, 3]], "at [1][1]: got 9, expected 3"),
         ({"a": [1]}, {"a": [2]}, "at ['a'][0]: got 1, expected 2"),
         ({"b": 1}, {"a": 1}, "got the keys ['b'], expected ['a']"),

@@ -1,5 +1,8 @@
 """A prediction beside its measurement, or the fact that none was made."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from utils.checks import compare_prediction
@@ -28,7 +31,15 @@ def test_compare_prediction_names_other_origin(capsys):
     assert "predicted 2, derived 4: 2 × the prediction." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("predicted", ["14", True, [14]])
-def test_a_prediction_is_a_number(predicted):
-    with pytest.raises(TypeError, match="the prediction of speed-up is a number"):
-        compare_prediction(predicted, 1.0, what="speed-up")
+@pytest.mark.parametrize("predicted", ["14", "14x", True, [14], float, np.array([1, 2])])
+def test_prediction_that_is_no_number_costs_no_measurement(predicted, capsys):
+    compare_prediction(predicted, 14.2, what="speed-up", unit="×")
+    text = capsys.readouterr().out
+    assert text.startswith("◇ speed-up: measured 14.2 ×.")
+    assert "is not a number" in text
+
+
+@pytest.mark.parametrize("predicted", [np.int64(2), np.float32(2), Fraction(2), 2.0])
+def test_every_kind_of_number_is_compared(predicted, capsys):
+    compare_prediction(predicted, 4, what="failures")
+    assert "predicted 2, measured 4: 2 × the prediction." in capsys.readouterr().out

@@ -18,10 +18,9 @@ from tools.doctor.doctor_report import render
 from tools.doctor.facts import Listener, Machine, commands, read_docker, read_listeners
 from tools.doctor.machine_probe import CommandResult, Probe
 from tools.setup.setup_steps import COURSE, Step
+from utils import fleet_plan
 from utils.engines import ENGINES
-from utils.model_sizes import decoder_parameters
-from utils.profiles import PROFILES, ROOT, load_profile
-from utils.roofline.published import QWEN3_8B
+from utils.profiles import PROFILES, ROOT, gpu_models, load_profile
 
 MACHINES = Path(__file__).with_name("doctor_machines")
 
@@ -127,7 +126,8 @@ def test_whatever_stops_or_warns_comes_with_a_fix(name, asked):
 def test_gb10_is_read_from_meminfo_since_nvidia_smi_knows_no_memory():
     facts = facts_of("gb10")
     assert facts.gpus[0].unified and facts.gpus[0].capability == 12.1
-    assert facts.gpus[0].memory_bytes == facts.memory.available == 118566368 * 1024
+    assert facts.gpus[0].free_bytes == facts.memory.available == 118566368 * 1024
+    assert facts.gpus[0].memory_bytes == facts.memory.total
     assert (facts.cuda, facts.dtype, facts.docker.toolkit) == ("13.0", "bfloat16", "1.19.0")
     page = render(facts, examine(facts))
     assert "NVIDIA GB10, sm_121" in page and "113 of 122 GiB available" in page
@@ -143,7 +143,7 @@ def test_gb10_with_a_full_page_cache_drops_it():
 
 def test_gb10_whose_memory_something_else_holds_cannot_start_an_engine():
     facts = facts_of("gb10")
-    busy = change(facts, memory=replace(facts.memory, free=9e9, available=60e9))
+    busy = change(facts, gpus=(replace(facts.gpus[0], free_bytes=40e9),))
     found = examine(busy)
     assert topics(found, BLOCKER) == {"unified memory"}
     assert "docker ps" in fixes(found)
@@ -234,15 +234,16 @@ def test_doctor_ignores_libgomp_when_engines_run_in_containers():
 def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
     facts = facts_of("h100")
     busy = change(facts, gpus=(replace(facts.gpus[0], free_bytes=10e9),))
-    small = change(facts, gpus=(replace(facts.gpus[0], memory_bytes=16e9, free_bytes=16e9),))
-    old = change(facts, gpus=(replace(facts.gpus[0], capability=7.5),))
+    small = change(facts, gpus=(replace(facts.gpus[0], memory_bytes=4e9, free_bytes=4e9),))
+    old = change(facts, gpus=(replace(facts.gpus[0], capability=7.0),))
     for changed, words in (
-        (busy, "something else uses it"),
-        (small, "8B model"),
-        (old, "bfloat16 needs"),
+        (busy, "Something else uses the memory"),
+        (small, "smallest model, Qwen3-0.6B"),
+        (old, "compute capability 7.5"),
     ):
         found = examine(changed)
-        assert stopped(found) and words in render(changed, found)
+        assert stopped(found)
+        assert words in " ".join(render(changed, found).split())
 
 
 @pytest.mark.parametrize(
@@ -275,13 +276,20 @@ def test_a_broken_driver_stops_the_profile_that_was_asked_for():
     assert topics(found, BLOCKER) == {"driver"}
 
 
-def test_a_gpu_without_docker_runs_labs_on_the_cpu_and_says_so():
+def test_gpu_without_docker_gets_local_engines():
     probe = Recorded("h100")
     del probe.commands["docker info --format {{json .}}"]
     facts = Machine(probe)
     found = examine(facts)
-    assert facts.profile == "cpu" and "docker" in topics(found, judge.INFO)
+    assert facts.profile == "cuda-local"
+    assert "docker" in topics(found, judge.INFO)
     assert "docker.io" in fixes(found)
+    assert [step.name for step in facts.steps] == [
+        "course",
+        "vllm_cuda",
+        "sglang_cuda",
+        "llama_cpp",
+    ]
 
 
 def test_on_arm_the_sglang_lab_runs_in_part_on_a_cpu():
@@ -330,14 +338,38 @@ def test_needs_agree_with_the_course():
         name: spec.container.image for name, spec in ENGINES.items() if spec.container
     } == needs.IMAGES
     assert needs.TITLES.keys() == ENGINES.keys()
-    models = {model for name in ("cuda", "spark") for model in PROFILES[name].models.values()}
-    assert set(needs.DOWNLOADS) <= models
-    assert decoder_parameters(QWEN3_8B) == pytest.approx(needs.PARAMETERS, rel=0.002)
+    for number, (waves, _) in fleet_plan.LABS.items():
+        started = {start.engine for wave in waves(PROFILES["spark"]) for start in wave}
+        lab = needs.LABS[number]
+        assert set(lab.engines) <= started | {"transformers"} <= {*ENGINES}, number
     compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())
     ]
     assert published and {int(port.split(":")[-2]) for port in published} <= set(needs.PORTS)
+
+
+def test_downloads_are_known_for_every_model_of_every_size():
+    for size in ("0.6B", "1.7B", "4B", "8B"):
+        for model in gpu_models(size).values():
+            assert needs.download_bytes(model) > 0.3e9, model
+    assert needs.hub_folder("qwen3:8b-fp16") == ""
+    folder = ".cache/huggingface/hub/models--bartowski--Qwen_Qwen3-8B-GGUF"
+    assert needs.hub_folder("bartowski/Qwen_Qwen3-8B-GGUF:bf16") == folder
+
+
+def test_doctor_prints_the_plan_of_each_lab_on_gpus_only():
+    page = render(facts_of("h100"), examine(facts_of("h100")))
+    assert re.search(r"3\.3\.7 .*needs 38\.3 GB for 2 vLLM", page)
+    assert re.search(r"3\.3\.2 .*needs 37\.4 GB for 2 SGLang", page)
+    laptop = facts_of("laptop")
+    assert "GB for" not in render(laptop, examine(laptop))
+
+
+def test_doctor_stops_only_the_labs_whose_fleet_does_not_fit():
+    facts = facts_of("h100")
+    busy = change(facts, gpus=(replace(facts.gpus[0], free_bytes=38.6e9),))
+    assert stopped(examine(busy)) == {7}
 
 
 def test_every_engine_that_a_lab_names_is_among_its_needs():

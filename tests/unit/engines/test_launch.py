@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,10 +25,14 @@ from utils.engines import (
     registry,
     runtime,
 )
+from utils.engines.engine_errors import StartCancelled
+from utils.engines.process import ProcessHandle
 from utils.engines.runtime import free_port, last_log_line, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
+from utils.engines.start_progress import StartProgress
 from utils.profiles import PROFILES, ROOT
 
+launch_module = sys.modules["utils.engines.launch"]
 FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 
 
@@ -167,6 +172,36 @@ def test_an_engine_that_is_never_healthy_is_stopped(fake, profile):
     assert "start_timeout_s" in caught.value.hint
 
 
+def test_cancelled_start_leaves_nothing(fake, profile, tmp_path):
+    pids, heard = tmp_path / "pids", []
+    stop = threading.Event()
+
+    def say(text):
+        heard.append(text)
+        stop.set()
+
+    progress = StartProgress("Fake", say=say, stop=stop)
+    arguments = ("--mode", "stubborn", "--silent", "--pids", str(pids))
+    with pytest.raises(StartCancelled):
+        launch("fake", profile, extra_arguments=arguments, progress=progress)
+    assert heard[0].startswith("starting, 0 s")
+    if pids.exists():  # else it was killed before it began
+        assert all(gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_engine_that_never_served_is_killed_before_it_is_asked(fake, profile, monkeypatch):
+    calls = []
+    for method in ("kill", "stop"):
+        real = getattr(ProcessHandle, method)
+        monkeypatch.setattr(
+            ProcessHandle, method, lambda self, m=method, f=real: (calls.append(m), f(self))
+        )
+    impatient = dataclasses.replace(profile, start_timeout_s=0.5)
+    with pytest.raises(EngineStartError, match="was not healthy"):
+        launch("fake", impatient, extra_arguments=("--silent",), quiet=True)
+    assert calls == ["kill", "stop"]
+
+
 def test_a_port_in_use_is_refused(fake, profile):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -200,6 +235,37 @@ def test_an_engine_that_is_not_set_up_names_the_command(fake, profile, monkeypat
         launch("fake", profile)
 
 
+GPU = dataclasses.replace(PROFILES["cpu"], name="cuda-local", device="cuda", shares_gpu=True)
+
+
+def test_gpu_without_docker_takes_the_cuda_build(fake, monkeypatch):
+    cuda = dataclasses.replace(fake.local, command=("cuda",), setup="fake_cuda")
+    both = dataclasses.replace(fake, local_cuda=cuda)
+    assert both.local_on("cuda") == (cuda, "cuda")
+    assert both.local_on("cpu") == (fake.local, "cpu")
+    assert fake.local_on("cuda") == (fake.local, "cpu")
+
+
+def test_engine_without_cuda_build_says_that_it_is_on_the_cpu(fake, profile, capsys):
+    local = dataclasses.replace(GPU, models=profile.models, start_timeout_s=10.0)
+    with launch("fake", local) as engine:
+        assert engine.options.device == "cpu"
+    assert "on the CPU, because this build of it has no CUDA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vllm", "make setup STEP=vllm_cuda"),
+        ("sglang", "make setup STEP=sglang_cuda"),
+        ("tensorrt_llm", "it needs its container"),
+    ],
+)
+def test_gpu_without_docker_names_what_is_missing(name, says, monkeypatch):
+    with pytest.raises(NotRunHere, match=says):
+        launch(name, dataclasses.replace(GPU, models={name: "owner/some-model"}))
+
+
 def test_a_missing_model_is_refused_before_the_start(fake, profile, tmp_path):
     with pytest.raises(ModelMissing, match="There is no model at"):
         launch("fake", profile, model=str(tmp_path / "none.gguf"))
@@ -229,6 +295,15 @@ def test_a_profile_may_be_given_by_name_and_a_port_must_be_one(fake, profile):
     for port in (0, 99999, "8000"):
         with pytest.raises(UnsupportedOption, match="no port"):
             launch("fake", profile, port=port)
+
+
+def test_file_for_container_is_below_the_course(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch_module, "LOGS", tmp_path / ".run")
+    (tmp_path / "settings.yml").write_text("dtype: fp8")
+    copied = launch_module.below_course(tmp_path / "settings.yml")
+    assert copied.parent == tmp_path / ".run"
+    assert copied.read_text() == "dtype: fp8"
+    assert launch_module.below_course(ROOT / "README.md") == ROOT / "README.md"
 
 
 def test_logs_go_elsewhere_when_the_folder_cannot_be_written(monkeypatch, tmp_path):

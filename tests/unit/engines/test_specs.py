@@ -203,6 +203,7 @@ def test_llama_cpp_server_knows_all_arguments_of_spec(changes):
         ("/m/tiny-Q8_0.gguf", "Q8_0"),
         ("/m/tiny-BF16.gguf", "BF16"),
         ("owner/name-GGUF:Q8_0", "Q8_0"),
+        ("qwen3:8b-fp16", "FP16"),
         ("Qwen/Qwen3-8B", "BF16"),
     ],
 )

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, launch
+from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, get_spec, launch, runtime
 from utils.engines import tensorrt_llm_checks as checks
 from utils.engines.container import run_arguments
 from utils.engines.tensorrt_llm import SPEC
@@ -133,14 +135,6 @@ def test_combinations_that_could_not_work_are_named_with_what_to_change(settings
     assert not (tmp_path / "x.yml").exists()
 
 
-def test_a_gpu_is_read_from_its_driver_and_gb10_has_the_systems_memory():
-    assert checks.parse_gpu("NVIDIA A100, 8.0, 81920\n", 1.0).memory_bytes == 81920 * 1024**2
-    spark = checks.parse_gpu("NVIDIA GB10, 12.1, [N/A]\n", 99e9)
-    assert spark == checks.Gpu("NVIDIA GB10", 12.1, 99e9, unified=True, free_bytes=99e9)
-    assert checks.parse_gpu("", 1.0) is None
-    assert checks.parse_gpu("Tesla, [N/A], 16", 1.0) is None
-
-
 def test_what_a_device_cannot_do_is_named_with_what_to_change():
     fp8 = TrtLlmSettings(kv_cache_config=KvCache("fp8"))
     assert checks.device_faults(fp8, GB10) == []
@@ -149,9 +143,6 @@ def test_what_a_device_cannot_do_is_named_with_what_to_change():
     assert "write auto" in fault
     (fault,) = checks.device_faults(TrtLlmSettings(), dataclasses.replace(A100, capability=7.5))
     assert "write float16" in fault
-    (fault,) = checks.device_faults(TrtLlmSettings(), GB10, weights_bytes=141e9)
-    assert "unified memory" in fault
-    assert "drop_caches" in fault
     (fault,) = checks.device_faults(TrtLlmSettings(), None)
     assert "no NVIDIA GPU" in fault
 
@@ -167,27 +158,6 @@ def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tm
     (fault,) = checks.model_faults(mtp, str(tmp_path), GB10)
     assert "num_nextn_predict_layers" in fault
     assert checks.model_faults(mtp, "owner/model", GB10) == []
-
-
-def test_the_weights_of_a_checkpoint_are_counted_before_it_is_loaded(tmp_path, monkeypatch):
-    assert checks._weight_bytes(str(TINY)) == pytest.approx(19.1e6, rel=0.01)
-    assert checks._weight_bytes(str(tmp_path)) == 0
-    assert checks._weight_bytes(None) == 0
-    large = {
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "vocab_size": 128256,
-    }
-    monkeypatch.setattr(checks, "read_config", lambda model: large)
-    monkeypatch.setattr(checks, "this_gpu", lambda: dataclasses.replace(GB10, memory_bytes=40e9))
-    with pytest.raises(UnsupportedOption, match=r"141\.1"):
-        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
-    large["quantization_config"] = {}
-    with pytest.raises(NotRunHere):
-        launch("tensorrt_llm", "cpu", model="owner/large", quiet=True)
 
 
 def test_asking_for_an_engine_build_explains_its_removal(tmp_path):
@@ -221,3 +191,59 @@ def test_the_file_is_mounted_read_only_and_named_in_the_command(tmp_path):
     request = run_arguments(SPEC.container, command, 1, None, {}, tmp_path / "x.yml")
     volume = request["volumes"][str(tmp_path / "x.yml")]
     assert volume == {"bind": "/course-config/x.yml", "mode": "ro"}
+
+
+@pytest.mark.parametrize(
+    ("written", "planned", "share"),
+    [
+        ({"kv_cache_config": {"dtype": "fp8"}}, 0.31, 0.31),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 0.2}}, 0.31, 0.2),
+        ({"kv_cache_config": {"free_gpu_memory_fraction": 0.9}}, 0.31, 0.31),
+        ({"max_batch_size": 4}, 0.31, 0.31),
+    ],
+)
+def test_command_line_and_file_say_the_same_share(written, planned, share, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "LOGS", tmp_path / "run")
+    file = tmp_path / "mine.yml"
+    file.write_text(yaml.safe_dump(written))
+    options = dataclasses.replace(OPTIONS, config=str(file), gpu_memory_utilization=planned)
+    settled = get_spec("tensorrt_llm").settle(options)
+    command = get_spec("tensorrt_llm").arguments(settled)
+    assert command[command.index("--kv_cache_free_gpu_memory_fraction") + 1] == str(share)
+    mounted = yaml.safe_load(Path(settled.config).read_text())
+    assert mounted.pop("kv_cache_config") == {
+        **written.get("kv_cache_config", {}),
+        "free_gpu_memory_fraction": share,
+    }
+    assert mounted == {k: v for k, v in written.items() if k != "kv_cache_config"}
+    assert Path(settled.config).parent == tmp_path / "run"  # docker sees this folder
+    assert yaml.safe_load(file.read_text()) == written
+
+
+def test_engine_without_a_file_keeps_its_options():
+    for options in (OPTIONS, dataclasses.replace(OPTIONS, config=None)):
+        assert get_spec("vllm").settle(options) is options
+    plain = dataclasses.replace(OPTIONS, config=None, gpu_memory_utilization=0.5)
+    assert get_spec("tensorrt_llm").settle(plain) is plain
+
+
+def test_container_gets_the_settled_file(tmp_path, monkeypatch):
+    starter = sys.modules["utils.engines.launch"]
+    requests = []
+    monkeypatch.setattr(runtime, "LOGS", tmp_path / "run")
+    monkeypatch.setattr(starter, "connect", lambda: None)
+    monkeypatch.setattr(starter, "ensure_image", lambda *a: None)
+    monkeypatch.setattr(
+        starter, "ContainerHandle", lambda client, title, request, *rest: requests.append(request)
+    )
+    file = tmp_path / "mine.yml"
+    file.write_text("kv_cache_config: {dtype: fp8}")
+    options = dataclasses.replace(OPTIONS, config=str(file), gpu_memory_utilization=0.25)
+    starter.start_container(SPEC, options, 8355, starter.StartProgress("x", True))
+    (request,) = requests
+    (mounted,) = (source for source in request["volumes"] if source.endswith(".yml"))
+    assert yaml.safe_load(Path(mounted).read_text())["kv_cache_config"] == {
+        "dtype": "fp8",
+        "free_gpu_memory_fraction": 0.25,
+    }
+    assert f"/course-config/{Path(mounted).name}" in request["command"]

@@ -3,23 +3,32 @@
 import re
 
 import yaml
+from documents import anchors
 from fake_openai import FakeServer
 from gateway_case import case
-from prometheus import PANELS
+from prometheus import DASHBOARD, PANELS
 from prometheus_client.parser import text_string_to_metric_families
 from test_gateway_relay import run
 
 from utils.engines import ENGINES
+from utils.gateway import metrics
 from utils.gateway.settings import load_settings
 from utils.profiles import ROOT
 
 DOCKER = ROOT / "docker"
 ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
-RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
-QUERIES = [rule["expr"] for rule in RULES]
-QUERIES += PANELS
-GROUPED = re.compile(r" by \(([^)]*)\) \(rate\((gateway_[a-z_0-9]+)")
-NAME = re.compile(r"\b(gateway_[a-z_0-9]+)(\{[^}]*\})?")
+RECORDED = {
+    rule["record"]: rule["expr"]
+    for group in ALERTS["groups"]
+    for rule in group["rules"]
+    if "record" in rule
+}
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"] if "alert" in rule]
+QUERIES = [rule["expr"] for rule in RULES] + list(RECORDED.values()) + PANELS
+GROUPED = re.compile(r" by \(([^)]*)\) \((?:\w+\()?(gateway_[a-z_0-9]+)")
+NAME = re.compile(r"(?<![:\w])(gateway_[a-z_0-9]+)(\{[^}]*\})?")
+ENGINES_METRIC = re.compile(r"vllm:|sglang:|llamacpp:|trtllm_")
+RUNBOOK = ROOT / "docs" / "runbook.md"
 
 
 def exported():
@@ -44,7 +53,9 @@ def test_every_query_asks_for_what_the_gateway_exports():
     names = exported()
     for query in QUERIES:
         asked = NAME.findall(query)
-        assert asked or "up{" in query, query
+        recorded = [name for name in RECORDED if name in query]
+        others = "up{" in query or query == "vector(1)" or ENGINES_METRIC.search(query)
+        assert asked or recorded or others, query
         for name, _ in asked:
             assert name in names, f"{name} in {query}"
         grouped = GROUPED.findall(query)
@@ -54,22 +65,60 @@ def test_every_query_asks_for_what_the_gateway_exports():
                 assert label in names[name], (label, query)
 
 
+def test_engine_panels_ask_for_what_engines_export():
+    known = {name for engine in ENGINES.values() for name in vars(engine.metrics).values()}
+    pattern = r"(?:vllm|sglang|llamacpp):\w+|trtllm_\w+"
+    asked = {name for query in PANELS for name in re.findall(pattern, query)}
+    assert asked
+    assert asked <= known
+
+
 def test_outcomes_in_queries_are_outcomes_of_the_code():
-    code = "".join(path.read_text() for path in (ROOT / "utils" / "gateway").glob("*.py"))
     for query in QUERIES:
-        for outcomes in re.findall(r'outcome=~"([^"]*)"', query):
+        for outcomes in re.findall(r'outcome!?=~?"([^"]*)"', query):
             for outcome in outcomes.split("|"):
-                assert f'"{outcome}"' in code, outcome
+                assert outcome in outcomes_of_code(), outcome
 
 
-def test_alerts_cover_what_they_should_and_say_it():
-    assert {rule["alert"] for rule in RULES} >= {
-        "ErrorRate",
-        "SlowFirstToken",
-        "Queue",
-        "EngineDown",
+def outcomes_of_code():
+    """Everything that the gateway's code may write as an outcome, and more strings."""
+    code = "".join(path.read_text() for path in (ROOT / "utils" / "gateway").glob("*.py"))
+    return set(re.findall(r'"([a-z_]+)"', code))
+
+
+def test_dashboard_and_alerts_leave_out_the_same_outcomes():
+    left_out = {found for query in QUERIES for found in re.findall(r'outcome!~"([^"]*)"', query)}
+    assert left_out == {"client_error|unauthorized|rate_limited|client_gone|slow_client"}
+
+
+def test_bound_of_first_tokens_is_bucket_edge():
+    bounds = {float(found) for query in QUERIES for found in re.findall(r'le="([^"]*)"', query)}
+    assert bounds <= set(metrics._FIRST)
+    assert bounds
+
+
+def test_dashboard_has_thresholds_variables_and_engine_panels():
+    panels = {panel["title"]: panel for panel in DASHBOARD["panels"]}
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {
+        "model",
+        "backend",
     }
-    assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in RULES)
+    with_lines = [p for p in panels.values() if "thresholds" in p["fieldConfig"]["defaults"]]
+    assert len(with_lines) >= 5
+    assert sum(title.startswith("Engines: ") for title in panels) == 4
+
+
+def test_each_alert_has_summary_severity_and_section_of_runbook():
+    sections = anchors(RUNBOOK.read_text())
+    for rule in RULES:
+        assert rule["annotations"]["summary"], rule
+        assert rule["labels"]["severity"] in ("page", "ticket", "none"), rule
+        page, _, section = rule["annotations"]["runbook_url"].partition("#")
+        assert ROOT / page == RUNBOOK, rule
+        assert section in sections, rule
+
+
+def test_alert_on_engine_survives_probe():
     down = next(rule["expr"] for rule in RULES if rule["alert"] == "EngineDown")
     assert "circuit_state >= 1" in down, "a probe (half open) must not start its `for` again"
 
@@ -87,8 +136,32 @@ def test_the_gateways_settings_agree_with_the_services():
     scraped = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
     targets = [
         t for s in scraped["scrape_configs"] for c in s["static_configs"] for t in c["targets"]
+    ] + [
+        name
+        for s in scraped["scrape_configs"]
+        for c in s.get("dns_sd_configs", ())
+        for name in c["names"]
     ]
     assert {target.split(":")[0] for target in targets} <= set(services)
     command = services["llama-a"]["command"]
     slots = int(command[command.index("-np") + 1])
     assert all(b.max_outstanding == slots for m in settings.models for b in m.backends)
+
+
+def test_services_of_ours_are_hardened():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    for name in ("gateway", "prometheus", "grafana", "llama-a", "llama-b"):
+        assert services[name]["read_only"] is True, name
+        assert services[name]["cap_drop"] == ["ALL"], name
+    for name, service in services.items():
+        if name != "jupyter":  # it starts containers, so it has root's powers anyway
+            assert "no-new-privileges:true" in service["security_opt"], name
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), f"{name} is published to others: {port}"
+
+
+def test_private_port_is_not_published():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    private = load_settings(DOCKER / "gateway.yaml").private.port
+    assert private
+    assert not any(port.endswith(f":{private}") for port in services["gateway"]["ports"])

@@ -38,34 +38,38 @@ def test_an_answer_in_one_piece_may_take_longer_than_a_first_byte():
     run(work())
 
 
-def test_a_backend_is_back_when_its_probe_has_a_first_piece():
+def test_open_circuit_gets_probe_of_gateway_and_no_request():
     async def work():
-        fake = FakeServer(tokens=1000, gap_s=0.02)
-        async with case(fake) as c:
-            backend = c.gateway.pools[MODEL].backends[0]
-            open_circuit(backend)
-            probe = asyncio.create_task(c.stream())
-            await c.until(lambda: fake.running == 1 and backend.circuit.state == "closed")
-            assert not probe.done()
-            probe.cancel()
-            await c.until(lambda: not c.gateway.contexts)
+        async with case(FakeServer(), FakeServer()) as c:
+            broken, _ = c.gateway.pools[MODEL].backends
+            c.fakes[0].open.clear()
+            open_circuit(broken)
+            for _ in range(4):
+                assert (await c.ask()).status_code == 200
+            await c.until(lambda: c.fakes[0].requests)
+            probe = c.fakes[0].requests[0]
+            assert len(c.fakes[0].requests) == 1
+            assert (probe["max_tokens"], probe["model"]) == (1, MODEL)
+            assert len(c.fakes[1].requests) == 4
+            c.fakes[0].open.set()
+            await c.until(lambda: broken.circuit.state == "closed")
 
     run(work())
 
 
-def test_half_open_only_the_probe_counts():
+def test_result_of_request_from_before_opening_changes_nothing():
     async def work():
-        async with case() as c:
+        async with case(FakeServer(), FakeServer()) as c:
             backend = c.gateway.pools[MODEL].backends[0]
             old = backend.sent()
-            open_circuit(backend)
-            probe = backend.sent()
-            assert backend.circuit.state == "half_open"
-            assert not backend.answers(old)
+            for _ in range(3):
+                backend.result(backend.sent(), "failure")
+            assert backend.circuit.state == "open"
             for event in ("success", "failure", "cancelled"):
                 backend.result(old, event)
-                assert backend.circuit.state == "half_open", "it was sent before the circuit opened"
-            assert backend.answers(probe) and backend.circuit.state == "closed"
+                assert backend.circuit.state == "open"
+            backend.result(backend.sent(), "success")
+            assert backend.circuit.state == "closed", "sent there because no other was left"
 
     run(work())
 
@@ -107,7 +111,7 @@ def test_a_retry_that_nobody_can_take_is_not_counted():
 def test_a_request_to_a_new_connection_is_not_repeated_there():
     async def work():
         async with case(FakeServer("drops"), health={**QUICK, "retries": 0}) as c:
-            c.gateway.pools[MODEL].backends[0]._transport._reuse = False
+            c.gateway.pools[MODEL].backends[0]._transport._keep_after = float("inf")
             assert (await c.ask()).status_code == 502 and len(c.fakes[0].requests) == 1
 
     run(work())
@@ -126,7 +130,7 @@ def test_a_client_that_does_not_take_the_end_is_dropped_too():
             writer.transport.pause_reading()
             body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "a"}]}
             data = json.dumps(body).encode()
-            head = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+            head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
             writer.write(head % (ROUTE.encode(), len(data)) + data)
             await c.until(lambda: outcomes(c, "slow_client") == 1, 8)
             assert not c.gateway.contexts
@@ -235,23 +239,6 @@ def test_places_are_given_in_the_order_of_arrival():
             for at in (0, 1, 2, 3):
                 pool.release(await asyncio.wait_for(waiting[at], 2), 0.1)
             assert order == [0, 1, 2, 3, 4, 5]
-
-    run(work())
-
-
-def test_a_limit_that_expires_at_this_moment_does_not_end_the_watch():
-    async def work():
-        async with case() as c:
-            backend = c.gateway.pools[MODEL].backends[0]
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0) as limit:
-                    backend.opening.add(limit)
-                    try:
-                        await asyncio.sleep(1)
-                    finally:
-                        backend._turn(False)
-            backend.opening.discard(limit)
-            await c.until(lambda: backend.up)
 
     run(work())
 

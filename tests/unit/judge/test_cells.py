@@ -12,13 +12,13 @@ from tools.authoring.notebook import render
 from tools.lab.judge.cells import (
     LabCells,
     as_text,
-    defined_names,
     merge,
     names_in,
     pick,
     read_lab_cells,
     same,
 )
+from utils.checks.own_cell import defined_names
 from utils.profiles import ROOT
 
 (LAB,) = read_labs(ROOT, only="3.3.1")

@@ -130,8 +130,8 @@ def test_requests_and_jobs_have_lengths_of_profile():
     assert {(job.arrival, job.prompt_tokens) for job in jobs} == {(0, CPU.load.prompt_tokens)}
 
 
-@pytest.mark.parametrize(("runtime", "together"), [("process", 2), ("docker", 1)])
-def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, together):
+@pytest.mark.parametrize(("shares_gpu", "together"), [(False, 2), (True, 1)])
+def test_variants_run_side_by_side_unless_they_share_a_gpu(monkeypatch, shares_gpu, together):
     alive, most, stopped = set(), [], []
 
     def engine(name):
@@ -141,7 +141,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
 
         return SimpleNamespace(name=name, stop=stop, running=lambda: name in alive)
 
-    def launch(name, profile, *, quiet, tag):
+    def launch(name, profile, *, progress, tag):
         if tag == "bad":
             raise EngineError("out of luck")
         alive.add(tag)
@@ -152,7 +152,7 @@ def test_variants_run_side_by_side_only_as_processes(monkeypatch, runtime, toget
         return variant + running.name
 
     monkeypatch.setattr(fleet, "launch", launch)
-    profile = replace(CPU, runtime=runtime)
+    profile = replace(CPU, shares_gpu=shares_gpu)
     variants = {"a": {"tag": "1"}, "b": {"tag": "2"}, "c": {"tag": "bad"}}
     results, reasons = experiments.run_variants(profile, variants, work)
     assert results == {"a": "a1", "b": "b2"} and reasons == {"c": "out of luck"}

@@ -1,5 +1,6 @@
 """Lab 3.3.5's tables and guards on invented runs; its mask, probe and data on the tiny model."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from utils.labs.lab_3_3_5 import experiments, tables
 from utils.labs.lab_3_3_5.experiments import Expansion, Level
 from utils.labs.lab_3_3_5.hidden_state_probe import probe
+from utils.profiles import PROFILES, gpu_models
 from utils.speculative.comparison import ServedSpeculation, SpeculationResult
 from utils.speculative.dataset import Prompt, Recorded, tokenizer_of
 from utils.speculative.drafters import EagleDrafter
@@ -244,3 +246,13 @@ def test_sampling_guard_warns_below_half_of_the_accepted_guesses(capsys):
 def test_sampling_guard_is_silent_when_both_accept_alike(capsys):
     tables.warn_other_sampling(2.8, 2.9)
     assert capsys.readouterr().out == ""
+
+
+def test_eagle3_is_left_out_with_its_reason_where_no_heads_are_public(capsys):
+    small = replace(PROFILES["cuda"], models=gpu_models("0.6B"))
+    assert list(experiments.vllm_variants(small)) == ["plain", "n-gram"]
+    assert "no EAGLE-3 heads are public" in capsys.readouterr().out
+    assert "no EAGLE-3 heads are public" in experiments.try_sglang(small)
+    for profile in (PROFILES["cpu"], PROFILES["cuda"]):
+        assert list(experiments.vllm_variants(profile)) == ["plain", "EAGLE-3", "n-gram"]
+    assert not capsys.readouterr().out

@@ -95,7 +95,7 @@ def test_a_stream_is_cut_anywhere_and_stays_the_same():
 
 def test_a_watched_answer_is_timed():
     timing = experiments.watched_answer(on_message, 0.05, 0.01)
-    assert 0.04 < timing.ttft < 1.0 and timing.ended > timing.first_byte and timing.status == 200
+    assert 0.04 < timing.ttft < 1.0 and timing.ended > timing.first_token and timing.status == 200
 
 
 def test_the_proxy_hands_on_slows_down_and_lies():
@@ -117,3 +117,42 @@ def test_the_proxy_hands_on_slows_down_and_lies():
                 await asyncio.to_thread(proxy.stop)
 
     asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_replicas_take_turns_with_the_three_on_a_gpu_only(monkeypatch):
+    made, cpu, gpu = [], PROFILES["cpu"], PROFILES["cuda"]
+
+    class Recorded:
+        def __init__(self, profile, variants, **options):
+            made.append((list(variants), options))
+
+        def stop(self):
+            made.append("stopped")
+
+    started = SimpleNamespace(result=lambda: "both")
+    monkeypatch.setattr(experiments, "Fleet", Recorded)
+    monkeypatch.setattr(experiments, "start_later", lambda profile, variants: started)
+    three = Recorded(gpu, {"first": {}})
+
+    made.clear()
+    assert experiments.replicas_later(cpu) is started
+    assert experiments.replicas_alone(cpu, three, started) == "both"
+    assert experiments.three_again(cpu, three) is three
+    assert made == []
+
+    assert experiments.replicas_later(gpu) is None
+    experiments.replicas_alone(gpu, three, None)
+    assert made == ["stopped", (["left", "right"], {"together": True})]
+    experiments.three_again(gpu, three)
+    assert made[2:] == [(["first", "second", "third"], {"together": True})]
+
+
+def test_patience_comes_from_the_machines_own_speed():
+    def slow(factor):
+        times = tuple(factor * at for at in (1.0, 1.1, 1.5))
+        whole = trace(0, seconds=2 * factor)
+        return dataclasses.replace(whole, first_token=times[0], chunk_times=times)
+
+    assert experiments.patience([slow(1.0), slow(2.0)]) == {"first_byte_s": 10.0, "idle_s": 4.0}
+    assert experiments.patience([slow(0.01)]) == experiments.LEAST_PATIENCE_S
+    assert experiments.patience([trace(0, error="x")]) == experiments.LEAST_PATIENCE_S

@@ -15,12 +15,12 @@ from benchmark_records import scaled
 from gguf import GGUFWriter
 from safetensors.numpy import save_file
 
-from utils.benchmark import Cited, ClosedLoop
+from utils.benchmark import Cited, ClosedLoop, Record
+from utils.model_sizes import BITS_PER_WEIGHT, QWEN3, bytes_per_token
 from utils.roofline import rates
 from utils.roofline.ceilings import Ceiling, Claim, decode_ceiling, judge, prefill_ceiling
 from utils.roofline.machine import MIB, Bandwidth, Machine
 from utils.roofline.published import (
-    BITS_PER_WEIGHT,
     DGX_SPARK,
     LLAMA_3_1_8B,
     OLD_TABLE,
@@ -28,7 +28,7 @@ from utils.roofline.published import (
     judge_rows,
 )
 from utils.roofline.rates import MATMUL_SHAPES, cache_sizes, measure_bandwidth, measure_machine
-from utils.roofline.roofline import compare, describe_model, judge_published
+from utils.roofline.roofline import Model, compare, describe_model, judge_published, record_claim
 from utils.roofline.weights import WeightsError, read_weights, weights_of_config
 
 LLAMA = weights_of_config(LLAMA_3_1_8B)
@@ -294,7 +294,10 @@ def test_our_own_records_beside_their_ceilings(tmp_path: Path) -> None:
     assert "tied" in str(model)
     assert model.weight_bytes == 2 * (64 * 64 + 64 + 6400)
     machine = Machine("m", (Bandwidth(1, 1e6, "x"),), 1e9, "bfloat16", "measured", "s")
-    records = [scaled("slow", ClosedLoop(1), 0.1), scaled("too fast", ClosedLoop(1), 10)]
+    records = [
+        replace(scaled(name, ClosedLoop(1), speed), model=str(tmp_path))
+        for name, speed in (("slow", 0.1), ("too fast", 10))
+    ]
     frame = compare(
         records, {"slow": SimpleNamespace(prompt_tokens=8, tokens_per_s=9.0)}, machine, model
     )
@@ -361,3 +364,42 @@ def test_a_safetensors_header_without_tensors_is_refused(tmp_path: Path, header:
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         read_weights(file)
+
+
+QWEN = Model(
+    "Qwen/Qwen3-8B",
+    weights_of_config(QWEN3["8B"], 16),
+    bytes_per_token(QWEN3["8B"], "bfloat16"),
+    QWEN3["8B"],
+)
+
+
+def hub_record(quantisation: str, throughput: float) -> Record:
+    record = replace(
+        scaled("llama.cpp", ClosedLoop(1), 1),
+        model=f"bartowski/Qwen_Qwen3-8B-GGUF:{quantisation}",
+        quantisation=quantisation,
+        engine="llama_cpp",
+        dtype="bfloat16",
+    )
+    return replace(record, summary={**record.summary, "output_throughput": throughput})
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "gigabytes", "verdict"),
+    [
+        ("Q8_0", 8.04, "possible"),
+        ("BF16", 15.14, "above the ceiling"),
+        ("FP16", 15.14, "above the ceiling"),
+        ("IQ7_X", math.nan, "not given"),
+    ],
+)
+def test_hub_model_is_judged_by_the_bytes_of_its_quantisation(
+    quantisation: str, gigabytes: float, verdict: str
+) -> None:
+    claim = record_claim(hub_record(quantisation, 27.0), DGX_SPARK, QWEN)
+    expected = 273e9 / (gigabytes * 1e9)
+    assert claim.ceiling.tokens_per_s == pytest.approx(expected, rel=0.01, nan_ok=True)
+    (judged,) = judge([claim])
+    assert judged.verdict == verdict
+    assert claim.tokens_per_s == 27.0

@@ -20,8 +20,10 @@ from tools.setup.setup_steps import (
     LLAMA_CPP_NATIVE,
     REQUIREMENTS,
     SGLANG,
+    SGLANG_CUDA,
     STAMP,
     VLLM,
+    VLLM_CUDA,
     Step,
     steps_for,
 )
@@ -347,11 +349,12 @@ def test_a_wrong_profile_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["setup"])
     monkeypatch.setenv("COURSE_PROFILE", "tpu")
     assert command.main() == 1
-    assert "cpu, cuda, spark" in capsys.readouterr().err
+    assert "cpu, cuda, cuda-local, spark" in capsys.readouterr().err
 
 
 def test_gpu_profiles_take_their_engines_from_containers():
     assert steps_for("spark") == (COURSE,)
+    assert steps_for("cuda-local") == (COURSE, VLLM_CUDA, SGLANG_CUDA, LLAMA_CPP)
 
 
 def test_sglang_is_set_up_where_it_runs_without_its_kernels(monkeypatch):

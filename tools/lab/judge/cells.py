@@ -7,7 +7,6 @@ it found.
 
 from __future__ import annotations
 
-import ast
 import html
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import nbformat
 
 from tools.lab.judge.sanitize_outputs import harmless, writable
+from utils.checks.own_cell import defined_names
 
 MAX_FILE_BYTES = 200 << 20
 MAX_TEXT = 100_000
@@ -53,6 +53,7 @@ class Slot:
         variable: name that an exercise's check examines; "" otherwise.
         check: source of its check cell; "" otherwise.
         points: what it is worth.
+        title: heading of an exercise's task, such as "Exercise 1: TTFT"; "" otherwise.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Slot:
     variable: str = ""
     check: str = ""
     points: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
                     variable=variable,
                     check=check.text,
                     points=check.points,
+                    title=_title(before.text) if before else "",
                 )
             )
         elif role == "answer":
@@ -143,6 +146,12 @@ def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
         elif role == "prediction":
             others.append(Slot(key, cell.id, cell.text))
     return LabCells(name, setup, tuple(exercises), tuple(others))
+
+
+def _title(task: str) -> str:
+    """Return the text of a task's first line if that is a heading, else ""."""
+    first = task.partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def pick(data: bytes, lab: LabCells) -> HandedIn:
@@ -335,27 +344,6 @@ def same(one: str, other: str) -> bool:
         return [line.rstrip() for line in text.strip().splitlines()]
 
     return trimmed(one) == trimmed(other)
-
-
-def defined_names(text: str) -> set[str]:
-    """Names that a cell defines at its top level; none if it does not parse."""
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    names: set[str] = set()
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        else:
-            names |= {
-                n.id
-                for n in ast.walk(node)
-                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-            }
-    return names
 
 
 def names_in(texts: Iterable[str]) -> list[str]:

@@ -21,6 +21,8 @@ A lab's file, `solutions/grading/lab_3_3_N.py`, is never released. It says per e
   fails on every seed: a learner who stored the answers to the lab's own check earns nothing.
 * **wrong** solutions, three at least, must be refused by the lab's check, with a message that
   contains `says`, and must not earn all points.
+* **right** solutions in other styles (NumPy, recursion, another container) must pass the check and earn
+  all points, as the reference does.
 * **twins** are functions and classes of `utils` that answer the exercise. While it is graded they
   are not in reach of the learner's code. The check's reference is one without being named.
 * **returns** are classes of `utils` that an answer may return or hold, beside plain values.
@@ -86,6 +88,7 @@ class Grading:
 
     check: Check
     wrong: Mapping[str, Any]
+    right: Mapping[str, Any] = field(default_factory=dict)
     twins: tuple[str, ...] = ()
     returns: tuple[type, ...] = ()
     parts: list[GradedPart] = field(default_factory=list)

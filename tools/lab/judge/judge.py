@@ -48,7 +48,7 @@ class ExerciseResult:
     Attributes:
         id: of the exercise.
         points: what it is worth.
-        verdict: "right", "partly right", "wrong", "not attempted" or "missing".
+        verdict: "right", "partly right", "wrong", "not finished", "not attempted" or "missing".
         message: the reason, in the exercise's own terms; "" when right.
         parts: part by part; empty where nothing could be judged.
         outputs: what the learner's cell showed (nbformat).

@@ -436,12 +436,22 @@ class RemoteAnswer:
         self.session = session
         self._empty = plain(str(found["empty"]), 200)
         self._fault = plain(str(found["fault"]), 500)
+        self._stubs = [plain(str(name), 80) for name in list(found["stubs"])[:50]]
+        self._untouched = bool(found["untouched"])
         self._value = found.get("value")
         self._remote = session.take(found)
 
     def empty(self) -> str:
         """See `LearnerResult`."""
         return self._empty
+
+    def stubs(self) -> list[str]:
+        """See `LearnerResult`."""
+        return self._stubs
+
+    def untouched(self) -> bool:
+        """See `LearnerResult`."""
+        return self._untouched
 
     def fault(self, wanted: ExpectedKind) -> str:
         """See `LearnerResult`."""

@@ -24,7 +24,14 @@ from traitlets.config import Config
 from tools.lab.judge.parent_death_signal import end_with_parent
 from tools.lab.judge.rpc_codec import Codec, WireError, from_bytes, to_bytes
 from tools.lab.judge.syscalls import refuse_for_ever
-from utils.checks.attempt import ExpectedKind, line_of, signature_fault, why_empty
+from utils.checks.attempt import (
+    ExpectedKind,
+    LocalAnswer,
+    line_of,
+    refuse_changes,
+    signature_fault,
+    why_empty,
+)
 from utils.checks.expect import brief
 
 TEXT_LIMIT = 20_000
@@ -121,9 +128,10 @@ class Worker:
         fault = "" if empty else signature_fault(thing, wanted)
         codec = Codec(self.things, self.classes, agree=False)
         value = codec.encode(thing) if wanted.kind == "value" and not (empty or fault) else None
-        return {"found": True, "empty": empty, "fault": fault, "value": value} | self.things.give(
-            thing
-        )
+        local = LocalAnswer(thing)
+        written = {"stubs": local.stubs(), "untouched": local.untouched()}
+        found = {"found": True, "empty": empty, "fault": fault, "value": value}
+        return found | written | self.things.give(thing)
 
     def agree(self, message: dict[str, Any]) -> dict[str, Any]:
         """Classes whose objects may cross by value."""
@@ -138,6 +146,7 @@ class Worker:
         codec = Codec(self.things, self.classes, agree=False)
         arguments = codec.decode(message["arguments"])
         args, kwargs = arguments
+        before = codec.decode(message["arguments"])
         how = message["how"]
         sink = Cut()
         error = None
@@ -149,6 +158,8 @@ class Worker:
                     result = thing(*args, **kwargs)
                     if result is ...:
                         raise NotImplementedError("it returns ...")
+                    if not message["restore"] and not isinstance(thing, type):
+                        refuse_changes(thing, before, arguments)
                 elif how == "list":
                     result = list(thing)
                 else:

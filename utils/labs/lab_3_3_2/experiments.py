@@ -17,10 +17,10 @@ from utils.benchmark import Client, ClosedLoop, Request, make_record, run, write
 from utils.benchmark.engine_run import Run, measure
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
-from utils.benchmark.response import error_text
 from utils.engines import EngineError, RunningEngine
 from utils.engines.router import route
 from utils.engines.structured import Constraint, fault, request_fields
+from utils.http.answers import error_text
 from utils.kvcache.radix import Tokens
 from utils.labs.lab_3_3_2.workloads import (
     Maker,
@@ -238,12 +238,6 @@ def starving_queue(profile: Profile, followers: int) -> tuple[Prompts, int]:
     prompts = [prefix + make.tokens(1) for _ in range(followers)]
     prompts.insert(2, make.tokens(5))
     return prompts, 2
-
-
-def half_a_gpu(profile: Profile) -> dict[str, Any]:
-    """Return the options of an engine that shares its GPU with another one, or none without a GPU."""
-    share = profile.gpu_memory_utilization
-    return {} if share is None else {"gpu_memory_utilization": round(share / 2, 2)}
 
 
 def measure_order(

@@ -10,12 +10,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from utils.benchmark import Request
 from utils.benchmark.prompts import PromptMaker
 from utils.kvcache.radix import Tokens
-from utils.model_sizes import from_hub
+from utils.model_sizes import tokenizer_file
 from utils.profiles import Profile
 
 Prompts = list[Tokens]
@@ -52,9 +51,8 @@ class Maker:
 
 
 def tokenizer_of(profile: Profile) -> str:
-    """Return the `tokenizer.json` of the profile's SGLang model, or the folder that holds one."""
-    model = profile.models["sglang"]
-    return model if Path(model).exists() else str(from_hub(model, "tokenizer.json"))
+    """Return the `tokenizer.json` of the profile's SGLang model."""
+    return str(tokenizer_file(profile.models["sglang"]))
 
 
 def workloads(profile: Profile, seed: int = 0) -> Mapping[str, Prompts]:

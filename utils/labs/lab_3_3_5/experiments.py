@@ -16,7 +16,13 @@ from utils.engines import EngineError, RunningEngine, launch
 from utils.engines.fleet import Fleet
 from utils.engines.registry import get_spec
 from utils.profiles import Profile
-from utils.speculative.comparison import ServedSpeculation, in_batches, loop_free, measure_served
+from utils.speculative.comparison import (
+    ServedSpeculation,
+    in_batches,
+    loop_free,
+    measure_served,
+    speculation,
+)
 from utils.speculative.dataset import (
     TRAINED,
     UNLIKE,
@@ -412,6 +418,19 @@ def served_prompts(tokenizer: Any, profile: Profile) -> list[list[int]]:
     return [p.ids for kind in TRAINED for p in held_out(tokenizer, kind, count, seed=5)]
 
 
+NO_HEADS = "not run here: no EAGLE-3 heads are public for the model of this profile"
+
+
+def vllm_variants(profile: Profile) -> dict[str, dict[str, Any]]:
+    """Return the options of `launch("vllm", ...)` by name. EAGLE-3 is left out if the model has no heads."""
+    variants: dict[str, dict[str, Any]] = {"plain": {}}
+    if heads := profile.models.get("eagle3_heads"):
+        variants["EAGLE-3"] = speculation("eagle3", 3, heads)
+    else:
+        print(f"EAGLE-3 in vLLM: {NO_HEADS} ({profile.models['vllm']}).")
+    return variants | {"n-gram": speculation("ngram", 3)}
+
+
 def sglang_options(profile: Profile, guesses: int = 3) -> dict[str, Any]:
     """Options of `launch("sglang", ...)` for EAGLE-3 with a chain of guesses."""
     return {
@@ -431,7 +450,9 @@ def try_sglang(profile: Profile) -> str:
     In containers it is started. As a local process it has no kernels of its own (tools/setup/sglang_cpu): the
     one that builds a tree is called in its environment, and says so.
     """
-    if profile.runtime != "process":
+    if "eagle3_heads" not in profile.models:
+        return f"SGLang with EAGLE-3: {NO_HEADS} ({profile.models['sglang']})."
+    if profile.device == "cuda":
         try:
             with launch("sglang", profile, quiet=True, **sglang_options(profile)) as engine:
                 prompts = served_prompts(load_tokenizer(profile.models["vllm"]), profile)

@@ -14,6 +14,7 @@ import pandas as pd
 from utils.benchmark.engine_run import make_requests, measure
 from utils.engines import RunningEngine
 from utils.engines.fleet import Fleet
+from utils.fleet_plan import TYPES_CONTEXT, TYPES_SLOTS
 from utils.profiles import MODELS, Profile, cpu_flags, read_cpuinfo
 from utils.quantisation.quality import Judged, agreement, divergence, judge_texts
 from utils.telemetry.cache import llama_cpp_cache_bytes
@@ -21,8 +22,6 @@ from utils.tinymodel import corpus, tasks, tokenizer
 from utils.tinymodel.export import write_gguf
 
 REFERENCE = "BF16 weights, f16 KV"
-SLOTS = 4
-CONTEXT = 1024  # tokens of each slot
 KV_TYPES = ("f16", "q8_0", "q4_0")
 # Q4_K packs 256 values of a row together (llama.cpp ggml/src/ggml-common.h, QK_K).
 K_QUANT_GROUP = 256
@@ -56,15 +55,15 @@ class Variant:
     @property
     def kv_bytes_per_token(self) -> float:
         """Bytes of KV cache for one token."""
-        return self.kv_bytes / (SLOTS * CONTEXT)
+        return self.kv_bytes / (TYPES_SLOTS * TYPES_CONTEXT)
 
 
 def variants(profile: Profile, folder: Path) -> dict[str, dict[str, Any]]:
     """Options of `launch("llama_cpp", ...)` by name; files that do not ship are written to `folder`."""
     common = {
         "engine": "llama_cpp",
-        "context_length": CONTEXT,
-        "max_sequences": SLOTS,
+        "context_length": TYPES_CONTEXT,
+        "max_sequences": TYPES_SLOTS,
         # -lv 4: the log tells the size of the cache. One thread: variants differ in arithmetic, not in
         # waiting.
         "extra_arguments": ("-lv", "4", "-t", "1", "-tb", "1"),
@@ -94,9 +93,11 @@ def measure_variants(fleet: Fleet, profile: Profile, label: str) -> dict[str, Va
     sizes = profile.load.inside
 
     def speed(name: str, engine: RunningEngine, turn: int) -> float:
-        requests = make_requests(profile, SLOTS, seed=turn)
-        warmup = SLOTS if turn == 0 else 0
-        return measure(engine, profile, requests, SLOTS, f"{label}: {name}", warmup).throughput
+        requests = make_requests(profile, TYPES_SLOTS, seed=turn)
+        warmup = TYPES_SLOTS if turn == 0 else 0
+        return measure(
+            engine, profile, requests, TYPES_SLOTS, f"{label}: {name}", warmup
+        ).throughput
 
     def quality(name: str, engine: RunningEngine, turn: int) -> tuple[float, Judged, str]:
         judged = judge_texts(engine, texts_for(sizes.quality_texts), sizes.quality_tokens)
@@ -122,7 +123,9 @@ def variants_table(found: Mapping[str, Variant]) -> pd.DataFrame:
             "weights (MB)": round(one.weight_bytes / 1e6, 1),
             "KV bytes per token": round(one.kv_bytes_per_token),
             "KV, share of f16": f"{one.kv_bytes / reference.kv_bytes:.1%}",
-            "requests in the f16 cache's memory": int(SLOTS * reference.kv_bytes / one.kv_bytes),
+            "requests in the f16 cache's memory": int(
+                TYPES_SLOTS * reference.kv_bytes / one.kv_bytes
+            ),
             "output tok/s": round(one.speed, 1),
             "least ... most": f"{min(one.speeds):.0f} ... {max(one.speeds):.0f}",
             "times the reference's speed": round(one.speed / reference.speed, 2),
@@ -159,4 +162,4 @@ def why_no_fp8_cache(cpuinfo: str) -> str:
 
 def fp8_reason(profile: Profile) -> str:
     """`why_no_fp8_cache` for this machine; "" on a GPU."""
-    return why_no_fp8_cache(read_cpuinfo()) if profile.name == "cpu" else ""
+    return why_no_fp8_cache(read_cpuinfo()) if profile.device == "cpu" else ""

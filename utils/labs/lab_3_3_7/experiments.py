@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -31,17 +32,21 @@ from utils.benchmark.prompts import PromptMaker
 from utils.benchmark.threads import run_in_thread
 from utils.benchmark.trace import RequestTrace
 from utils.engines import RunningEngine
+from utils.engines.fleet import Fleet, StartingFleet, start_later
+from utils.fleet_plan import gateway_replicas, prefix_replicas
 from utils.gateway.local_gateway import LocalGateway, models_of, serve
 from utils.gateway.settings import Affinity
 from utils.gateway.timing import Timing
-from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy, freeze, thaw
+from utils.labs.lab_3_3_7.fault_injection import PASS, FaultProxy
 from utils.profiles import Profile
 from utils.telemetry.snapshot import scrape
 
 MODEL = "tiny"  # the name under which the lab's gateways serve, whatever the engines' own is
 PREFIX_WORDS, OWN_WORDS = 280, 6
 SCALED_S = {"every_s": 0.5, "timeout_s": 1.0, "circuit_failures": 3, "circuit_open_s": 2.0}
-PATIENCE_S = {"first_byte_s": 5.0, "idle_s": 2.0}
+# A healthy engine needs less than a fifth of these limits, whatever the machine.
+PATIENCE = 5.0
+LEAST_PATIENCE_S = {"first_byte_s": 2.0, "idle_s": 1.0}
 
 
 def raw_pieces(engine: RunningEngine, prompt: str, tokens: int) -> list[bytes]:
@@ -71,14 +76,16 @@ Observe = Callable[[Timing, Mapping[str, Any], float], Timing]
 def watched_answer(observe: Observe, first_s: float, gap_s: float) -> Timing:
     """Runs a small ASGI app below a middleware that hands every message to `observe`.
 
-    The app sends the head at once, the first of three pieces after `first_s`, the others `gap_s` apart.
+    The app sends the head and a comment at once, the first of three pieces after `first_s`, and the others
+    `gap_s` apart.
     """
 
     async def app(send: Callable[[Mapping[str, Any]], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
         await asyncio.sleep(first_s)
         for left in (2, 1, 0):
-            body = b"data: x\n\n"
+            body = b'data: {"choices": [{"text": "x"}]}\n\n'
             await send({"type": "http.response.body", "body": body, "more_body": left > 0})
             await asyncio.sleep(gap_s if left else 0)
 
@@ -117,6 +124,34 @@ def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float
 
 
 # Balancing
+
+
+def replicas_later(profile: Profile) -> StartingFleet | None:
+    """Start two vLLM in the background, or None on a GPU, whose memory other engines need first."""
+    if profile.device == "cuda":
+        return None
+    return start_later(profile, prefix_replicas(profile))
+
+
+def replicas_alone(profile: Profile, small: Fleet, starting: StartingFleet | None) -> Fleet:
+    """Return the two vLLM. On a GPU the three llama.cpp are stopped for them, so that they fit.
+
+    Args:
+        profile: The profile.
+        small: The three llama.cpp.
+        starting: Result of `replicas_later`.
+    """
+    if starting is not None:
+        return starting.result()
+    small.stop()
+    return Fleet(profile, prefix_replicas(profile), together=True)
+
+
+def three_again(profile: Profile, small: Fleet) -> Fleet:
+    """Return the three llama.cpp, started again on a GPU, where they had made room."""
+    if profile.device == "cpu":
+        return small
+    return Fleet(profile, gateway_replicas(profile), together=True)
 
 
 @dataclass(frozen=True)
@@ -423,16 +458,56 @@ def page_title(gateway: LocalGateway) -> str:
     return text.partition("<title>")[2].partition("</title>")[0]
 
 
+def patience(traces: Sequence[RequestTrace]) -> dict[str, float]:
+    """Derive the limits of a gateway from a load without a fault.
+
+    A limit from one machine makes a slower machine look broken.
+
+    Returns:
+        `first_byte_s` and `idle_s`: five times the longest wait for a first token and for a next piece.
+    """
+    answered = [trace for trace in traces if trace.ok]
+    gaps = [
+        after - before
+        for trace in answered
+        for before, after in itertools.pairwise(trace.chunk_times)
+    ]
+    longest = {
+        "first_byte_s": max((trace.ttft() for trace in answered), default=0.0),
+        "idle_s": max(gaps, default=0.0),
+    }
+    return {
+        name: round(max(PATIENCE * seconds, LEAST_PATIENCE_S[name]), 1)
+        for name, seconds in longest.items()
+    }
+
+
 @contextmanager
 def faulty_pool(
-    engines: Sequence[RunningEngine],
+    engines: Sequence[RunningEngine], profile: Profile
 ) -> Iterator[tuple[LocalGateway, FaultProxy]]:
-    """A gateway in front of three engines, the second behind a proxy that can misbehave."""
+    """A gateway in front of three engines, the second behind a proxy that can misbehave.
+
+    Its limits come from a warm-up on this machine, and are printed.
+    """
     proxy = FaultProxy(engines[1])
     try:
         models = models_of({MODEL: engines})
         models[0]["backends"][1]["url"] = proxy.base_url
-        with serve(models, health=SCALED_S, timeouts=PATIENCE_S, log_level="warning") as gateway:
+        sizes = profile.load.serving
+        warmup = [
+            Request(text, max_tokens=sizes.answer_tokens, ignore_eos=True)
+            for text in _texts(2 * sizes.users, seed=6)
+        ]
+        with serve(models, log_level="warning") as gateway:
+            client = Client(gateway.base_url, MODEL, api="completions")
+            traces = run(client, warmup, ClosedLoop(sizes.users), progress=False).traces
+        limits = patience(traces)
+        print(
+            f"Limits from a warm-up on this machine (measured): first_byte_s = {limits['first_byte_s']:g}, "
+            f"idle_s = {limits['idle_s']:g}"
+        )
+        with serve(models, health=SCALED_S, timeouts=limits, log_level="warning") as gateway:
             yield gateway, proxy
     finally:
         proxy.stop()
@@ -445,4 +520,4 @@ def misbehave(proxy: FaultProxy, mode: str) -> tuple[Callable[[], None], Callabl
 
 def frozen(engine: RunningEngine) -> tuple[Callable[[], None], Callable[[], None]]:
     """How an engine freezes, and how it goes on."""
-    return (lambda: freeze(engine)), (lambda: thaw(engine))
+    return engine.freeze, engine.thaw

@@ -10,31 +10,12 @@ import asyncio
 import threading
 from typing import Any
 
-import psutil
-
 from utils.engines.launch import RunningEngine
 
 PASS, SLOW, LYING = "pass", "slow", "lying"
 _REFUSAL = b'{"error": {"message": "the proxy was told to fail this request"}}'
 _LIE = b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
 _START_S = 10.0
-
-
-def processes_of(engine: RunningEngine) -> list[psutil.Process]:
-    """The engine's own processes, of an engine that runs as a local process."""
-    return list(psutil.Process(int(engine.identity)).children(recursive=True))
-
-
-def freeze(engine: RunningEngine) -> None:
-    """Stops the engine in the middle of whatever it does (SIGSTOP). Its connections stay open."""
-    for process in processes_of(engine):
-        process.suspend()
-
-
-def thaw(engine: RunningEngine) -> None:
-    """Lets it go on (SIGCONT)."""
-    for process in processes_of(engine):
-        process.resume()
 
 
 class FaultProxy:

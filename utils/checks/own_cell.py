@@ -1,0 +1,91 @@
+"""Names that a learner's code takes from cells that grading doesn't run.
+
+Grading runs a lab's first code cell and the cells of its exercises, and nothing else. Code that works in
+the notebook may therefore fail there, because it reads a name from another cell.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dis
+import functools
+import json
+import linecache
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from utils.profiles import ROOT
+
+
+def defined_names(text: str) -> set[str]:
+    """Return the names that a cell defines at its top level, or none if it doesn't parse."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        else:
+            names |= {
+                n.id
+                for n in ast.walk(node)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            }
+    return names
+
+
+def names_of_other_cells(learner: Any, lab: str) -> list[str]:
+    """Return the names that an answer reads from cells that grading doesn't run, sorted.
+
+    Args:
+        learner: Function or class from a notebook's cell.
+        lab: Number of the lab, such as "3.3.1".
+    """
+    given = given_names(lab)
+    found: set[str] = set()
+    for function in _functions(learner):
+        code = function.__code__
+        own = defined_names("".join(linecache.getlines(code.co_filename)))
+        read = {name for name in _global_reads(code) if name in function.__globals__}
+        found |= read - own - given - set(vars(builtins))
+    return sorted(found) if given else []
+
+
+@functools.cache
+def given_names(lab: str) -> frozenset[str]:
+    """Return the names that grading has: those of the first code cell and of all exercises.
+
+    They come from the facts that the lab's notebook carries about itself, so that a learner's edits
+    don't change them. The set is empty if there is no such notebook.
+    """
+    for path in (ROOT / "labs").glob(f"lab-{lab}-*.ipynb"):
+        try:
+            facts = json.loads(path.read_bytes())["metadata"]["course"]["lab"]
+            names = {exercise["variable"] for exercise in facts["exercises"]}
+            return frozenset(names | defined_names(facts["setup"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return frozenset()
+
+
+def _functions(learner: Any) -> Iterator[FunctionType]:
+    for thing in vars(learner).values() if isinstance(learner, type) else [learner]:
+        function = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
+        function = getattr(function, "__wrapped__", function)
+        if isinstance(function, FunctionType):
+            yield function
+
+
+def _global_reads(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _global_reads(constant)
