@@ -592,8 +592,8 @@ serve_settings = checks.serve_settings(serve_settings)
 # With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. On
 # other machines it tells you why TensorRT-LLM can't run, and counts it as not run. In the table below the cell, the row *TensorRT-LLM
 # NVFP4* has the rates to meet on a DGX Spark, which NVIDIA published for Llama-3.1-8B with **NVFP4** weights (*cited*, 2025-10,
-# `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 17 tokens per second at batch 1 (derived from
-# 273 GB/s), because each token reads all weights.
+# `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 18 tokens per second at batch 1 (derived from
+# 273 GB/s over 15.0 GB), because each token reads all weights. Only of the embedding matrix it reads a single row.
 
 # %% tags=["measures"]
 import yaml
