@@ -21,9 +21,9 @@
 # model on a GPU.
 #
 # **It starts** SGLang four times, vLLM once and SGLang's router three times, on free ports of 127.0.0.1, and
-# stops them all (where engines run in containers, one at a time, each section starts its engines anew: plan an
-# hour or more for that). **It writes** one JSON record per run into `records/`. Numbers are *measured* here, *cited*
-# with their source, or *derived* by a formula or a program that you see; each says which it is.
+# stops them all (where engines run in containers, one at a time, each section starts its engines again, so plan
+# an hour or more for that). **It writes** one JSON record per run into `records/`. Numbers are *measured* here, *cited*
+# with their source, or *derived* by a formula or a program that you see, and each is marked accordingly.
 #
 # On a machine without an NVIDIA GPU this is SGLang's own code, version 0.5.23, with its attention in plain
 # PyTorch: its fast CPU kernels are on no package index. One function of that attention is replaced by ours, which
@@ -78,7 +78,7 @@ print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 #
 # The keys and values of a token depend on every token before it, and on none after it. So two prompts that
 # *begin* alike can share what was computed for the beginning, and nothing else: a paragraph in the middle of
-# another prompt is useless. What is needed is an index of beginnings.
+# another prompt is useless. We need an index of beginnings.
 #
 # A **radix tree** is one. Every node holds a run of tokens, its `key`; a path from the root spells a prefix;
 # children of a node differ in their first tokens. Three prompts, one tree:
@@ -132,7 +132,7 @@ shared_length = checks.shared_length(shared_length)
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `shared_length(child.key, tokens, matched, page_size)` says how far the child goes along. If that is less
+# `shared_length(child.key, tokens, matched, page_size)` tells you how many tokens the child shares. If that is less
 # than `len(child.key)`, stop.
 # </details>
 
@@ -161,11 +161,11 @@ match_prefix = checks.match_prefix(match_prefix)
 # each step down:
 #
 # 1. *No child begins with the next page*: one new node takes all the rest.
-# 2. *A child goes along to its end*: go on behind it.
-# 3. *A child goes along only in part*: cut it in two. The **upper** half is a new node between the child and
+# 2. *A child matches to its end*: continue at that child.
+# 3. *A child matches only in part*: cut it in two. The **upper** half is a new node between the child and
 #    its parent: it gets the first tokens, and the child's `lock_ref`. The **lower** half is the old node
-#    object with the rest of its tokens; it keeps children, locks and `last_used`. (Whoever has locked the old
-#    node holds on to that object, and will unlock it: it must stay the end of the same sequence.)
+#    object with the rest of its tokens; it keeps children, locks and `last_used`. (A request that has
+#    locked the old node keeps that object and will unlock it, so it must stay the end of the same sequence.)
 #
 # <details><summary>Hint 1: the loop</summary>
 #
@@ -235,8 +235,8 @@ lock = checks.lock(lock)
 # %% [markdown]
 # Write `evict`: remove **leaves** that nobody locks, the one with the smallest `last_used` first, until at least
 # `num_tokens` tokens are gone or no such leaf is left; return how many tokens were removed. A leaf goes as a
-# whole. When its last child is gone, a node is a leaf itself. Why leaves only? Without its beginning, what is
-# behind it can never be matched again.
+# whole. When its last child is gone, a node is a leaf itself. Why leaves only? Because a sequence
+# without its beginning can never be matched again.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -318,7 +318,7 @@ plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
 
 # %% [markdown]
 # Write `predict_hit_rate`: play `prompts` through `cache`, a tree with its memory, and return the share of all
-# prompt tokens that were cached (0 to 1). `cache.match(prompt)` says how many tokens of a prompt need not be
+# prompt tokens that were cached (0 to 1). `cache.match(prompt)` returns how many tokens of a prompt need not be
 # computed. It leaves out the last token, as engines do: that one is always computed, since the answer starts
 # from its output. `cache.insert(prompt)` stores a prompt.
 #
@@ -344,7 +344,7 @@ predict_hit_rate = checks.predict_hit_rate(predict_hit_rate)
 # %% [markdown]
 # `cache_with` makes a cache of **your** functions. For vLLM the same tree is asked in pages of its block size:
 # vLLM has no tree but a table of block hashes, each made from the block's tokens and the hash of the block
-# before it. What it finds is the same: the longest beginning, in whole blocks.
+# before it. It finds the same thing, the longest beginning in whole blocks.
 
 # %%
 OwnCache = cache_with(match_prefix, insert, evict)
@@ -493,7 +493,7 @@ else:
 # *In the picture: speed-up on a logarithmic axis against the share cached. A grey dotted line, the roofline, climbs
 # steeply towards the right; your red prediction, from SGLang's two points, bends away below it. The points of SGLang
 # lie near the red line; vLLM's rest is smaller, so its points may lie nearer to the grey one. Both points of SGLang
-# without its radix cache stand at the left end, near 1: nothing was cached, whatever was sent before.*
+# without its radix cache are at the left end, near 1, because nothing was cached.*
 #
 # **Read the table and the plot.** Up to which share do your points follow the roofline? Why do they leave it? Would a
 # larger model leave it earlier or later?
@@ -510,7 +510,7 @@ else:
 # that the gain comes from the cache and not from the repetition.
 # </details>
 #
-# And throughput? Six requests at once, behind a system prompt that the engine has seen before:
+# And throughput? Six requests come at once, after a system prompt that the engine has seen before:
 
 # %% tags=["measures"]
 crowds = fleet.each(
@@ -540,7 +540,7 @@ display(tables.crowd_table(crowds)) if crowds else print("The crowd: not run her
 # tokens can come next, and sets the probability of all others to zero (both engines here use `xgrammar`). The
 # answer is valid whatever the model would have liked to say: a small model too. Two things remain yours: what is
 # *true* in it, and that it **ends**. A text field without a maximum may go on until `max_tokens` cuts it off, and
-# half an object is no JSON. Blanks have no maximum either: JSON allows any number of them between its parts, and a
+# half an object isn't JSON. Blanks have no maximum either: JSON allows any number of them between its parts, and a
 # model that once begins to write blanks likes to go on. So both engines were started with the flag that forbids them
 # (`COMPACT_JSON`); it is off by default, in both.
 
@@ -639,7 +639,7 @@ for name, kinds in answers.items():
 # waits until the grammar is compiled, but later requests find it ready.
 # </details>
 #
-# What an engine cannot turn into a grammar it has to refuse, and say so. These four are refused, or should be:
+# If an engine can't turn a schema into a grammar, it has to refuse it with a reason. These four should be refused:
 
 # %%
 def refused(name, engine, turn):
@@ -692,15 +692,15 @@ with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
 #
 # Now the cache is **too small**. Three groups of requests wait, members in turn: A B C A B C ... Served first come,
 # first served, each evicts what the next but two could have used. SGLang can order its queue by the **longest cached
-# prefix** (`--schedule-policy lpm`): whoever has most in the cache goes first. But then somebody who shares nothing
-# waits until nobody is left who has something cached, and if such keep coming, for ever. A bound helps: whoever was passed over
-# `limit` times goes next.
+# prefix** (`--schedule-policy lpm`): the request with most of its prompt in the cache goes first. But then a
+# request that shares nothing waits until no cached ones are left, and if cached ones keep coming, it waits forever. A bound
+# helps: a request that was passed over `limit` times goes next.
 
 # %% [markdown]
-# Write `next_request`: the position of the request to serve next. `cached[i]` is what request `i` would find in the
-# cache, `passed_over[i]` how many that came later were served before it; both in order of arrival. Whoever was
-# passed over at least `limit` times goes first, the earliest of them; otherwise whoever has most cached, the
-# earliest of equals.
+# Write `next_request`: the position of the request to serve next. `cached[i]` is the number of tokens that request `i` would
+# find in the cache, and `passed_over[i]` is the number of later requests that were served before it. Both lists are in order
+# of arrival. First come requests that were passed over at least `limit` times, the earliest of them. Otherwise take the one
+# with most cached, and of equals the earliest.
 #
 # <details><summary>Hint</summary>
 #
@@ -740,7 +740,7 @@ plots.plot_orders({name: served.order for name, served in replayed.items()}, gro
 #
 # And the engine? Two SGLangs that serve one request at a time, with a cache of that size, one per rule.
 #
-# **Predict**: how much higher is the hit rate with `lpm`, in points? (What your tree says stands above.)
+# **Predict**: how much higher is the hit rate with `lpm`, in points? (The prediction of your tree is above.)
 
 # %% prediction="lpm_gain"
 ### BEGIN SOLUTION
@@ -790,7 +790,7 @@ if orders:
 # ## 7. Two workers and a router
 #
 # Two workers have two caches. A router that deals requests out in turn (`round_robin`) puts every prefix into both.
-# SGLang's router (`sglang-router`, a program of its own) keeps an approximate radix tree of what it has sent where,
+# SGLang's router (`sglang-router`, a program of its own) keeps an approximate radix tree of the prompts that it has sent to each worker,
 # and sends a request to the worker that knows its beginning (`cache_aware`), unless the load is far out of balance,
 # by 64 requests or more if nothing else is set: two in flight, as here, never are.
 #
@@ -867,7 +867,7 @@ pair.stop()
 # <details><summary>1. Your application puts "Today is Thursday, 10:42." in front of a system prompt of 2,000 tokens. What is its
 # hit rate, and what do you change?</summary>
 #
-# Practically none: prompts share the first few tokens, until the minute differs. Put what changes behind what does
+# Practically none: prompts share the first few tokens, until the minute differs. Put the part that changes after the part that does
 # not: the date goes to the end of the system prompt, or into the user's message.
 # </details>
 # <details><summary>2. Why may only leaves be evicted?</summary>
@@ -887,7 +887,8 @@ pair.stop()
 # </details>
 # <details><summary>5. Is a cached prefix a way to read somebody else's prompt?</summary>
 #
-# Its text, no. But whoever measures TTFT can tell whether a beginning was asked before: a timing side channel. Where
+# Not its text. But anybody who measures TTFT can tell whether a beginning was asked before. This is a timing side
+# channel. Where
 # that matters, caches are separated by user (`cache_salt` in vLLM and SGLang), at the price of fewer hits.
 # </details>
 #

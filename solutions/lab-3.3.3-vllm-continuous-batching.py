@@ -2,13 +2,13 @@
 # # Lab 3.3.3: Continuous batching and PagedAttention
 #
 # One user gets an answer from your server. Then thirty-two come at once. Do they wait thirty-two
-# times as long? In this lab you find out why they do not, what the engine needs for that, and what
-# happens when it has too little of it.
+# times as long? In this lab you find out why they don't, which memory the engine needs for that, and
+# how it behaves when it has too little.
 #
 # Two ideas carry it. **PagedAttention** keeps a model's memory of a conversation on loose leaves in
 # place of a bound notebook: a sheet is taken when it is needed, not fifty pages in advance.
-# **Continuous batching** works like a sushi belt: whoever is done leaves a seat, and the next guest
-# sits down at once; nobody waits until the whole table has finished.
+# **Continuous batching** works like a sushi belt: a guest who is done leaves a seat, and the next one
+# sits down at once, so nobody waits until the whole table has finished.
 #
 # You will be able to
 #
@@ -24,7 +24,7 @@
 #
 # **It starts** vLLM several times (and llama.cpp once or twice) on free ports of 127.0.0.1, and stops
 # each of them. **It writes** one JSON record per run into `records/`. Numbers are *measured* here,
-# *cited* with their source, or *predicted* by a formula that you see; each says which it is.
+# *cited* with their source, or *predicted* by a formula that you see, and each is marked accordingly.
 
 # %%
 import random
@@ -54,9 +54,9 @@ low, middle, top = profile.load.levels[0], profile.load.levels[1], profile.load.
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# ## 1. What one token costs
+# ## 1. The cost of one token
 #
-# To write the next token, a decoder looks back at every token before it. What it looks at are two
+# To write the next token, a decoder looks back at every token before it. It reads two
 # vectors per token, a **key** and a **value**, in every layer. Computing them again for each new
 # token would be absurd, so they are kept: that is the **KV cache**. It grows by the same amount with
 # every token, of every request, and nothing else in an engine's memory grows like that.
@@ -209,7 +209,7 @@ if report:
 #
 # ## 2. Loose leaves: blocks, tables, copy-on-write
 #
-# Each request has a **block table**: its first block of tokens lies in physical block 7, the second
+# Each request has a **block table**: its first block of tokens is in physical block 7, the second
 # in block 2, and so on. The attention kernel follows the table, so neighbours in the text need not be
 # neighbours in memory (PagedAttention, arXiv 2309.06180, section 4.1).
 #
@@ -280,7 +280,7 @@ block_pool = checks.block_pool(block_pool)
 # When a user asks for three samples of one prompt, all three share the prompt's blocks: three tables,
 # one copy. Trouble begins with the first new token, if the last block is not full: three sequences
 # want to write different tokens into the same block. The answer is **copy-on-write**: who writes to a
-# shared block copies it first. A full block is never written to again, so it can stay shared for ever.
+# shared block copies it first. A full block is never written to again, so it can stay shared forever.
 
 # %% [markdown]
 # Write `append_slot`, which makes room for one more token of a sequence. `table` is its block table (a
@@ -343,7 +343,7 @@ plots.plot_blocks(pool, samples)
 
 # %% [markdown]
 # *In the picture: fourteen blocks in a row, each with its number and its reference count. Blocks 0 and
-# 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). Behind them each sample
+# 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). After them each sample
 # has blocks of its own, in one colour; the last ones are free and white. Below, the three block tables.*
 #
 # vLLM 0.32 shares prompts like this through its **prefix cache**: full blocks are found again by a hash
@@ -352,8 +352,8 @@ plots.plot_blocks(pool, samples)
 # ## 3. Loose leaves against bound notebooks
 #
 # Before PagedAttention, serving systems gave each request one unbroken range, long enough for the
-# longest possible answer: nobody knows beforehand how long it will be. What is reserved and not used is
-# lost to all others. The paper found that only 20.4 to 38.2 % of the cache held tokens in the systems
+# longest possible answer: nobody knows beforehand how long it will be. Slots that are reserved but not used
+# are lost to all others. The paper found that only 20.4 to 38.2 % of the cache held tokens in the systems
 # of its day (*cited*: arXiv 2309.06180, section 1).
 #
 # Here are 300 requests of very different lengths and a memory of 8,192 tokens. The server admits
@@ -398,7 +398,7 @@ plots.plot_memory(memory_runs)
 # </details>
 #
 # So why not blocks of one token? Because kernels read memory in stretches, and tables grow: vLLM's block
-# size here is a choice of its makers. What does it cost?
+# size here is a choice of its makers. How much memory does that cost?
 
 # %% [markdown]
 # Write `unused_share`: of all the slots in blocks that requests of these `lengths` hold, which share
@@ -431,8 +431,8 @@ for size in sorted({1, 4, 16, 64, 256, block_tokens}):
 # ## 4. The sushi belt: scheduling at every step
 #
 # With **static batching** a batch is put together, runs until its longest answer is done, and only then
-# comes the next. Short answers wait for long ones, and their places stand empty. **Iteration-level
-# scheduling** (Orca, OSDI 2022) decides anew before every forward step. vLLM's rules, in
+# comes the next. Short answers wait for long ones, and their places stay empty. **Iteration-level
+# scheduling** (Orca, OSDI 2022) decides again before every forward step. vLLM's rules, in
 # `vllm/v1/core/sched/scheduler.py`:
 #
 # 1. *The running first*, oldest first. Each gets the tokens it still has to compute: one when it is
@@ -440,8 +440,8 @@ for size in sorted({1, 4, 16, 64, 256, block_tokens}):
 #    step's token budget.
 # 2. If the blocks for those tokens are not free, the *youngest* running request is **preempted**: it
 #    loses its blocks and goes back to the *front* of the queue, to be computed again later. Repeat until
-#    it fits; whoever becomes the victim itself is out of this step, and no further running request is
-#    looked at.
+#    it fits; a request that becomes the victim itself is out of this step, and no further running request
+#    is looked at.
 # 3. Then, only if nobody was preempted, *the waiting*, first come first served: as long as budget is left
 #    and fewer than `max_running` run. A request is admitted only if the blocks for **all** its remaining
 #    tokens are free, even where only a part of them (a *chunk*) fits this step's budget. The first one
@@ -641,7 +641,7 @@ plots.plot_sweep(runs, predicted) if ratio else None
 # %% [markdown]
 # *In the picture: left, throughput against concurrency on two logarithmic axes, with the intervals of the
 # repeats, your predictions as red diamonds, and a dotted line where it would be if a step cost the same
-# whatever the batch. Right, what it costs each user: compare how fast TPOT and TTFT grow.*
+# whatever the batch. Right, the price for each user: compare how fast TPOT and TTFT grow.*
 #
 # **Read the tables.** How many times as long does a step take at the top level (the factor of TPOT)? If that were the
 # only cost, by which factor would the throughput grow? What takes away the difference to the measured factor?
@@ -794,7 +794,7 @@ if own_tight in squeezed:
 #
 # <details><summary>Our reading</summary>
 #
-# The first row is the yardstick. If it has preemptions too, the cache wasn't roomy, and its throughput is no yardstick.
+# The first row is the yardstick. If it has preemptions too, the cache wasn't roomy, and its throughput isn't a yardstick.
 #
 # A prompt is admitted if *it* fits. The engine doesn't count that every running request will soon want more blocks. So
 # it admits too many requests, the cache fills up, and the youngest requests lose their blocks and are computed again.
@@ -859,9 +859,9 @@ for dtype in (None, "q8_0"):
 # ## 7. `--enforce-eager`: measured, not believed
 #
 # vLLM can compile the model before it serves (on a GPU it records CUDA graphs as well), or run it eagerly,
-# kernel by kernel: `--enforce-eager`. An old rule says that ARM64 machines such as the DGX Spark *need* the
+# kernel by kernel: `--enforce-eager`. According to an old rule, ARM64 machines such as the DGX Spark *need* the
 # flag. They do not: it is absent from NVIDIA's own recipe for the Spark (*cited*: dgx-spark-playbooks,
-# nvidia/vllm). What it costs is a question for the clock. The engine of sections 1 and 5 ran in one mode; here
+# nvidia/vllm). Its cost has to be measured. The engine of sections 1 and 5 ran in one mode; here
 # is the other.
 #
 # **Predict**: compiled against eager with **one** request in flight: how many times the throughput?
@@ -940,7 +940,7 @@ for run in filter(None, (roomy, *squeezed.values())):
 # </details>
 # <details><summary>2. Why is the preempted request put at the front of the queue, not at the end?</summary>
 #
-# It came before all who wait. At the end it could be overtaken for ever: first come, first served would be
+# It came before all who wait. At the end it could be overtaken forever: first come, first served would be
 # broken, and a long request might never finish.
 # </details>
 # <details><summary>3. Preemption throws work away. Why not refuse requests that might not fit?</summary>
@@ -965,8 +965,8 @@ for run in filter(None, (roomy, *squeezed.values())):
 #
 # * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2 is about this.)
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run
-#   section 4 again. Who wins, who starves?
-# * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: what do chunks of a
-#   prompt do to TTFT, and to the TPOT of those already decoding?
+#   section 4 again. Which requests win, and which starve?
+# * Start vLLM with `extra_arguments=("--max-num-batched-tokens", "256")` and long prompts: how do chunks of a
+#   prompt change TTFT, and to the TPOT of those already decoding?
 # * Speculative decoding (lab 3.3.4) spends spare arithmetic to shorten the way of *one* request. With many in
 #   flight, how much is spare?
