@@ -989,8 +989,8 @@ serve_settings = checks.serve_settings(serve_settings)
 # machines it tells you why TensorRT-LLM can't run, and counts it as not run.
 #
 # In the table below the cell, the row *TensorRT-LLM NVFP4* has the rates to meet on a DGX Spark, which NVIDIA published for Llama-3.1-8B
-# (*cited*, 2025-10, `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 17 tokens per second at batch 1
-# (derived from 273 GB/s), because each token reads all weights.
+# (*cited*, 2025-10, `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 18 tokens per second at batch 1
+# (derived from 273 GB/s over 15.0 GB), because each token reads all weights and one row of the embedding.
 
 # %% tags=["measures"]
 from utils.labs.lab_3_3_6 import gpu_engines
