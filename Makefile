@@ -37,7 +37,7 @@ course-env:  # without the engines: minutes less
 progress: course-env  ## the course's milestones, and what you have done of them
 	@$(RUN) -m tools.lab progress
 
-clean:  ## remove what set-up and the site made: .venv, .engines, caches, logs (records/ stays)
-	rm -rf .venv .engines .site-env .site .peers .setup .run
+clean:  ## remove what set-up, labs and the site made: .venv, .engines, .models, caches, logs (records/ stays)
+	rm -rf .venv .engines .models .site-env .site .peers .setup .run
 
 -include solutions/instructors.mk

@@ -1,8 +1,8 @@
 """llama.cpp's wheel compared with the build that is compiled for this machine: `make bench-llama-cpp`.
 
 For each case both servers run with the same arguments, and are asked in turn, so that a busy spell of the
-machine meets both. The models are the tiny one and an untrained one of 102 million parameters, with the same
-architecture and tokenizer. The table shows medians over the rounds.
+machine meets both. The models are the tiny one and the untrained one of 102 million parameters
+(`utils.tinymodel.untrained`). The table shows medians over the rounds.
 
     python -m benchmarks.llama_cpp_builds --rounds 6
     python -m benchmarks.llama_cpp_builds --rounds 2 --native /path/to/llama-server
@@ -11,10 +11,8 @@ architecture and tokenizer. The table shows medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -28,8 +26,6 @@ from pathlib import Path
 
 import httpx
 import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
 
 from utils import loopback
 from utils.benchmark.host import describe_host
@@ -38,9 +34,8 @@ from utils.engines.process import SHARED_CORES
 from utils.engines.runtime import free_port
 from utils.profiles import ENGINES, MODELS
 from utils.tinymodel.export import write_gguf
-from utils.tinymodel.model import ModelShape
+from utils.tinymodel.untrained import untrained_gguf
 
-LARGE = ModelShape(layers=16, hidden=768, ffn=2048, heads=12, kv_heads=4)
 PREFILL = {1: 384, 16: 64}  # tokens of a prompt with one token of answer, by the number of requests
 DECODE = {1: 64, 16: 32}  # tokens of an answer to a short prompt
 SHORT = 4  # tokens of that prompt
@@ -62,43 +57,6 @@ class Case:
     model: str
     threads: int
     requests: int
-
-
-def write_large(folder: Path) -> None:
-    """Write an untrained model with the tiny model's tokenizer, for `write_gguf`."""
-    tiny = MODELS / "tiny"
-    for file in tiny.glob("*.json*"):
-        shutil.copy(file, folder)
-    shutil.copy(tiny / "chat_template.jinja", folder)
-    config = json.loads((tiny / "config.json").read_text()) | LARGE.config()
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    save_file(dict(tensors(load_file(tiny / "model.safetensors"))), folder / "model.safetensors")
-
-
-def tensors(tiny: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the large model's tensors, named and shaped after those of the tiny model."""
-    q, kv = LARGE.heads * LARGE.head_dim, LARGE.kv_heads * LARGE.head_dim
-    shapes = {
-        "q_proj": (q, LARGE.hidden),
-        "k_proj": (kv, LARGE.hidden),
-        "v_proj": (kv, LARGE.hidden),
-        "o_proj": (LARGE.hidden, q),
-        "gate_proj": (LARGE.ffn, LARGE.hidden),
-        "up_proj": (LARGE.ffn, LARGE.hidden),
-        "down_proj": (LARGE.hidden, LARGE.ffn),
-        "embed_tokens": (LARGE.vocab, LARGE.hidden),
-    }
-    for name, value in tiny.items():
-        block = int(name.split(".")[2]) if ".layers." in name else 0
-        if block >= LARGE.layers:
-            continue
-        part = name.split(".")[-2]
-        if part in shapes:
-            yield name, (torch.randn(shapes[part]) * 0.02).to(torch.bfloat16)
-        else:  # a norm: over a head, or over the hidden state
-            size = LARGE.head_dim if part in ("q_norm", "k_norm") else LARGE.hidden
-            yield name, torch.ones(size, dtype=value.dtype)
 
 
 @contextmanager
@@ -201,12 +159,12 @@ def main() -> None:
         "compiled": [str(arguments.native)],
     }
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "large"
-        folder.mkdir()
-        write_large(folder)
-        sources = {"tiny": MODELS / "tiny", "102M": folder}
+        files = {
+            "tiny": lambda kind: write_gguf(MODELS / "tiny", kind, Path(name) / kind),
+            "102M": untrained_gguf,
+        }
         models = {
-            f"{size} {kind}": write_gguf(sources[size], kind, Path(name) / size / kind)
+            f"{size} {kind}": files[size](kind)
             for size, kind in product(arguments.sizes, arguments.kinds)
         }
         table = pd.DataFrame(compare(builds, models, arguments.rounds))

@@ -5,11 +5,14 @@
 # Two worker processes share these tests. Those of tests/unit/benchmark compare real clocks with bounds of 30 ms, so
 # they run alone, and so do the suites that start engines.
 IN_PARALLEL := tests/unit tests/gpu_paths tests/integration --ignore=tests/unit/benchmark -n 2 --dist worksteal
+# Two machines of the rehearsal share the labs. They mostly wait, so two cores are enough.
+REHEARSAL := tests/rehearsal -n 2 --dist worksteal
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m benchmarks.peers clients $(if $(shell command -v npm),openai-js)
 	@trap "exit 130" INT; failed=0; \
 	$(RUN) -m pytest $(IN_PARALLEL) --durations=25 || failed=1; \
+	$(RUN) -m pytest $(REHEARSAL) --durations=25 || failed=1; \
 	$(RUN) -m pytest $(addprefix tests/,unit/benchmark oracles browser grading docker engines notebooks) --durations=25 || failed=1; \
 	exit $$failed
 
@@ -18,7 +21,7 @@ check: setup hosted  ## the quick part of test: style, types, notebooks fresh, d
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m tools.authoring build --check
-	@$(RUN) -m pytest tests/docs -q
+	@$(RUN) -m pytest tests/docs tests/unit/test_device_branches.py -q
 	@$(RUN) -m tools.authoring.compose --check
 	@$(RUN) -m tools.authoring checks
 
@@ -47,6 +50,13 @@ unit: setup  ## run the unit tests and those that start processes, but no engine
 
 notebooks: setup site-env  ## execute every learner's notebook under a small load (COURSE_LOAD=full: solved ones too)
 	@$(RUN) -m pytest tests/notebooks --durations=25
+
+.PHONY: rehearse test-gpu
+rehearse: course-env  ## run the labs on the GPU profiles with stand-ins for engines; needs root and dockerd, but no GPU (REHEARSE_ALL=1: also 3.3.4 and 3.3.5)
+	@$(RUN) -m pytest $(REHEARSAL) --durations=25
+
+test-gpu: course-env  ## run the labs' GPU code on an NVIDIA GPU, with docker or without; skipped where there is none
+	@$(RUN) -m pytest tests/gpu --durations=25
 
 build:  ## make the notebooks from solutions/*.py, the documents' tables, and the engines' part of docker/compose.yaml
 	@$(RUN) -m tools.authoring build

@@ -27,10 +27,11 @@ import pandas as pd
 from IPython.display import display
 
 from utils.benchmark import (
-    Client, ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
+    ClosedLoop, OpenLoop, Request, Slo, load_all, make_record, repeat_interval, run, write_record
 )
 from utils.benchmark import foreign, report, stream_plot
 from utils.roofline import roofline
+from utils.benchmark.engine_clients import benchmark_client, chat_client
 from utils.benchmark.sweep import prompts
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_1 as checks
@@ -54,7 +55,7 @@ not_run = {}  # reasons, by engine
 first = launch_first(("vllm", "llama_cpp", "sglang"), profile, not_run)  # vLLM, unless it doesn't start here
 warm = prompts(profile, 2)  # new prompts at every call, because the engine remembers those that it has seen
 with skip_on_failure("one stream"):
-    one = run(Client(first.base_url, first.model), prompts(profile, 1), ClosedLoop(1), warmup=warm)
+    one = run(chat_client(first), prompts(profile, 1), ClosedLoop(1), warmup=warm)
     trace = one.traces[0]
     stream_plot.draw_stream(trace)
     print(f"{trace.completion_tokens} tokens in {len(trace.chunk_times)} chunks")
@@ -69,7 +70,7 @@ with skip_on_failure("one stream"):
 ask = Request(prompt="What is continuous batching?", max_tokens=profile.load.output_tokens)
 raw = []
 with skip_on_failure("its events"):
-    async with Client(first.base_url, first.model) as raw_client:
+    async with chat_client(first) as raw_client:
         raw = [(at, data) async for at, data in raw_client.events(ask)]
     for at, data in (*raw[:3], *raw[-3:]):
         print(f"{at * 1000:6.1f} ms  {data[:140]}")
@@ -189,7 +190,7 @@ middle = profile.load.levels[len(profile.load.levels) // 2]
 count = profile.load.requests_at(middle)
 open_records = []
 with skip_on_failure("the open loop"):
-    client = Client(first.base_url, first.model, "completions")
+    client = benchmark_client(first)
     closed = run(client, prompts(profile, count), ClosedLoop(middle), warmup=warm)
     capacity = closed.summary()["request_throughput"]
     print(f"closed loop, {middle} users: {capacity:.1f} requests/s")
@@ -338,7 +339,7 @@ mean_interval = checks.mean_interval(mean_interval)
 
 # %% tags=["measures"]
 with skip_on_failure("repeats"):
-    client = Client(first.base_url, first.model, "completions")
+    client = benchmark_client(first)
     again = [
         run(client, prompts(profile, count), ClosedLoop(middle), label=f"repeat {i + 1}")
         for i in range(profile.load.repeats)

@@ -49,15 +49,17 @@ print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
 # vLLM is needed in section 7, and takes a while to start. So let it begin now, beside what you do meanwhile: plain,
-# with EAGLE-3, and with n-gram lookup. (Where engines run in containers, each starts when it is its turn.) The target
-# is read twice: in float32, where a result does not depend on how many tokens are computed together, for everything
-# that has to be *the same*; and in the profile's data type for everything that is *timed*.
+# with EAGLE-3, and with n-gram lookup. (Where engines run in containers, each starts when it is its turn.) In this
+# notebook the target and its drafts run through the compiled step of lab 3.3.4, section 8. It computes in float32 and sums
+# in one order, so a result doesn't depend on how many tokens are computed together. If it can't run here, the PyTorch loop
+# runs: in float32 for everything that has to be *the same*, and in the profile's data type for everything that is *timed*.
 
 # %%
 import torch
 
 from utils.labs.lab_3_3_5 import experiments, plots, tables
 from utils.speculative import comparison, result_guards
+from utils.speculative.compiled_step import use_compiled_step
 from utils.speculative.dataset import load_tokenizer, tokenizer_of
 from utils.labs.lab_3_3_5.hidden_state_probe import probe
 from utils.speculative.pretrained import load_shipped
@@ -71,7 +73,9 @@ starting = start_later(profile, experiments.vllm_variants(profile))
 torch.set_num_threads(1)  # two threads on cores that others use wait for each other
 device = "cuda" if torch.cuda.is_available() else "cpu"
 target = load_target(str(MODELS / "tiny"), device=device)
-timed = load_target(str(MODELS / "tiny"), device=device, dtype=getattr(torch, profile.dtype))
+print(use_compiled_step(target))
+dtype = torch.float32 if target.compiled else getattr(torch, profile.dtype)
+timed = target if dtype == target.dtype else load_target(str(MODELS / "tiny"), device=device, dtype=dtype)
 tokenizer = tokenizer_of(target)
 shipped, shipped_timed = load_shipped(target), load_shipped(timed)
 print(f"Target: {target.shape}")
@@ -456,8 +460,9 @@ result_guards.warn_not_lossless({name: equal / count for name, (equal, count) in
 # Now the time. All methods answer the same held-out prompts, whose plain answers do not run in circles (a loop
 # is easy to guess for anybody): code, lists, data and questions, the kinds that target and heads were trained on.
 # Each prompt is answered by every method before the next one comes, one at a time, and all of it is repeated.
-# One thread, greedy, the target in the profile's data type, plain decoding by the same code. **n-gram lookup**
-# proposes what followed the last few tokens the last time they occurred: no training, no cost. A draft has to beat it.
+# One thread, greedy, plain decoding by the same code, which lab 3.3.4 compares with llama.cpp and others. **n-gram
+# lookup** proposes what followed the last few tokens the last time they occurred: no training, no cost. A draft has to beat
+# it. The **adaptive chain** drafts up to six tokens, and stops when the draft finds its whole chain less than 30 % probable.
 #
 # **Predict**: how many times as fast as plain decoding is EAGLE-3 with a chain of 3?
 
@@ -505,7 +510,9 @@ display(plots.plot_results(results, unlike))
 #
 # The course set itself targets for EAGLE-3: 2.5 times plain decoding, 3.0 tokens per verification, and ahead of n-gram
 # lookup. The first table compares them with your measurements. The second one shows the cost of a cycle of each method,
-# in plain steps: *speed-up, derived* is the acceptance length divided by the cost of a verification and a draft.
+# in plain steps: *speed-up, derived* is the acceptance length divided by the cost of a verification and a draft. Its last
+# two columns tell how far a method is from 2.5: the acceptance length that it would need at this cost, and the cost of a
+# cycle that it could afford at this acceptance length.
 
 # %%
 drafting = {name: comparison.draft_cost(o) for name, o in results.items() if name != "plain"}
@@ -519,7 +526,7 @@ display(tables.targets_table(results), tables.cost_table(results, costs, draftin
 #
 # * If the speed-up is missed, compare three numbers in the row of the fastest EAGLE-3 method. With verification and drafts
 #   for free, its speed-up would be its acceptance length. The two costs divide it. If their sum is well above 1, the
-#   machine is to blame, and the larger of the two tells you where.
+#   machine or the program is to blame, and the larger of the two tells you where.
 # * If the acceptance length is missed, the draft is to blame. Better data and longer training raise it, but a faster
 #   machine doesn't.
 # * If n-gram lookup is faster than EAGLE-3, the answers repeat their prompts. Lookup costs nothing, so each token that it
@@ -529,9 +536,9 @@ display(tables.targets_table(results), tables.cost_table(results, costs, draftin
 # </details>
 #
 # **In words.** A cycle costs one verification and the drafts before it. On a GPU with a large model, a step is paid for
-# reading the weights, and verifying eight tokens costs hardly more than one. On a CPU arithmetic is scarce: a step
-# over several tokens costs visibly more than one over a single token, and so do the drafts. So what is accepted most
-# need not be fastest. Reading the two columns apart is the point of this table: acceptance is a property of draft and
+# reading the weights, and verifying eight tokens costs hardly more than one. On a CPU it depends on the program as well:
+# the compiled step reads the weights once for all tokens, so two or three tokens cost little more than one, and from
+# five or six on the arithmetic counts. Drafts cost too. So the method that is accepted most need not be fastest. Reading the two columns apart is the point of this table: acceptance is a property of draft and
 # text, the cost a property of the machine. And look at the prose: a draft that knows little of a text costs as much
 # as one that knows it well.
 #
@@ -569,8 +576,8 @@ expected_speedup = checks.expected_speedup(expected_speedup)
 # highest value.
 
 # %%
-a = experiments.acceptance_rate(results["EAGLE-3, chain of 5"].generations)
-guess = drafting["EAGLE-3, chain of 5"] / 5 / costs[1]
+a = experiments.acceptance_rate(results["EAGLE-3, chain of 4"].generations)
+guess = drafting["EAGLE-3, chain of 4"] / 4 / costs[1]
 curve = {k: expected_speedup(a, k, guess, costs[k + 1] / costs[1]) for k in range(1, 9)}
 best = max(curve, key=curve.get)
 print(f"a = {a:.2f}, a guess costs {guess:.3f} T(1) (measured)")
@@ -584,8 +591,11 @@ plots.plot_chains(curve, measured)
 # while another guess brings more than it costs, and falls behind that.*
 #
 # **In words.** The formula takes every guess as equally likely to be right, independent of text and position. Real
-# acceptance comes in runs: a table is easy for ten tokens, then a name comes. And the answer ends somewhere,
-# often in the middle of a chain. So points lie off the curve; its *maximum* is what you use.
+# acceptance comes in runs: a table is easy for ten tokens, then a name comes. And the answer ends somewhere, often in the
+# middle of a chain. A third reason concerns the chain of 6 alone: the shipped draft was trained with **four** steps of
+# training-time test, so its fifth and sixth guess read something that training never showed. That is section 4 again, and
+# the chain of 6 lies below the curve for it. Public recipes train seven steps (SpecForge's, read in its source). So use the
+# curve's *maximum* for chains up to the trained length.
 #
 # ## 7. The same draft in vLLM
 #
@@ -595,7 +605,8 @@ plots.plot_chains(curve, measured)
 #     vllm serve MODEL --speculative-config '{"method": "eagle3", "model": "models/heads/eagle3", "num_speculative_tokens": 3}'
 #
 # vLLM drafts a chain. It counts drafts, drafted and accepted tokens (`vllm:spec_decode_*`). Do its
-# counters agree with our own loop on the same prompts? And is its answer plain vLLM's?
+# counters agree with our own loop on the same prompts? And is its answer plain vLLM's? One counter,
+# `vllm:spec_decode_num_accepted_tokens_per_pos_total`, also tells how often the first, second and third guess was accepted.
 
 # %% tags=["measures"]
 ready = [name for name in fleet.variants if fleet.has(name)]
@@ -615,6 +626,8 @@ if "plain" in served:
 if "EAGLE-3" in served and own_model:
     display(tables.agreement_table(chain, served["EAGLE-3"]))
     result_guards.warn_disagreement(served["EAGLE-3"].acceptance_length, chain.acceptance_length)
+    own = comparison.accepted_by_position(chain.generations, 3)
+    display(tables.position_table({"our own loop": own, "vLLM's counter": served["EAGLE-3"].by_position}))
 elif "EAGLE-3" in served:
     print("Our own loop on the served model: not run here, because two copies of it do not fit into the memory.")
 
@@ -736,6 +749,9 @@ fleet.stop()
 #
 # For a published draft, find out which of the two its ids mean: the acceptance length tells.
 #
+# **TensorRT-LLM** drafts a chain with EAGLE-3 unless its file sets `use_dynamic_tree: true` in `speculative_config`. Then
+# it grows the tree of section 5 (lab 3.3.6 writes such files).
+#
 # Where SGLang runs without its own kernels, as on this course's `cpu` profile, it cannot: building and verifying a tree
 # are kernels of its own. Here is what it says:
 
@@ -760,7 +776,42 @@ print(experiments.try_sglang(profile))
 # ### END SOLUTION
 
 # %% [markdown]
-# ## 8. An 8B model
+# ## 8. Which drafter in 2026?
+#
+# Four questions sort the drafters that engines offer today. Does it need training? Does it read the target's hidden
+# states? Does it draft one token after the other, or all at once? Which engine offers it? The names in the table are those
+# of the engines' own options (read in the sources of vLLM 0.32, SGLang 0.5.23, TensorRT-LLM 1.3.0rc13 and llama.cpp).
+#
+# | drafter | training? | hidden states? | one by one? | offered by |
+# |---|---|---|---|---|
+# | n-gram lookup | no | no | all at once | vLLM `ngram`, SGLang `NGRAM`, TensorRT-LLM `NGram`, llama.cpp `ngram-simple` |
+# | suffix decoding | no | no | all at once | vLLM `suffix` (needs `arctic-inference`), TensorRT-LLM `SA` |
+# | draft model | a model of its own | no | one by one | vLLM `draft_model`, SGLang `STANDALONE`, TensorRT-LLM `Draft_Target`, llama.cpp `draft-simple`, Ollama |
+# | Medusa | heads | the last one | all at once | vLLM `medusa` (chains only) |
+# | EAGLE-3 | one layer | three of them | one by one | vLLM `eagle3`, SGLang `EAGLE3`, TensorRT-LLM `Eagle3`, llama.cpp `draft-eagle3` |
+# | MTP | with the target itself | the last one | one by one | vLLM `mtp`, SGLang `NEXTN`, TensorRT-LLM `MTP`, llama.cpp `draft-mtp` |
+# | P-EAGLE | one layer | three of them | all at once | vLLM (`parallel_drafting`) |
+# | DFlash, DSpark | a few layers | several | all at once | vLLM `dflash`, `dspark`, SGLang `DFLASH`, `DSPARK`, TensorRT-LLM `DFlash` |
+#
+# * **MTP** (multi-token prediction) is EAGLE's idea inside the checkpoint. DeepSeek-V3, Qwen3-Next, GLM and others were
+#   trained with an extra layer that reads the last hidden state and the next token's embedding, and guesses the token after
+#   that. It comes with the weights, so you train nothing, but a model without it can't have it.
+# * **Suffix decoding** is n-gram lookup with a memory. It keeps a suffix tree of this prompt *and of earlier answers*,
+#   looks for the longest match, and drafts as long a continuation as its counts make probable. Agents that repeat
+#   themselves gain most. It is a control next to n-gram lookup, because it needs no training either.
+# * **A draft model** reads tokens alone, so it has to understand the text anew. Section 1 measured how much that loses
+#   against hidden states. The draft model must share the target's tokenizer.
+# * **P-EAGLE** and the other parallel drafters guess all tokens in one pass. k passes of a small draft cost an engine k
+#   times its fixed work, and one pass costs it once. DFlash and DSpark need a drafter that was trained for exactly this
+#   target, as EAGLE-3 does.
+#
+# An engine's cost can also be measured without any draft's quality. vLLM accepts guesses at a rate that you choose
+# (`"rejection_sample_method": "synthetic", "synthetic_acceptance_length": 2.5` in the speculative config). The text is
+# worthless then, but the clock tells you from which acceptance length on speculation pays at each load. That is the
+# crossover of section 7, free of this draft's quality. Not run here, because it starts one more engine for each
+# acceptance length.
+#
+# ## 9. An 8B model
 #
 # On a DGX Spark or another NVIDIA GPU section 7 has just served Qwen3-8B with a **published** EAGLE-3 draft,
 # `Tengyunw/qwen3_8b_eagle3`: the same code, other names in the profile. Its model card reports 187 tok/s without and 365

@@ -5,9 +5,9 @@
 # word, looks up, and puts down the next. An engine does both: **prefill** reads the prompt, all its tokens at once; **decode**
 # writes the answer, a token at a time. They wait for different things, so what speeds up one may do nothing for the other.
 #
-# TensorRT-LLM is NVIDIA's engine, and known for its prefill. It needs an NVIDIA GPU. This lab does the experiments behind it on
-# whatever machine you have, with engines that run there, and never under TensorRT-LLM's name; section 6 starts TensorRT-LLM
-# itself where there is a GPU.
+# TensorRT-LLM is NVIDIA's engine, and known for its prefill and for its 8-bit and 4-bit number formats. It needs an NVIDIA GPU. This
+# lab does the experiments on whatever machine you have, with engines that run there, and never under TensorRT-LLM's name. Section 7
+# is about TensorRT-LLM itself: its settings, which you check and repair on any machine, and on a GPU the engine too.
 #
 # You will be able to
 #
@@ -15,13 +15,16 @@
 # * build an engine file with `torch.export` and AOTInductor, check its numbers, and say what compiling buys, and where;
 # * choose a chunk size for prefill from a limit on TTFT and one on waiting;
 # * say what a quantised KV cache saves and what it costs, from your own measurements;
-# * write the settings of `trtllm-serve` for a requirement, and have them checked before a container starts.
+# * quantise a block of weights to NVFP4, and explain why its blocks and scales are as they are;
+# * find and repair the faults in public recipes for `trtllm-serve`, and write its settings for a requirement;
+# * predict what its draft schedule, CUDA graphs, block reuse and capacity policies do.
 #
-# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, and more with a large
+# **Time**: about 3 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, and more with a large
 # model on a GPU.
 #
-# **It starts** two or three vLLM engines in the background and five small llama.cpp engines, on free ports of 127.0.0.1, and
-# stops them. **It writes** one JSON record per measured run into `records/`, and engine files into a temporary folder. Numbers
+# **It starts** two or three vLLM engines in the background and eight small llama.cpp engines, on free ports of 127.0.0.1, and
+# stops them. **It writes** one JSON record per measured run into `records/`, engine files into a temporary folder, and, the first
+# time, an untrained model (400 MB) into `.models/`. Numbers
 # are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
 #
 # **It needs** a C++ compiler for the engine file of section 3 (Debian, Ubuntu: `apt install g++`). Without one, that section tells
@@ -46,18 +49,19 @@ chunked_engines = start_later(profile, chunked_prefill.variants(profile))  # for
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# > **A box of history.** Earlier versions of TensorRT-LLM worked like this: convert the checkpoint (`convert_checkpoint.py`), **build an
-# > engine** for one GPU, batch size and length (`trtllm-build`, or `python -m tensorrt_llm.commands.build`; older course material
-# > speaks of an hour and more for an 8B model, without a source), and serve the engine file, often from Triton with the
-# > `inflight_batcher_llm` backend. All of that has been **removed**: there is no `trtllm-build`, `LLM(backend="tensorrt")` raises,
-# > and of Triton's backend only the part that calls the LLM API is left (NVIDIA/TensorRT-LLM,
-# > `docs/source/legacy/tensorrt-backend-removal.md`).
+# > **A box of history.** TensorRT-LLM used to work in three steps. You converted the checkpoint (`convert_checkpoint.py`), you
+# > **built an engine** for one GPU, batch size and length (`trtllm-build`), and you served the engine file, often from Triton.
+# > The file was called a TensorRT *plan*. It held the chosen kernels, fused layers and packed weights, and it was bound to one kind
+# > of GPU and to its sizes. NVIDIA **removed** all of this: the package of 1.3.0rc15 still requires `tensorrt`, and that of
+# > 1.3.0rc22 (July 2026) doesn't. This course starts 1.3.0rc28, so its container has no `trtllm-build`, and
+# > `LLM(backend="tensorrt")` raises an error (NVIDIA/TensorRT-LLM, `docs/source/legacy/tensorrt-backend-removal.md`).
 # >
-# > What replaced it: the PyTorch backend. `trtllm-serve MODEL` loads a Hugging Face checkpoint directly; NVIDIA's kernels are
-# > called from PyTorch, and CUDA graphs take away the cost of starting them one by one. A YAML file holds the settings.
+# > The PyTorch backend replaced it. `trtllm-serve MODEL` loads a Hugging Face checkpoint directly. PyTorch calls the same kernels
+# > one by one, and CUDA graphs take away the cost of starting them. So a plan's advantages are there without the plan, and new
+# > models need no converter. A YAML file holds the settings.
 # >
 # > The *idea* of the build step lives on: write the model down as a graph, compile it ahead of time, load a file. Section 3 does
-# > that with PyTorch's own tools, in seconds instead of an hour, because the model is small.
+# > that with PyTorch's own tools, in seconds, because the model is small.
 
 # %% [markdown]
 # ## 1. What a step waits for
@@ -129,14 +133,16 @@ def step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: f
 step_seconds = checks.step_seconds(step_seconds)
 
 # %% [markdown]
-# By hand, for the tiny model, and for Llama-3.1-8B on a DGX Spark (constants *cited*: 273 GB/s, and 125 TFLOP/s in bfloat16,
+# By hand, for the tiny model, for the untrained model of the next section, and for Llama-3.1-8B on a DGX Spark (constants *cited*: 273 GB/s, and 125 TFLOP/s in bfloat16,
 # derived from NVIDIA's 1 PFLOP in FP4; see `utils/roofline/published.py`):
 
 # %%
 from utils.roofline.published import DGX_SPARK, LLAMA_3_1_8B
 from utils.model_sizes import cache_shape, read_config
+from utils.tinymodel.untrained import untrained_model
 
-for name, config in (("tiny", read_config(MODELS / "tiny")), ("Llama-3.1-8B", LLAMA_3_1_8B)):
+configs = {"tiny": read_config(MODELS / "tiny"), "untrained": read_config(untrained_model()), "Llama-3.1-8B": LLAMA_3_1_8B}
+for name, config in configs.items():
     shape = cache_shape(config)
     for tokens in (1, 512):
         cost = layer_cost(
@@ -149,25 +155,28 @@ print(f"DGX Spark in bfloat16: the ridge point is at {spark_ridge_point:.0f} tok
 # %% [markdown]
 # ## 2. The ridge point, predicted and measured
 #
-# Now your machine. Two constants are measured: how fast it reads as many bytes as the model's matrices have, and how fast it
-# multiplies matrices. First the engines of section 4 have to have started: a starting engine takes a core.
+# Now your machine. The tiny model is so small that the processor's caches hold much of it, so a step hardly waits for memory. This
+# section therefore measures the **untrained model**. It has the same architecture and 102 million parameters, made from a seed. Its
+# weights are random numbers, so it says nothing sensible, and we use it for speed only.
+#
+# Two constants are measured: how fast the machine reads as many bytes as the model's matrices have, and how fast it multiplies
+# matrices. First the engines of section 4 have to have started, because a starting engine takes a core.
 
 # %% tags=["measures"]
-from utils.labs.lab_3_3_6 import ridge_point
-from utils.labs.lab_3_3_6 import plots
-from utils.labs.lab_3_3_6 import tables
+from utils.compiled.prefill_decode import first_layers
+from utils.labs.lab_3_3_6 import plots, ridge_point, tables
 from utils.speculative.target import load_target
 
 chunk_fleet = chunked_engines.result()
 torch.set_num_threads(1)  # two threads on shared cores wait for each other
 device = "cuda" if torch.cuda.is_available() else "cpu"
 dtype = torch.bfloat16 if device == "cuda" else torch.float32
-target = load_target(str(MODELS / "tiny"), device=device, dtype=dtype)
-matrices = ridge_point.layer_matrices(target)
+wide = first_layers(load_target(str(untrained_model()), device=device, dtype=dtype), sizes.wide_layers)
+matrices = ridge_point.layer_matrices(wide)
 work = ridge_point.work_of(matrices)
 machine = ridge_point.measure_constants(work, dtype, seconds=0.4 * sizes.repeats)
 print(machine)
-print(f"The matrices of all layers: {work.bytes / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}")
+print(f"{wide.shape.layers} layers, {work.bytes / 1e6:.0f} MB in {str(dtype).removeprefix('torch.')}")
 
 # %% [markdown]
 # **Predict**: at how many tokens is the ridge point on this machine?
@@ -179,8 +188,8 @@ ridge_point_at = ridge_point_tokens(machine.flops, machine.bandwidth, work.bytes
 ### END SOLUTION
 
 # %% tags=["measures"]
-all_tokens = sorted({*sizes.tokens, *sizes.prompts, *sizes.batches})
-through = ridge_point.time_matrices(matrices, all_tokens, sizes.repeats)
+all_tokens = sorted({*sizes.wide_tokens, *sizes.batches})
+through = ridge_point.time_matrices(matrices, all_tokens, sizes.wide_repeats)
 compare_prediction(ridge_point_at, ridge_point.measured_ridge_point(through), what="the ridge point", unit="tokens")
 display(tables.ridge_point_table(through, work, machine, step_seconds), tables.overlap_table(through))
 plots.plot_ridge_point(through, work, machine)
@@ -189,20 +198,20 @@ plots.plot_ridge_point(through, work, machine)
 # *In the picture: the time of a step against its tokens, both axes logarithmic. The two dashed lines are your roofline: flat for
 # reading, rising for multiplying; they cross at the predicted ridge point. The blue points lie on or above them.*
 #
-# **Read the tables.** We call a prediction met if the measured time is within 30 % of it. Is it met with the most tokens, and is it
-# met with one token? In the row where it isn't, compare the last two columns with the two constants that you measured above. Which
-# rate stays below its constant, and why? Finally, does the small table say that reading and multiplying overlapped?
+# **Read the tables.** We call a prediction met if the measured time is within 30 % of it. Is it met from 128 to 1,024 tokens, the
+# lengths of usual prompts, and is it met with one token? In a row where it isn't, compare the last two columns with the two constants
+# that you measured above. Which rate stays below its constant, and why? Finally, does the small table say that reading and
+# multiplying overlapped?
 #
 # <details><summary>Our reading</summary>
 #
 # A roofline is a bound, so a measured time is the predicted time or longer, apart from noise.
 #
-# * *Most tokens.* Large products usually run near the rate that you measured, so the prediction is often met here. If it isn't, the
+# * *128 to 1,024 tokens.* Large products usually run near the rate that you measured, so the prediction is met here. If it isn't, the
 #   multiplying units wait for something else, for example for another program on the same cores.
-# * *One token.* If the step takes more than 30 % longer than predicted, look at *weights read*. It is then well below the bandwidth,
-#   although plain reading of the same bytes reached that bandwidth. So memory isn't the limit. The time goes into many small
-#   products, because each of them has a cost of its own and a single row uses a fraction of the multiplying units. If the
-#   prediction is met, as with large matrices, the step really waits for memory.
+# * *One token.* If the prediction is met, the step really waits for memory. If the step takes more than 30 % longer, look at *weights
+#   read*. It is then well below the bandwidth, although plain reading of the same bytes reached that bandwidth. So memory isn't the
+#   limit. The time goes into products with a single row, which use a fraction of the multiplying units.
 # * *Ridge point.* If one token takes longer than predicted, the flat part of the curve is higher and meets the rising part later.
 #   The measured ridge point is then at more tokens than the predicted one.
 # * *Overlap.* If the measured time is near the first column, reading and multiplying went on at the same time, as the roofline
@@ -216,8 +225,8 @@ plots.plot_ridge_point(through, work, machine)
 # request's cache:
 
 # %% tags=["measures"]
-prefill = ridge_point.time_prefill(target, sizes.prompts, sizes.repeats)
-decode = ridge_point.time_decode(target, sizes.batches, 128, 2 * sizes.repeats)
+prefill = ridge_point.time_prefill(wide, [n for n in sizes.wide_tokens if n >= 128], sizes.wide_repeats)
+decode = ridge_point.time_decode(wide, sizes.batches, 128, 3 * sizes.wide_repeats)
 tables.whole_table(prefill, decode, through, work, machine, step_seconds)
 
 # %% [markdown]
@@ -248,10 +257,10 @@ tables.whole_table(prefill, decode, through, work, machine, step_seconds)
 # %% tags=["measures"]
 from utils.compiled import engine
 from utils.labs.lab_3_3_6 import experiments
-from utils.compiled.prefill_decode import first_layers
 
 work_folder = tempfile.TemporaryDirectory()
-small = first_layers(load_target(str(MODELS / "tiny")), sizes.layers)
+tiny = load_target(str(MODELS / "tiny"))
+small = first_layers(tiny, sizes.layers)
 ways, built, why_not_built = {"eager": engine.eager(small)}, {}, ""
 try:
     built["prefill"] = engine.build_prefill(small, Path(work_folder.name), sizes.slots)
@@ -261,7 +270,7 @@ try:
 except engine.CompileError as error:
     why_not_built = str(error)
     print(f"not run here: {error}")
-print(f"{small.shape.layers} of the tiny model's {target.shape.layers} layers, on the CPU in float32")
+print(f"{small.shape.layers} of the tiny model's {tiny.shape.layers} layers, on the CPU in float32")
 tables.built_table(built)
 
 # %% [markdown]
@@ -511,47 +520,433 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # ### END SOLUTION
 
 # %% [markdown]
-# ## 6. TensorRT-LLM
+# ## 6. FP8, NVFP4 and MXFP4
 #
-# `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. A typo in it, or a type that the GPU does not have, shows
-# minutes later, when the container has been pulled and the weights loaded. So the course checks first
-# (`utils/engines/tensorrt_llm_settings.py`): keys and values as `tensorrt_llm/llmapi/llm_args.py` declares them.
-
-# %%
-from utils.engines import EngineError, UnsupportedOption, launch
-from utils.engines import tensorrt_llm_checks as before
-from utils.engines.tensorrt_llm_settings import CudaGraphs, KvCache, NGram, TrtLlmSettings
-
-settings = TrtLlmSettings(
-    kv_cache_config=KvCache(dtype="fp8", free_gpu_memory_fraction=0.7),
-    cuda_graph_config=CudaGraphs(max_batch_size=32, enable_padding=True),
-    enable_chunked_prefill=True,
-    max_batch_size=32,
-    max_num_tokens=4096,
-    guided_decoding_backend="xgrammar",
-)
-print(settings.to_yaml())
+# On a DGX Spark, TensorRT-LLM's published decode rate is twice what bfloat16 allows there, because the weights are in **NVFP4**. This
+# section is about such formats as numbers. It shows their **bytes** and their **quality**, and it can't show their speed. Your CPU
+# has no instructions for them, so we round the weights to each format and compute in float32 as before.
+#
+# | format | a number | scales |
+# |---|---|---|
+# | INT8 | a whole number from -127 to 127 | a float32 for each row |
+# | FP8 E4M3 | a float with 4 bits of exponent and 3 of mantissa, up to 448 | a float32 for the matrix |
+# | MXFP4 | E2M1: ±0, 0.5, 1, 1.5, 2, 3, 4, 6 | a power of two for each 32 numbers |
+# | NVFP4 | E2M1 | an E4M3 number for each 16 numbers, and a float32 for the matrix |
 
 # %% [markdown]
-# What is refused, before anything starts:
+# Write `nearest_e2m1`: the nearest of E2M1's values. A number in the middle of two values goes to the one with the even mantissa,
+# which is 0, 1, 2 or 4. Numbers beyond 6 become 6, and negative numbers mirror positive ones.
+#
+# <details><summary>Hint</summary>
+#
+# In the list 0, 0.5, 1, 1.5, 2, 3, 4, 6 every second value, from the first on, has an even mantissa. Compare distances of `abs(x)`.
+# For example, 0.75, 1.75, 3.5 and 6 become 1, 2, 4 and 6, and 0.25, 1.25, 2.5 and 5 become 0, 1, 2 and 4.
+# </details>
+
+# %% exercise="nearest_e2m1" title="A number in four bits" minutes=8 difficulty=2 points=3
+def nearest_e2m1(x: float) -> float:
+    """The 4-bit float that is nearest to x."""
+    ### BEGIN SOLUTION
+    values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    index = min(range(8), key=lambda i: (abs(abs(x) - values[i]), i % 2))
+    return values[index] if x >= 0 else -values[index]
+    ### END SOLUTION
+
+# %% check="nearest_e2m1"
+nearest_e2m1 = checks.nearest_e2m1(nearest_e2m1)
+
+# %% [markdown]
+# Write `nvfp4_block`: the 16 weights of a block as NVFP4 keeps them. The block's **scale** is its largest magnitude divided by 6, so
+# that the largest weight becomes 6. The scale is stored in E4M3, relative to `unit`, the one float of the matrix. So divide by `unit`,
+# round with `nearest_e4m3`, and multiply by `unit` again. Each weight is divided by the scale, rounded with `nearest_e2m1`, and
+# multiplied by the scale. A block of zeros stays zero.
+
+# %% exercise="nvfp4_block" title="A block in NVFP4" minutes=10 difficulty=3 points=3
+def nvfp4_block(block: list[float], unit: float) -> list[float]:
+    """The block's weights after rounding to NVFP4."""
+    from utils.quantisation.number_formats import nearest_e2m1, nearest_e4m3
+    ### BEGIN SOLUTION
+    scale = nearest_e4m3(max(abs(x) for x in block) / 6 / unit) * unit
+    if scale == 0:
+        return [0.0] * len(block)
+    return [nearest_e2m1(x / scale) * scale for x in block]
+    ### END SOLUTION
+
+# %% check="nvfp4_block"
+nvfp4_block = checks.nvfp4_block(nvfp4_block)
+
+# %% [markdown]
+# Now every matrix of the trained tiny model, in each format. The model then predicts held-out texts: answers, which it knows nearly by
+# heart, and prose, which it doesn't. The last two rows lie between MXFP4 and NVFP4: each changes one thing of the two.
+#
+# **Predict**: by how many percent does NVFP4 raise the perplexity on prose?
+
+# %% prediction="nvfp4_rise"
+### BEGIN SOLUTION
+#: nvfp4_rise = None  # percent
+nvfp4_rise = 2
+### END SOLUTION
+
+# %% tags=["measures"]
+from utils.labs.lab_3_3_6 import format_quality
+from utils.quantisation.number_formats import BETWEEN, FORMATS
+
+texts = format_quality.judged_texts(tiny, sizes.quality_texts, sizes.prose_texts)
+qualities = format_quality.measure_formats(tiny, {**FORMATS, **BETWEEN}, texts)
+prose = {name: one.perplexity["prose"] for name, one in qualities.items()}
+compare_prediction(nvfp4_rise, 100 * (prose["NVFP4"] / prose["float32"] - 1), what="perplexity on prose in NVFP4", unit="% more")
+format_quality.formats_table(qualities, ridge_point.work_of(ridge_point.layer_matrices(tiny)).parameters)
+
+# %% [markdown]
+# **Read the table.** Why do the answers hardly tell the formats apart? Q4_0 and NVFP4 take the same bits. Which has the larger error of
+# the weights, and which the better perplexity on prose? Which of the two rows in between is nearer to NVFP4?
+#
+# <details><summary>Our reading</summary>
+#
+# On the answers the model is nearly certain, so a small change of its probabilities hardly moves the perplexity. On prose it is
+# uncertain, and each error shows.
+#
+# In our runs NVFP4 has the larger error of the weights and the better perplexity. So the mean error of the weights isn't the whole
+# story. E2M1 is finer near zero, where most weights are, and that is one candidate for the reason.
+#
+# The real scale makes the difference. With a power of two, blocks of 16 are no better than blocks of 32, because the scale is still
+# wrong by up to a factor of two.
+# </details>
+#
+# **Your answer**, in two or three sentences (your instructor reads it): why do blocks of 16 with a real scale keep the weights better than
+# blocks of 32 with a power of two, and what do they cost?
+
+# %% [markdown] answer="why_blocks_of_16" points=2
+# ### BEGIN SOLUTION
+# One point: the scale. A power of two can miss the block's largest weight by up to a factor of two, so up to half of E2M1's range is
+# unused, or weights above 6 are cut off. An E4M3 scale with 3 bits of mantissa brings the largest weight to about 6.
+#
+# One point: the block and the cost. Fewer weights share a scale, so one large weight makes fewer neighbours coarse. The cost is 8 bits
+# for 16 weights and not for 32, so 4.5 and not 4.25 bits per weight. Evidence from the table, such as the rows in between, is welcome.
+# ### END SOLUTION
+
+# %% [markdown]
+# ### The speed of fewer bytes
+#
+# To see speed, we need an engine with real kernels for small numbers. llama.cpp has them for `Q8_0` and `Q4_0`. The untrained model is
+# large enough for memory to be the limit.
+#
+# **Predict**: how many times as fast as BF16 does Q4_0 decode one request?
+
+# %% prediction="q4_speed"
+### BEGIN SOLUTION
+#: q4_speed = None  # times BF16's speed
+q4_speed = 3
+### END SOLUTION
+
+# %% tags=["measures"]
+from utils.labs.lab_3_3_6 import wide_speed
+
+memory = wide_speed.measure_bandwidth(0.4 * sizes.repeats)
+with Fleet(profile, wide_speed.variants(), engine="llama_cpp") as fleet:
+    kinds = wide_speed.measure_kinds(fleet, profile.load.repeats)
+    why_no_wide = dict(fleet.reasons)
+if {"BF16", "Q4_0"} <= set(kinds):
+    speed_table = wide_speed.kinds_table(kinds, memory)
+    compare_prediction(q4_speed, speed_table.loc["Q4_0", "decode, times BF16"], what="Q4_0 at decode", unit="times BF16's speed")
+    display(speed_table)
+
+# %% [markdown]
+# **Read the table.** Which share of its bound does each type reach at decode? Do the rates grow as the bytes shrink? What do fewer bytes
+# do for prefill, and why?
+#
+# <details><summary>Our reading</summary>
+#
+# Decode of one request reads every weight once per token. So its bound grows as the bytes shrink, and so does the rate, as long as
+# memory is the limit. If the share of the bound falls for Q4_0, the processor spends more of the time on unpacking 4-bit numbers.
+#
+# Prefill multiplies each weight with hundreds of tokens, so it waits for arithmetic. Fewer bytes help it only if the kernel also
+# multiplies small numbers faster, as llama.cpp's do with 8-bit products on many processors. On a GPU with FP8 or FP4 units that is the
+# rule, and it is why TensorRT-LLM's prefill gains from NVFP4, too.
+# </details>
+
+# %% [markdown]
+# ## 7. TensorRT-LLM
+#
+# `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. If the file has a typo, or a type that the GPU doesn't have,
+# you find out minutes later, when the container has been pulled and the weights have been loaded. So the course checks it first. The
+# keys and the kinds of their values come from NVIDIA's JSON Schema, and our own rules add the facts that a schema can't express.
+# Each of them says what the engine does and where that was read, because the engine was not run here.
 
 # %%
-def refused(what, call):
-    try:
-        result = call()
-    except UnsupportedOption as error:
-        result = [str(error)]
-    print(f"{what}:\n  " + "\n  ".join(result), end="\n\n")
+import yaml
 
+from utils.engines import EngineError, launch
+from utils.engines import tensorrt_llm_checks as before
+from utils.engines.tensorrt_llm_settings import settings_notes, write_settings
 
-spark, ampere = before.Gpu("NVIDIA GB10", 12.1, 40e9, unified=True), before.Gpu("NVIDIA A100", 8.0, 80e9)
-refused("a key that does not exist", lambda: TrtLlmSettings.read("max_batch_sise: 8"))
-refused("a key of an earlier version", lambda: TrtLlmSettings.read("kv_cache_dtype: fp8"))
-refused("an engine build", lambda: TrtLlmSettings.read("backend: tensorrt"))
-refused("NGram beside the overlap scheduler", lambda: TrtLlmSettings(speculative_config=NGram()).faults())
-refused("an FP8 cache on an A100", lambda: before.device_faults(settings, ampere))
-refused("70B in bfloat16 where 40 GB are left", lambda: before.device_faults(settings, spark, weights_bytes=141e9))
-refused("no GPU", lambda: before.device_faults(settings, None))
+settings = {
+    "dtype": "bfloat16",
+    "max_batch_size": 32,
+    "max_num_tokens": 4096,
+    "enable_chunked_prefill": True,
+    "kv_cache_config": {"dtype": "fp8", "free_gpu_memory_fraction": 0.7},
+    "cuda_graph_config": {"max_batch_size": 32, "enable_padding": True},
+    "guided_decoding_backend": "xgrammar",
+}
+print(yaml.safe_dump(settings, sort_keys=False))
+
+# %% [markdown]
+# The table shows what the engine does with seven settings that aren't as they should be. Only *refuses to start* is an error. In the
+# other rows the engine starts, and it serves something else than you wrote.
+
+# %%
+tables.notes_table({
+    "a typo": {"max_batch_sise": 8},
+    "a key of an old recipe": {"kv_cache_dtype": "fp8"},
+    "an engine build": {"backend": "tensorrt"},
+    "NGram with the overlap scheduler": {"speculative_config": {"decoding_type": "NGram", "max_draft_len": 3}},
+    "graphs above the batch size": {"max_batch_size": 64, "cuda_graph_config": {"batch_sizes": [1, 32, 128]}},
+    "MTP in an older notation": {"speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 1}},
+    "long prompts, small steps": {"max_seq_len": 32768, "max_num_tokens": 4096},
+}, settings_notes)
+
+# %% [markdown]
+# The GPU has a say, too. FP8 needs compute capability 8.9, FP4 needs 10.0, and weights and KV cache have to fit:
+
+# %%
+from utils.gpu import Gpu
+from utils.memory_plan import need, refusal
+
+spark, ampere = Gpu("NVIDIA GB10", 12.1, 128e9, unified=True), Gpu("NVIDIA A100", 8.0, 80e9)
+wanted = need("tensorrt_llm", "Qwen/Qwen3-8B", dtype="bfloat16", context_length=8192, max_sequences=32, kv_cache_gib=16)
+for case, faults in {
+    "an FP8 cache on an A100": before.device_faults(settings, ampere),
+    "8B in bfloat16 where 30 GB are left": [refusal("TensorRT-LLM", wanted, 30e9, spark)],
+    "no GPU": before.device_faults(settings, None),
+}.items():
+    print(f"{case}: {' '.join(faults)}\n")
+
+# %% [markdown]
+# ### Public recipes
+#
+# Recipes on the web are as old as their authors' containers. These three are shortened, with their sources. What does today's engine
+# do with them?
+
+# %%
+from utils.labs.lab_3_3_6.recipes import RECIPES
+
+recipes = {name: recipe.settings for name, recipe in RECIPES.items()}
+for name, recipe in RECIPES.items():
+    print(f"{name}: {recipe.source}")
+tables.notes_table(recipes, settings_notes)
+
+# %% [markdown]
+# Write `repair_recipe`, which rewrites an old recipe with today's keys and keeps its meaning:
+#
+# | old | today |
+# |---|---|
+# | `pytorch_backend_config: {...}` | its keys are at the top level |
+# | `use_cuda_graph`, `cuda_graph_padding_enabled`, `cuda_graph_batch_sizes`, `cuda_graph_max_batch_size` | `cuda_graph_config` with `enable_padding`, `batch_sizes`, `max_batch_size`; if the graphs are off, it is `None` |
+# | `enable_overlap_scheduler: x` | `disable_overlap_scheduler: not x` |
+# | `kv_cache_dtype`, `kv_cache_free_gpu_memory_fraction` | `kv_cache_config` with `dtype`, `free_gpu_memory_fraction` |
+# | `scheduler_policy: x` | `scheduler_config: {capacity_scheduler_policy: x}` |
+# | `num_nextn_predict_layers` in `speculative_config` | `max_draft_len` there |
+#
+# All other keys stay. If a section is there already, it keeps its own keys. Don't change the recipe that you are given.
+#
+# <details><summary>Hint 1</summary>
+#
+# Begin with `old = copy.deepcopy(recipe)`, then merge `old.pop("pytorch_backend_config", {})` into it.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Collect the parts of a section first, for example `{"dtype": old.pop("kv_cache_dtype")}` if the key is there. Merge them into
+# `old.get("kv_cache_config", {})`.
+# </details>
+
+# %% exercise="repair_recipe" title="An old recipe repaired" minutes=15 difficulty=3 points=4
+def repair_recipe(recipe: dict) -> dict:
+    """The recipe with the keys of today."""
+    import copy
+    ### BEGIN SOLUTION
+    old = copy.deepcopy(recipe)
+    old.update(old.pop("pytorch_backend_config", {}))
+
+    def moved(names):
+        return {new: old.pop(key) for key, new in names.items() if key in old}
+
+    graphs = moved({
+        "cuda_graph_padding_enabled": "enable_padding",
+        "cuda_graph_batch_sizes": "batch_sizes",
+        "cuda_graph_max_batch_size": "max_batch_size",
+    })
+    wanted = old.pop("use_cuda_graph", None)
+    if wanted is False:
+        old["cuda_graph_config"] = None
+    elif wanted or graphs:
+        old["cuda_graph_config"] = {**(old.get("cuda_graph_config") or {}), **graphs}
+    cache = moved({"kv_cache_dtype": "dtype", "kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction"})
+    if cache:
+        old["kv_cache_config"] = {**old.get("kv_cache_config", {}), **cache}
+    if "enable_overlap_scheduler" in old:
+        old["disable_overlap_scheduler"] = not old.pop("enable_overlap_scheduler")
+    if "scheduler_policy" in old:
+        old["scheduler_config"] = {"capacity_scheduler_policy": old.pop("scheduler_policy")}
+    method = old.get("speculative_config", {})
+    if "num_nextn_predict_layers" in method:
+        method["max_draft_len"] = method.pop("num_nextn_predict_layers")
+    return old
+    ### END SOLUTION
+
+# %% check="repair_recipe"
+repair_recipe = checks.repair_recipe(repair_recipe)
+
+# %%
+tables.notes_table({name: repair_recipe(dict(recipe)) for name, recipe in recipes.items()}, settings_notes)
+
+# %% [markdown]
+# The table shows the remarks that are left. If it is empty, the engine would start with all three as they are.
+#
+# ### Drafts, graphs and blocks
+#
+# Speculation pays while few requests run, and costs when many do (lab 3.3.5). TensorRT-LLM's `draft_len_schedule` follows that.
+# `{4: 4, 8: 2, 32: 1}` drafts 4 tokens for up to 4 requests, 2 for up to 8, 1 for up to 32, and none for more. Write `draft_length`.
+
+# %% exercise="draft_length" title="A schedule of drafts" minutes=5 difficulty=1 points=2
+def draft_length(schedule: dict[int, int], batch: int) -> int:
+    """Tokens that are drafted for a batch of this size."""
+    ### BEGIN SOLUTION
+    for size in sorted(schedule):
+        if batch <= size:
+            return schedule[size]
+    return 0
+    ### END SOLUTION
+
+# %% check="draft_length"
+draft_length = checks.draft_length(draft_length)
+
+# %% [markdown]
+# A **CUDA graph** is recorded for one batch size. With `enable_padding` a batch between two sizes runs in the next larger graph, and the
+# rows that nobody needs are computed and thrown away. With graphs of 1, 2, 4, 8, 16 and 32, a step of 9 requests wastes 7 of 16 rows.
+# Above the largest graph a step runs without one, and nothing is padded. Write `padded_share`: of all rows of the steps with these
+# `batches`, the share that is padding.
+
+# %% exercise="padded_share" title="Rows that nobody needs" minutes=8 difficulty=2 points=3
+def padded_share(sizes: list[int], batches: list[int]) -> float:
+    """Share of padded rows, 0 to 1, over all steps."""
+    ### BEGIN SOLUTION
+    rows = [min([size for size in sizes if size >= batch], default=batch) for batch in batches]
+    return (sum(rows) - sum(batches)) / sum(rows)
+    ### END SOLUTION
+
+# %% check="padded_share"
+padded_share = checks.padded_share(padded_share)
+
+# %%
+import random
+
+draw = random.Random(0)
+day = [min(32, max(1, round(draw.gauss(11, 4)))) for _ in range(2000)]
+for graphs in ([1, 2, 4, 8, 16, 32], [1, 2, 4, *range(8, 33, 8)], list(range(1, 33))):
+    print(f"{len(graphs)} graphs: {padded_share(graphs, day):.0%} of the rows are padding (derived from made-up batches around 11)")
+
+# %% [markdown]
+# More graphs waste fewer rows, but each takes time to record and memory: NVIDIA's schema says up to 200 MB.
+#
+# **Block reuse** keeps the blocks of a finished request, so that the next turn of the conversation finds its prefix
+# (`enable_block_reuse`, on by default). If the GPU needs a block, it evicts the one that was used the longest time ago. With
+# `host_cache_size`, the evicted block moves to host memory and can come back over the bus. Only what leaves host memory, too, is
+# computed again.
+#
+# Write `prefix_places`: for each visit of a user, the place of this user's prefix: `"gpu"`, `"host"` or `"recompute"`. A visit is
+# `(user, blocks)`, and a user's prefix always has the same number of blocks. The most recently used prefixes are on the GPU, as many
+# as fit into `gpu_blocks`. The next ones are in the host's `host_blocks`. A prefix counts as a whole.
+#
+# <details><summary>Hint</summary>
+#
+# Keep a list of the users by their latest visit. A prefix is still on the GPU if it and all prefixes that were used since its latest
+# visit have at most `gpu_blocks` blocks together. Each of those counts once.
+# </details>
+
+# %% exercise="prefix_places" title="Where the prefix is" minutes=15 difficulty=3 points=4
+def prefix_places(visits: list[tuple[str, int]], gpu_blocks: int, host_blocks: int) -> list[str]:
+    """The place of the prefix at each visit."""
+    ### BEGIN SOLUTION
+    latest, places = {}, []  # blocks by user, the least recently used first
+    for user, blocks in visits:
+        place = "recompute"
+        if user in latest:
+            users = list(latest)
+            needed = sum(latest[other] for other in users[users.index(user):])
+            if needed <= gpu_blocks:
+                place = "gpu"
+            elif needed <= gpu_blocks + host_blocks:
+                place = "host"
+        places.append(place)
+        latest.pop(user, None)
+        latest[user] = blocks
+    return places
+    ### END SOLUTION
+
+# %% check="prefix_places"
+prefix_places = checks.prefix_places(prefix_places)
+
+# %%
+turns = [(f"user {draw.randrange(24)}", 40) for _ in range(600)]  # 24 users, prefixes of 40 blocks of 32 tokens
+for gpu_blocks, host_blocks in ((400, 0), (400, 400), (800, 0), (400, 800)):
+    places = prefix_places(turns, gpu_blocks, host_blocks)
+    shares = ", ".join(f"{place} {places.count(place) / len(places):.0%}" for place in ("gpu", "host", "recompute"))
+    print(f"{gpu_blocks} blocks on the GPU, {host_blocks} in host memory: {shares} (derived)")
+
+# %% [markdown]
+# ### Who may start
+#
+# Blocks are scarce, and nobody knows how long an answer will be. `capacity_scheduler_policy` decides who may start:
+#
+# * `GUARANTEED_NO_EVICT` (the default) admits a request only if its *longest* answer fits together with those of all that run.
+# * `MAX_UTILIZATION` admits it as soon as its prompt fits. If blocks run out later, the youngest request is paused and computed again.
+#
+# The course's own scheduler of lab 3.3.3 runs both, on the same requests. The pool has 120 blocks of 32 tokens. Forty requests arrive at
+# once, each with a prompt of 64 tokens and at most 448 tokens of answer.
+#
+# **Predict**: how many requests run at once, at most, under `GUARANTEED_NO_EVICT`?
+
+# %% prediction="guaranteed_at_once"
+### BEGIN SOLUTION
+#: guaranteed_at_once = None  # requests
+guaranteed_at_once = 120 // ((64 + 448) // 32)
+### END SOLUTION
+
+# %% [markdown]
+# **Predict**: how many times does `MAX_UTILIZATION` pause a request?
+
+# %% prediction="pauses"
+### BEGIN SOLUTION
+#: pauses = None  # times
+pauses = 10
+### END SOLUTION
+
+# %%
+from utils.kvcache.simulate import fit_step_cost
+from utils.labs.lab_3_3_6 import capacity_policies
+
+few, many = min(decode), max(decode)
+policy_runs = capacity_policies.run_policies(fit_step_cost({few: decode[few], many: decode[many]}))
+guaranteed, utilised = policy_runs["GUARANTEED_NO_EVICT"], policy_runs["MAX_UTILIZATION"]
+compare_prediction(guaranteed_at_once, capacity_policies.most_running(guaranteed), what="requests at once with the guarantee")
+compare_prediction(pauses, utilised.preemptions, what="pauses under MAX_UTILIZATION", unit="times")
+capacity_policies.policies_table(policy_runs)
+
+# %% [markdown]
+# **Read the table.** Which policy needs fewer steps? Which computes more tokens, and why? When would you still choose the guarantee?
+#
+# <details><summary>Our reading</summary>
+#
+# Most answers are shorter than the longest that is allowed, so the guarantee leaves blocks unused, and fewer requests share each step.
+# `MAX_UTILIZATION` fills the pool. It pays with pauses, because a paused request's tokens are computed again.
+#
+# Choose the guarantee if a pause in the middle of an answer is worse for your users than a later start, or if answers often reach their
+# limit. Then there is little to gain and much to compute twice.
+# </details>
+
+# %% [markdown]
+# ### Settings for a requirement
 
 # %% [markdown]
 # Write `serve_settings`: the file's content as a dictionary, for a requirement. Weights in bfloat16; at most `requests` requests and `chunk`
@@ -589,30 +984,30 @@ def serve_settings(requests: int, context: int, chunk: int, fp8: bool, json: boo
 serve_settings = checks.serve_settings(serve_settings)
 
 # %% [markdown]
-# With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings and measures prefill and decode as lab 3.3.1 does. On
-# other machines it tells you why TensorRT-LLM can't run, and counts it as not run. In the table below the cell, the row *TensorRT-LLM
-# NVFP4* has the rates to meet on a DGX Spark, which NVIDIA published for Llama-3.1-8B with **NVFP4** weights (*cited*, 2025-10,
-# `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 17 tokens per second at batch 1 (derived from
-# 273 GB/s), because each token reads all weights.
+# With a GPU and docker, the cell below starts TensorRT-LLM with *your* settings, then vLLM and SGLang at the same load. It measures
+# prefill, TTFT and decode in bfloat16 and, if the GPU has the format, with NVIDIA's FP8 and NVFP4 checkpoints of the same model. On other
+# machines it tells you why TensorRT-LLM can't run, and counts it as not run.
+#
+# In the table below the cell, the row *TensorRT-LLM NVFP4* has the rates to meet on a DGX Spark, which NVIDIA published for Llama-3.1-8B
+# (*cited*, 2025-10, `utils/roofline/published.py`). In bfloat16 no engine decodes this model faster than 18 tokens per second at batch 1
+# (derived from 273 GB/s over 15.0 GB), because each token reads all weights and one row of the embedding.
 
 # %% tags=["measures"]
-import yaml
-
-from utils.benchmark import sweep
+from utils.labs.lab_3_3_6 import gpu_engines
 from utils.roofline import roofline
 from utils.telemetry.iterations import read_iterations
 
 why_no_trtllm = ""
-config = Path(work_folder.name) / "trtllm.yml"
-config.write_text(yaml.safe_dump(serve_settings(32, profile.context_length, 4096, False, True)))
+config = write_settings(
+    serve_settings(32, profile.context_length, 4096, False, True), Path(work_folder.name) / "trtllm.yml", profile.context_length
+)
+rates, gpu_reasons = gpu_engines.compare_engines(profile, gpu_engines.gpu_checkpoints(profile), config)
+if rates:
+    display(gpu_engines.engines_table(rates))
 try:
     with launch("tensorrt_llm", profile, config=config, quiet=True) as trtllm:
-        records = sweep.sweep(trtllm, profile, label="lab 3.3.6: TensorRT-LLM")
+        gpu_engines.sweep.sweep(trtllm, profile, label="lab 3.3.6: TensorRT-LLM's steps", levels=[max(profile.load.levels)])
         steps = read_iterations(trtllm)
-        length = profile.load.prompt_tokens
-        prefills = {"TensorRT-LLM": sweep.measure_prefill(trtllm, profile, length=length)}
-        model = roofline.describe_model(profile.models["tensorrt_llm"])
-        display(roofline.compare(records, prefills, DGX_SPARK if profile.name == "spark" else machine, model))
         print(f"{len(steps)} steps in the engine's own statistics, {steps.peak('running')} requests in the fullest")
 except EngineError as error:
     why_no_trtllm = str(error).removeprefix("TensorRT-LLM: ")
@@ -630,13 +1025,15 @@ from utils.labs.lab_3_3_6.quantisation import fp8_reason, why_no_k_quants
 no_gpu = "" if device == "cuda" else "not run here: it needs an NVIDIA GPU"
 tables.not_run([
     ("TensorRT-LLM", why_no_trtllm),
-    ("NVFP4 and FP8 weights", no_gpu or "not in this notebook: name a quantised checkpoint in section 6, model=..."),
+    ("speed in FP8 and NVFP4", no_gpu),
     ("CUDA graphs against none", no_gpu or "not in this notebook: TensorRT-LLM and vLLM use them by themselves"),
     ("engine files", why_not_built),
     ("FP8 KV cache in vLLM", fp8_reason(profile)),
-    ("Q4_K_M weights", why_no_k_quants([matrix.shape[1] for matrix in matrices])),
+    ("Q4_K_M weights of the tiny model", why_no_k_quants([m.shape[1] for m in ridge_point.layer_matrices(tiny)])),
     *chunk_fleet.reasons.items(),
     *why_no_llama_cpp.items(),
+    *why_no_wide.items(),
+    *gpu_reasons.items(),
 ])
 
 # %%
@@ -653,7 +1050,10 @@ work_folder.cleanup()
 # | what compiling takes away | all that is not matrices, so decode gains more than prefill | section 3 |
 # | chunked prefill | one long prompt, or everybody else | section 4, on vLLM |
 # | KV types | memory by formula, quality by measurement | section 5, on llama.cpp |
-# | settings | checked before minutes are spent | section 6 |
+# | NVFP4, MXFP4, FP8 | bytes and quality of number formats | section 6, on the trained tiny model |
+# | fewer bytes | decode grows with them, as far as the roofline | section 6, llama.cpp on the untrained model |
+# | settings | checked and repaired before minutes are spent | section 7 |
+# | drafts, graphs, blocks, policies | counted before an engine starts | section 7, by hand and on the course's scheduler |
 
 # %% [markdown]
 # ## Questions
@@ -676,14 +1076,19 @@ work_folder.cleanup()
 # It does not fit: static sizes are part of the file. That was the trouble with TensorRT's builds, too: other lengths, batch sizes or
 # GPUs meant another build.
 # </details>
-# <details><summary>5. Perplexity rose from 2.50 to 2.51 on 100 tokens. Is the quantised cache worse?</summary>
+# <details><summary>5. A file sets NGram and leaves the overlap scheduler on. Does TensorRT-LLM start?</summary>
+#
+# Yes. It logs that it switches the overlap scheduler off, and goes on. So each step waits for the one before, and you may wonder where
+# the speed went.
+# </details>
+# <details><summary>6. Perplexity rose from 2.50 to 2.51 on 100 tokens. Is the quantised cache worse?</summary>
 #
 # On so few tokens that may be chance. Look at the divergence of the probabilities, which has no luck in it, and judge more text.
 # </details>
 #
 # ## What to try next
 #
-# * `sizes.layers` of 24: build the whole model. How does the building time grow? And the file?
+# * `sizes.layers` of 24: build the whole tiny model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.
 # * `-ctk q8_0 -ctv q4_0`: keys and values of different types (`extra_arguments`). Which of the two is more sensitive?
-# * On a GPU: `TrtLlmSettings(speculative_config=Eagle3(speculative_model=...))`, and lab 3.3.5's counters.
+# * On a GPU: `speculative_config: {decoding_type: Eagle3, max_draft_len: 3, speculative_model: ...}`, and lab 3.3.5's counters.

@@ -151,7 +151,8 @@ def _quantised(profile: Profile) -> Wave:
 def _lab_6(profile: Profile) -> Sequence[Wave]:
     small = {"max_sequences": TYPES_SLOTS, "context_length": TYPES_CONTEXT}
     vllm = {"max_sequences": 16}
-    return [(Start("vllm", vllm),), (Start("llama_cpp", small),), (Start("tensorrt_llm"),)]
+    compared = _alone("tensorrt_llm", "vllm", "sglang")(profile)
+    return [(Start("vllm", vllm),), (Start("llama_cpp", small),), *compared]
 
 
 def _lab_7(profile: Profile) -> Sequence[Wave]:

@@ -27,6 +27,7 @@ from utils.model_sizes import (
     decoder_parameters,
     dtype_bytes,
     read_config,
+    table_parameters,
     weight_bytes,
 )
 
@@ -40,6 +41,9 @@ STEP_TOKENS = 8192  # largest step of vLLM, SGLang and TensorRT-LLM on a GPU, to
 UBATCH_TOKENS = 512  # of llama.cpp
 MOST_SLOTS = {"llama_cpp": 32, "ollama": 8}
 VLLM_BLOCK = 16
+# NVIDIA's checkpoints in these formats keep embedding and output head in the dtype. Those of Qwen3-8B have
+# 9.4 and 6.4 GB (AtomicBot-ai/atomic-chat-conf, runtimes/tensorrt-llm.json).
+FORMATS_OF_LAYERS = ("FP8", "NVFP4")
 # EAGLE-3 heads on the hub: Tengyunw/qwen3_8b_eagle3 has 0.8 GB, and those of smaller models are smaller.
 DRAFT_BYTES = 0.8e9
 # Options of `launch` that make an engine smaller.
@@ -116,15 +120,21 @@ def weights_of(model: str, dtype: str) -> float | None:
     if config is None or "quantization_config" in config:
         return None
     try:
-        return decoder_parameters(config) * bytes_of_weight(model, dtype)
+        kept = table_parameters(config) if _format_of(model) in FORMATS_OF_LAYERS else 0
+        rest = decoder_parameters(config) - kept
+        return kept * float(dtype_bytes(1, dtype)) + rest * bytes_of_weight(model, dtype)
     except ConfigError:
         return None
 
 
 def bytes_of_weight(model: str, dtype: str) -> float:
     """Return the bytes of one weight, by the quantisation in a model's name, else by the dtype."""
-    bits = BITS_PER_WEIGHT.get(re.split(r"[:-]", model)[-1].upper())
+    bits = BITS_PER_WEIGHT.get(_format_of(model))
     return float(dtype_bytes(1, dtype)) if bits is None else bits / 8
+
+
+def _format_of(model: str) -> str:
+    return re.split(r"[:-]", model)[-1].upper()
 
 
 def need(

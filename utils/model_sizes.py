@@ -247,12 +247,18 @@ def decoder_parameters(config: Mapping[str, Any]) -> int:
     """
     config = _text_config(config)
     shape = cache_shape(config)
-    hidden, vocabulary = _positive(config, "hidden_size"), _positive(config, "vocab_size")
+    hidden = _positive(config, "hidden_size")
     query, kv = shape.query_heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = hidden * (2 * query + 2 * kv + 3 * _positive(config, "intermediate_size"))
     layer += 2 * hidden + (2 * shape.head_dim if config.get("model_type") == "qwen3" else 0)
+    return table_parameters(config) + shape.layers * layer + hidden
+
+
+def table_parameters(config: Mapping[str, Any]) -> int:
+    """Return the parameters of the embedding, and of the output head if it has its own."""
+    config = _text_config(config)
     tables = 1 if config.get("tie_word_embeddings") else 2
-    return tables * vocabulary * hidden + shape.layers * layer + hidden
+    return tables * _positive(config, "vocab_size") * _positive(config, "hidden_size")
 
 
 def activation_bytes(config: Mapping[str, Any], batch_tokens: int, dtype: str = "auto") -> int:

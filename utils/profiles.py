@@ -5,6 +5,7 @@ A notebook asks for `load_profile()` and never names a size: model, lengths and 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -70,12 +71,15 @@ class PrefillDecodeSizes:
     """Sizes of lab 3.3.6, which looks inside prefill, decode and quantisation.
 
     Attributes:
-        tokens: Tokens that go through the weights together, where the roofline is measured.
         batches: Requests that decode together, where it is measured on the whole model.
         layers: First layers of the model that are built into an engine file: building takes time per layer.
         prompts: Prompt lengths of the comparisons, tokens.
         slots: Tokens that the built engine's KV cache holds; a longest prompt fits.
         repeats: Of every timing, what is compared in turn.
+        wide_layers: First layers of the untrained model on which the roofline is measured.
+        wide_tokens: Tokens that go through them together; from 128 on, the roofline is compared.
+        wide_repeats: Number of repeats of those timings, which take seconds.
+        prose_texts: Pieces of prose on which number formats are compared.
         chunks: `max_num_batched_tokens` of the engines that prefill in chunks, tokens.
         long_prompt: The prompt that others wait for, tokens.
         others_tokens: Answers of these others, tokens: they are still decoding when the prompt comes.
@@ -83,12 +87,15 @@ class PrefillDecodeSizes:
         quality_tokens: Tokens of each text that they have to predict.
     """
 
-    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     batches: tuple[int, ...] = (1, 4, 16)
     layers: int = 3
     prompts: tuple[int, ...] = (32, 128, 512)
     slots: int = 512
     repeats: int = 9
+    wide_layers: int = 8
+    wide_tokens: tuple[int, ...] = (1, 4, 16, 64, 128, 256, 512, 1024)
+    wide_repeats: int = 3
+    prose_texts: int = 16
     chunks: tuple[int, ...] = (128, 512, 2048)
     long_prompt: int = 1600
     others_tokens: int = 160
@@ -98,12 +105,15 @@ class PrefillDecodeSizes:
     def quick(self) -> PrefillDecodeSizes:
         """As little as the lab still runs with."""
         return PrefillDecodeSizes(
-            tokens=(1, 4, 16, 64, 256),
             batches=(1, 4),
             layers=2,
             prompts=(32, 256),
             slots=256,
             repeats=4,
+            wide_layers=2,
+            wide_tokens=(1, 16, 128, 512),
+            wide_repeats=2,
+            prose_texts=3,
             chunks=(128, 2048),
             long_prompt=1000,
             others_tokens=160,
@@ -350,10 +360,21 @@ EAGLE3_HEADS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def gpu_models(size: str, runtime: str = "docker") -> Mapping[str, str]:
+# NVIDIA's checkpoints with 8-bit and 4-bit weights, `nvidia/Qwen3-{size}-{format}`: the formats of a size.
+QUANTISED: Mapping[str, tuple[str, ...]] = MappingProxyType({"8B": ("FP8", "NVFP4")})
+
+
+def gpu_models(
+    size: str, runtime: str = "docker", capability: float = math.inf
+) -> Mapping[str, str]:
     """Return the models of a GPU profile: Qwen3 of one size.
 
     Without docker, llama.cpp is a wheel without CUDA. It computes on the CPU, so it gets the tiny model.
+
+    Args:
+        size: Size in the models' names, such as `8B`.
+        runtime: How engines run, `docker` or `process`.
+        capability: The GPU's compute capability. Checkpoints in a format that it doesn't have are left out.
     """
     hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
     models = {
@@ -369,6 +390,9 @@ def gpu_models(size: str, runtime: str = "docker") -> Mapping[str, str]:
         models |= {kind: _cpu_model(kind) for kind in ("llama_cpp", "llama_cpp_quantised")}
     if size in EAGLE3_HEADS:
         models["eagle3_heads"] = EAGLE3_HEADS[size]
+    for name in QUANTISED.get(size, ()):
+        if capability >= CAPABILITY[name.lower()]:
+            models[f"tensorrt_llm_{name.lower()}"] = f"nvidia/Qwen3-{size}-{name}"
     return MappingProxyType(models)
 
 
@@ -431,7 +455,8 @@ def fit(profile: Profile, gpu: Gpu) -> Profile:
     """
     dtype = "bfloat16" if gpu.capability >= CAPABILITY["bfloat16"] else "float16"
     for size in reversed(QWEN3):
-        sized = replace(profile, dtype=dtype, models=gpu_models(size, profile.runtime))
+        models = gpu_models(size, profile.runtime, gpu.capability)
+        sized = replace(profile, dtype=dtype, models=models)
         least = replace(sized, kv_cache_gib=fleet_plan.least_kv_gib(sized))
         if fleet_plan.largest_plan(least).fits(gpu.whole_room):
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,12 @@ _chunk = lab.chunk_for.reference
 _fit = lab.requests_that_fit.reference
 _choice = lab.choose_variant.reference
 _settings = lab.serve_settings.reference
+_e2m1 = lab.nearest_e2m1.reference
+_block = lab.nvfp4_block.reference
+_repair = lab.repair_recipe.reference
+_length = lab.draft_length.reference
+_padding = lab.padded_share.reference
+_places = lab.prefix_places.reference
 
 layer_cost = Grading(
     lab.layer_cost,
@@ -340,7 +347,7 @@ def _no_backend(requests: int, context: int, chunk: int, fp8: bool, json: bool) 
 serve_settings = Grading(
     lab.serve_settings,
     wrong={
-        "the KV type at the top level": Wrong(_dtype_at_the_top, says="earlier versions"),
+        "the KV type at the top level": Wrong(_dtype_at_the_top, says="older recipes"),
         "FP8 weights instead of FP8 keys": Wrong(_fp8_weights, says="property of the checkpoint"),
         "no chunks": Wrong(_never_chunked, says="has to fit into one step"),
         "always in chunks": Wrong(_with(enable_chunked_prefill=True), says="shorter one need not"),
@@ -351,7 +358,6 @@ serve_settings = Grading(
         "leaves out the statistics": Wrong(_without("enable_iter_perf_stats"), says="stays empty"),
         "leaves out the type of the weights": Wrong(_without("dtype"), says="written down"),
     },
-    twins=("utils.engines.tensorrt_llm_settings.TrtLlmSettings.to_yaml",),
 )
 
 
@@ -368,3 +374,296 @@ def _(attempt: Callable[..., dict[str, Any]], rng: random.Random) -> None:
     kinds = [(True, False), (False, True), (True, True), (False, False)]
     for fp8, json in rng.sample(kinds, len(kinds)):
         lab.same_settings(attempt, rng.randint(1, 64), 8192, 4096, fp8, json)
+
+
+def _ties_up(x: float) -> float:
+    value = min(reversed(lab.E2M1), key=lambda v: abs(abs(x) - v))
+    return -value if x < 0 else value
+
+
+def _ties_down(x: float) -> float:
+    value = min(lab.E2M1, key=lambda v: abs(abs(x) - v))
+    return -value if x < 0 else value
+
+
+nearest_e2m1 = Grading(
+    lab.nearest_e2m1,
+    wrong={
+        "a tie goes up": Wrong(_ties_up, says="even mantissa"),
+        "a tie goes down": Wrong(_ties_down, says="even mantissa"),
+        "forgets the sign": Wrong(lambda x: abs(_e2m1(x)), says="sign"),
+        "whole numbers": Wrong(lambda x: float(round(x)), says="nearest"),
+        "even steps of a half": Wrong(lambda x: max(-6.0, min(6.0, round(2 * x) / 2)), says="nearest"),
+        "no limit": Wrong(lambda x: x if abs(x) > 6 else _e2m1(x), says="no infinity"),
+    },
+    twins=(
+        "utils.quantisation.number_formats.nearest_e2m1",
+        "utils.quantisation.number_formats.round_e2m1",
+        "utils.quantisation.number_formats.nvfp4",
+        "utils.quantisation.number_formats.mxfp4",
+    ),
+)
+
+
+@nearest_e2m1.part("any number", points=3)
+def _(attempt: Callable[[float], float], rng: random.Random) -> None:
+    for _ in range(60):
+        lab.same_e2m1(attempt, rng)
+
+
+def _exact_scale(block: list[float], unit: float) -> list[float]:
+    scale = max(abs(x) for x in block) / 6
+    return [_e2m1(x / scale) * scale if scale else 0.0 for x in block]
+
+
+def _forgets_unit(block: list[float], unit: float) -> list[float]:
+    return list(_block(block, 1.0))
+
+
+def _not_scaled_back(block: list[float], unit: float) -> list[float]:
+    scale = lab.nearest_e4m3(max(abs(x) for x in block) / 6 / unit) * unit
+    return [_e2m1(x / scale) if scale else 0.0 for x in block]
+
+
+def _power_of_two(block: list[float], unit: float) -> list[float]:
+    largest = max(abs(x) for x in block)
+    if not largest:
+        return [0.0] * len(block)
+    scale = 2.0 ** (math.floor(math.log2(largest)) - 2)
+    return [_e2m1(x / scale) * scale for x in block]
+
+
+def _signed_maximum(block: list[float], unit: float) -> list[float]:
+    scale = lab.nearest_e4m3(max(block) / 6 / unit) * unit
+    return [_e2m1(x / scale) * scale if scale else 0.0 for x in block]
+
+
+def _divides_by_zero(block: list[float], unit: float) -> list[float]:
+    scale = lab.nearest_e4m3(max(abs(x) for x in block) / 6 / unit) * unit
+    return [_e2m1(x / scale) * scale for x in block]
+
+
+nvfp4_block = Grading(
+    lab.nvfp4_block,
+    wrong={
+        "the scale is not rounded": Wrong(_exact_scale, says="E4M3"),
+        "leaves the unit out": Wrong(_forgets_unit, says="unit"),
+        "not multiplied by the scale again": Wrong(_not_scaled_back, says="multiply"),
+        "a power of two": Wrong(_power_of_two),
+        "the largest with its sign": Wrong(_signed_maximum),
+        "divides by zero": Wrong(_divides_by_zero, says="ZeroDivisionError"),
+    },
+    twins=("utils.quantisation.number_formats.nvfp4",),
+)
+
+
+@nvfp4_block.part("any block", points=3)
+def _(attempt: Callable[..., list[float]], rng: random.Random) -> None:
+    for _ in range(30):
+        lab.same_block(attempt, rng)
+
+
+def _repaired_without(*keys: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def wrong(recipe: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in _repair(recipe).items() if k not in keys}
+
+    return wrong
+
+
+def _same_overlap(recipe: dict[str, Any]) -> dict[str, Any]:
+    found = dict(_repair(recipe))
+    if "disable_overlap_scheduler" in found:
+        found["disable_overlap_scheduler"] = not found["disable_overlap_scheduler"]
+    return found
+
+
+def _replaces_cache(recipe: dict[str, Any]) -> dict[str, Any]:
+    found = dict(_repair(recipe))
+    flat = recipe | recipe.get("pytorch_backend_config", {})
+    if "kv_cache_dtype" in flat:
+        found["kv_cache_config"] = {"dtype": flat["kv_cache_dtype"]}
+    return found
+
+
+def _graphs_always_on(recipe: dict[str, Any]) -> dict[str, Any]:
+    found = dict(_repair(recipe))
+    if "cuda_graph_config" in found and found["cuda_graph_config"] is None:
+        found["cuda_graph_config"] = {}
+    return found
+
+
+def _only_the_top(recipe: dict[str, Any]) -> dict[str, Any]:
+    inner = recipe.get("pytorch_backend_config")
+    rest = {k: v for k, v in recipe.items() if k != "pytorch_backend_config"}
+    return {**_repair(rest), **({"pytorch_backend_config": inner} if inner else {})}
+
+
+def _drops_what_is_old(recipe: dict[str, Any]) -> dict[str, Any]:
+    flat = {**recipe, **recipe.get("pytorch_backend_config", {})}
+    known = lab.copy.deepcopy({k: v for k, v in flat.items() if k in _repair(recipe)})
+    method = known.get("speculative_config", {})
+    if "num_nextn_predict_layers" in method:
+        method["max_draft_len"] = method.pop("num_nextn_predict_layers")
+    return known
+
+
+repair_recipe = Grading(
+    lab.repair_recipe,
+    wrong={
+        "leaves the file as it is": Wrong(lambda recipe: dict(recipe), says="older recipes"),
+        "keeps the old section": Wrong(_only_the_top, says="top level"),
+        "the overlap scheduler the wrong way round": Wrong(_same_overlap, says="opposite"),
+        "replaces the section that is there": Wrong(_replaces_cache, says="keep its keys"),
+        "graphs always on": Wrong(_graphs_always_on, says="stay off"),
+        "throws the old keys away": Wrong(_drops_what_is_old),
+        "forgets the graphs": Wrong(_repaired_without("cuda_graph_config")),
+    },
+)
+
+
+@repair_recipe.part("recipes with old keys", points=4)
+def _(attempt: Callable[..., dict[str, Any]], rng: random.Random) -> None:
+    for _ in range(40):
+        lab.same_repair(attempt, lab.old_recipe(rng))
+
+
+draft_length = Grading(
+    lab.draft_length,
+    wrong={
+        "the row below": Wrong(
+            lambda schedule, batch: next(
+                (schedule[size] for size in sorted(schedule, reverse=True) if size <= batch), 0
+            ),
+            says="Up to 4",
+        ),
+        "never 0": Wrong(
+            lambda schedule, batch: _length(schedule, min(batch, max(schedule))), says="nothing"
+        ),
+        "strictly below": Wrong(
+            lambda schedule, batch: next(
+                (schedule[size] for size in sorted(schedule) if batch < size), 0
+            ),
+            says="its own row",
+        ),
+        "only exact sizes": Wrong(lambda schedule, batch: schedule.get(batch, 0), says="Up to 4"),
+        "in the file's order": Wrong(
+            lambda schedule, batch: next((schedule[s] for s in schedule if batch <= s), 0),
+            says="any order",
+        ),
+    },
+)
+
+
+@draft_length.part("any schedule", points=2)
+def _(attempt: Callable[..., int], rng: random.Random) -> None:
+    for _ in range(60):
+        lab.same_draft_length(attempt, rng)
+
+
+def _rows(sizes: Any, batch: int) -> int:
+    return int(min((size for size in sizes if size >= batch), default=batch))
+
+
+padded_share = Grading(
+    lab.padded_share,
+    wrong={
+        "share of the requests": Wrong(
+            lambda sizes, batches: sum(_rows(sizes, b) - b for b in batches) / sum(batches),
+            says="7 of 16",
+        ),
+        "mean of the steps": Wrong(
+            lambda sizes, batches: (
+                sum(1 - b / _rows(sizes, b) for b in batches) / len(batches)
+            ),
+            says="7 of 24",
+        ),
+        "the largest graph for all": Wrong(
+            lambda sizes, batches: (
+                1 - sum(batches) / sum(max(max(sizes), b) for b in batches)
+            ),
+            says="7 of 16",
+        ),
+        "the next graph although one fits": Wrong(
+            lambda sizes, batches: (
+                1
+                - sum(batches)
+                / sum(min((s for s in sizes if s > b), default=b) for b in batches)
+            ),
+            says="exactly",
+        ),
+        "cut off above the largest": Wrong(
+            lambda sizes, batches: (
+                1
+                - sum(batches)
+                / sum(min((s for s in sizes if s >= b), default=max(sizes)) for b in batches)
+            ),
+            says="without padding",
+        ),
+    },
+)
+
+
+@padded_share.part("any graphs", points=3)
+def _(attempt: Callable[..., float], rng: random.Random) -> None:
+    for _ in range(60):
+        lab.same_padding(attempt, rng)
+
+
+def _since_first_visit(visits: Any, gpu_blocks: int, host_blocks: int) -> list[str]:
+    places, order = [], []
+    for user, blocks in visits:
+        seen = [other for other, _ in order]
+        needed = sum(size for _, size in order[seen.index(user) :]) if user in seen else None
+        if needed is None:
+            order.append((user, blocks))
+        limits = [(gpu_blocks, "gpu"), (gpu_blocks + host_blocks, "host")]
+        fits = [place for limit, place in limits if needed is not None and needed <= limit]
+        places.append(fits[0] if fits else "recompute")
+    return places
+
+
+def _counts_users(visits: Any, gpu_blocks: int, host_blocks: int) -> list[str]:
+    return list(_places([(user, 1) for user, _ in visits], gpu_blocks, host_blocks))
+
+
+def _all_traffic(visits: Any, gpu_blocks: int, host_blocks: int) -> list[str]:
+    places = []
+    for i, (user, _) in enumerate(visits):
+        before = [j for j in range(i) if visits[j][0] == user]
+        needed = sum(size for _, size in visits[before[-1] : i]) if before else None
+        limits = [(gpu_blocks, "gpu"), (gpu_blocks + host_blocks, "host")]
+        fits = [place for limit, place in limits if needed is not None and needed <= limit]
+        places.append(fits[0] if fits else "recompute")
+    return places
+
+
+prefix_places = Grading(
+    lab.prefix_places,
+    wrong={
+        "no host memory": Wrong(
+            lambda visits, gpu_blocks, host_blocks: _places(visits, gpu_blocks, 0),
+            says="host memory",
+        ),
+        "host instead of recompute": Wrong(
+            lambda visits, gpu_blocks, host_blocks: [
+                "host" if place == "recompute" else place
+                for place in _places(visits, gpu_blocks, host_blocks)
+            ],
+            says="first visit",
+        ),
+        "first come, first out": Wrong(_since_first_visit, says="two latest"),
+        "counts users": Wrong(_counts_users),
+        "counts a prefix each time": Wrong(_all_traffic, says="after its last visit"),
+        "leaves out its own blocks": Wrong(
+            lambda visits, gpu_blocks, host_blocks: _places(
+                visits, gpu_blocks + 1, host_blocks
+            ),
+        ),
+    },
+)
+
+
+@prefix_places.part("any visits", points=4)
+def _(attempt: Callable[..., list[str]], rng: random.Random) -> None:
+    for _ in range(60):
+        lab.same_places(attempt, rng)

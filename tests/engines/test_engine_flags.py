@@ -10,6 +10,8 @@ import subprocess
 from functools import cache
 
 import pytest
+import record_engine_flags
+import stub_engine
 import yaml
 from documents import code_blocks, code_spans, read_documents
 
@@ -244,6 +246,26 @@ def test_some_engine_accepts_each_extra_argument_of_a_lab():
     by_engine = [answers(engine)[1] for engine in ("vllm", "sglang", "llama_cpp")]
     refused = [all(reasons) for reasons in zip(*by_engine, strict=True)]
     assert [extra for extra, no in zip(literal_extras(), refused, strict=True) if no] == []
+
+
+@pytest.mark.parametrize("engine", SERVES)
+def test_recorded_flags_are_those_of_the_parser(engine):
+    """The rehearsal's containers check their arguments with the record."""
+    if engine in PYTHONS and not PYTHONS[engine].exists():
+        pytest.skip(f"{engine} isn't set up. Run: make setup STEP={engine}")
+    recorded = json.loads(record_engine_flags.RECORD.read_text(encoding="utf-8"))
+    assert record_engine_flags.record(engine) == recorded[engine], (
+        "Record them again: PYTHONPATH=. python tests/support/record_engine_flags.py"
+    )
+
+
+@pytest.mark.parametrize("engine", SERVES)
+def test_record_and_parser_agree_on_commands_of_the_course(engine):
+    recorded = json.loads(record_engine_flags.RECORD.read_text(encoding="utf-8"))
+    for _, arguments in built_commands(engine):
+        stub_engine.parse(arguments, recorded[engine]["flags"])
+    with pytest.raises(stub_engine.Refused, match="--no-such-flag"):
+        stub_engine.parse(["--no-such-flag"], recorded[engine]["flags"])
 
 
 def test_commands_are_found_in_shell_texts():

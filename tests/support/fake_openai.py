@@ -78,6 +78,11 @@ class FakeServer:
             return self._json(writer, {})
         if path == "/metrics":
             return self._text(writer, self.metrics)
+        if path == "/v1/models":
+            model = {"id": "shared-model", "root": "Owner/shared-model", "max_model_len": 4096}
+            return self._json(writer, {"data": [model]})
+        if path == "/version":
+            return self._json(writer, {"version": "9.9"})
         if not path.startswith("/v1/"):
             if self.mode == "mute":
                 await asyncio.sleep(3600)

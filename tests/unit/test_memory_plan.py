@@ -48,6 +48,8 @@ def test_slots_times_context_of_lab_1_took_55_gb():
         ("Qwen/Qwen3-4B", 8.04),
         (HUB, 16.38),
         ("bartowski/Qwen_Qwen3-8B-GGUF:Q8_0", 8.70),
+        ("nvidia/Qwen3-8B-FP8", 9.4),
+        ("nvidia/Qwen3-8B-NVFP4", 6.4),
         ("qwen3:8b-fp16", 16.38),
         ("qwen3:0.6b-fp16", 1.19),
     ],

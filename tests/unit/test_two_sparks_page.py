@@ -60,6 +60,7 @@ def test_containers_get_what_the_engines_files_ask_for():
         wanted = ["--gpus all", "--network host", "--ulimit memlock=-1", f"--ipc {container.ipc}"]
         wanted += [f"--ulimit {name}={value}" for name, value in dict(container.ulimits).items()]
         wanted += ["-e HF_TOKEN"]
+        wanted += ["-e VLLM_NO_USAGE_STATS=1", "-e TRTLLM_NO_USAGE_STATS=1"]
         options = " ".join(words)
         assert [option for option in wanted if option not in options] == []
     assert len(runs) == 10

@@ -194,8 +194,8 @@ LOOKED_UP: Mapping[str, LookedUp] = {
     "lmsysorg/sglang:v0.5.23-cu130": LookedUp(
         "not found", f"the package's version; the ending is that of {_PLAYBOOKS}"
     ),
-    "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13": LookedUp(
-        "2026-11-26", f"{_PLAYBOOKS}, nvidia/trt-llm"
+    "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc28": LookedUp(
+        "2026-12-01", "SajuukPrime/paper_tree, docs/deployment.md, run on a DGX Spark"
     ),
     "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277": LookedUp(
         "2026-11-26",
@@ -208,7 +208,7 @@ _UNKNOWN = LookedUp("not yet", "docker/compose.yaml alone")
 
 # Source of the flags of each engine whose own parser isn't on this machine.
 FLAGS_READ = {
-    "tensorrt_llm": "read in NVIDIA/TensorRT-LLM at 00209af1, 2026-11-26",
+    "tensorrt_llm": "read in NVIDIA/TensorRT-LLM at 00209af1, 2026-11-26; the file's keys: see its section",
     "ollama": "read in ollama/ollama at v0.24.0 (c28ddc0a), 2026-11-26",
     "llama_cpp": "known to utils/engines/llama_cpp_server.py, which refuses all others",
     "transformers": "the course's own program",

@@ -216,7 +216,7 @@ def missing_models(probe: Probe, profile: Profile) -> dict[str, float]:
         return {}
     return {
         model: download_bytes(model)
-        for model in dict.fromkeys(profile.models.values())
+        for model in dict.fromkeys(m for m in profile.models.values() if not m.startswith("/"))
         if not (folder := hub_folder(model)) or not probe.exists(f"{probe.home}/{folder}")
     }
 

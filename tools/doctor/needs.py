@@ -22,13 +22,15 @@ class LabNeeds:
         title: Its title.
         engines: Engines that it cannot do without.
         optional: Engines that it uses where they run, and counts as not run elsewhere.
-        compiler: Whether it builds with a C++ compiler.
+        compiler: Whether it can't do without a C++ compiler.
+        compiled_step: Whether it builds a decoder step in C++, and has a slower one in PyTorch.
     """
 
     title: str
     engines: tuple[str, ...]
     optional: tuple[str, ...] = ()
     compiler: bool = False
+    compiled_step: bool = False
 
 
 LABS: Mapping[int, LabNeeds] = {
@@ -39,8 +41,8 @@ LABS: Mapping[int, LabNeeds] = {
     ),
     2: LabNeeds("SGLang", ("sglang",), ("vllm",)),
     3: LabNeeds("vLLM: continuous batching", ("vllm", "llama_cpp")),
-    4: LabNeeds("Speculative decoding: Medusa", ("vllm",)),
-    5: LabNeeds("EAGLE-3", ("vllm",)),
+    4: LabNeeds("Speculative decoding: Medusa", ("vllm",), compiled_step=True),
+    5: LabNeeds("EAGLE-3", ("vllm",), compiled_step=True),
     6: LabNeeds("TensorRT-LLM", ("vllm", "llama_cpp"), ("tensorrt_llm",), compiler=True),
     7: LabNeeds("Production API", ("vllm", "llama_cpp")),
 }
@@ -55,7 +57,7 @@ TITLES: Mapping[str, str] = {
 IMAGES: Mapping[str, str] = {
     "vllm": "nvcr.io/nvidia/vllm:26.10-py3",
     "sglang": "lmsysorg/sglang:v0.5.23-cu130",
-    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+    "tensorrt_llm": "nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc28",
     "llama_cpp": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11277",
     "ollama": "ollama/ollama:0.24.0",
 }

@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -53,6 +53,7 @@ class Client:
         api_key: Sent as a bearer token if given. It never appears in a message, trace or record.
         timeout_s: Limit for one whole request; connecting has 10 s of its own.
         proxy: Address of a proxy. None connects directly, whatever the environment says.
+        extra_body: Fields of every request's body, unless the request has them itself.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Client:
         api_key: str | None = None,
         timeout_s: float = 300.0,
         proxy: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         if api not in PATHS:
             raise ValueError(f"unknown api {api!r}: use 'chat' or 'completions'")
@@ -72,6 +74,7 @@ class Client:
         self.api: Api = api
         self.timeout_s = timeout_s
         self._proxy = proxy
+        self.extra_body = dict(extra_body or {})
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key := (api_key or "").strip():
             if not (api_key.isascii() and api_key.isprintable()):
@@ -146,7 +149,7 @@ class Client:
         Raises:
             WorkloadError: If the request cannot be expressed in this client's API.
         """
-        body = json.dumps(request.body(self.model, self.api)).encode()
+        body = json.dumps(self.extra_body | request.body(self.model, self.api)).encode()
         collector = ResponseCollector()
         status: int | None = None
         error: str | None = None
@@ -242,7 +245,7 @@ class Client:
             httpx.HTTPError: If the connection or the request fails.
             ResponseError: On an HTTP error status.
         """
-        body = json.dumps(request.body(self.model, self.api)).encode()
+        body = json.dumps(self.extra_body | request.body(self.model, self.api)).encode()
         parser = SSEParser()
         sent = perf_counter()
         async with self._connection().stream("POST", self.url, content=body) as response:

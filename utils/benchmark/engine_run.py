@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.benchmark import (
-    Client,
     ClosedLoop,
     LoadResult,
     Record,
@@ -17,6 +16,7 @@ from utils.benchmark import (
     run,
     write_record,
 )
+from utils.benchmark.engine_clients import benchmark_client
 from utils.benchmark.sweep import prompts
 from utils.benchmark.workload import Source, fresh_seed
 from utils.engines import EngineError, RunningEngine
@@ -106,7 +106,7 @@ def measure(
             f"This {engine.spec.title} was stopped (a later section does that): run the cell that "
             "launches it again, then this one."
         )
-    client = Client(engine.base_url, engine.model, api="completions")
+    client = benchmark_client(engine)
     with Sampler(engine) as sampler:
         result = run(
             client,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from utils.benchmark.client import Client
+from utils.benchmark.engine_clients import chat_client
 from utils.benchmark.records import records_dir
 from utils.benchmark.stream_plot import draw_stream
 from utils.benchmark.trace import RequestTrace
@@ -45,7 +45,7 @@ def start(names: tuple[str, ...], profile: Profile) -> RunningEngine:
 
 async def ask(engine: RunningEngine, question: str) -> RequestTrace:
     """One answer, streamed: a short one first, since an engine's very first request pays for its start."""
-    async with Client(engine.base_url, engine.model) as client:
+    async with chat_client(engine) as client:
         await client.send(Request(prompt="Hello", max_tokens=4))
         return await client.send(Request(prompt=question, max_tokens=128))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.benchmark.arrivals import ClosedLoop
-from utils.benchmark.client import Client
+from utils.benchmark.engine_clients import benchmark_client
 from utils.benchmark.load import EngineDied, LoadInterrupted, run
 from utils.benchmark.records import Record, make_record, write_record
 from utils.benchmark.stats import Slo
@@ -112,7 +112,7 @@ def sweep(
     levels = levels or profile.load.levels
     counts = requests_at or [profile.load.requests_at(level) for level in levels]
     title = label or engine.spec.title
-    client = Client(engine.base_url, engine.model, "completions")
+    client = benchmark_client(engine)
     memory = engine.memory_bytes()
     records = []
     extra = {"start_seconds": engine.start_seconds, "memory_bytes": memory}
@@ -163,7 +163,7 @@ def measure_prefill(
     Raises:
         EngineError: No request succeeded; holds the first error.
     """
-    client = Client(engine.base_url, engine.model, "completions")
+    client = benchmark_client(engine)
     requests = prompts(profile, repeats, length=length, output=1)
     title = f"{engine.spec.title}, prefill of {length} tokens"
     warmup = prompts(profile, 1, length=length, output=1)

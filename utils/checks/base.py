@@ -35,7 +35,7 @@ from utils.checks.attempt import (
 )
 from utils.checks.expect import list_passed
 from utils.checks.failures import CheckFailed, NotAttempted, show
-from utils.checks.own_cell import names_of_other_cells
+from utils.checks.own_cell import is_stub_cell, names_of_other_cells
 
 GRADING = "COURSE_GRADING"
 _GREEN, _AMBER = "#15803d", "#b45309"
@@ -99,6 +99,11 @@ class Check:
         show("○", f"{text} The notebook goes on with the course's own.", _AMBER)
         return self.reference if callable(self.reference) else copy.deepcopy(self.reference)
 
+    @property
+    def _lab(self) -> str:
+        """Number of the lab whose module declares this check, such as "3.3.1"."""
+        return self.examine.__module__.rpartition(".lab_")[2].replace("_", ".")
+
     def _solution(self) -> str:
         """Return the source of the reference, or "" where it is a value."""
         if not inspect.isfunction(self.reference) and not isinstance(self.reference, type):
@@ -107,8 +112,7 @@ class Check:
 
     def _warn_of_other_cells(self, learner: Any) -> None:
         """Show the names that the answer reads from cells that grading doesn't run."""
-        lab = self.examine.__module__.rpartition(".lab_")[2].replace("_", ".")
-        names = [f"`{name}`" for name in names_of_other_cells(learner, lab)]
+        names = [f"`{name}`" for name in names_of_other_cells(learner, self._lab)]
         if names and os.environ.get(GRADING) != "1":
             text = f"{self.exercise}: your code reads {' and '.join(names)} from another cell."
             advice = "Grading runs only this cell, so put everything it needs in it, imports too."
@@ -116,7 +120,10 @@ class Check:
 
     def judge(self, learner: Any) -> CheckResult:
         """Find out what an answer is worth, without showing or raising anything."""
-        return self.judge_answer(LocalAnswer(learner), self.examine)
+        result = self.judge_answer(LocalAnswer(learner), self.examine)
+        if result.verdict == "not finished" and is_stub_cell(learner, self._lab, self.exercise):
+            return CheckResult("not attempted", "your cell is as it was")
+        return result
 
     def judge_answer(self, answer: LearnerResult, examine: Callable[[Any], None]) -> CheckResult:
         """Judge an answer, wherever it lives, by one examination."""

@@ -57,21 +57,38 @@ def names_of_other_cells(learner: Any, lab: str) -> list[str]:
     return sorted(found) if given else []
 
 
-@functools.cache
 def given_names(lab: str) -> frozenset[str]:
     """Return the names that grading has: those of the first code cell and of all exercises.
 
-    They come from the facts that the lab's notebook carries about itself, so that a learner's edits
-    don't change them. The set is empty if there is no such notebook.
+    The set is empty if there is no notebook of this lab.
     """
+    facts = _facts(lab)
+    names = {exercise["variable"] for exercise in facts["exercises"]}
+    return frozenset(names | defined_names(facts["setup"]))
+
+
+def is_stub_cell(learner: Any, lab: str, exercise: str) -> bool:
+    """Tell whether an answer's cell is as it was handed out, also where it held some code already."""
+    stubs = [_lines(slot["stub"]) for slot in _facts(lab)["exercises"] if slot["id"] == exercise]
+    cells = {function.__code__.co_filename for function in _functions(learner)}
+    return any(_lines("".join(linecache.getlines(cell))) in stubs for cell in cells)
+
+
+@functools.cache
+def _facts(lab: str) -> dict[str, Any]:
+    """Return the facts that a lab's notebook carries about itself, which a learner's edits don't change."""
     for path in (ROOT / "labs").glob(f"lab-{lab}-*.ipynb"):
         try:
-            facts = json.loads(path.read_bytes())["metadata"]["course"]["lab"]
-            names = {exercise["variable"] for exercise in facts["exercises"]}
-            return frozenset(names | defined_names(facts["setup"]))
+            facts: dict[str, Any] = json.loads(path.read_bytes())["metadata"]["course"]["lab"]
+            if facts["exercises"] and isinstance(facts["setup"], str):
+                return facts
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return frozenset()
+    return {"exercises": [], "setup": ""}
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
 
 
 def _functions(learner: Any) -> Iterator[FunctionType]:

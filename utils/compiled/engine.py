@@ -6,8 +6,6 @@ Building needs a C++ compiler. Source: PyTorch 2.13, documentation of AOTInducto
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.compiled.prefill_decode import Cache, DecodeModule, PrefillModule
+from utils.cpp_compiler import NoCompilerError, find_compiler
 from utils.speculative.target import Target
 
 # Of the code that calls the kernels, not of the kernels: a third of the build time, and as fast.
@@ -73,15 +72,10 @@ def require_compiler() -> str:
     Raises:
         CompileError: There is none; says what to install.
     """
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    for name in wanted:
-        if found := shutil.which(name):
-            return found
-    raise CompileError(
-        f"There is no C++ compiler ({', '.join(wanted)}): PyTorch writes C++ and has it "
-        "compiled. Install one "
-        "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or set CXX to its path."
-    )
+    try:
+        return find_compiler()
+    except NoCompilerError as error:
+        raise CompileError(f"PyTorch writes C++ and has it compiled. {error}") from None
 
 
 def eager(target: Target) -> Steps:

@@ -482,17 +482,21 @@ def hand_back(client: Any, request: Mapping[str, Any], user: int | None = None) 
     if not folders or user == 0:
         return
     places = {source: f"/hand-back/{number}" for number, source in enumerate(folders)}
+    name = f"course-{secrets.token_hex(6)}"
     with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
-        client.containers.run(
-            request["image"],
-            ["-R", "-h", f"{user}:{os.getgid()}", *places.values()],
-            entrypoint="chown",
-            user="0",
-            network_mode="none",
-            remove=True,
-            labels={LABEL: str(os.getpid())},
-            volumes={source: {"bind": place, "mode": "rw"} for source, place in places.items()},
-        )
+        try:
+            client.containers.run(
+                request["image"],
+                ["-R", "-h", f"{user}:{os.getgid()}", *places.values()],
+                name=name,
+                entrypoint="chown",
+                user="0",
+                network_mode="none",
+                labels={LABEL: str(os.getpid())},
+                volumes={source: {"bind": place, "mode": "rw"} for source, place in places.items()},
+            )
+        finally:  # docker's own `remove` keeps a container that didn't start, as in an image without chown
+            watchdog.remove_container(client, name)
 
 
 def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:

@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+from utils.engines.attached import attached_url
 from utils.engines.cell_runs import CellRun, remember, stop_earlier, this_run
 from utils.engines.container import connect, ensure_image
 from utils.engines.engine_errors import FAILURES, EngineError, StartCancelled, reason_of
@@ -71,6 +72,7 @@ class Fleet:
         self._cancel = threading.Event()
         self._starting = threading.RLock()
         self._quiet = quiet
+        self._attached: dict[str, str] = {}
         run = run or this_run()
         stop_earlier(run)
         remember(self, run)
@@ -226,9 +228,10 @@ class Fleet:
             print(f"{name}: {error}")
 
     def _ask_docker(self, name: str) -> None:
-        if self.profile.runtime != "docker":
+        kind = self.variants[name].get("engine", self._engine)
+        if self.profile.runtime != "docker" or attached_url(kind):
             return
-        spec = get_spec(self.variants[name].get("engine", self._engine))
+        spec = get_spec(kind)
         if spec.container is None:
             return
         progress = StartProgress(name, self._quiet, stop=self._cancel)
@@ -261,6 +264,15 @@ class Fleet:
             for name in names:
                 options = {"engine": self._engine, **self.variants[name]}
                 kind = options.pop("engine")
+                if attached_url(kind) and self._attached.setdefault(kind, name) != name:
+                    self.reasons[name] = (
+                        f"{kind} is attached ({attached_url(kind)}), and one engine can't be two: "
+                        f"it is {self._attached[kind]!r} already"
+                    )
+                    told.hear(name)("not started, see below")
+                    if not self._quiet:
+                        print(f"{name}: not run here: {self.reasons[name]}")
+                    continue
                 progress = StartProgress(name, say=told.hear(name), stop=self._cancel)
                 pending[name] = Future()
                 run_in_thread(

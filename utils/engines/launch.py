@@ -23,6 +23,12 @@ import httpx
 
 from utils import loopback
 from utils.engines import gpu_proof, memory
+from utils.engines.attached import (
+    AttachedHandle,
+    attached_options,
+    attached_url,
+    require_attachable,
+)
 from utils.engines.cell_runs import remember, stop_earlier, this_run
 from utils.engines.container import (
     CONFIG_FOLDER,
@@ -49,9 +55,11 @@ from utils.engines.runtime import LOGS, Handle, check_port, free_port, last_log_
 from utils.engines.spec import EngineSpec, ServeOptions
 from utils.engines.start_progress import StartProgress
 from utils.fleet_plan import engine_sizes
+from utils.model_sizes import BITS_PER_WEIGHT
 from utils.profiles import DTYPES, ROOT, Profile, load_profile
 
 POLL_S = 0.25
+REHEARSAL = "COURSE_REHEARSAL"  # variable that is set where stand-ins take the place of engines
 # Patience with one question about health. A cancelled start waits for the answer, and no engine needs longer.
 HEALTH_TIMEOUT_S = 2.0
 _CHOICES = ("kv_cache_dtype", "kv_blocks", "prefix_caching", "eager", "config")
@@ -81,6 +89,7 @@ class RunningEngine:
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
         handicaps: Reasons why its speed says nothing about the engine on other machines.
+        origin: Origin of records about it, `measured`, or `rehearsal` for a stand-in.
     """
 
     def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
@@ -97,13 +106,19 @@ class RunningEngine:
         self.start_seconds = 0.0
         local = spec.local if options.device == "cpu" else None
         self.handicaps = (local.handicap,) if local is not None and local.handicap else ()
+        self.origin = "rehearsal" if os.environ.get(REHEARSAL) else "measured"
         self._handle = handle
         self._stopped = False
         _alive.add(self)
 
     @property
+    def attached(self) -> bool:
+        """Whether somebody else has started it, so that it must not be stopped or killed."""
+        return isinstance(self._handle, AttachedHandle)
+
+    @property
     def identity(self) -> str:
-        """Process id or container id."""
+        """Process id, container id, or the address of an attached engine."""
         return self._handle.identity
 
     def running(self) -> bool:
@@ -170,11 +185,12 @@ class RunningEngine:
 def quantisation_of(model: str, dtype: str) -> str:
     """Return the weight format that a model's name ends with, else the dtype's.
 
-    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0` and `qwen3:8b-fp16`.
+    Such names are `tiny-Q8_0.gguf`, `owner/name:Q8_0`, `owner/name-NVFP4` and `qwen3:8b-fp16`.
     """
     name = Path(model).name
-    if model.endswith(".gguf") or ":" in name:
-        return re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
+    last = re.split("[:-]", name.removesuffix(".gguf"))[-1].upper()
+    if model.endswith(".gguf") or ":" in name or last in BITS_PER_WEIGHT:
+        return last
     return DTYPES[dtype][0] if dtype in DTYPES else dtype
 
 
@@ -202,7 +218,8 @@ def launch(
     """Starts an engine and waits until it is healthy.
 
     Args:
-        name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`.
+        name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`. If the environment
+            has `COURSE_VLLM_URL` (the same for each), the engine that runs there is returned.
         profile: Where and how, or its name; None for this machine's.
         model: Folder, file or hub id; None for the profile's model of this engine.
         port: Port of 127.0.0.1; None takes a free one.
@@ -232,6 +249,9 @@ def launch(
     check_choices(spec, choices)
     wanted = model or profile.models.get(name)
     fields = profile_fields(profile) | engine_sizes(name, profile) | choices
+    if url := attached_url(name):
+        require_attachable(spec, url, choices, extra_arguments)
+        return attach(spec, profile, url, fields, progress or StartProgress(spec.title, quiet))
     spec.refuse(None if wanted is None else str(wanted), fields, extra_arguments)
     device = profile.device
     if not in_container:
@@ -278,6 +298,24 @@ def launch(
         except BaseException:
             engine.abandon()
             raise
+    return engine
+
+
+def attach(
+    spec: EngineSpec, profile: Profile, url: str, fields: dict[str, Any], progress: StartProgress
+) -> RunningEngine:
+    """Return the engine that already runs at `url`, after asking for its health, model and version.
+
+    Raises:
+        EngineError: It does not answer, is not healthy, or serves no model.
+    """
+    options = attached_options(spec, url, profile.device, fields)
+    engine = RunningEngine(spec, options, options.port, AttachedHandle(spec, url))
+    engine.base_url = url
+    engine.quantisation = "unknown"  # no engine tells it
+    with loopback.client(timeout=5.0) as client:
+        engine.version = ask_version(client, engine)
+    progress.end(f"ready: attached at {url}, where it serves {engine.model}")
     return engine
 
 

@@ -129,6 +129,8 @@ SPEC = EngineSpec(
     ),
     local=LOCAL,
     local_cuda=LOCAL,
+    no_thinking={"reasoning_effort": "none"},
+    benchmark_api="chat",
     not_local="its program is not on the package index; install it (https://ollama.com/download), or use "
     "docker and an NVIDIA GPU, where it runs in its container",
     arguments=arguments,

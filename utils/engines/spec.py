@@ -5,10 +5,11 @@ A spec is data. It knows neither processes nor docker; the two runtimes know no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,16 @@ def no_environment(options: ServeOptions) -> Mapping[str, str]:
     return {}
 
 
+def usage_stats_off(variable: str) -> Callable[[ServeOptions], Mapping[str, str]]:
+    """Return the environment that keeps an engine from reporting its usage to its makers.
+
+    Args:
+        variable: Variable that switches the reports off with `1`. If you set it yourself before the engine
+            starts, for example to `0`, your value is used.
+    """
+    return lambda options: {variable: os.environ.get(variable, "1")}
+
+
 def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
     """Of an engine that has its model when it is healthy."""
 
@@ -229,6 +240,8 @@ class EngineSpec:
         container: How it runs in a container; None: it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
         local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
+        no_thinking: Fields of a chat request whose answer is to begin without thinking.
+        benchmark_api: API that it is measured with.
         not_local: Why it cannot run as a local process.
         arguments: Serving arguments for a set of options.
         options: Optional fields of ServeOptions that it honours.
@@ -266,6 +279,10 @@ class EngineSpec:
     prepare: Callable[[str, ServeOptions, Callable[[str], None]], None] = nothing_to_prepare
     settle: Callable[[ServeOptions], ServeOptions] = keep_options
     local_cuda: Local | None = None
+    no_thinking: Mapping[str, Any] = field(
+        default_factory=lambda: {"chat_template_kwargs": {"enable_thinking": False}}
+    )
+    benchmark_api: Literal["chat", "completions"] = "completions"
     device_fault: Callable[[str, str], str] = no_statement
 
     def local_on(self, device: str) -> tuple[Local | None, str]:

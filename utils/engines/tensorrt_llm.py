@@ -1,8 +1,14 @@
-"""TensorRT-LLM: NVIDIA's engine; loads Hugging Face checkpoints directly since its build step was removed.
+"""TensorRT-LLM: NVIDIA's engine, which loads Hugging Face checkpoints directly.
 
-Its settings are a YAML file: `tensorrt_llm_settings`. What cannot start is found by `tensorrt_llm_checks`.
+Its settings are a YAML file, see `tensorrt_llm_settings`. `tensorrt_llm_checks` compares them with the GPU
+before a container starts.
 
-Sources: NVIDIA/TensorRT-LLM (trtllm-serve), NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
+`VERSION` is the newest version whose image is known to run on ARM64. SajuukPrime/paper_tree serves
+Qwen3.8-27B with it on a DGX Spark (docs/deployment.md, GB10, aarch64, driver 580.173.02). It has no
+`trtllm-build`, because the package of 1.3.0rc15 still requires `tensorrt` and that of 1.3.0rc22 doesn't.
+
+Sources: NVIDIA/TensorRT-LLM (trtllm-serve; tensorrt_llm/usage/schemas/README.md for the usage statistics),
+NVIDIA/dgx-spark-playbooks nvidia/trt-llm/README.md.
 """
 
 from __future__ import annotations
@@ -23,8 +29,10 @@ from utils.engines.spec import (
     EngineSpec,
     MetricNames,
     ServeOptions,
+    usage_stats_off,
 )
 
+VERSION = "1.3.0rc28"
 SHARE = (
     "free_gpu_memory_fraction"  # of the memory that is free after the weights, in `kv_cache_config`
 )
@@ -43,7 +51,8 @@ def arguments(options: ServeOptions) -> list[str]:
     if options.gpu_memory_utilization is not None:
         command += ["--kv_cache_free_gpu_memory_fraction", str(options.gpu_memory_utilization)]
     if options.config:
-        # Over the arguments before it, where both name a value.
+        # Of two values for one setting the explicit argument wins, with a warning in the log
+        # (llm_args.update_llm_args_with_extra_dict, explicit_cli_keys).
         command += ["--config", options.config]
     return [*command, *options.extra_arguments]
 
@@ -51,16 +60,16 @@ def arguments(options: ServeOptions) -> list[str]:
 def settle(options: ServeOptions) -> ServeOptions:
     """Write the planned share of memory into the file of settings, in a copy of it.
 
-    The engine makes a new `kv_cache_config` from the file. If the file names no share, it would become the
-    default of 0.9 (`llm_args.update_llm_args_with_extra_dict`). If it names one, the smaller share counts,
-    for the argument too.
+    The engine makes a new `kv_cache_config` from the file. If the file names no share, that has the default
+    of 0.9. Whether file or argument counts depends on the version
+    (`llm_args.update_llm_args_with_extra_dict`), so both get the same share, the smaller one.
     """
     if not options.config or options.gpu_memory_utilization is None:
         return options
     file = Path(options.config)
     settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     cache = dict(settings.get("kv_cache_config") or {})
-    share = min(cache.get(SHARE, 1.0), options.gpu_memory_utilization)
+    share = min(cache.get(SHARE) or 1.0, options.gpu_memory_utilization)
     settled = new_log("tensorrt_llm").with_suffix(".yml")
     whole = {**settings, "kv_cache_config": {**cache, SHARE: share}}
     settled.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
@@ -71,7 +80,7 @@ SPEC = EngineSpec(
     name="tensorrt_llm",
     title="TensorRT-LLM",
     container=Container(
-        image="nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc13",
+        image=f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}",
         port=8355,
         command=("trtllm-serve",),
         ulimits={"memlock": -1, "stack": 67108864},
@@ -84,6 +93,7 @@ SPEC = EngineSpec(
     local=None,
     not_local="it needs its container: an NVIDIA GPU and docker",
     arguments=arguments,
+    environment=usage_stats_off("TRTLLM_NO_USAGE_STATS"),
     options=frozenset({"config"}),
     settle=settle,
     refuse=tensorrt_llm_checks.refuse,

@@ -1,4 +1,4 @@
-"""What would keep TensorRT-LLM from starting, found before a container is.
+"""Reasons for which TensorRT-LLM would not start on this machine, found before a container starts.
 
 Sources: tensorrt_llm/llmapi/llm_args.py (bfloat16 needs compute capability 8.0), NVIDIA's CUDA documentation
 (FP8 from 8.9, FP4 from 10.0 on; GB10 is 12.1), docs/source/legacy/tensorrt-backend-removal.md.
@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.engines.engine_errors import UnsupportedOption
-from utils.engines.tensorrt_llm_settings import MTP, REMOVED, TrtLlmSettings, require_none
+from utils.engines.tensorrt_llm_settings import (
+    REMOVED,
+    read_settings,
+    refusals,
+    require_none,
+)
 from utils.gpu import CAPABILITY, Gpu, this_gpu
 
 NEEDS: Mapping[str, tuple[float, str]] = {
@@ -22,46 +27,49 @@ NEEDS: Mapping[str, tuple[float, str]] = {
 _BUILDERS = ("trtllm-build", "--engine_dir", "--backend=tensorrt", "convert_checkpoint")
 
 
-def device_faults(settings: TrtLlmSettings, gpu: Gpu | None) -> list[str]:
-    """Return the settings that this GPU can't do, each with a change that helps.
+def device_faults(settings: Mapping[str, Any], gpu: Gpu | None) -> list[str]:
+    """Return what this GPU can't do of these settings, each with a change that helps.
 
     Args:
-        settings: The settings to check.
+        settings: Content of the settings' file.
         gpu: The GPU, or None if there is none.
     """
     if gpu is None:
         return [
-            "There is no NVIDIA GPU here. TensorRT-LLM runs on nothing else: use vLLM or "
-            "llama.cpp on this "
-            "machine, or run this on one with a GPU and docker."
+            "There is no NVIDIA GPU here, and TensorRT-LLM runs on nothing else. Use vLLM or llama.cpp on "
+            "this machine, or run this on one with a GPU and docker."
         ]
     found = []
+    cache = settings.get("kv_cache_config")
     for where, wanted in (
-        ("dtype", settings.dtype),
-        ("kv_cache_config.dtype", settings.kv_cache_config.dtype),
+        ("dtype", settings.get("dtype")),
+        ("kv_cache_config.dtype", cache.get("dtype") if isinstance(cache, Mapping) else None),
     ):
-        level, instead = NEEDS.get(wanted, (0.0, ""))
+        level, instead = NEEDS.get(str(wanted), (0.0, ""))
         if gpu.capability < level:
             found.append(
-                f"{where}: {gpu.name} (compute capability {gpu.capability}) has no {wanted}, "
-                "which needs "
-                f"{level}: write {instead}."
+                f"{where}: {gpu.name} (compute capability {gpu.capability}) has no {wanted}, which needs "
+                f"{level}. Write {instead}."
             )
     return found
 
 
-def model_faults(settings: TrtLlmSettings, model: str, gpu: Gpu | None) -> list[str]:
-    """What a local checkpoint, these settings and this GPU have against each other; a hub id is not read."""
+def model_faults(settings: Mapping[str, Any], model: str, gpu: Gpu | None) -> list[str]:
+    """Return what speaks against a local checkpoint with these settings on this GPU; a hub id isn't read."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return []
     found = []
     config = _json(folder / "config.json")
-    if isinstance(settings.speculative_config, MTP) and not config.get("num_nextn_predict_layers"):
+    method = settings.get("speculative_config")
+    if (
+        isinstance(method, Mapping)
+        and method.get("decoding_type") == "MTP"
+        and not (config.get("num_nextn_predict_layers") or method.get("speculative_model"))
+    ):
         found.append(
-            f"speculative_config: {folder.name} has no layers for multi-token prediction (its "
-            "config.json names "
-            "no num_nextn_predict_layers): take Eagle3 with a draft model, or NGram."
+            f"speculative_config: {folder.name} has no layers for multi-token prediction, because its "
+            "config.json has no num_nextn_predict_layers. Take Eagle3 with a draft model, or NGram."
         )
     weights = str(
         _json(folder / "hf_quant_config.json").get("quantization", {}).get("quant_algo", "")
@@ -69,37 +77,36 @@ def model_faults(settings: TrtLlmSettings, model: str, gpu: Gpu | None) -> list[
     level, _ = NEEDS.get(weights.lower(), (0.0, ""))
     if gpu is not None and gpu.capability < level:
         found.append(
-            f"The weights of {folder.name} are {weights}, which needs compute capability "
-            f"{level}; {gpu.name} has "
-            f"{gpu.capability}: take the model's bfloat16 checkpoint."
+            f"The weights of {folder.name} are {weights}, which needs compute capability {level}, but "
+            f"{gpu.name} has {gpu.capability}. Take the model's bfloat16 checkpoint."
         )
     return found
 
 
 def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]) -> None:
-    """Refuses what could not start, before anything does.
+    """Refuse what the engine would not start with, before anything starts.
 
     Args:
         model: Folder or hub id that is asked for.
-        choices: The profile's fields, and those of `launch` over them; `config` is the YAML file.
-        extra_arguments: Of `launch`.
+        choices: The profile's fields, and those of `launch` over them. `config` is the YAML file.
+        extra_arguments: Extra arguments of `launch`.
 
     Raises:
-        UnsupportedOption: An engine build, a file with faults, or what this GPU cannot do.
+        UnsupportedOption: An engine build, a file that the engine refuses, or one that this GPU can't run.
     """
     asked = " ".join(extra_arguments).replace("--backend tensorrt", "--backend=tensorrt")
     if any(word in asked for word in _BUILDERS) or (model and _is_engine(Path(model).expanduser())):
         raise UnsupportedOption(REMOVED)
-    settings = TrtLlmSettings(dtype="auto")
+    settings: dict[str, Any] = {}
     if config := choices.get("config"):
         path = Path(config).expanduser()
         if not path.is_file():
             raise UnsupportedOption(
-                f"There is no configuration at {path}: write one with TrtLlmSettings.write."
+                f"There is no configuration at {path}. Write one with write_settings."
             )
-        settings = TrtLlmSettings.read(path.read_text(encoding="utf-8"))
+        settings = read_settings(path.read_text(encoding="utf-8"))
     gpu = this_gpu()
-    faults = settings.faults(int(choices.get("context_length") or 0))
+    faults = refusals(settings, int(choices.get("context_length") or 0))
     if model:
         faults += model_faults(settings, model, gpu)
     if gpu is not None:  # without one, `launch` says that it does not run here

@@ -21,11 +21,14 @@ from utils.engines.spec import (
     Local,
     MetricNames,
     ServeOptions,
+    usage_stats_off,
 )
 from utils.profiles import ENGINES
 
 PYTHON = ENGINES / "vllm" / "bin" / "python"
 CUDA = ENGINES / "vllm_cuda" / "bin"
+
+container_environment = usage_stats_off("VLLM_NO_USAGE_STATS")
 
 
 def arguments(options: ServeOptions) -> list[str]:
@@ -62,7 +65,7 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
     """Environment of the CPU engine; VLLM_CPU_KVCACHE_SPACE is in whole GiB (vllm/envs.py)."""
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(options.kv_cache_gib)),
-        "VLLM_NO_USAGE_STATS": "1",
+        **container_environment(options),
     }
     if Path(options.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
@@ -71,7 +74,7 @@ def local_environment(options: ServeOptions) -> Mapping[str, str]:
 
 def cuda_environment(options: ServeOptions) -> Mapping[str, str]:
     """Environment of the CUDA wheel as a local process."""
-    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    environment = dict(container_environment(options))
     if Path(options.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
@@ -112,6 +115,7 @@ SPEC = EngineSpec(
     ),
     not_local="",
     arguments=arguments,
+    environment=container_environment,
     options=frozenset({"kv_cache_dtype", "kv_blocks", "prefix_caching", "eager"}),
     device_fault=vllm_fault,
     health_path="/health",

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from utils import loopback
 from utils.benchmark import Request
 from utils.benchmark.engine_run import Run as EngineRun
 from utils.benchmark.engine_run import measure
@@ -30,8 +31,10 @@ from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import Target
 from utils.speculative.tree import chain
 from utils.speculative.verify import Greedy, Rule
+from utils.telemetry.snapshot import read_text, samples_by_name
 from utils.tinymodel.evaluate import has_loop, repeats
 
+PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 FOLDER = "speculative"  # of the records folder: these are no runs of an engine
 DEFINITIONS = {
     "acceptance_length": "mean tokens per verification, the target's own included; 1 is plain decoding",
@@ -308,7 +311,7 @@ def step_costs(
             ids = torch.zeros(1, n, dtype=torch.int64, device=target.device)
             began = time.perf_counter()
             seen = target(ids, [chain(n - 1)], cache)
-            target.head(seen.hidden).argmax(-1).tolist()
+            target.logits(seen.hidden).argmax(-1).tolist()
             if repeat >= 3:
                 taken[n].append(time.perf_counter() - began)
     return {n: median(values) for n, values in taken.items()}
@@ -330,12 +333,14 @@ class ServedSpeculation:
         drafts: Drafts verified, by the engine's own counter; None without speculation.
         drafted: Tokens drafted.
         accepted: Drafted tokens accepted.
+        by_position: Share of the drafts whose guess 1, 2, ... was accepted; empty without such a counter.
     """
 
     run: EngineRun
     drafts: float | None
     drafted: float | None
     accepted: float | None
+    by_position: tuple[float, ...] = ()
 
     @property
     def acceptance_length(self) -> float:
@@ -385,11 +390,38 @@ def measure_served(
         Request(prompt=tuple(p), max_tokens=max_tokens, temperature=temperature, seed=i)
         for i, p in enumerate(prompts)
     ]
+    before = _accepted_by_position(engine)
     run = measure(engine, profile, requests, concurrency, label)
     failed = [trace.error for trace in run.result.traces if not trace.ok]
     if failed:
         raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
     increase = run.series.increase
+    drafts = increase("drafts")
+    counted = [now - then for now, then in zip(_accepted_by_position(engine), before, strict=False)]
     return ServedSpeculation(
-        run, increase("drafts"), increase("drafted_tokens"), increase("accepted_tokens")
+        run,
+        drafts,
+        increase("drafted_tokens"),
+        increase("accepted_tokens"),
+        tuple(count / drafts for count in counted) if drafts else (),
     )
+
+
+def _accepted_by_position(engine: RunningEngine) -> list[float]:
+    """Return vLLM's counter of accepted guesses by their number in the draft; empty for other engines."""
+    if engine.spec.name != "vllm":
+        return []
+    with loopback.client(timeout=5.0) as client:
+        text = read_text(engine, client)
+    samples = samples_by_name(text, (PER_POSITION,)).get(PER_POSITION, [])
+    found: dict[int, float] = {}
+    for sample in samples:
+        position = int(sample.labels["position"])
+        found[position] = found.get(position, 0.0) + sample.value
+    return [found[position] for position in sorted(found)]
+
+
+def accepted_by_position(generations: Sequence[Generation], guesses: int) -> list[float]:
+    """Return the share of verifications whose guess 1, 2, ... of a chain was accepted."""
+    gained = [n for g in generations for n in g.accepted]
+    return [sum(n > k + 1 for n in gained) / max(1, len(gained)) for k in range(guesses)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from utils.speculative.heads import Eagle, Eagle3Draft, MedusaHeads
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.target import KVCache, Target, attend, attention_mask, positions_of
 from utils.speculative.tree import ChoiceTree, DraftTree, chain, rerank, subtree
+
+if TYPE_CHECKING:
+    from utils.speculative.compiled_step.step import CompiledEagle
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,14 @@ class MedusaDrafter:
             )
         _refuse_types(self.name, self.heads.lm_heads, target)
         self._picked = (self.tree.heads * self._top + self.tree.ranks).to(target.device)
+        self._compiled = target.compiled and target.compiled.medusa(self.heads)
 
     def draft(self, row: int, news: News) -> Draft:
         """See `Drafter`."""
-        logits = self.heads(news.hidden[-1:])[: self.tree.depth, 0]
+        if self._compiled:
+            logits = self._compiled.logits(news.hidden[-1], self.tree.depth)
+        else:
+            logits = self.heads(news.hidden[-1:])[: self.tree.depth, 0]
         best = logits.topk(self._top, -1).indices.flatten()
         return Draft(self.tree, [news.tokens[-1], *best[self._picked].tolist()])
 
@@ -258,11 +265,14 @@ class EagleDrafter:
         room = slots + self.depth * self.width
         self.caches = [KVCache(layer, 1, room, target.device, target.dtype) for _ in range(rows)]
         self._to_target = self.eagle.d2t.tolist()
+        self._compiled = target.compiled and target.compiled.eagle(self.eagle)
 
     def draft(self, row: int, news: News) -> Draft:
         """See `Drafter`."""
         cache, eagle = self.caches[row], self.eagle
         feature = news.hidden if news.features is None else news.features
+        if self._compiled:
+            return self._draft_compiled(self._compiled, news.tokens, feature, cache)
         count = len(feature)
         known = torch.tensor([news.tokens[-count:]], device=self.target.device)
         output = self._run(known, eagle.fuse(feature)[None], chain(count - 1), cache)
@@ -271,6 +281,17 @@ class EagleDrafter:
         if self.width == 1:
             return self._chain(root, output[:, -1:], cache)
         return self._tree(root, output[:, -1:], cache)
+
+    def _draft_compiled(
+        self, compiled: CompiledEagle, tokens: Sequence[int], feature: Tensor, cache: KVCache
+    ) -> Draft:
+        """A draft by the compiled step, whose C++ has the same three steps: take in, expand, keep."""
+        if self.width == 1:
+            guesses = compiled.chain(tokens, feature, cache, self.depth, self.threshold)
+            return Draft(chain(len(guesses)), [tokens[-1], *guesses])
+        sizes = (self.depth, self.width, self.kept)
+        parents, nodes = compiled.tree(tokens, feature, cache, *sizes)
+        return Draft(DraftTree(parents), nodes)
 
     def _run(self, ids: Tensor, feature: Tensor, tree: DraftTree, cache: KVCache) -> Tensor:
         """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""

@@ -144,7 +144,7 @@ class _Loop:
         for row, text in enumerate(self.texts):
             count = len(text)
             self.cache.lengths[row] = count
-            logits = self.target.head(seen.hidden[row, count - 1 : count])
+            logits = self.target.logits(seen.hidden[row, count - 1 : count])
             verdict = self.rule(chain(0), text[-1:], logits)
             self._absorb(row, [verdict.token], seen.of(row, slice(count)))
             self.run.generations[row].accepted.clear()
@@ -165,7 +165,7 @@ class _Loop:
         ids = self._ids([draft.tokens for draft in drafts])
         self.run.draft_seconds += time.perf_counter() - began
         seen = self.target(ids, [draft.tree for draft in drafts], self.cache)
-        logits = self.target.head(seen.hidden)
+        logits = self.target.logits(seen.hidden)
         for i, (row, draft) in enumerate(zip(self.rows, drafts, strict=True)):
             if row not in self.news:
                 continue

@@ -170,7 +170,7 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
     seen = target(
         torch.tensor([list(text)], device=target.device), [chain(n - 1)], target.cache(1, n)
     )
-    logits = target.head(seen.hidden[0]).float()
+    logits = target.logits(seen.hidden[0]).float()
     p = torch.softmax(logits, -1)
     entropy = -(p * (p + 1e-10).log()).sum(-1)
     at = n // 2 + int(entropy[n // 2 :].argmax())
@@ -179,7 +179,7 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
     tree = DraftTree([*range(-1, at), *[at] * size])
     cache = target.cache(1, len(ids))
     seen = target(torch.tensor([ids], device=target.device), [tree], cache)
-    below = target.head(seen.hidden[0, -size:]).float()
+    below = target.logits(seen.hidden[0, -size:]).float()
     return SmallLanguage(tokens.tolist(), logits[at, tokens].cpu(), below[:, tokens].cpu())
 
 

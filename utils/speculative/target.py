@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from utils.speculative.speculation_error import SpeculationError
 from utils.speculative.tree import DraftTree
 
-PAD_ATTENTION = 64  # attention runs over a multiple of this many slots, so shapes seldom change
+if TYPE_CHECKING:
+    from utils.speculative.compiled_step.step import CompiledStep
+
+# Attention runs over a multiple of this many slots, so shapes seldom change. The compiled step keeps keys in
+# panels of as many slots.
+PAD_ATTENTION = 64
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ class KVCache:
         shape: Sizes; `layers` of them are kept.
         rows: Sequences.
         slots: Tokens a sequence can hold, tree nodes under verification included.
+        compiled: Whether the compiled step reads it, which wants keys in panels of `PAD_ATTENTION` slots.
     """
 
     def __init__(
@@ -216,7 +222,9 @@ class KVCache:
         slots: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
         slots = -(-slots // PAD_ATTENTION) * PAD_ATTENTION
         self.data = torch.zeros(
             (shape.layers, 2, rows, shape.kv_heads, slots, shape.head_dim),
@@ -261,8 +269,22 @@ class KVCache:
         start, count = self.lengths[row], len(nodes)
         if nodes[-1] != count - 1:  # not simply the first ones
             source = torch.tensor(nodes, device=self.data.device) + start
-            self.data[:, :, row, :, start : start + count] = self.data[:, :, row, :, source]
+            if self.compiled:
+                self._keep_in_panels(row, source, start)
+            else:
+                self.data[:, :, row, :, start : start + count] = self.data[:, :, row, :, source]
         self.lengths[row] = start + count
+
+    def _keep_in_panels(self, row: int, source: Tensor, start: int) -> None:
+        """Move some slots of a row to `start` and on, where keys are [slots / panel, head_dim, panel]."""
+        keys, values = self.data[:, 0, row], self.data[:, 1, row]
+        target = torch.arange(start, start + len(source))
+        width = self.data.shape[-1]
+        panels = keys.view(*keys.shape[:2], -1, width, PAD_ATTENTION)
+        panels[:, :, target // PAD_ATTENTION, :, target % PAD_ATTENTION] = panels[
+            :, :, source // PAD_ATTENTION, :, source % PAD_ATTENTION
+        ]
+        values[:, :, start : start + len(source)] = values[:, :, source]
 
 
 def attention_mask(
@@ -305,6 +327,8 @@ class Seen:
 
     def of(self, row: int, nodes: list[int] | slice) -> tuple[Tensor, Tensor | None]:
         """Hidden states and features of some nodes of a row."""
+        if isinstance(nodes, list) and nodes[-1] == len(nodes) - 1:
+            nodes = slice(len(nodes))  # ascending, so these are the first ones: no copy
         features = None if self.features is None else self.features[row, nodes]
         return self.hidden[row, nodes], features
 
@@ -321,6 +345,7 @@ class Target(nn.Module):
             transformers' `hidden_states[k]` and vLLM's `eagle_aux_hidden_state_layer_ids`.
         end_of_text: Tokens that end an answer.
         path: Where it was read from.
+        compiled: The compiled step, if it runs (see `use_compiled_step`); None for the PyTorch loop.
     """
 
     def __init__(self, shape: TargetShape, rotary: Rotary) -> None:
@@ -333,6 +358,7 @@ class Target(nn.Module):
         self.aux_layers: tuple[int, ...] = ()
         self.end_of_text: frozenset[int] = frozenset()
         self.path = ""
+        self.compiled: CompiledStep | None = None
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -360,7 +386,14 @@ class Target(nn.Module):
                 f"Prompt, answer and draft tree need {slots} positions; the model has "
                 f"{len(self.rotary.cos)}. Ask for fewer tokens."
             )
-        return KVCache(self.shape, rows, slots, self.device, self.dtype)
+        return KVCache(self.shape, rows, slots, self.device, self.dtype, self.compiled is not None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of last hidden states, [..., hidden] to [..., vocab]."""
+        if self.compiled:
+            return self.compiled.logits(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def forward(self, ids: Tensor, trees: list[DraftTree], cache: KVCache) -> Seen:
         """Computes the nodes of one tree per row behind what the cache holds; commits nothing.
@@ -374,6 +407,8 @@ class Target(nn.Module):
         longest = max(cache.lengths) + n
         if longest > cache.slots:
             raise SpeculationError(f"The KV cache has {cache.slots} slots, {longest} are needed.")
+        if self.compiled and cache.compiled:
+            return self.compiled.forward(ids, trees, cache)
         used = cache.span(longest)
         x = self.embed(ids)
         mask = attention_mask(trees, cache.lengths, used, self.shape.group, x)

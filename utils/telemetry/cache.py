@@ -77,7 +77,7 @@ def kv_budget_bytes(engine: RunningEngine) -> float:
     Raises:
         ScrapeError: The log has no such line.
     """
-    if engine.options.device == "cpu":
+    if engine.options.device == "cpu" and not engine.attached:
         return math.ceil(engine.options.kv_cache_gib) * 1024.0**3
     if engine.options.kv_cache_bytes is not None:
         return float(engine.options.kv_cache_bytes)
@@ -102,4 +102,6 @@ def llama_cpp_cache_bytes(engine: RunningEngine) -> float:
 
 
 def _log(engine: RunningEngine) -> str:
+    if engine.attached:
+        raise ScrapeError(f"{engine.base_url} is attached: its log is with those who started it.")
     return engine.log_path.read_text(encoding="utf-8", errors="replace")

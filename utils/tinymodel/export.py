@@ -16,6 +16,7 @@ from utils.tinymodel import tokenizer as tok
 from utils.tinymodel.model import ModelShape, grow
 
 CHECKPOINT = "checkpoint.pt"  # of a training folder
+LICENSE = "MIT (weights); trained on PSF-licensed documentation"  # of the tiny model
 GGUF_TYPES = {
     "BF16": (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
     "Q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
@@ -71,30 +72,34 @@ def copy_tokenizer(run: Path, folder: Path) -> None:
     fill_folder(folder, write)
 
 
-def write_gguf(folder: Path, kind: str, to: Path | None = None) -> Path:
-    """Write tiny-`kind`.gguf from the safetensors model in `folder`.
+def write_gguf(
+    folder: Path, kind: str, to: Path | None = None, *, name: str = "tiny", license: str = LICENSE
+) -> Path:
+    """Write `name`-`kind`.gguf from the safetensors model in `folder`.
 
     Args:
-        folder: a complete model folder.
+        folder: Complete model folder.
         kind: BF16, Q8_0 or Q4_0 (matrices in 8 or 4 bits with a scale per 32 weights; norms stay float32).
-        to: Where it goes; None for `folder`.
+        to: Folder of the file, or None for `folder`.
+        name: Name of the model.
+        license: Licence that the file states.
 
     Raises:
-        ValueError: if the kind is unknown.
+        ValueError: The kind is unknown.
     """
     if kind not in GGUF_TYPES:
         raise ValueError(f"unknown GGUF type {kind!r}; the types are {', '.join(GGUF_TYPES)}")
-    name = f"tiny-{kind}.gguf"
     into = folder if to is None else to
-    return write_file(into / name, lambda part: _write_gguf(folder, part, kind))
+    file = into / f"{name}-{kind}.gguf"
+    return write_file(file, lambda part: _write_gguf(folder, part, kind, name, license))
 
 
-def _write_gguf(folder: Path, path: Path, kind: str) -> None:
+def _write_gguf(folder: Path, path: Path, kind: str, name: str, license: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     file_type, matrix_type = GGUF_TYPES[kind]
     writer = gguf.GGUFWriter(path, "qwen3")
-    writer.add_name("tiny")
-    writer.add_license("MIT (weights); trained on PSF-licensed documentation")
+    writer.add_name(name)
+    writer.add_license(license)
     writer.add_file_type(file_type)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -16,7 +16,7 @@ def engine_at(url):
     return SimpleNamespace(
         base_url=url,
         model="tiny",
-        spec=SimpleNamespace(title="Fake"),
+        spec=SimpleNamespace(title="Fake", no_thinking={}),
         version="1.0",
         quantisation="BF16",
         start_seconds=2.4,

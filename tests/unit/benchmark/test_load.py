@@ -394,7 +394,7 @@ def test_a_sweep_stops_at_a_level_where_nothing_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COURSE_RECORDS", str(tmp_path))
-    spec = SimpleNamespace(title="broken")
+    spec = SimpleNamespace(title="broken", benchmark_api="completions")
     with Adversary(_error_500) as server:
         engine = SimpleNamespace(
             base_url=server.base_url, model="m", spec=spec, name="x", version="1",

@@ -4,8 +4,9 @@ import linecache
 
 import pytest
 
-from utils.checks import CheckFailed, lab_3_3_3
+from utils.checks import CheckFailed, lab_3_3_3, own_cell
 from utils.checks.own_cell import given_names, names_of_other_cells
+from utils.kvcache.blocks import OutOfBlocks
 
 
 def cell(text, **namespace):
@@ -66,3 +67,13 @@ def test_nested_functions_and_methods_are_read():
 def test_without_a_notebook_nothing_is_said():
     found = cell("def f():\n    return helper\n", helper=1)["f"]
     assert names_of_other_cells(found, "3.3.99") == []
+
+
+def test_stub_that_holds_some_code_already_is_not_begun():
+    stub = next(e["stub"] for e in own_cell._facts("3.3.3")["exercises"] if e["id"] == "block_pool")
+    namespace = {name: object for name in given_names("3.3.3")}
+    namespace["OutOfBlocks"] = OutOfBlocks
+    handed_out = cell(stub, **namespace)["BlockPool"]
+    assert lab_3_3_3.block_pool.judge(handed_out).verdict == "not attempted"
+    begun = cell(stub + "\n# begun\n", **namespace)["BlockPool"]
+    assert lab_3_3_3.block_pool.judge(begun).verdict == "not finished"

@@ -1,5 +1,6 @@
 """The docker runtime against a stand-in for the docker client: what it asks docker for."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -193,11 +194,35 @@ def test_docker_without_right_to_raise_limits_is_told(tmp_path):
         ContainerHandle(client, "vLLM", {"image": "a:1", "command": None}, tmp_path / "log")
 
 
+class FakeRuns:
+    """Has `containers.run` and `.get`, as the docker SDK has."""
+
+    def __init__(self, error=None):
+        self.ran, self.removed, self.error = [], [], error
+        self.containers = self
+
+    def run(self, *arguments, **options):
+        self.ran.append((arguments, options))
+        if self.error:
+            raise self.error
+
+    def get(self, name):
+        return SimpleNamespace(remove=lambda force, v: self.removed.append(name))
+
+
+@pytest.mark.parametrize("error", [None, docker.errors.APIError("no chown"), KeyboardInterrupt()])
+def test_handing_back_leaves_no_container(tmp_path, error):
+    client = FakeRuns(error)
+    request = {"image": "a:1", "volumes": {str(tmp_path): {"bind": HUB_FOLDER, "mode": "rw"}}}
+    interrupted = pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else None
+    with interrupted or contextlib.nullcontext():
+        hand_back(client, request, os.getuid() + 1)
+    assert client.removed == [client.ran[0][1]["name"]]
+
+
 def test_folders_are_handed_back_only_if_others_own_something(tmp_path):
-    ran = []
-    client = SimpleNamespace(
-        containers=SimpleNamespace(run=lambda *a, **k: ran.append((a, k)) or b"")
-    )
+    client = FakeRuns()
+    ran = client.ran
     (tmp_path / "hub").mkdir()
     request = {
         "image": "a:1",

@@ -203,6 +203,7 @@ def test_llama_cpp_server_knows_all_arguments_of_spec(changes):
         ("/m/tiny-Q8_0.gguf", "Q8_0"),
         ("/m/tiny-BF16.gguf", "BF16"),
         ("owner/name-GGUF:Q8_0", "Q8_0"),
+        ("nvidia/Qwen3-8B-NVFP4", "NVFP4"),
         ("qwen3:8b-fp16", "FP16"),
         ("Qwen/Qwen3-8B", "BF16"),
     ],
@@ -256,3 +257,22 @@ def test_a_name_without_a_format_has_that_of_the_dtype():
 )
 def test_logs_are_turned_into_advice(log, code, expected):
     assert expected in hint_for(log, code)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("vllm", "VLLM_NO_USAGE_STATS"), ("tensorrt_llm", "TRTLLM_NO_USAGE_STATS")],
+)
+def test_engine_that_reports_usage_starts_silent_unless_learner_sets_it(
+    name, variable, monkeypatch
+):
+    monkeypatch.delenv(variable, raising=False)
+    assert get_spec(name).environment(OPTIONS)[variable] == "1"
+    monkeypatch.setenv(variable, "0")
+    assert get_spec(name).environment(OPTIONS)[variable] == "0"
+
+
+def test_vllm_on_a_cpu_reports_no_usage(monkeypatch):
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
+    environment = get_spec("vllm").local.environment(ON_CPU)
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"

@@ -1,7 +1,8 @@
-"""TensorRT-LLM's settings, and what is refused before a container starts."""
+"""Settings of TensorRT-LLM, the remarks on them, and refusals before a container starts."""
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,16 +12,17 @@ import yaml
 from utils.engines import NotRunHere, ServeOptions, UnsupportedOption, get_spec, launch, runtime
 from utils.engines import tensorrt_llm_checks as checks
 from utils.engines.container import run_arguments
-from utils.engines.tensorrt_llm import SPEC
+from utils.engines.tensorrt_llm import SPEC, VERSION
+from utils.engines.tensorrt_llm_schema import FORMER, KEYS, config_schema, schema_faults
 from utils.engines.tensorrt_llm_settings import (
-    MTP,
-    CudaGraphs,
-    DraftTarget,
-    Eagle3,
-    KvCache,
-    NGram,
-    TrtLlmSettings,
+    REMOVED,
+    Effect,
+    read_settings,
+    refusals,
+    settings_notes,
+    write_settings,
 )
+from utils.profiles import ROOT
 from utils.tinymodel.hub import TINY
 
 OPTIONS = ServeOptions(
@@ -36,52 +38,41 @@ OPTIONS = ServeOptions(
 )
 GB10 = checks.Gpu("NVIDIA GB10", 12.1, 100e9, unified=True)
 A100 = checks.Gpu("NVIDIA A100", 8.0, 80e9)
+FP8_CACHE = {"kv_cache_config": {"dtype": "fp8"}}
 
-ALL = TrtLlmSettings(
-    kv_cache_config=KvCache("fp8", False, 0.7, 8192),
-    cuda_graph_config=CudaGraphs((1, 8, 32), None, True),
-    enable_chunked_prefill=True,
-    speculative_config=Eagle3(3, "owner/eagle"),
-    guided_decoding_backend="xgrammar",
-)
+
+def notes_of(text, context_length=0):
+    return settings_notes(yaml.safe_load(text), context_length)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "text",
     [
-        TrtLlmSettings(),
-        ALL,
-        TrtLlmSettings(cuda_graph_config=None),
-        TrtLlmSettings(speculative_config=NGram(5, 3), disable_overlap_scheduler=True),
-        TrtLlmSettings(speculative_config=DraftTarget(4, "a/b"), disable_overlap_scheduler=True),
-        TrtLlmSettings(speculative_config=MTP(2)),
+        # keys of TorchLlmArgs that an older copy of ours refused in the engine's name
+        "telemetry_config: {disabled: true}",
+        "sleep_config: {}",
+        "encode_only: true",
+        "multimodal_config: {}",
+        "moe_config: {backend: CUTLASS}",
+        "max_seq_len: 4096",
+        "tensor_parallel_size: 2",
+        "kv_cache_config: {tokens_per_block: 64, host_cache_size: 1000000000}",
+        "cuda_graph_config: null",
+        "cuda_graph_config: {batch_sizes: [8, 1], max_batch_size: 8, enable_padding: true}",
+        "scheduler_config: {capacity_scheduler_policy: MAX_UTILIZATION}",
+        "speculative_config: {decoding_type: MTP, max_draft_len: 3}",
+        "speculative_config: {decoding_type: DFlash, max_draft_len: 7, speculative_model: x}",
+        "speculative_config: {decoding_type: Draft_Target, max_draft_len: 4, speculative_model: x}",
+        "speculative_config: {decoding_type: SA, max_draft_len: 4, enable_global_pool: true}",
+        "speculative_config: {decoding_type: AUTO}",
+        "speculative_config: {decoding_type: Eagle3, max_draft_len: 3, speculative_model: x,"
+        " use_dynamic_tree: true, dynamic_tree_max_topK: 4, max_total_draft_tokens: 12}",
+        "speculative_config: {decoding_type: Eagle3, max_draft_len: 4, speculative_model: x,"
+        " draft_len_schedule: {4: 4, 8: 2, 32: 1}, acceptance_rate_threshold: 0.3}",
     ],
 )
-def test_what_is_written_is_read_again_and_has_no_faults(settings):
-    assert TrtLlmSettings.read(settings.to_yaml()) == settings
-    assert settings.faults() == []
-
-
-def test_the_file_has_the_engines_own_keys():
-    values = yaml.safe_load(ALL.to_yaml())
-    assert values["kv_cache_config"] == {
-        "dtype": "fp8",
-        "enable_block_reuse": False,
-        "free_gpu_memory_fraction": 0.7,
-        "max_tokens": 8192,
-    }
-    assert values["speculative_config"] == {
-        "decoding_type": "Eagle3",
-        "max_draft_len": 3,
-        "speculative_model": "owner/eagle",
-    }
-    assert values["cuda_graph_config"] == {"batch_sizes": [1, 8, 32], "enable_padding": True}
-    assert (
-        yaml.safe_load(TrtLlmSettings(cuda_graph_config=None).to_yaml())["cuda_graph_config"]
-        is None
-    )
-    draft = TrtLlmSettings(speculative_config=DraftTarget(4, "a/b"))
-    assert "decoding_type: Draft_Target" in draft.to_yaml()
+def test_file_that_engine_accepts_has_no_remarks(text):
+    assert notes_of(text) == []
 
 
 @pytest.mark.parametrize(
@@ -89,61 +80,151 @@ def test_the_file_has_the_engines_own_keys():
     [
         ("max_batch_sise: 8", "Did you mean max_batch_size"),
         ("kv_cache_config: {dtypes: fp8}", "kv_cache_config.dtypes"),
-        ("kv_cache_dtype: fp8", "kv_cache_config: {dtype: fp8}"),
-        ("pytorch_backend_config: {}", "top level"),
-        ("build_config: {max_batch_size: 8}", "builds no engines"),
+        ("speculative_config: {decoding_type: NGram, use_dynamic_tree: true}", "use_dynamic_tree"),
         ("backend: tensorrt", "trtllm-serve"),
-        ("moe_config: {}", "file of your own"),
-        ("max_batch_size: many", "write int"),
-        ("enable_chunked_prefill: 1", "write bool"),
-        ("max_batch_size: true", "write int"),
-        ("cuda_graph_config: {batch_sizes: [1, a]}", "list of whole numbers"),
-        ("speculative_config: {decoding_type: Medusa}", "went with the engine builds"),
+        ("build_config: {max_batch_size: 8}", "builds no engines"),
+        ("max_batch_size: many", "Write a whole number"),
+        ("max_batch_size: true", "Write a whole number"),
+        ("enable_chunked_prefill: 1", "Write true or false"),
+        ("cuda_graph_config: {batch_sizes: [1, a]}", "Write a whole number"),
+        ("kv_cache_config: {free_gpu_memory_fraction: 70}", "free_gpu_memory_fraction is 70"),
+        ("kv_cache_config: {tokens_per_block: 48}", "a power of two"),
+        ("guided_decoding_backend: outlines", "xgrammar, llguidance"),
+        ("speculative_config: {decoding_type: Medusa}", "removed backend"),
+        ("speculative_config: {max_draft_len: 3}", "lacks decoding_type"),
+        ("speculative_config: {decoding_type: Eagle3, max_draft_len: 3}", "no draft model"),
         (
-            "speculative_config: {decoding_type: NGram, speculative_model: x}",
-            "do not write the key",
+            "speculative_config: {decoding_type: MTP, use_dynamic_tree: true}",
+            "dynamic_tree_max_topK",
         ),
-        ("dtype: [", "no YAML"),
-        ("just words", "holds no keys"),
+        ("cuda_graph_config: {batch_sizes: [1, 8], max_batch_size: 16}", "Leave out one"),
     ],
 )
-def test_a_file_that_the_version_would_refuse_is_refused(text, says):
-    with pytest.raises(UnsupportedOption, match="(?s).*" + says.replace("{", r"\{")):
-        TrtLlmSettings.read(text)
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (TrtLlmSettings(dtype="fp8"), "property of the checkpoint"),
-        (TrtLlmSettings(kv_cache_config=KvCache("int8")), "auto, fp8, nvfp4"),
-        (TrtLlmSettings(kv_cache_config=KvCache(free_gpu_memory_fraction=70)), "a share"),
-        (TrtLlmSettings(max_num_tokens=32), "Raise max_num_tokens"),
-        (TrtLlmSettings(max_num_tokens=1024), "enable_chunked_prefill"),
-        (TrtLlmSettings(max_batch_size=0), "from 1 on"),
-        (TrtLlmSettings(cuda_graph_config=CudaGraphs((1, 8), 16)), "leave out one"),
-        (TrtLlmSettings(speculative_config=Eagle3()), "speculative_model"),
-        (TrtLlmSettings(speculative_config=NGram()), "disable_overlap_scheduler"),
-        (TrtLlmSettings(speculative_config=MTP(0)), "num_nextn_predict_layers"),
-        (TrtLlmSettings(guided_decoding_backend="outlines"), "xgrammar, llguidance"),
-    ],
-)
-def test_combinations_that_could_not_work_are_named_with_what_to_change(settings, says, tmp_path):
-    assert any(says in fault for fault in settings.faults(4096))
+def test_file_that_engine_refuses_is_refused_with_a_proposal(text, says, tmp_path):
+    (note,) = notes_of(text)
+    assert note.effect is Effect.REFUSES
+    assert says in note.text
+    assert note.source
     with pytest.raises(UnsupportedOption, match="would not start"):
-        settings.write(tmp_path / "x.yml", 4096)
+        write_settings(yaml.safe_load(text), tmp_path / "x.yml")
     assert not (tmp_path / "x.yml").exists()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "more", "says"),
+    [
+        ({4: 3, 8: 2}, {}, "smallest batch size"),
+        ({4: 4, 8: 5}, {}, "more than max_draft_len"),
+        ({0: 4}, {}, "from 1 on"),
+        ({4: -1}, {}, "from 1 on"),
+        ({"a": 4}, {}, "from 1 on"),
+        ({4: 4}, {"max_concurrency": 8}, "exclude each other"),
+    ],
+)
+def test_draft_schedule_follows_the_engines_rules(schedule, more, says):
+    method = {"decoding_type": "Eagle3", "speculative_model": "x", "max_draft_len": 4}
+    values = {"speculative_config": {**method, "draft_len_schedule": schedule, **more}}
+    (fault,) = refusals(values)
+    assert says in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "effect", "says"),
+    [
+        (
+            "speculative_config: {decoding_type: NGram, max_draft_len: 3}",
+            Effect.SWITCHES_OFF,
+            "overlap scheduler",
+        ),
+        (
+            "{max_batch_size: 161, cuda_graph_config: {batch_sizes: [1, 128, 256, 384]}}",
+            Effect.IGNORES,
+            "256, 384, but at most 161",
+        ),
+        (
+            "{max_batch_size: 64, max_num_tokens: 128, cuda_graph_config: {batch_sizes: [64]},"
+            " speculative_config: {decoding_type: MTP, max_draft_len: 3}}",
+            Effect.IGNORES,
+            "64, but at most 32",
+        ),
+        ("enable_iter_req_stats: true", Effect.IGNORES, "enable_iter_perf_stats"),
+        ("kv_cache_config: {dtype: int8}", Effect.WARNS, "nvfp4"),
+        (
+            "speculative_config: {decoding_type: MTP, num_nextn_predict_layers: 1}",
+            Effect.WARNS,
+            "Write max_draft_len",
+        ),
+        (
+            "speculative_config: {decoding_type: Eagle, max_draft_len: 4, speculative_model: x}",
+            Effect.WARNS,
+            "Write Eagle3",
+        ),
+        ("max_num_tokens: 1024", Effect.REJECTS, "enable_chunked_prefill"),
+    ],
+)
+def test_setting_that_engine_only_changes_is_written_with_a_remark(
+    text, effect, says, tmp_path, capsys
+):
+    (note,) = notes_of(text, context_length=4096 if effect is Effect.REJECTS else 0)
+    assert note.effect is effect
+    assert says in note.text
+    file = write_settings(yaml.safe_load(text), tmp_path / "x.yml", 4096)
+    assert read_settings(file.read_text()) == yaml.safe_load(text)
+    assert says in capsys.readouterr().out
+
+
+def test_overlap_scheduler_that_is_off_needs_no_remark():
+    text = "{speculative_config: {decoding_type: NGram}, disable_overlap_scheduler: true}"
+    assert notes_of(text) == []
+
+
+@pytest.mark.parametrize("key", FORMER)
+def test_key_of_an_old_recipe_is_refused_with_its_replacement(key):
+    (fault,) = schema_faults({key: 1})
+    assert fault.startswith(f"{key} is a key of older recipes.")
+    assert key not in config_schema()["properties"]
+    assert set(re.findall(r"\w+", fault)) & {*config_schema()["properties"], "level"}
+
+
+@pytest.mark.parametrize(("text", "says"), [("dtype: [", "valid YAML"), ("words", "no keys")])
+def test_text_without_settings_is_refused(text, says):
+    with pytest.raises(UnsupportedOption, match=says):
+        read_settings(text)
+
+
+def test_versions_of_image_keys_and_history_agree():
+    assert SPEC.container.image.endswith(f":{VERSION}")
+    candidate = int(VERSION.rpartition("rc")[2])
+    last_with_engines = 15  # `tensorrt-llm` 1.3.0rc15 requires `tensorrt`, 1.3.0rc22 doesn't
+    assert candidate >= 22 > last_with_engines
+    assert "1.3.0rc22 at the latest" in REMOVED
+    assert "1.4.0rc0" in KEYS.read_text()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "QUICK_REFERENCE.md",
+        "TROUBLESHOOTING.md",
+        "solutions/lab-3.3.6-tensorrt-llm-optimization.py",
+    ],
+)
+def test_text_that_calls_engine_builds_removed_names_the_version(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    paragraphs = [p for p in re.split(r"\n(?:# *)?\n", text) if "trtllm-build" in p]
+    assert paragraphs
+    assert all("1.3.0rc22" in paragraph for paragraph in paragraphs)
+
+
 def test_what_a_device_cannot_do_is_named_with_what_to_change():
-    fp8 = TrtLlmSettings(kv_cache_config=KvCache("fp8"))
-    assert checks.device_faults(fp8, GB10) == []
-    (fault,) = checks.device_faults(fp8, A100)
+    assert checks.device_faults(FP8_CACHE, GB10) == []
+    (fault,) = checks.device_faults(FP8_CACHE, A100)
     assert "8.9" in fault
-    assert "write auto" in fault
-    (fault,) = checks.device_faults(TrtLlmSettings(), dataclasses.replace(A100, capability=7.5))
-    assert "write float16" in fault
-    (fault,) = checks.device_faults(TrtLlmSettings(), None)
+    assert "Write auto" in fault
+    old = dataclasses.replace(A100, capability=7.5)
+    (fault,) = checks.device_faults({"dtype": "bfloat16"}, old)
+    assert "Write float16" in fault
+    (fault,) = checks.device_faults({}, None)
     assert "no NVIDIA GPU" in fault
 
 
@@ -151,10 +232,10 @@ def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tm
     (tmp_path / "config.json").write_text("{}")
     quantised = {"quantization": {"quant_algo": "NVFP4"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantised))
-    assert checks.model_faults(TrtLlmSettings(), str(tmp_path), GB10) == []
-    (fault,) = checks.model_faults(TrtLlmSettings(), str(tmp_path), A100)
+    assert checks.model_faults({}, str(tmp_path), GB10) == []
+    (fault,) = checks.model_faults({}, str(tmp_path), A100)
     assert "NVFP4" in fault
-    mtp = TrtLlmSettings(speculative_config=MTP(1))
+    mtp = {"speculative_config": {"decoding_type": "MTP"}}
     (fault,) = checks.model_faults(mtp, str(tmp_path), GB10)
     assert "num_nextn_predict_layers" in fault
     assert checks.model_faults(mtp, "owner/model", GB10) == []
@@ -178,7 +259,7 @@ def test_launch_refuses_a_bad_file_and_says_what_else_is_missing(tmp_path):
     file.write_text("max_batch: 3")
     with pytest.raises(UnsupportedOption, match="max_batch"):
         launch("tensorrt_llm", "cpu", config=file, quiet=True)
-    TrtLlmSettings().write(file)
+    write_settings({"dtype": "bfloat16"}, file)
     with pytest.raises(NotRunHere, match="NVIDIA GPU"):
         launch("tensorrt_llm", "cpu", model=str(TINY), config=file, quiet=True)
 

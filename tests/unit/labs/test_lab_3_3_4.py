@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.labs.lab_3_3_4 import tables
-from utils.labs.lab_3_3_4.experiments import KindAcceptance, TransformersBaseline
+from utils.labs.lab_3_3_4.experiments import OURS, READABLE, Baselines, KindAcceptance
 from utils.speculative.comparison import ServedSpeculation, SpeculationResult
 from utils.speculative.generate import Generation
 from utils.speculative.lossless import ChiSquare
@@ -118,16 +118,40 @@ def test_targets_table_marks_missed_targets():
     assert table["ahead of n-gram"].tolist() == ["NO", "yes"]
 
 
+def baselines(ours, **others):
+    speeds = {OURS: ours, READABLE: [1.0] * len(ours), **others}
+    return Baselines(speeds, dict.fromkeys(speeds, 1.0))
+
+
 def test_baseline_guard_is_silent_when_the_loop_is_fast(capsys):
-    baseline = TransformersBaseline([100.0, 100.0], [140.0, 150.0], 1.0, 1)
-    assert baseline.ratio == pytest.approx(1.45)
-    tables.warn_slow_baseline(baseline)
+    found = baselines([140.0, 150.0], transformers=[20.0, 20.0], vLLM=[100.0, 100.0])
+    assert found.fastest_other == "vLLM"
+    assert found.ratio("vLLM") == pytest.approx(1.45)
+    tables.warn_slow_baseline(found)
     assert capsys.readouterr().out == ""
 
 
-def test_baseline_guard_warns_when_the_loop_is_slow(capsys):
-    tables.warn_slow_baseline(TransformersBaseline([100.0], [50.0], 1.0, 1))
-    assert "OUR BASELINE IS TOO SLOW" in capsys.readouterr().out
+def test_baseline_guard_names_the_fastest_other_program(capsys):
+    tables.warn_slow_baseline(baselines([50.0], transformers=[20.0], other=[100.0]))
+    assert "TOO SLOW: it reaches 0.50 of the speed of other." in capsys.readouterr().out
+
+
+def test_baseline_guard_ignores_the_readable_twin(capsys):
+    only_own = baselines([50.0])
+    only_own.speeds[READABLE] = [100.0]
+    tables.warn_slow_baseline(only_own)
+    assert capsys.readouterr().out == ""
+
+
+def test_baseline_table_has_a_row_per_program():
+    table = tables.baseline_table(baselines([50.0, 60.0], vLLM=[100.0, 100.0]))
+    assert table.loc["vLLM", "ours / this"] == 0.55
+    assert table.loc["vLLM", "least ... most"] == "0.50 ... 0.60"
+
+
+def test_identical_table_marks_lengths_that_differ():
+    table = tables.identical_table({"compiled": {2: True, 3: True}, "PyTorch": {2: True, 3: False}})
+    assert table["3 tokens"].tolist() == ["yes", "NO"]
 
 
 def served(texts, seconds, drafts=None, accepted=None):

@@ -123,6 +123,20 @@ def test_costs_are_read_between_the_sizes_measured():
     assert tables._interpolated(costs, 9) == 0.03
 
 
+def test_cost_table_tells_the_distance_to_the_target():
+    table = tables.cost_table(
+        results(), {1: 0.01, 4: 0.02}, {"n-gram": 0, "EAGLE-3, chain of 3": 0.005}
+    )
+    row = table.loc["EAGLE-3, chain of 3"]
+    assert row["acceptance length for 2.5"] == 6.25
+    assert row["cycle for 2.5"] == 1.2
+
+
+def test_position_table_has_a_column_per_guess():
+    table = tables.position_table({"ours": [0.8, 0.5]})
+    assert table.loc["ours"].tolist() == ["80.0%", "50.0%"]
+
+
 def test_same_table_shows_equal_and_all_answers():
     table = tables.same_table({"a": (100, 100), "b": (99, 100)})
     assert table["share"].tolist() == ["100.0%", "99.0%"]
@@ -206,7 +220,7 @@ def test_prompts_are_planned_by_the_cost_of_a_step_the_kinds_in_turn():
     asked = [Prompt(kind, [i], []) for kind in ("a", "b", "c", "d") for i in range(6)]
     fewest = experiments.fit_prompts(asked, 0.1, profile)
     assert fewest == [[0]] * 4 + [[1]] * 4, "two of each kind at least"
-    assert len(experiments.fit_prompts(asked, 0.003, profile)) == 15  # 90 s / (5 x 64 x 3 ms x 6)
+    assert len(experiments.fit_prompts(asked, 0.003, profile)) == 14  # 90 s / (5 x 64 x 3 ms x 6.6)
     assert len(experiments.fit_prompts(asked, 1e-6, profile)) == 24
     uneven = [Prompt("a", [0], []), Prompt("b", [1], []), Prompt("a", [2], [])]
     assert experiments.fit_prompts(uneven, 0.1, profile) == [[0], [1], [2]]

@@ -14,6 +14,7 @@ import httpx
 
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, Request, fresh_seed, make_record, run, write_record
+from utils.benchmark.engine_clients import chat_client
 from utils.benchmark.engine_run import Run, measure
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
@@ -295,7 +296,7 @@ def measure_structured(
     ]
     label = f"{engine.spec.title}, {kind}"
     result = run(
-        Client(engine.base_url, engine.model),
+        chat_client(engine),
         requests,
         ClosedLoop(concurrency),
         label=label,

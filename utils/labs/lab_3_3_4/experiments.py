@@ -18,10 +18,12 @@ from utils.speculative import train_config
 from utils.speculative.comparison import (
     ServedSpeculation,
     SpeculationResult,
+    accepted_by_position,
     in_batches,
     measure_served,
     speculation,
 )
+from utils.speculative.compiled_step.step import CompiledStep
 from utils.speculative.dataset import TRAINED, Prompt, load_tokenizer, prompts_of
 from utils.speculative.drafters import Drafter, News, PlainDrafter
 from utils.speculative.generate import Generation, acceptance_length, generate
@@ -32,6 +34,9 @@ from utils.tinymodel.evaluate import has_loop, repeats
 
 CHAIN = "Medusa, chain of 4"  # as the lab names it
 SHIPPED_PROMPTS = train_config.ROUNDS * train_config.PROMPTS
+OURS, READABLE = "our plain loop", "the same in PyTorch"
+LLAMA_CPP = "llama.cpp, 1 thread"
+ENGINES = {LLAMA_CPP: LLAMA_CPP, "vLLM": "plain"}  # how the table calls a variant of the fleet
 NO_MEDUSA = (
     "not run here: nobody has published Medusa heads for this profile's model, and heads fit one model only. "
     "vLLM is measured with n-gram lookup; lab 3.3.5 serves the published EAGLE-3 heads."
@@ -48,7 +53,7 @@ def states_of(target: Target, tokens: Sequence[int]) -> Tensor:
 
 def best_next(target: Target, tokens: Sequence[int]) -> list[int]:
     """The target's most probable next token behind each token of a text, from one forward pass."""
-    best: list[int] = target.head(states_of(target, tokens)).argmax(-1).tolist()
+    best: list[int] = target.logits(states_of(target, tokens)).argmax(-1).tolist()
     return best
 
 
@@ -105,12 +110,12 @@ def tree_error(
     target(torch.tensor([before], device=target.device), [chain(len(before) - 1)], cache)
     cache.lengths[0] = len(before)
     ids = torch.tensor([list(tokens)], device=target.device)
-    together = target.head(target(ids, [tree], cache).hidden[0])
+    together = target.logits(target(ids, [tree], cache).hidden[0])
     worst = 0.0
     for leaf in (node for node, below in enumerate(tree.children) if not below):
         path = tree.path(leaf)
         alone = states_of(target, [*before, *(tokens[node] for node in path)])[-len(path) :]
-        worst = max(worst, float((together[path] - target.head(alone)).abs().max()))
+        worst = max(worst, float((together[path] - target.logits(alone)).abs().max()))
     return worst
 
 
@@ -126,12 +131,6 @@ def answer_all(
     for name, drafter in drafters.items():
         found[name] = in_batches(target, drafter, prompts, max_new_tokens, rule)
     return found
-
-
-def accepted_by_head(answers: Sequence[Generation], heads: int) -> list[float]:
-    """Share of the verifications of a chain in which the guess of head 0, 1, ... was accepted."""
-    steps = [n for g in answers for n in g.accepted]
-    return [sum(n > k + 1 for n in steps) / max(1, len(steps)) for k in range(heads)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def by_kind(
         found[kind] = KindAcceptance(
             len(here),
             len(good),
-            accepted_by_head(chain_, heads),
+            accepted_by_position(chain_, heads),
             acceptance_length(chain_),
             acceptance_length(ngram),
             repeats([g.tokens for g in chain_]),
@@ -208,10 +207,9 @@ def fair_prompts(
 
 def prompts_for_engine(profile: Profile, prompts: list[Prompt]) -> list[Prompt]:
     """The same prompts if the engine serves the tiny model, else as many by its own model's tokenizer."""
-    model = profile.models["vllm"]
-    if model == str(MODELS / "tiny"):
+    if serves_tiny_model(profile):
         return prompts
-    return prompts_of(load_tokenizer(model), max(1, len(prompts) // len(TRAINED)))
+    return prompts_of(load_tokenizer(profile.models["vllm"]), max(1, len(prompts) // len(TRAINED)))
 
 
 @torch.inference_mode()
@@ -229,56 +227,135 @@ def draft_seconds(target: Target, drafter: Drafter, repeats: int = 60) -> float:
 
 
 @dataclass(frozen=True)
-class TransformersBaseline:
-    """Plain decoding by transformers beside our own, on the same prompts and threads.
+class Baselines:
+    """Plain decoding by several programs on the same prompts, in alternation.
 
     Attributes:
-        transformers: Decoding tokens per second of transformers, one per repeat.
-        ours: Of the own loop.
-        same: Share of answers that are the same.
-        threads: Of PyTorch.
+        speeds: Decoding tokens per second by program, one number per repeat. `OURS` is the first.
+        same: Share of answers that read like ours, by program.
     """
 
-    transformers: list[float]
-    ours: list[float]
-    same: float
-    threads: int
+    speeds: dict[str, list[float]]
+    same: dict[str, float]
+
+    def ratios(self, name: str) -> list[float]:
+        """Return our speed over a program's, one number per repeat."""
+        return [a / b for a, b in zip(self.speeds[OURS], self.speeds[name], strict=True)]
+
+    def ratio(self, name: str) -> float:
+        """Return the median of the repeats."""
+        return median(self.ratios(name))
 
     @property
-    def ratio(self) -> float:
-        """Own loop over transformers, median of the repeats."""
-        return median(a / b for a, b in zip(self.ours, self.transformers, strict=True))
+    def fastest_other(self) -> str:
+        """The program of somebody else that our loop has the lowest ratio to; "" without any."""
+        others = [name for name in self.speeds if name not in (OURS, READABLE)]
+        return min(others, key=self.ratio, default="")
 
 
-@torch.inference_mode()
-def transformers_baseline(
-    target: Target, prompts: Sequence[Sequence[int]], max_new_tokens: int, repeats: int = 3
-) -> TransformersBaseline:
-    """Times transformers' `generate` and the own plain loop on the same prompts, in turn.
+def baselines(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    profile: Profile,
+    fleet: Fleet,
+    tokenizer: Any,
+    repeats: int = 3,
+) -> Baselines:
+    """Time plain decoding by our loop, by its readable twin, by transformers and by engines, in turn.
 
-    Both decode greedily and one prompt at a time; counted are the tokens after the first of each answer, and
-    the time from the first token on.
+    All decode greedily and one prompt at a time. Counted are the tokens after the first of each answer, and
+    the time from the first token on. Engines take part where they serve the same model.
     """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target.path, dtype=target.dtype)
     model.to(target.device).eval()
-    transformers, ours, same = [], [], 0
+    compiled = target.compiled
+
+    def own(step: CompiledStep | None) -> Callable[[], tuple[float, list[str]]]:
+        def work() -> tuple[float, list[str]]:
+            target.compiled = step
+            try:
+                runs = [
+                    generate(target, [p], PlainDrafter(), max_new_tokens=max_new_tokens)
+                    for p in prompts
+                ]
+            finally:
+                target.compiled = compiled
+            texts = [_text(tokenizer, run.generations[0].tokens) for run in runs]
+            return sum(r.decoded for r in runs) / sum(r.decode_seconds for r in runs), texts
+
+        return work
+
+    def transformers() -> tuple[float, list[str]]:
+        answers = [_with_transformers(model, prompt, max_new_tokens) for prompt in prompts]
+        tokens = sum(len(ids) - 1 for ids, _ in answers)
+        speed = tokens / sum(seconds for _, seconds in answers)
+        return speed, [_text(tokenizer, ids) for ids, _ in answers]
+
+    def served(name: str) -> Callable[[], tuple[float, list[str]]]:
+        def work() -> tuple[float, list[str]]:
+            with fleet.one(name) as engine:
+                label = f"plain decoding, {name}"
+                run = measure_served(engine, profile, prompts, label, max_tokens=max_new_tokens)
+            return served_speed(run), run.texts
+
+        return work
+
+    programs = {OURS: own(compiled)}
+    if compiled:
+        programs[READABLE] = own(None)
+    programs["transformers"] = transformers
+    if serves_tiny_model(profile):
+        for name, variant in ENGINES.items():
+            if fleet.has(variant):
+                programs[name] = served(variant)
     _with_transformers(model, prompts[0], 4)
-    for _ in range(repeats):
-        spent = {"transformers": [0, 0.0], "ours": [0, 0.0]}
-        same = 0
-        for prompt in prompts:
-            tokens, seconds = _with_transformers(model, prompt, max_new_tokens)
-            spent["transformers"][0] += len(tokens) - 1
-            spent["transformers"][1] += seconds
-            run = generate(target, [prompt], PlainDrafter(), max_new_tokens=max_new_tokens)
-            spent["ours"][0] += run.decoded
-            spent["ours"][1] += run.decode_seconds
-            same += tokens == run.generations[0].tokens
-        transformers.append(spent["transformers"][0] / spent["transformers"][1])
-        ours.append(spent["ours"][0] / spent["ours"][1])
-    return TransformersBaseline(transformers, ours, same / len(prompts), torch.get_num_threads())
+    found: dict[str, list[tuple[float, list[str]]]] = {name: [] for name in programs}
+    for repeat in range(repeats):
+        order = list(programs)
+        for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
+            found[name].append(programs[name]())
+    ours = found[OURS][-1][1]
+    return Baselines(
+        {name: [speed for speed, _ in several] for name, several in found.items()},
+        {
+            name: sum(a == b for a, b in zip(ours, several[-1][1], strict=True)) / len(ours)
+            for name, several in found.items()
+        },
+    )
+
+
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
+
+
+@torch.inference_mode()
+def bit_identical(target: Target, ids: Sequence[int], lengths: Sequence[int]) -> dict[int, bool]:
+    """Return, by length, whether a chain has exactly the logits that one token at a time has.
+
+    Args:
+        target: The model.
+        ids: Text. Its first half is in the KV cache, and the chains begin after that.
+        lengths: Tokens of the chains.
+    """
+    half = len(ids) // 2
+    rest = torch.tensor([list(ids[half:])], device=target.device)
+    cache = target.cache(1, len(ids))
+    before = torch.tensor([list(ids[:half])], device=target.device)
+    target(before, [chain(half - 1)], cache)
+    single = []
+    for i in range(max(lengths)):
+        cache.lengths = [half + i]
+        single.append(target.logits(target(rest[:, i : i + 1], [chain(0)], cache).hidden[0]))
+    found = {}
+    for n in lengths:
+        cache.lengths = [half]
+        together = target.logits(target(rest[:, :n], [chain(n - 1)], cache).hidden[0])
+        found[n] = torch.equal(together, torch.cat(single[:n]))
+    return found
 
 
 def _with_transformers(model: Any, prompt: Sequence[int], limit: int) -> tuple[list[int], float]:
@@ -300,12 +377,23 @@ def _with_transformers(model: Any, prompt: Sequence[int], limit: int) -> tuple[l
     return out[0, len(prompt) :].tolist(), times[-1] - times[0]
 
 
-def vllm_variants(profile: Profile, heads: int = 4) -> dict[str, dict[str, Any]]:
-    """Options of the engines that serve the same prompts: plain, Medusa where it has heads, n-gram."""
+def serves_tiny_model(profile: Profile) -> bool:
+    """Return whether the profile's engines serve the model of this notebook."""
+    return profile.models["vllm"] == str(MODELS / "tiny")
+
+
+def engine_variants(profile: Profile, heads: int = 4) -> dict[str, dict[str, Any]]:
+    """Return options of the engines: vLLM plain, with Medusa where it has heads, with n-gram; llama.cpp.
+
+    llama.cpp gets one thread, like the loop of this notebook, and is left out where it serves another model.
+    """
     variants: dict[str, dict[str, Any]] = {"plain": {}}
     if "medusa_heads" in profile.models:
         variants["Medusa"] = speculation("medusa", heads, profile.models["medusa_heads"])
-    return {**variants, "n-gram": speculation("ngram", heads)}
+    variants["n-gram"] = speculation("ngram", heads)
+    if serves_tiny_model(profile):
+        variants[LLAMA_CPP] = {"engine": "llama_cpp", "extra_arguments": ("--threads", "1")}
+    return variants
 
 
 def serve(
@@ -318,7 +406,8 @@ def serve(
         asked = prompts[:2] if turn == 0 else prompts
         return measure_served(engine, profile, asked, label, max_tokens=limit)
 
-    return {name: each[1:] for name, each in fleet.each(ask, turns=turns + 1).items()}
+    names = [name for name in fleet.variants if name != LLAMA_CPP]
+    return {name: each[1:] for name, each in fleet.each(ask, turns=turns + 1, only=names).items()}
 
 
 def served_speed(served: ServedSpeculation) -> float:

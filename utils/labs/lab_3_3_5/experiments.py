@@ -52,7 +52,8 @@ from utils.speculative.tree import best_choices, chain
 from utils.speculative.verify import SpeculativeSampling
 
 TREE = {"depth": 4, "width": 3, "nodes": 8}
-CHAINS = (3, 5, 7)
+CHAINS = (3, 4, 6)
+ADAPTIVE, LONGEST, UNSURE = "EAGLE-3, adaptive chain", 6, 0.3
 ROWS = 4  # sequences of a step of the ablation
 FASTER = 1.6  # assumed of a method when time is planned
 SHARE = 0.3  # of the profile's time, for the timed comparison
@@ -69,6 +70,7 @@ def drafters(shipped: Shipped) -> dict[str, Drafter]:
         "Medusa, tree": MedusaDrafter(shipped.medusa, choices),
         "EAGLE-1, chain of 3": EagleDrafter(shipped.eagle1, 3),
         **{f"EAGLE-3, chain of {k}": EagleDrafter(shipped.eagle3, k) for k in CHAINS},
+        ADAPTIVE: EagleDrafter(shipped.eagle3, LONGEST, threshold=UNSURE),
         "EAGLE-3, dynamic tree": EagleDrafter(shipped.eagle3, **TREE),
     }
 
@@ -169,9 +171,13 @@ class Expansion:
 
 
 class _Keeping(EagleDrafter):
-    """Keeps its first draft and the logits that made it."""
+    """Keeps its first draft. It drafts in PyTorch, so that a hook sees the logits."""
 
     first: Draft | None = None
+
+    def start(self, target: Target, rows: int, slots: int) -> None:
+        super().start(target, rows, slots)
+        self._compiled = None
 
     def draft(self, row: int, news: News) -> Draft:
         draft = super().draft(row, news)
@@ -248,7 +254,7 @@ def held_out_prompts(
 def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> list[list[int]]:
     """As many prompts as a comparison has time for here, the kinds in turn, two of each kind at least.
 
-    A share of the profile's time for a notebook, over what a prompt takes: plain decoding and eight methods
+    A share of the profile's time for a notebook, over what a prompt takes: plain decoding and nine methods
     at an assumed `FASTER` times its speed, the repeats of the profile. The answers are not looked at.
 
     Args:
@@ -257,7 +263,7 @@ def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> l
         profile: Gives time, repeats and lengths.
     """
     sizes = profile.load.speculation
-    each = sizes.repeats * limit_of(profile) * step_s * (1 + 8 / FASTER)
+    each = sizes.repeats * limit_of(profile) * step_s * (1 + 9 / FASTER)
     count = max(2 * len(TRAINED), int(SHARE * profile.time_budget_s / each))
     by_kind: dict[str, list[Prompt]] = {}
     for prompt in prompts:

@@ -76,6 +76,9 @@ def cost_table(
 ) -> pd.DataFrame:
     """Return a row per method: the cost of a cycle in plain steps, and the speed-up that it explains.
 
+    The last columns tell how far a method is from the course's target: the acceptance length that it would
+    need at its cost, and the cost that it could afford at its acceptance length.
+
     Args:
         results: Result of each method.
         costs: Seconds of a forward pass over n tokens, by n.
@@ -96,7 +99,18 @@ def cost_table(
             "acceptance length": round(length, 2),
             "speed-up, derived": round(length / (verify + draft), 2),
             "speed-up, measured": round(result.speedup, 2),
+            f"acceptance length for {TARGET_SPEEDUP}": round(TARGET_SPEEDUP * (verify + draft), 2),
+            f"cycle for {TARGET_SPEEDUP}": round(length / TARGET_SPEEDUP, 2),
         }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def position_table(shares: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Return a row per program: share of the drafts whose guess 1, 2, ... was accepted."""
+    rows = {
+        name: {f"guess {i}": f"{share:.1%}" for i, share in enumerate(own, 1)}
+        for name, own in shares.items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import pandas as pd
 
 from utils.compiled.engine import Built
+from utils.engines.tensorrt_llm_settings import SettingNote
 from utils.labs.lab_3_3_6.experiments import TOLERANCE, Agreement, Times, speedups
 from utils.labs.lab_3_3_6.ridge_point import Work, measured_ridge_point
 from utils.roofline.machine import Machine
@@ -122,6 +124,26 @@ def times_table(times: Times) -> pd.DataFrame:
                 "least ... most": f"{min(own):.2f} ... {max(own):.2f}",
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def notes_table(
+    cases: Mapping[str, Mapping[str, Any]],
+    remarks: Callable[[Mapping[str, Any]], Sequence[SettingNote]],
+) -> pd.DataFrame:
+    """Return a row per remark on each file of settings."""
+    rows = [
+        {
+            "settings": name,
+            "TensorRT-LLM": note.effect,
+            "because": note.text,
+            "read in": note.source,
+        }
+        for name, values in cases.items()
+        for note in remarks(values)
+    ]
+    return pd.DataFrame(rows, columns=["settings", "TensorRT-LLM", "because", "read in"]).set_index(
+        "settings"
+    )
 
 
 def not_run(reasons: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -20,15 +20,25 @@ class Daemon:
     """`dockerd` with everything of it in one folder.
 
     Published ports work through docker's proxy, which needs neither iptables nor forwarding.
+
+    Args:
+        arguments: Further arguments of dockerd.
+        programs: Folder that comes first on its PATH.
+
+    Attributes:
+        host: Address for DOCKER_HOST.
+        gateway: Address of this machine as its containers see it.
     """
 
-    def __init__(self):
+    def __init__(self, arguments=(), programs=None):
         for program in ("dockerd", "ip"):
             if shutil.which(program) is None:
                 raise CannotStart(f"there is no {program} (Debian: apt install docker.io iproute2)")
         if os.geteuid() != 0:
             raise CannotStart("dockerd needs root")
+        self.arguments, self.programs = list(arguments), programs
         self.folder = Path(tempfile.mkdtemp(prefix="course-docker-"))
+        self.folder.chmod(0o711)  # other users reach the socket
         self.socket = self.folder / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.log = self.folder / "dockerd.log"
@@ -43,9 +53,10 @@ class Daemon:
 
     def _make_bridge(self):
         third = os.getpid() % 250
+        self.gateway = f"10.213.{third}.1"
         for command in (
             ["link", "add", "name", self.bridge, "type", "bridge"],
-            ["address", "add", f"10.213.{third}.1/24", "dev", self.bridge],
+            ["address", "add", f"{self.gateway}/24", "dev", self.bridge],
             ["link", "set", self.bridge, "up"],
         ):
             done = subprocess.run(["ip", *command], capture_output=True, text=True, timeout=10)
@@ -64,9 +75,14 @@ class Daemon:
             "--ip-forward=false",
             "--ip-masq=false",
         ]
-        command += ["--max-download-attempts", "1"]
+        command += ["--max-download-attempts", "1", *self.arguments]
+        environment = dict(os.environ)
+        if self.programs:
+            environment["PATH"] = f"{self.programs}:{environment['PATH']}"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(docker.errors.DockerException):

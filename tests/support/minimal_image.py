@@ -14,9 +14,9 @@ IMAGE = "course-test/llama:1"
 PLAIN = "course-test/plain:1"  # without an entry point
 
 
-def libraries(program):
-    """The shared libraries of a program, as the loader names them."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, timeout=20).stdout
+def libraries(*programs):
+    """Return the shared libraries of programs, as the loader names them."""
+    listed = subprocess.run(["ldd", *programs], capture_output=True, text=True, timeout=20).stdout
     return set(re.findall(r"(/\S+) \(0x", listed))
 
 
