@@ -12,7 +12,7 @@ from utils.profiles import ROOT
 
 # Lowest first. A package imports only packages of lower layers.
 LAYERS = (
-    {"files", "loopback", "gpu_choice", "hub_cache", "cpp_compiler"},
+    {"files", "loopback", "gpu_choice", "hub_cache", "cpp_compiler", "open_files"},
     {"host_memory", "model_sizes"},
     {"gpu"},
     {"memory_plan"},
