@@ -5,7 +5,7 @@ WORKDIR /app
 COPY requirements/course.txt requirements/course.txt
 # The versions of the course's own environment, of the few packages that the gateway imports.
 RUN pip install --no-cache-dir -c requirements/course.txt \
-      docker fastapi httptools httpx msgspec numpy prometheus-client psutil pydantic-settings pyyaml tqdm uvicorn uvloop
+      docker fastapi httptools httpx jsonschema msgspec numpy prometheus-client psutil pydantic-settings pyyaml tqdm uvicorn uvloop
 COPY utils utils
 RUN useradd --system --no-create-home gateway
 USER gateway

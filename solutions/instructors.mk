@@ -12,7 +12,6 @@ test: setup site-env check  ## run all that is checked: style, types, units, gra
 	@$(RUN) -m benchmarks.peers clients $(if $(shell command -v npm),openai-js)
 	@trap "exit 130" INT; failed=0; \
 	$(RUN) -m pytest $(IN_PARALLEL) --durations=25 || failed=1; \
-	$(RUN) -m pytest $(REHEARSAL) --durations=25 || failed=1; \
 	$(RUN) -m pytest $(addprefix tests/,unit/benchmark oracles browser grading docker engines notebooks) --durations=25 || failed=1; \
 	exit $$failed
 

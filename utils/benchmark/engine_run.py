@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,8 +50,12 @@ class Run:
         return float(self.record.summary["output_throughput"])
 
     def milliseconds(self, metric: str) -> float:
-        """A latency of the summary, such as ``median_tpot_ms``."""
-        return float(self.record.summary[metric])
+        """Return a latency of the summary, such as `median_tpot_ms`.
+
+        It is NaN where the run has too few requests for that percentile.
+        """
+        value = self.record.summary[metric]
+        return math.nan if value is None else float(value)
 
 
 def make_requests(

@@ -67,7 +67,7 @@ def test_a_check_that_accepts_a_wrong_solution():
 
 
 def test_a_reference_that_fails():
-    assert "the reference fails" in faults(declare(reference=lambda x: x))
+    assert "a right solution fails" in faults(declare(reference=lambda x: x))
 
 
 def test_fewer_than_three_wrong_solutions():
@@ -112,7 +112,7 @@ def test_hidden_parts_that_the_reference_fails():
     def demanding(attempt, rng):
         expect_equal(attempt(3), 7, what="twice 3")
 
-    assert faults(declare(parts=(demanding,))) == ["the reference does not earn all points"]
+    assert faults(declare(parts=(demanding,))) == ["a right solution does not earn all points"]
 
 
 def test_stored_answers_of_a_class_are_seen_through():

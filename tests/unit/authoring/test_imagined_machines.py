@@ -38,4 +38,4 @@ def test_two_cards_count_as_one_and_a_spark_shares_its_memory():
     assert by_title["DGX Spark"].gpu.unified
     pod = by_title["pod with 24 GB, no docker"]
     assert (pod.profile, pod.on_gpu, pod.in_containers) == ("cuda-local", True, False)
-    assert pod.sizes.models == two.sizes.models
+    assert pod.sizes.models["vllm"] == two.sizes.models["vllm"]

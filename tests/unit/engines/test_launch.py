@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from utils.engines import (
     ModelMissing,
     NotRunHere,
     PortTaken,
+    ServeOptions,
     UnknownEngine,
     UnsupportedOption,
     launch,
@@ -26,7 +28,9 @@ from utils.engines import (
     runtime,
 )
 from utils.engines.engine_errors import StartCancelled
+from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
+from utils.engines.registry import get_spec
 from utils.engines.runtime import free_port, last_log_line, tail
 from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.engines.start_progress import StartProgress
@@ -320,3 +324,22 @@ def test_only_old_logs_are_forgotten(monkeypatch, tmp_path):
     os.utime(tmp_path / "x-0.log", (0, 0))
     runtime.new_log("x")
     assert sorted(p.name for p in tmp_path.glob("*.log")) == [f"x-{i}.log" for i in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("device", "handicaps"), [("cpu", 1), ("cuda", 0)])
+def test_sglang_has_its_handicap_on_a_cpu_only(device, handicaps, tmp_path):
+    spec = get_spec("sglang")
+    sizes = {"context_length": 64, "max_sequences": 1, "kv_cache_gib": 1.0}
+    options = ServeOptions(
+        model="m",
+        served_name="m",
+        host="127.0.0.1",
+        port=1,
+        device=device,
+        dtype="float32",
+        **sizes,
+    )
+    handle = SimpleNamespace(command=["sglang"], log_path=tmp_path / "log", stop=lambda: None)
+    engine = RunningEngine(spec, options, 1, handle)
+    assert len(engine.handicaps) == handicaps
+    engine.stop()

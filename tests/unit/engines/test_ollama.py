@@ -182,7 +182,9 @@ def test_the_gateway_speaks_openai_to_it(tiny):
             assert b"broke off in the middle" in await gateway.stream("one two")
             tiny.models.clear()
             missing = await gateway.ask("x")
-            assert missing.status_code == 404
+            assert missing.status_code == 502, (
+                "the engine's configuration is at fault, not the client"
+            )
             assert "not found" in missing.json()["error"]["message"]
 
     asyncio.run(main())

@@ -327,7 +327,7 @@ def test_each_engines_own_bytes_bound_it(tmp_path: Path) -> None:
     assert model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
     machine = Machine("m", (Bandwidth(1, 1e6, "x"),), 1e12, "float32", "measured", "s")
     wide = replace(scaled("vLLM", ClosedLoop(1), 0.1), dtype="float32", model=str(tmp_path))
-    llama = replace(wide, label="llama.cpp", engine="llama_cpp")
+    llama = replace(wide, id="other", label="llama.cpp", engine="llama_cpp")
     frame = compare([wide, llama], {}, machine, model)
     # 4 prompt tokens and half of 3: 5 tokens; llama.cpp keeps them in 2 bytes a number.
     expected = [1e6 / (model.weight_bytes + 5 * kv) for kv in (512, 256)]

@@ -105,6 +105,7 @@ trtllm_time_per_output_token_seconds_sum{model_name="m"} 0.06
 class Started:
     log_path: Path
     options: object
+    attached: bool = False
 
 
 def started(tmp_path, log, **options):
