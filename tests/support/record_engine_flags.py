@@ -27,7 +27,7 @@ with contextlib.redirect_stdout(sys.stderr):  # imports may print
     exec(sys.argv[1])
     found = {}
     for action in parser._actions:
-        choices = [str(choice) for choice in action.choices or ()]
+        choices = sorted(str(choice) for choice in action.choices or ())  # some are sets
         record = {"values": values(action), **kind(action), **({"choices": choices} if choices else {})}
         found |= {name: record for name in action.option_strings}
 print(json.dumps(found))
