@@ -57,7 +57,8 @@ def changed(monkeypatch, image, tmp_path):
 
     def change(**changes):
         spec = ENGINES["llama_cpp"]
-        mounts = {str(tmp_path / "cache"): "/root/.cache/huggingface"}
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        mounts = {"~/.cache/huggingface": "/root/.cache/huggingface"}
         wanted = {"image": image, "gpus": False, "mounts": mounts} | changes
         container = dataclasses.replace(spec.container, **wanted)
         monkeypatch.setitem(ENGINES, "llama_cpp", dataclasses.replace(spec, container=container))
@@ -71,7 +72,7 @@ def left(client):
     """What there still is of the course: its containers, volumes without a name, watchdogs."""
 
     def find():
-        containers = client.containers.list(all=True, filters={"label": LABEL})
+        containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
         return [c.name for c in containers] + [v.name for v in client.volumes.list()]
 
     yield find
