@@ -84,7 +84,8 @@ def test_every_panel_has_data_while_all_is_well(llama_cpp, gateway, tmp_path):
         assert len(panels) == len(PANELS) - 2
         prometheus.all_have_data([*panels, "rate(llamacpp:tokens_predicted_total[1m]) > 0"])
         assert [value for _, value in prometheus.query("up")] == [1.0, 1.0]
-        assert not prometheus.get("/alerts")["alerts"]
+        firing = {alert["labels"]["alertname"] for alert in prometheus.get("/alerts")["alerts"]}
+        assert firing <= {"Watchdog"}, "only the one that always fires"
 
 
 def test_timings_of_engine_reach_client_that_asks_no_usage(gateway):

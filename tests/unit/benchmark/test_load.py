@@ -94,7 +94,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     due, sent = result.summary(), result.summary(clock="sent")
     # One at a time at 50 ms each: the last was due after 50 ms and ends after 500 ms.
     assert sent["mean_e2el_ms"] < 120
-    assert due["p99_e2el_ms"] > 350
+    assert due["p90_e2el_ms"] > 350
     assert due["mean_ttft_ms"] > 2 * sent["mean_ttft_ms"]
     assert due["mean_tpot_ms"] == pytest.approx(sent["mean_tpot_ms"], nan_ok=True)
     queued = [trace.queued for trace in result.traces]
