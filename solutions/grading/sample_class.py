@@ -620,7 +620,7 @@ SAMPLES: dict[str, Sample] = {
     "empties-its-input": Sample(
         _answers({"open_loop_latencies": EMPTIES_ITS_INPUT}),
         scores={"open_loop_latencies": 0},
-        learner="got 0 items",
+        learner="it changed its argument `arrivals`",
     ),
     "dies-when-code-comes-back": Sample(
         _answers({"block_pool": DIES_WHEN_CODE_COMES_BACK + OTHER_STYLES_3["block_pool"]}),

@@ -11,7 +11,7 @@ import pytest
 from tools.lab.judge.sandbox import PlainSandbox, SandboxError, SandboxLimits, find_sandbox
 from tools.lab.judge.seal import build_sealed
 from tools.lab.judge.session import Session
-from utils.checks.attempt import ExpectedKind, Stopped
+from utils.checks.attempt import ExpectedKind, InputChanged, Stopped
 from utils.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(300)
@@ -138,7 +138,8 @@ def test_arguments_are_changed_in_place_only_where_that_is_asked_for(session):
     answer = session.look("grow", FUNCTION)
     items = [1]
     with session.budget(5):
-        answer.subject(True, [])(items)
+        with pytest.raises(InputChanged, match=r"its argument `x` from \[1\] to \[1, 7\]"):
+            answer.subject(True, [])(items)
         assert items == [1]
         answer.subject(False, [])(items)
     assert items == [1, 7]

@@ -146,7 +146,6 @@ class Worker:
         codec = Codec(self.things, self.classes, agree=False)
         arguments = codec.decode(message["arguments"])
         args, kwargs = arguments
-        before = codec.decode(message["arguments"])
         how = message["how"]
         sink = Cut()
         error = None
@@ -159,7 +158,9 @@ class Worker:
                     if result is ...:
                         raise NotImplementedError("it returns ...")
                     if not message["restore"] and not isinstance(thing, type):
-                        refuse_changes(thing, before, arguments)
+                        # Another codec, because this one would give the objects their old contents.
+                        sent = Codec(self.things, self.classes, agree=False)
+                        refuse_changes(thing, sent.decode(message["arguments"]), arguments)
                 elif how == "list":
                     result = list(thing)
                 else:
