@@ -13,12 +13,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.lab.judge.cells import LabCells, pick, same
+from tools.lab.judge.cells import LabCells, pick
 from tools.lab.judge.judge import Judge, Judgement
 from tools.lab.judge.sandbox import PlainSandbox, SandboxLimits
 from tools.lab.judge.seal import build_sealed, seals_of
 from tools.lab.judge.session import Session
 from utils.checks import checks_of
+from utils.checks.own_cell import same
 from utils.profiles import ROOT
 
 _LIMITS = SandboxLimits(memory_bytes=8 << 30)

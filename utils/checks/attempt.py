@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Protocol
 
 from utils.checks.expect import brief, same_value
@@ -128,7 +128,8 @@ class LocalAnswer:
     def _written(self) -> Iterator[tuple[str, CodeType]]:
         kinds = self.learner.__mro__[:-1] if isinstance(self.learner, type) else [self.learner]
         for kind in kinds:
-            for name, code in _named_codes(kind):
+            for name, function in named_functions(kind):
+                code = function.__code__
                 if code.co_filename != "<string>":  # a dataclass's methods, which nobody wrote
                     yield name, code
 
@@ -322,7 +323,7 @@ def explain_exception(error: BaseException, place: tuple[int, str]) -> str:
 
 def line_of(error: BaseException, learner: Any) -> tuple[int, str]:
     """Number and text of the innermost line of the learner's own cell; (0, "") if there is none."""
-    codes = set(_codes(learner))
+    codes = {function.__code__ for _, function in named_functions(learner)}
     files = {code.co_filename for code in codes}
     inside, number, file = False, 0, ""
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -339,14 +340,10 @@ def is_stub(code: CodeType) -> bool:
     return raises and operations <= _STUB_OPERATIONS
 
 
-def _codes(learner: Any) -> Iterator[CodeType]:
-    return (code for _, code in _named_codes(learner))
-
-
-def _named_codes(learner: Any) -> Iterator[tuple[str, CodeType]]:
+def named_functions(learner: Any) -> Iterator[tuple[str, FunctionType]]:
+    """Yield a function as it was written, or a class's methods and properties with their names."""
     things = vars(learner).items() if isinstance(learner, type) else [("", learner)]
     for name, thing in things:
-        function = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        if isinstance(code, CodeType):
-            yield name, code
+        function = inspect.unwrap(getattr(thing, "fget", None) or getattr(thing, "__func__", thing))
+        if isinstance(function, FunctionType):
+            yield name, function

@@ -13,9 +13,10 @@ import functools
 import json
 import linecache
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
+from utils.checks.attempt import named_functions
 from utils.profiles import ROOT
 
 
@@ -49,7 +50,7 @@ def names_of_other_cells(learner: Any, lab: str) -> list[str]:
     """
     given = given_names(lab)
     found: set[str] = set()
-    for function in _functions(learner):
+    for _, function in named_functions(learner):
         code = function.__code__
         own = defined_names("".join(linecache.getlines(code.co_filename)))
         read = {name for name in _global_reads(code) if name in function.__globals__}
@@ -69,9 +70,10 @@ def given_names(lab: str) -> frozenset[str]:
 
 def is_stub_cell(learner: Any, lab: str, exercise: str) -> bool:
     """Tell whether an answer's cell is as it was handed out, also where it held some code already."""
-    stubs = [_lines(slot["stub"]) for slot in _facts(lab)["exercises"] if slot["id"] == exercise]
-    cells = {function.__code__.co_filename for function in _functions(learner)}
-    return any(_lines("".join(linecache.getlines(cell))) in stubs for cell in cells)
+    stubs = [slot["stub"] for slot in _facts(lab)["exercises"] if slot["id"] == exercise]
+    cells = {function.__code__.co_filename for _, function in named_functions(learner)}
+    texts = ["".join(linecache.getlines(cell)) for cell in cells]
+    return any(same(text, stub) for text in texts for stub in stubs)
 
 
 @functools.cache
@@ -87,16 +89,13 @@ def _facts(lab: str) -> dict[str, Any]:
     return {"exercises": [], "setup": ""}
 
 
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.strip().splitlines()]
+def same(one: str, other: str) -> bool:
+    """Tell whether two cells are equal but for white space at the ends of lines and of the cell."""
 
+    def trimmed(text: str) -> list[str]:
+        return [line.rstrip() for line in text.strip().splitlines()]
 
-def _functions(learner: Any) -> Iterator[FunctionType]:
-    for thing in vars(learner).values() if isinstance(learner, type) else [learner]:
-        function = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
-        function = getattr(function, "__wrapped__", function)
-        if isinstance(function, FunctionType):
-            yield function
+    return trimmed(one) == trimmed(other)
 
 
 def _global_reads(code: CodeType) -> Iterator[str]:

@@ -18,6 +18,7 @@ from utils import loopback
 from utils.engines.engine_errors import EngineError, NotRunHere
 from utils.engines.runtime import LOGS
 from utils.engines.spec import EngineSpec, ServeOptions
+from utils.engines.structured import COMPACT_JSON
 
 TIMEOUT_S = 10.0
 # Sizes that a running engine has already; its own count.
@@ -92,10 +93,6 @@ def require_attachable(
     Raises:
         NotRunHere: An engine that already runs can't have them.
     """
-    from utils.engines.structured import (
-        COMPACT_JSON,
-    )  # its validators aren't in the gateway's image
-
     special = [f"{name}={value!r}" for name, value in choices.items() if name not in SIZES]
     if tuple(extra_arguments) != COMPACT_JSON.get(spec.name):
         special += extra_arguments

@@ -16,9 +16,8 @@ from tools.lab.judge.cells import (
     names_in,
     pick,
     read_lab_cells,
-    same,
 )
-from utils.checks.own_cell import defined_names
+from utils.checks.own_cell import defined_names, same
 from utils.profiles import ROOT
 
 (LAB,) = read_labs(ROOT, only="3.3.1")

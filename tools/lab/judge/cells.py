@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import nbformat
 
 from tools.lab.judge.sanitize_outputs import harmless, writable
-from utils.checks.own_cell import defined_names
+from utils.checks.own_cell import defined_names, same
 
 MAX_FILE_BYTES = 200 << 20
 MAX_TEXT = 100_000
@@ -335,15 +335,6 @@ def _look_at_checks(handed: HandedIn, lab: LabCells, cells: list[_Cell]) -> None
         if what:
             learner = f"The check of {slot.id} {what}. The original was used."
             handed.notes.append(Note(learner, f"{slot.id}: its check {what}", slot.id))
-
-
-def same(one: str, other: str) -> bool:
-    """Equal but for white space at the ends of lines and of the cell."""
-
-    def trimmed(text: str) -> list[str]:
-        return [line.rstrip() for line in text.strip().splitlines()]
-
-    return trimmed(one) == trimmed(other)
 
 
 def names_in(texts: Iterable[str]) -> list[str]:

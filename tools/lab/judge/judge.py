@@ -17,12 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tools.lab.judge.cells import HandedIn, LabCells, Note, Slot, names_in, same
+from tools.lab.judge.cells import HandedIn, LabCells, Note, Slot, names_in
 from tools.lab.judge.hidden_tests import DEFAULT_SEED, GradedPart, Grading
 from tools.lab.judge.seal import by_module, dotted, sealed_source, seals_of
 from tools.lab.judge.session import LearnersError, RemoteAnswer, Session
 from utils.checks import Check, CheckResult
 from utils.checks.attempt import ExpectedKind, Stopped
+from utils.checks.own_cell import same
 
 _UNUSUAL_MODULES = """
     atexit builtins ctypes gc importlib inspect io multiprocessing nbgrader os pathlib pickle psutil
