@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_spec
 import pytest
 
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, run
-from utils.engines import launch, registry
-from utils.engines.spec import Capabilities, EngineSpec, Local
+from utils.engines import launch
 from utils.engines.vllm import SPEC as VLLM
 from utils.profiles import PROFILES, ROOT
 from utils.telemetry import scrape
@@ -73,23 +73,18 @@ def dead_proxy(monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    command = (sys.executable, str(FAKE), "--metrics", str(METRICS))
-    spec = EngineSpec(
-        name="fake",
-        title="Fake",
-        container=None,
-        local=Local(command, FAKE, "fake", "0", lambda options: {}),
-        not_local="",
+    fake_spec.register(
+        monkeypatch,
+        local=dataclasses.replace(
+            fake_spec.PROGRAM,
+            command=(sys.executable, str(FAKE), "--metrics", str(METRICS)),
+            needs=FAKE,
+        ),
         arguments=lambda options: ["--port", str(options.port)],
-        options=frozenset(),
-        health_path="/health",
         metrics_path="/metrics",
         version_path=None,
-        version_key="version",
         metrics=VLLM.metrics,
-        capabilities=Capabilities(False, (), (), ()),
     )
-    monkeypatch.setitem(registry.ENGINES, "fake", spec)
     models = {"fake": "owner/some-model"}
     return dataclasses.replace(PROFILES["cpu"], models=models, start_timeout_s=20.0)
 

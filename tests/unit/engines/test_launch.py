@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_spec
 import psutil
 import pytest
+from fake_spec import FAKE
 
 from utils.engines import (
     EngineStartError,
@@ -32,12 +34,10 @@ from utils.engines.launch import RunningEngine
 from utils.engines.process import ProcessHandle
 from utils.engines.registry import get_spec
 from utils.engines.runtime import free_port, last_log_line, tail
-from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames
 from utils.engines.start_progress import StartProgress
 from utils.profiles import PROFILES, ROOT
 
 launch_module = sys.modules["utils.engines.launch"]
-FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 
 
 @pytest.fixture(autouse=True)
@@ -54,26 +54,7 @@ def profile():
 
 @pytest.fixture
 def fake(monkeypatch):
-    def arguments(options):
-        return ["--port", str(options.port), *options.extra_arguments]
-
-    spec = EngineSpec(
-        name="fake",
-        title="Fake",
-        container=None,
-        local=Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {}),
-        not_local="",
-        arguments=arguments,
-        options=frozenset({"eager"}),
-        health_path="/health",
-        metrics_path=None,
-        version_path="/version",
-        version_key="version",
-        metrics=MetricNames(),
-        capabilities=Capabilities(False, (), (), ()),
-    )
-    monkeypatch.setitem(registry.ENGINES, "fake", spec)
-    return spec
+    return fake_spec.register(monkeypatch, options=frozenset({"eager"}))
 
 
 def test_program_without_version_has_that_of_setup(fake, profile, monkeypatch):

@@ -6,20 +6,20 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import fake_spec
 import pytest
 
 from utils import gpu as gpus
 from utils import host_memory
-from utils.engines import get_spec, gpu_proof, launch, memory, registry
+from utils.engines import get_spec, gpu_proof, launch, memory
 from utils.engines.engine_errors import EngineStartError
 from utils.engines.fleet import Fleet
 from utils.engines.memory import Ledger, NotEnoughMemory
-from utils.engines.spec import Capabilities, EngineSpec, Local, MetricNames, ServeOptions
+from utils.engines.spec import ServeOptions
 from utils.gpu import Gpu
 from utils.memory_plan import Need
-from utils.profiles import PROFILES, ROOT
+from utils.profiles import PROFILES
 
-FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 SMALL = Gpu("a small GPU", 8.9, 24.5e9, False, 24e9)
 SPARK = Gpu("NVIDIA GB10", 12.1, 128e9, True, 60e9)
 
@@ -41,29 +41,8 @@ def has_gpu(monkeypatch, *states):
 @pytest.fixture
 def fake(monkeypatch):
     """`llama_cpp` whose program is the fake engine: its name decides how its memory is planned."""
-
-    def arguments(options):
-        return ["--port", str(options.port), *options.extra_arguments]
-
-    program = Local((sys.executable, str(FAKE)), FAKE, "fake", "0", lambda options: {})
-    spec = EngineSpec(
-        name="llama_cpp",
-        title="llama.cpp",
-        container=None,
-        local=program,
-        local_cuda=program,
-        not_local="",
-        arguments=arguments,
-        options=frozenset(),
-        health_path="/health",
-        metrics_path=None,
-        version_path="/version",
-        version_key="version",
-        metrics=MetricNames(),
-        capabilities=Capabilities(False, (), (), ()),
-    )
-    monkeypatch.setitem(registry.ENGINES, "llama_cpp", spec)
-    return spec
+    changes = {"name": "llama_cpp", "title": "llama.cpp", "local_cuda": fake_spec.PROGRAM}
+    return fake_spec.register(monkeypatch, **changes)
 
 
 PROFILE = dataclasses.replace(PROFILES["cuda"], start_timeout_s=10.0)
