@@ -9,6 +9,7 @@ import math
 import pretend_gpu
 import pytest
 import torch
+from small_target import small_target
 
 from utils.compiled.engine import eager
 from utils.compiled.prefill_decode import Cache, first_layers
@@ -26,7 +27,7 @@ from utils.speculative.drafters import PlainDrafter
 from utils.speculative.generate import generate
 from utils.speculative.lossless import small_language
 from utils.speculative.pretrained import load_shipped
-from utils.speculative.target import Rotary, Target, TargetShape, load_target
+from utils.speculative.target import load_target
 from utils.speculative.training import (
     TrainingConfig,
     eagle_accuracy,
@@ -126,23 +127,6 @@ def test_lab_5_samples_by_temperature_on_gpu(on_gpu, monkeypatch):
     monkeypatch.setattr(lab5, "limit_of", lambda profile: 6)
     found = lab5.by_temperature(on_gpu, eagle, PROMPTS[:1], PROFILES["spark"], (0.0, 1.0))
     assert min(found.values()) >= 1
-
-
-def small_target(device):
-    torch.manual_seed(3)
-    shape = TargetShape(
-        layers=3,
-        hidden=16,
-        ffn=24,
-        heads=4,
-        kv_heads=2,
-        head_dim=4,
-        vocab=20,
-        eps=1e-6,
-        qk_norm=True,
-    )
-    target = Target(shape, Rotary(torch.tensor([1.0, 0.01]), 128)).requires_grad_(False)
-    return target.to(device)
 
 
 def train(kind, target):

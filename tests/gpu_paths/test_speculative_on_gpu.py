@@ -5,13 +5,14 @@ from functools import cache
 
 import pytest
 import torch
+from small_target import small_target
 
 from utils.speculative.dataset import self_generated
 from utils.speculative.drafters import EagleDrafter, MedusaDrafter, NGramDrafter, PlainDrafter
 from utils.speculative.generate import generate
 from utils.speculative.muon import Muon
 from utils.speculative.pretrained import load_medusa, load_shipped
-from utils.speculative.target import Rotary, Target, TargetShape, load_target, rms_norm
+from utils.speculative.target import load_target, rms_norm
 from utils.speculative.training import TrainingConfig, train_eagle1, train_eagle3, train_medusa
 from utils.speculative.tree import chain
 from utils.tinymodel.hub import TINY
@@ -72,19 +73,7 @@ def test_generation_is_same_on_gpu_path(as_if_on_gpu, make_drafter):
 
 @pytest.mark.parametrize("train", ["medusa", "eagle1", "eagle3"])
 def test_training_steps_run_on_gpu_path(as_if_on_gpu, train):
-    torch.manual_seed(3)
-    shape = TargetShape(
-        layers=3,
-        hidden=16,
-        ffn=24,
-        heads=4,
-        kv_heads=2,
-        head_dim=4,
-        vocab=20,
-        eps=1e-6,
-        qk_norm=True,
-    )
-    target = Target(shape, Rotary(torch.tensor([1.0, 0.01]), 128)).requires_grad_(False)
+    target = small_target()
     config = TrainingConfig(steps=2, rate=1e-3, rows=2)
     with as_if_on_gpu():
         data = self_generated(

@@ -7,16 +7,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from fake_spec import FAKE
 
 from utils import gpu as gpus
 from utils.engines import EngineStartError, get_spec, gpu_proof, launch, registry
 from utils.engines.hf_server import Baseline
 from utils.engines.spec import Local
 from utils.gpu import Gpu
-from utils.profiles import PROFILES, ROOT
+from utils.profiles import PROFILES
 from utils.tinymodel.hub import TINY
 
-FAKE = ROOT / "tests" / "support" / "fake_engine.py"
 FOUND = "ggml_cuda_init: found 1 CUDA devices (Total VRAM: 24564 MiB):"
 PLACED = "load_tensors: offloaded 37/37 layers to GPU"
 # What server-cuda13 wrote on a machine whose driver was too old, while /health said 200
