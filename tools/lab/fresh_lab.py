@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tools.lab.course_error import CourseError
-from tools.lab.judge.cells import LabCells
 from tools.lab.labs import find_lab
 from utils.files import write_whole
 from utils.profiles import ROOT
@@ -69,10 +68,7 @@ def _restored(text: str) -> str | None:
     notebook = _read(text)
     if notebook is None:
         return None
-    stubs = {
-        slot.cell: slot.stub
-        for slot in LabCells.from_dict(notebook["metadata"]["course"]["lab"]).slots
-    }
+    stubs = _stubs(notebook)
     cells = []
     for cell in notebook["cells"]:
         if "nbgrader" not in cell.get("metadata", {}):
@@ -96,11 +92,17 @@ def _read(text: str) -> dict[str, Any] | None:
     """Return a lab's notebook, or None if it isn't one any more."""
     try:
         notebook: dict[str, Any] = json.loads(text)
-        LabCells.from_dict(notebook["metadata"]["course"]["lab"])
+        _stubs(notebook)
         digest(notebook["cells"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return notebook
+
+
+def _stubs(notebook: Mapping[str, Any]) -> dict[str, str]:
+    """Return the untouched text of each cell that a learner fills, by the cell's id."""
+    lab = notebook["metadata"]["course"]["lab"]  # as `tools.lab.judge.cells.LabCells` writes it
+    return {slot["cell"]: slot["stub"] for kind in ("exercises", "others") for slot in lab[kind]}
 
 
 def _free_name(notebook: Path) -> Path:
