@@ -57,6 +57,13 @@ def test_any_split(cuts: list[int]) -> None:
     assert parse(split(STREAM, cuts)) == EVENTS
 
 
+def test_events_that_come_together_keep_their_own_bytes() -> None:
+    raw = [b'data: {"a": 1}\n\n', "data: naïve\n\n".encode(), b"data: [DONE]\n\n"]
+    together = SSEParser().feed(b"".join(raw))
+    assert [event.raw for event in together] == raw
+    assert together == parse([raw[0], raw[1], raw[2]])
+
+
 @given(st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 10_000), max_size=12))
 def test_any_line_ending(ending: bytes, cuts: list[int]) -> None:
     stream = b"data: a\n\ndata: b\ndata: c\n\n: x\n\ndata: d\n\n".replace(b"\n", ending)
