@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,14 @@ from utils.gateway.request_context import RequestContext
 from utils.gateway.schemas import PATHS, Api
 from utils.gateway.settings import BackendSettings, Health
 from utils.gateway.verdict import Verdict
-from utils.http.transport import AsyncioTransport, OwnShortage
+from utils.http.transport import (
+    Address,
+    AsyncioTransport,
+    OwnShortage,
+    TimedStream,
+    encode_head,
+    encode_headers,
+)
 
 CONNECT_S = 2.0
 DISTRUST_S = (
@@ -76,9 +83,17 @@ class Backend:
         self._sent_when_opened = 0
         self._failed_api: Api = "completions"
         self._probing: asyncio.Task[None] | None = None
-        self._urls = {api: httpx.URL(settings.url + path) for path, api in PATHS.items()}
-        self._health_url = httpx.URL(settings.url + ENGINES[settings.engine].health_path)
-        self._headers = settings.headers
+        url = httpx.URL(settings.url)
+        secure = url.scheme == "https"
+        self._address: Address = (secure, url.host, url.port or (443 if secure else 80))
+        headers = {"host": url.netloc.decode(), **settings.headers}
+        own = [(name.encode(), value.encode()) for name, value in headers.items()]
+        base = url.raw_path.rstrip(b"/")
+        self._heads: dict[Api, bytes] = {
+            api: encode_head("POST", base + path.encode(), own) for path, api in PATHS.items()
+        }
+        health_path = base + ENGINES[settings.engine].health_path.encode()
+        self._health_request = encode_head("GET", health_path, own) + b"\r\n"
         self._transport = self._new_transport()
         # Of their own, so that a check's kept connection is never the one that a request finds dead.
         self._checks = self._new_transport()
@@ -94,14 +109,16 @@ class Backend:
         self._m_up = metrics.up.labels(*labels)
         self._m_up.set(1)
 
-    def _new_transport(self) -> httpx.AsyncBaseTransport:
-        if self.settings.url.startswith("http://"):
-            return AsyncioTransport(
-                connect_timeout_s=CONNECT_S, high_water=BUFFERED_BYTES, distrust_s=DISTRUST_S
-            )
-        verify = ssl.create_default_context(cafile=self.settings.ca_file)
-        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        return httpx.AsyncHTTPTransport(verify=verify, limits=unlimited)
+    def _new_transport(self) -> AsyncioTransport:
+        secure = self._address[0]
+        return AsyncioTransport(
+            connect_timeout_s=CONNECT_S,
+            high_water=BUFFERED_BYTES,
+            distrust_s=DISTRUST_S,
+            ssl_context=ssl.create_default_context(cafile=self.settings.ca_file)
+            if secure
+            else None,
+        )
 
     def usable(self, now: float) -> bool:
         """Whether it may get a request now, room aside."""
@@ -168,21 +185,18 @@ class Backend:
         """Send nothing there for a while, because the engine asked for it."""
         self.busy_until = max(self.busy_until, time.monotonic() + seconds)
 
-    async def send(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async def send(self, api: Api, body: bytes, headers: Mapping[str, str]) -> TimedStream:
         """Send a request; return when the head of the answer is there.
 
         Raises:
             httpx.HTTPError: No connection, or no answer.
         """
-        return await self._transport.handle_async_request(self._request(api, body, headers))
+        return await self._transport.open(self._address, self._request(api, body, headers))
 
-    def _request(self, api: Api, body: bytes, headers: dict[str, str]) -> httpx.Request:
-        """One with all its headers given: httpx takes five times as long to find them out by itself."""
-        url = self._urls[api]
-        own = {"host": url.netloc.decode(), "content-length": str(len(body)), **self._headers}
-        request = httpx.Request("POST", url, headers=headers | own, stream=httpx.ByteStream(body))
-        request.read()
-        return request
+    def _request(self, api: Api, body: bytes, headers: Mapping[str, str]) -> bytes:
+        found = [(name.encode(), value.encode()) for name, value in headers.items()]
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        return b"".join((self._heads[api], encode_headers(found), length, body))
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Check its health for ever; call `changed` when it can be used again, or no longer."""
@@ -267,8 +281,7 @@ class Backend:
             return False
 
     async def _check(self) -> bool:
-        request = httpx.Request("GET", self._health_url, headers=self._headers)
-        return (await self._asked(request))[0] == 200
+        return (await self._asked(self._health_request))[0] == 200
 
     async def _one_token(self) -> bool | None:
         """Ask for one token. None means that the engine is busy, so it is there but can't show more."""
@@ -289,14 +302,13 @@ class Backend:
             return isinstance(said, dict) and not said.get("error")
         return found is Verdict.REQUEST
 
-    async def _asked(self, request: httpx.Request) -> tuple[int, bytes, str | None]:
-        response = await self._checks.handle_async_request(request)
+    async def _asked(self, request: bytes) -> tuple[int, bytes, str]:
+        response = await self._checks.open(self._address, request)
         try:
-            assert isinstance(response.stream, httpx.AsyncByteStream)
-            body = b"".join([piece async for piece in response.stream])
+            body = b"".join([piece async for piece in response])
         finally:
-            await close_response(response)
-        return response.status_code, body, response.headers.get("retry-after")
+            await response.aclose()
+        return response.status, body, response.header(b"retry-after")
 
     async def close(self) -> None:
         """Close its idle connections, and forget its metrics."""
@@ -318,9 +330,3 @@ class Backend:
         for gauge in (self._metrics.in_flight, self._metrics.circuit, self._metrics.up):
             with suppress(KeyError):
                 gauge.remove(*self._labels)
-
-
-async def close_response(response: httpx.Response) -> None:
-    """Give its connection back; one whose answer is not complete is closed."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    await response.stream.aclose()

@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from utils.gateway import verdict
-from utils.gateway.backend import Backend, close_response
+from utils.gateway.backend import Backend
 from utils.gateway.http_errors import ApiError, unavailable, upstream_error
 from utils.gateway.pool import Pool
 from utils.gateway.request_context import RequestContext
@@ -41,7 +41,7 @@ _LAST_KINDS = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "message_stop"}
 )
 _NO_SUCH_API = (404, 405, 501)  # llama.cpp says 501 for embeddings if it was started without them
-_ONE_PIECE = (None, "", "identity")  # content encodings that change nothing
+_ONE_PIECE = ("", "identity")  # content encodings that change nothing
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -106,15 +106,15 @@ class UpstreamResponse:
 
     def __init__(
         self,
-        response: httpx.Response,
+        response: TimedStream,
         read: Read,
         body: bytes = b"",
         parser: sse.SSEParser | None = None,
         events: Sequence[sse.Event] = (),
         has_token: bool = False,
     ) -> None:
-        self.status = response.status_code
-        self.content_type: bytes = response.headers.get("content-type", "").encode()
+        self.status = response.status
+        self.content_type = response.header(b"content-type").encode("latin-1")
         self.read = read
         self.body = body
         self.parser = parser
@@ -124,14 +124,11 @@ class UpstreamResponse:
 
     async def close(self) -> None:
         """Give the connection back; one whose answer is not complete is closed, so the engine stops."""
-        await close_response(self.response)
+        await self.response.aclose()
 
-    async def finish(self) -> None:
+    def finish(self) -> None:
         """Give the connection back after `[DONE]`, although the end of the body may be on its way."""
-        if isinstance(self.response.stream, TimedStream):
-            self.response.stream.finish()
-        else:
-            await self.close()
+        self.response.finish()
 
 
 class Relay:
@@ -346,10 +343,9 @@ class Relay:
     async def _first_token(self, backend: Backend) -> UpstreamResponse:
         response = await self._response(backend)
         try:
-            status = response.status_code
-            read = _reader(response)
-            encoding = response.headers.get("content-encoding")
-            stream = response.headers.get("content-type", "").startswith("text/event-stream")
+            status, read = response.status, response.read
+            encoding = response.header(b"content-encoding")
+            stream = response.header(b"content-type").startswith("text/event-stream")
             if status == 200 and stream and self.parsed.stream and encoding in _ONE_PIECE:
                 return await self._first_events(backend, response, read)
             body = await _whole(read)
@@ -360,10 +356,10 @@ class Relay:
             self._check(backend, response, body)
             return UpstreamResponse(response, read, body)
         except BaseException:
-            await close_response(response)
+            await response.aclose()
             raise
 
-    async def _response(self, backend: Backend) -> httpx.Response:
+    async def _response(self, backend: Backend) -> TimedStream:
         """Send the request, twice if a kept connection turns out to have been closed while it was idle.
 
         That is nobody's fault (llama.cpp does that). The second time counts as a repetition all the same,
@@ -380,7 +376,7 @@ class Relay:
             return await backend.send(self.parsed.api, body, self.headers)
 
     async def _first_events(
-        self, backend: Backend, response: httpx.Response, read: Read
+        self, backend: Backend, response: TimedStream, read: Read
     ) -> UpstreamResponse:
         """Read a stream up to the first event that has text. Comments open nothing.
 
@@ -413,13 +409,13 @@ class Relay:
 
         return UpstreamResponse(response, at_end, parser=parser, events=events, has_token=token)
 
-    def _check(self, backend: Backend, response: httpx.Response, body: bytes) -> None:
+    def _check(self, backend: Backend, response: TimedStream, body: bytes) -> None:
         """Raise an error if an answer in one piece isn't one for the client.
 
         Raises:
             UpstreamError: Another engine may do better.
         """
-        name, status = backend.name, response.status_code
+        name, status = backend.name, response.status
         subject = verdict.of_status(status)
         text = error_text(body.decode("utf-8", "replace"))[:500] or "no reason given"
         if status in _NO_SUCH_API and self.parsed.api in OPTIONAL:
@@ -427,7 +423,7 @@ class Relay:
         if subject is Verdict.REQUEST:
             return
         if subject is Verdict.BUSY:
-            after = verdict.busy_for(response.headers.get("retry-after"))
+            after = verdict.busy_for(response.header(b"retry-after"))
             backend.pause(after)
             error = unavailable(f"The engine {name} is busy: {text}", "engine_busy", "busy", after)
             raise UpstreamError(f"http_{status}", error, Against.NEVER)
@@ -494,7 +490,7 @@ class Relay:
                 await send({"type": "http.response.body", "body": data, "more_body": not done})
             if done:
                 context.stage = "engine"
-                await upstream.finish()
+                upstream.finish()
                 return
             context.stage, context.since = "read", clock()
             while True:
@@ -723,14 +719,6 @@ def _raise_error(name: str, error: Any, text: str) -> None:
     if isinstance(code, int) and verdict.of_status(code) is Verdict.REQUEST:
         raise ApiError(code, text)
     raise UpstreamError("error_in_200", upstream_error(f"The engine {name} failed: {text}"))
-
-
-def _reader(response: httpx.Response) -> Read:
-    if isinstance(response.stream, TimedStream):
-        return response.stream.read
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    pieces = aiter(response.stream)
-    return lambda: anext(pieces, b"")
 
 
 async def _whole(read: Read) -> bytes:
