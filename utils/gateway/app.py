@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -41,6 +41,7 @@ from utils.gateway.settings import GatewaySettings, SettingsError, Timeouts
 from utils.gateway.timing import Timing, on_message
 from utils.http import sse
 
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]  # ASGI's
 SWEEP_S = 0.1
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -273,7 +274,7 @@ class GatewayEndpoint:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
         context: RequestContext = scope["context"]
-        request = Request(scope, receive)
+        headers = context.request_headers
         relay: Relay | None = None
         reservation: Reservation | None = None
         problem: ApiError | None = None
@@ -283,21 +284,21 @@ class GatewayEndpoint:
                 if self.gateway.phase in (drain.FINISHING, drain.CUTTING, drain.DONE):
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
                 if not self.gateway.settings.keys:
-                    check_browser(request, self.gateway.settings)
-                caller = identify(self.gateway, request)
+                    check_browser(headers, self.gateway.settings)
+                caller = identify(self.gateway, headers, scope)
                 context.caller = caller.name
                 context.stage, context.since = "body", time.monotonic()
-                body = await read_body(request, self.gateway.settings)
+                body = await read_body(receive, headers, self.gateway.settings)
                 context.stage, context.since = "engine", time.monotonic()
                 watch = asyncio.create_task(_tell_when_gone(receive, context))
-                parsed, pool = self._checked(request, body, context)
+                parsed, pool = self._checked(body, context)
                 try:
                     self.gateway.auth.reserve(caller, parsed.estimate)
                 finally:
                     context.headers += self.gateway.auth.rate_headers(caller)
                 reservation = Reservation(caller, parsed)
                 relay = Relay(parsed, pool, self.gateway.settings, context)
-                await relay.run(send, request.headers.get(ENGINE_HEADER), _trace_of(request))
+                await relay.run(send, headers.get(ENGINE_HEADER), _trace_of(headers))
             except ApiError as error:
                 problem = error
             except asyncio.CancelledError:
@@ -326,11 +327,9 @@ class GatewayEndpoint:
             if reservation is not None:
                 reservation.refund(context)
 
-    def _checked(
-        self, request: Request, body: bytes, context: RequestContext
-    ) -> tuple[ParsedRequest, Pool]:
+    def _checked(self, body: bytes, context: RequestContext) -> tuple[ParsedRequest, Pool]:
         settings = self.gateway.settings
-        session = request.headers.get(settings.affinity.header, "")
+        session = context.request_headers.get(settings.affinity.header, "")
         parsed = schemas.parse(self.api, body, settings.limits, settings.affinity, session)
         pool = self.gateway.pools.get(parsed.model)
         if pool is None:
@@ -379,8 +378,15 @@ async def _send_problem(
         await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
 
 
-async def read_body(request: Request, settings: GatewaySettings) -> bytes:
-    """The body, if it is not too large.
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], settings: GatewaySettings
+) -> bytes:
+    """Return the body of a request, if it is not too large.
+
+    Args:
+        receive: ASGI's receive.
+        headers: Headers of the request, with names in lower case.
+        settings: Settings with the limit.
 
     Raises:
         ApiError: 413, or 499 if the client went away.
@@ -388,12 +394,12 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """
     limit = settings.limits.body_bytes
     too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit and "expect" in headers:
         raise too_large
     found, size = [], 0
     while True:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ApiError(499, "The client went away.", outcome="client_gone")
         piece = message.get("body", b"")
@@ -415,27 +421,27 @@ async def _tell_when_gone(receive: Any, context: RequestContext) -> None:
     context.cut("client_gone")
 
 
-def _trace_of(request: Request) -> dict[str, str]:
+def _trace_of(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers of a distributed trace (W3C Trace Context) for the engine; not what no header may hold.
 
     As they came. Where OpenTelemetry is set up, this request has a span: then that is the engine's parent.
     """
-    found = {name: request.headers.get(name, "") for name in ("traceparent", "tracestate")}
+    found = {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
     kept = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
     if trace.get_current_span() is not trace.INVALID_SPAN:
         propagate.inject(kept)
     return kept
 
 
-def identify(gateway: Gateway, request: Request) -> Caller:
+def identify(gateway: Gateway, headers: Mapping[str, str], scope: Any) -> Caller:
     """Return the caller of a request. Anthropic's clients send the key as `x-api-key`.
 
     Raises:
         ApiError: 401 or 429; see `Authenticator.identify`.
     """
-    key = request.headers.get("x-api-key")
-    header = request.headers.get("authorization") or (key and f"Bearer {key}")
-    return gateway.auth.identify(header, request.client.host if request.client else "unknown")
+    key = headers.get("x-api-key")
+    header = headers.get("authorization") or (key and f"Bearer {key}")
+    return gateway.auth.identify(header, (scope.get("client") or ("unknown",))[0])
 
 
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
@@ -457,7 +463,14 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        context = RequestContext(_request_id(scope), Timing(time.monotonic()), route=scope["path"])
+        # Backwards, so that the first of several headers with one name counts.
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
+        context = RequestContext(
+            _request_id(headers), Timing(time.monotonic()), headers, route=scope["path"]
+        )
         scope["context"] = context
         context.client = (scope.get("client") or ("",))[0]
         marked = (b"x-request-id", context.request_id.encode())
@@ -482,10 +495,10 @@ class Observe:
         timing = context.timing
         model, backend = context.model or "none", context.backend or "none"
         seconds = time.monotonic() - timing.began
-        self.gateway.metrics.requests.labels(context.route, model, backend, context.outcome).inc()
+        self.gateway.metrics.ended(context.route, model, backend, context.outcome).inc()
         self.gateway.metrics.note_usage(context, self.gateway.settings.models)
         if context.backend and context.outcome == "ok":
-            self.gateway.metrics.e2e.labels(model, backend).observe(seconds)
+            self.gateway.metrics.answered(model, backend).observe(seconds)
         if not LOG.isEnabledFor(logging.INFO):
             return
         say(
@@ -507,20 +520,19 @@ class Observe:
         )
 
 
-def _request_id(scope: Any) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
-            return str(value.decode("latin-1"))
-    return secrets.token_hex(16)
+def _request_id(headers: Mapping[str, str]) -> str:
+    came = headers.get("x-request-id", "")
+    return came if _REQUEST_ID.fullmatch(came) else secrets.token_hex(16)
 
 
-def _span(scope: Any) -> AbstractContextManager[object]:
+def _span(context: RequestContext) -> AbstractContextManager[object]:
     """A span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return nullcontext()
-    came = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     return trace.get_tracer(__name__).start_as_current_span(
-        f"POST {scope['path']}", context=propagate.extract(came), kind=trace.SpanKind.SERVER
+        f"POST {context.route}",
+        context=propagate.extract(context.request_headers),
+        kind=trace.SpanKind.SERVER,
     )
 
 
@@ -571,7 +583,7 @@ class Application(FastAPI):
 
     async def _inner(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
-            with _span(scope) as span:
+            with _span(scope["context"]) as span:
                 await self._endpoints[scope["path"]](scope, receive, send)
                 if isinstance(span, trace.Span) and span.is_recording():
                     _describe(span, scope["context"])
@@ -581,7 +593,7 @@ class Application(FastAPI):
         if scope["type"] == "http" and not health and not settings.keys:
             request = Request(scope, receive)
             try:
-                check_browser(request, settings)
+                check_browser(request.headers, settings)
             except ApiError as error:
                 await (await _api_error(request, error))(scope, receive, send)
                 return
@@ -665,12 +677,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        identify(gateway, request)
+        identify(gateway, request.headers, request.scope)
         return gateway.models()
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
     async def model(name: str, request: Request) -> dict[str, Any]:
-        identify(gateway, request)
+        identify(gateway, request.headers, request.scope)
         for entry in gateway.models()["data"]:
             if entry["id"] == name:
                 return dict(entry)
@@ -713,12 +725,12 @@ def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        identify(gateway, request)
+        identify(gateway, request.headers, request.scope)
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> dict[str, Any]:
-        identify(gateway, request)
+        identify(gateway, request.headers, request.scope)
         return app.openapi()
 
 

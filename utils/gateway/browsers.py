@@ -7,24 +7,24 @@ request counts as the page's own, but `Host` still has the page's name. So both 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address
-
-from starlette.requests import Request
 
 from utils.gateway.http_errors import ApiError
 from utils.gateway.settings import GatewaySettings
 
 
-def check_browser(request: Request, settings: GatewaySettings) -> None:
-    """Raise ApiError with status 403 if a port without keys should not answer this request."""
-    host = request.headers.get("host", "")
+def check_browser(headers: Mapping[str, str], settings: GatewaySettings) -> None:
+    """Raise ApiError with status 403 if a port without keys should not answer these headers."""
+    host = headers.get("host", "")
     if not _is_ours(_name(host), settings.hosts):
         raise _refused(
             f"This port has no keys, so it doesn't answer under the name {host[:100]!r}. "
             "Use localhost or its IP address, add the name to hosts, or use keys.",
             "host_not_allowed",
         )
-    origin = request.headers.get("origin")
+    origin = headers.get("origin")
     if origin is None or origin in settings.cors_origins or "*" in settings.cors_origins:
         return
     if origin.partition("://")[2] != host:
@@ -42,6 +42,7 @@ def _name(host: str) -> str:
     return host.partition(":")[0].lower().rstrip(".")
 
 
+@lru_cache(maxsize=1024)
 def _is_ours(name: str, names: tuple[str, ...]) -> bool:
     """Tell whether no other site can have this name. No DNS answer changes an IP address in `Host`."""
     if name in ("localhost", *names) or name.endswith(".localhost"):

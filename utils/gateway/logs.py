@@ -113,5 +113,8 @@ def dropped_lines() -> int:
 
 
 def say(event: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Writes one line."""
-    LOG.log(level, event, extra={"fields": fields})
+    """Write one line."""
+    if LOG.isEnabledFor(level):
+        # `LOG.log` would also look for its caller on the stack, which no line shows.
+        record = LOG.makeRecord(LOG.name, level, "", 0, event, (), None, extra={"fields": fields})
+        LOG.handle(record)

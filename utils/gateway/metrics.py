@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -114,21 +115,27 @@ class Metrics:
         self.failed_keys = Counter(
             "gateway_failed_keys", "Requests with a key that isn't known", registry=registry
         )
+        # Finding the metric of some labels takes longer than counting in it.
+        self.ended = cache(self.requests.labels)
+        self.answered = cache(self.e2e.labels)
+        self._of_key = cache(self.key_requests.labels)
+        self._tokens_of_key = cache(self.key_tokens.labels)
+        self._cost_of_key = cache(self.key_cost.labels)
 
     def note_usage(self, context: RequestContext, models: Sequence[ModelSettings]) -> None:
         """Count a request that ended for its key, if it had a known one."""
         if not context.caller:
             return
         key, model = context.caller, context.model or "none"
-        self.key_requests.labels(key, model, context.outcome).inc()
+        self._of_key(key, model, context.outcome).inc()
         if not context.prompt_tokens + context.completion_tokens:
             return
-        self.key_tokens.labels(key, model, "prompt").inc(context.prompt_tokens)
-        self.key_tokens.labels(key, model, "completion").inc(context.completion_tokens)
+        self._tokens_of_key(key, model, "prompt").inc(context.prompt_tokens)
+        self._tokens_of_key(key, model, "completion").inc(context.completion_tokens)
         for price in (each.price for each in models if each.name == model):
             cost = context.prompt_tokens * price.prompt
             cost += context.completion_tokens * price.completion
-            self.key_cost.labels(key, model).inc(cost / 1e6)
+            self._cost_of_key(key, model).inc(cost / 1e6)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""

@@ -52,7 +52,7 @@ def create_private_app(gateway: Gateway, api: FastAPI) -> FastAPI:
     @app.middleware("http")
     async def no_web_pages(request: Request, call_next: Any) -> Response:
         try:
-            check_browser(request, gateway.settings)
+            check_browser(request.headers, gateway.settings)
         except ApiError as error:
             return Response(error.body(), error.status, media_type="application/json")
         answer: Response = await call_next(request)

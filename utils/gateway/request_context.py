@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from utils.gateway.timing import Timing
@@ -18,6 +18,7 @@ class RequestContext:
     Attributes:
         request_id: The client's own, or a new one; engines get it too.
         timing: When its answer began and ended.
+        request_headers: Headers of the request, with names in lower case. The first of a name counts.
         route: The path, for metrics.
         client: IP address of the client.
         caller, model, backend: Who asked what, and who answered; names only.
@@ -41,6 +42,7 @@ class RequestContext:
 
     request_id: str
     timing: Timing
+    request_headers: Mapping[str, str] = field(default_factory=dict)
     route: str = ""
     client: str = ""
     caller: str = ""
