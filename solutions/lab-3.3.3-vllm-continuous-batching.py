@@ -17,6 +17,7 @@
 # * say how much memory paged allocation saves, and why;
 # * write the scheduler that decides, step by step, who runs, who waits and who is thrown out;
 # * predict the throughput of a real vLLM under load, measure it, and explain the difference;
+# * compute attention over blocks, and predict which prefixes a full cache forgets;
 # * judge KV-cache quantisation and `--enforce-eager` by measurement.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
@@ -35,13 +36,16 @@ from IPython.display import display
 from utils.checks import compare_prediction
 from utils.checks import lab_3_3_3 as checks
 from utils.engines import EngineError, launch, launch_first, skip_on_failure
-from utils.labs.lab_3_3_3 import plots, tables
+from utils.labs.lab_3_3_3 import paging, plots, tables
 from utils.kvcache.blocks import BlockTable, OutOfBlocks
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
 from utils.benchmark.engine_run import make_requests, measure
 from utils.labs.lab_3_3_3.experiments import (
-    as_jobs, latency_at, run_variants, same_answers, speedup, sweep, throughput_at, too_slow_to_compile, waves
+    as_jobs, cached_tokens, latency_at, make_visits, run_variants, same_answers, speedup, sweep, throughput_at,
+    too_slow_to_compile, waves,
 )
+from utils.kvcache.paged_attention import paged_attention, write_pages
+from utils.kvcache.prefix_blocks import PrefixBlockPool, serve_alone
 from utils.kvcache.scheduler import Job, SchedulerLimits
 from utils.kvcache.simulate import StepCost, fit_step_cost, simulate_continuous, simulate_static
 from utils.model_sizes import GIB, blocks_for, bytes_per_token, decoder_parameters, plan_memory, read_config
@@ -346,8 +350,37 @@ plots.plot_blocks(pool, samples)
 # 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). After them each sample
 # has blocks of its own, in one colour; the last ones are free and white. Below, the three block tables.*
 #
-# vLLM 0.32 shares prompts like this through its **prefix cache**: full blocks are found again by a hash
-# of their tokens, and only full blocks are shared, which makes the copy above rare.
+# Copy-on-write is the paper's mechanism. vLLM 0.32 doesn't need it, because its **prefix cache** shares only full
+# blocks, which nobody writes to any more. Section 6 shows how it finds them again, and which it forgets first.
+#
+# ### Attention over pages
+#
+# Why may a sequence's blocks lie anywhere? Because softmax can be computed **online**. The kernel takes one block after
+# the other and keeps three things: the largest score so far, the sum of exponentials, and the weighted sum of values.
+# If a block has a larger score, both sums are scaled down, and the result is exactly that of dense attention.
+# `paged_attention` in `utils/kvcache/paged_attention.py` does this in 15 lines. Here it reads the tiny model's own keys
+# and values of a sentence from blocks that were drawn at random. The unused slots hold NaN, so a single wrong
+# read would show.
+
+# %%
+query, keys, values = paging.example("Name three fruits, and then say which one of them is red and why.")
+key_pages, value_pages = (paging.unused_pages(40, 4, like=vectors) for vectors in (keys, values))
+table = random.Random(2).sample(range(40), blocks_for(len(keys), 4))
+write_pages(key_pages, table, keys)
+write_pages(value_pages, table, values)
+paged = paged_attention(query, key_pages, value_pages, table, len(keys))
+dense = paging.dense_attention(query, keys, values)
+print(f"block table of {len(keys)} tokens: {table}")
+print(f"largest difference to dense attention: {(paged - dense).abs().max():.1e} (values up to {dense.abs().max():.1f})")
+
+# %% [markdown]
+# **Read the line.** Why isn't the difference exactly zero, although both compute the same sum?
+#
+# <details><summary>Our reading</summary>
+#
+# Floating-point addition isn't associative, and the blocks add the values up in another order. The difference is of the
+# size of one rounding. That is also why one prompt can get other tokens in another batch (lab 3.3.4).
+# </details>
 #
 # ## 3. Loose leaves against bound notebooks
 #
@@ -829,6 +862,59 @@ if own_tight in squeezed:
 # ### END SOLUTION
 
 # %% [markdown]
+# ### What a full cache forgets
+#
+# Those two engines had their prefix cache off. With it on, a block that nobody holds isn't wiped. It joins the end of
+# the **free queue** with its content, and a request that begins with the same tokens takes it out again. The pool forgets
+# a block only when it is the first of the queue and somebody needs room. Two rules decide which block that is:
+#
+# * Each full block has a **chained hash**, of its own tokens and of the hash before it. So a block is found only if the
+#   whole text before it is the same too.
+# * A request gives its blocks back from the last to the first. The end of a text is forgotten before its beginning,
+#   because a beginning without its end is useful, but not the other way round.
+#
+# `PrefixBlockPool` in `utils/kvcache/prefix_blocks.py` has these rules (vLLM: `BlockPool` in `v1/core/block_pool.py`).
+# Here are three assistants, each with a system prompt of four blocks, and seven visitors who come one after the other.
+# The cache has only ten blocks, and each visitor needs five.
+
+# %%
+order = "ABACBAC"
+visits = make_visits(profile, order, beginning=4 * block_size, own=20)
+small_pool = PrefixBlockPool(10, block_size)
+expected = [serve_alone(small_pool, prompt, answer=(-1, -2)) for prompt in visits]
+print(f"Visitors of {order}: {len(visits[0])} tokens each, {4 * block_size} of them the assistant's system prompt")
+
+# %% [markdown]
+# **Predict**: how many prompt tokens do the seven visitors find in the cache, all together? Draw the free queue on paper
+# for the first four of them. (`sum(expected)` is the pool's own answer.)
+
+# %% prediction="cached_predicted"
+### BEGIN SOLUTION
+#: cached_predicted = None  # tokens, for instance 3 * 4 * block_size
+cached_predicted = sum(expected)
+### END SOLUTION
+
+# %% tags=["measures"]
+full_cache = {"kv_blocks": 11, "context_length": 8 * block_size, "extra_arguments": ("--block-size", str(block_size))}
+with skip_on_failure("the full cache"), launch("vllm", profile, **full_cache) as forgetful:
+    found = cached_tokens(forgetful, profile, visits, "visitors, 10 blocks")
+    compare_prediction(cached_predicted, sum(found), what="cached tokens of all visitors, your guess", unit="tokens")
+    compare_prediction(sum(expected), sum(found), what="cached tokens, the pool's rules", unit="tokens")
+    display(tables.visits_table(order, expected, found))
+
+# %% [markdown]
+# **Read the table.** Ten blocks hold two assistants and their visitors. Why does the third assistant cost more than one
+# miss?
+#
+# <details><summary>Our reading</summary>
+#
+# C needs five blocks, and the queue begins with those that were given back longest ago. They belong to the assistant
+# that was visited longest ago, and its end goes first. The next visitor of that assistant finds only the first block,
+# and takes the blocks of another assistant. If users come in turn and the cache is just too small for all, *least
+# recently used* is the worst order, because it always forgets the assistant that is asked for next. A router that sends
+# each assistant's visitors to one replica avoids this (lab 3.3.2).
+# </details>
+#
 # ### Does quantisation change the answers?
 #
 # Same prompts, greedy decoding: the share of requests with exactly the same text. Other batches can round
@@ -919,6 +1005,7 @@ with skip_on_failure("compiled against eager"):
 # | continuous batching | a place is filled at the next step | sections 4 and 5, predicted and measured |
 # | batching | one reading of the weights serves all | section 5, the ratio at the top level |
 # | preemption | gladly admitted, thrown out, computed again | section 6, vLLM's own counter |
+# | prefix cache | full blocks are found by a chained hash, and the oldest are forgotten | section 6, to the token |
 # | quantised cache | FP8: half the bytes of bfloat16, twice the tokens | section 6, if it runs here |
 # | compiled or eager | a longer start against shorter steps | section 7, if this machine had the time |
 #

@@ -9,11 +9,13 @@ from utils.benchmark import ClosedLoop, LoadResult, RequestTrace, engine_run, ma
 from utils.benchmark.engine_run import Run
 from utils.engines import EngineError, fleet
 from utils.kvcache.blocks import BlockPool, BlockTable
+from utils.kvcache.paged_attention import paged_attention, write_pages
 from utils.kvcache.scheduler import Job
 from utils.kvcache.simulate import StepCost, simulate_continuous, simulate_static
-from utils.labs.lab_3_3_3 import experiments, plots, tables
+from utils.labs.lab_3_3_3 import experiments, paging, plots, tables
 from utils.labs.lab_3_3_3.fragmentation import run_contiguous, run_paged
-from utils.profiles import load_profile
+from utils.model_sizes import blocks_for
+from utils.profiles import ROOT, load_profile
 from utils.telemetry import Series, Snapshot
 
 CPU = replace(load_profile("cpu"), models={"vllm": "hub/model"})
@@ -128,6 +130,37 @@ def test_requests_and_jobs_have_lengths_of_profile():
     jobs = experiments.as_jobs(mixed, CPU)
     assert [job.output_tokens for job in jobs] == lengths
     assert {(job.arrival, job.prompt_tokens) for job in jobs} == {(0, CPU.load.prompt_tokens)}
+
+
+def test_visits_share_the_beginning_of_their_assistant():
+    profile = replace(CPU, models={"vllm": str(ROOT / "models" / "tiny")})
+    a, b, again = experiments.make_visits(profile, "ABA", beginning=32, own=5, seed=1)
+    assert len(a) == len(b) == 37
+    assert a[:32] == again[:32] != b[:32] and a != again
+
+
+def test_cached_tokens_are_refused_where_engine_does_not_report_them(monkeypatch):
+    monkeypatch.setattr(experiments, "measure", lambda *args: make_run(1, 0.01))
+    engine = SimpleNamespace(spec=SimpleNamespace(title="vLLM"))
+    with pytest.raises(EngineError, match="vLLM doesn't report cached tokens"):
+        experiments.cached_tokens(engine, CPU, [(1, 2)], "visitors")
+
+
+def test_visits_table_has_prediction_next_to_measurement():
+    table = tables.visits_table("AB", [0, 32], [0, 16])
+    assert table.to_numpy().tolist() == [["A", 0, 0], ["B", 32, 16]]
+
+
+def test_paged_example_equals_dense_attention():
+    query, keys, values = paging.example("One, two, three.")
+    pages = [paging.unused_pages(30, 4, like=vectors) for vectors in (keys, values)]
+    table = list(range(29, 29 - blocks_for(len(keys), 4), -1))
+    for memory, vectors in zip(pages, (keys, values), strict=True):
+        write_pages(memory, table, vectors)
+    difference = paged_attention(query, *pages, table, len(keys)) - paging.dense_attention(
+        query, keys, values
+    )
+    assert difference.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("shares_gpu", "together"), [(False, 2), (True, 1)])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, median
 from typing import Any, TypeVar
 
 from utils.benchmark import Interval, Request, repeat_interval
 from utils.benchmark.engine_run import Run, make_requests, measure
-from utils.engines import RunningEngine
+from utils.benchmark.prompts import PromptMaker
+from utils.benchmark.workload import fresh_seed
+from utils.engines import EngineError, RunningEngine
 from utils.engines.fleet import Fleet
 from utils.kvcache.scheduler import Job
+from utils.model_sizes import tokenizer_file
 from utils.profiles import Profile
 
+ANSWER_TOKENS = 2  # the cache's content is the subject, not the answers
 T = TypeVar("T")
 
 
@@ -98,6 +103,48 @@ def run_variants(
         found = fleet.each(lambda name, engine, turn: work(name, engine))
     results = {name: once[0] for name, once in found.items()}
     return results, fleet.reasons
+
+
+def make_visits(
+    profile: Profile, order: str, beginning: int, own: int, seed: int | None = None
+) -> list[tuple[int, ...]]:
+    """Return prompts of visitors to several assistants, each of which has a system prompt of its own.
+
+    Args:
+        profile: Profile with the vLLM model, whose tokenizer is used.
+        order: One letter for each visit, which names the assistant.
+        beginning: Tokens of each system prompt.
+        own: Tokens of each visitor's question.
+        seed: Seed. None takes one that no engine has seen.
+    """
+    rng = random.Random(fresh_seed() if seed is None else seed)
+    maker = PromptMaker(str(tokenizer_file(profile.models["vllm"])))
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(maker.prompt(rng, count, token_ids=True))  # type: ignore[arg-type]
+
+    systems = {name: tokens(beginning) for name in sorted(set(order))}
+    return [systems[name] + tokens(own) for name in order]
+
+
+def cached_tokens(
+    engine: RunningEngine, profile: Profile, prompts: Sequence[tuple[int, ...]], label: str
+) -> list[int]:
+    """Send prompts one after the other, and return the cached tokens that the engine reports for each.
+
+    Raises:
+        EngineError: If a request failed, or the engine doesn't report cached tokens.
+    """
+    requests = [
+        Request(prompt=prompt, max_tokens=ANSWER_TOKENS, ignore_eos=True) for prompt in prompts
+    ]
+    traces = measure(engine, profile, requests, 1, label).result.traces
+    for trace in traces:
+        if not trace.ok:
+            raise EngineError(f"A request failed: {trace.error}")
+        if trace.cached_tokens is None:
+            raise EngineError(f"{engine.spec.title} doesn't report cached tokens.")
+    return [trace.cached_tokens or 0 for trace in traces]
 
 
 def too_slow_to_compile(engine: RunningEngine, profile: Profile) -> str:

@@ -85,6 +85,16 @@ def pressure_table(roomy: Run, others: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("KV cache")
 
 
+def visits_table(order: str, predicted: Sequence[int], found: Sequence[int]) -> pd.DataFrame:
+    """Return the predicted and the measured cached tokens of each visit to the assistants of `order`."""
+    columns = {
+        "assistant": list(order),
+        "cached tokens (predicted)": predicted,
+        "cached tokens (vLLM's usage)": found,
+    }
+    return pd.DataFrame(columns, index=pd.RangeIndex(1, len(order) + 1, name="visit"))
+
+
 def modes_table(
     runs: Mapping[str, Sequence[Run]], start_seconds: Mapping[str, float], levels: Sequence[int]
 ) -> pd.DataFrame:
