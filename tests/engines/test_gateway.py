@@ -123,10 +123,10 @@ def test_probe_of_gateway_is_answered(llama_cpp):
             for api in PROBES:
                 one._failed_api = api
                 assert await one._one_token() is True
-            wrong = Backend("tiny", settings, health, Metrics())
-            wrong._urls["completions"] = wrong._urls["completions"].copy_with(path="/v1/none")
-            assert await wrong._one_token() is False
-            await wrong.close()
+            heads = one._heads
+            heads["completions"] = heads["completions"].replace(b"/v1/completions", b"/v1/none")
+            one._failed_api = "completions"
+            assert await one._one_token() is False
         finally:
             await one.close()
 
