@@ -24,7 +24,7 @@ def test_power_is_the_sum_of_all_gpus(tmp_path, monkeypatch):
     smi(
         tmp_path,
         monkeypatch,
-        f"echo 100.0; echo 60.0; case $* in *loop*) : > {done}; sleep 60;; esac",
+        f"echo 100.0; echo 60.0; case $* in *loop*) : > {done}; exec sleep 60;; esac",
     )
     with PowerMeter() as meter:
         while not done.exists():
