@@ -75,14 +75,19 @@ class SSEParser:
     def feed(self, piece: bytes) -> list[Event]:
         """Take the next bytes and return the events that they complete, in order."""
         # The common case, whole `data: ...\n\n` events of one line each: no line splitting needed.
-        if not (self.waiting or self._skip_lf) and piece.endswith(b"\n\n") and b"\r" not in piece:
-            blocks = piece[:-2].split(b"\n\n")
-            if all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
-                self._started = True
-                return [
-                    Event(block[6:].decode("utf-8", "replace"), "message", block + b"\n\n")
-                    for block in blocks
-                ]
+        if (
+            not self.waiting
+            and piece.startswith(b"data: ")
+            and piece.endswith(b"\n\n")
+            and piece.count(b"\n") == 2 * piece.count(b"\n\ndata: ") + 2
+            and b"\r" not in piece
+            and not self._skip_lf
+        ):
+            self._started = True
+            return [
+                Event(data.decode("utf-8", "replace"), "message", b"data: %b\n\n" % data)
+                for data in piece[6:-2].split(b"\n\ndata: ")
+            ]
         return self._feed_lines(piece)
 
     def close(self) -> Event | None:
