@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -41,7 +41,6 @@ from utils.gateway.settings import GatewaySettings, SettingsError, Timeouts
 from utils.gateway.timing import Timing, on_message
 from utils.http import sse
 
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]  # ASGI's
 SWEEP_S = 0.1
 ENGINE_HEADER = "x-gateway-engine"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -285,7 +284,7 @@ class GatewayEndpoint:
                     raise unavailable("This server is stopping.", "draining", "draining", 1.0)
                 if not self.gateway.settings.keys:
                     check_browser(headers, self.gateway.settings)
-                caller = identify(self.gateway, headers, scope)
+                caller = identify(self.gateway, context)
                 context.caller = caller.name
                 context.stage, context.since = "body", time.monotonic()
                 body = await read_body(receive, headers, self.gateway.settings)
@@ -378,9 +377,7 @@ async def _send_problem(
         await send({"type": "http.response.body", "body": sse.error_event(problem.fields())})
 
 
-async def read_body(
-    receive: Receive, headers: Mapping[str, str], settings: GatewaySettings
-) -> bytes:
+async def read_body(receive: Any, headers: Mapping[str, str], settings: GatewaySettings) -> bytes:
     """Return the body of a request, if it is not too large.
 
     Args:
@@ -433,15 +430,15 @@ def _trace_of(headers: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def identify(gateway: Gateway, headers: Mapping[str, str], scope: Any) -> Caller:
+def identify(gateway: Gateway, context: RequestContext) -> Caller:
     """Return the caller of a request. Anthropic's clients send the key as `x-api-key`.
 
     Raises:
         ApiError: 401 or 429; see `Authenticator.identify`.
     """
-    key = headers.get("x-api-key")
-    header = headers.get("authorization") or (key and f"Bearer {key}")
-    return gateway.auth.identify(header, (scope.get("client") or ("unknown",))[0])
+    key = context.request_headers.get("x-api-key")
+    header = context.request_headers.get("authorization") or (key and f"Bearer {key}")
+    return gateway.auth.identify(header, context.client or "unknown")
 
 
 def _by_engine(pool: Pool) -> dict[str, list[Any]]:
@@ -677,12 +674,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_plain_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        identify(gateway, request.headers, request.scope)
+        identify(gateway, request.scope["context"])
         return gateway.models()
 
     @app.get("/v1/models/{name:path}", responses={404: {"description": "No such model"}})
     async def model(name: str, request: Request) -> dict[str, Any]:
-        identify(gateway, request.headers, request.scope)
+        identify(gateway, request.scope["context"])
         for entry in gateway.models()["data"]:
             if entry["id"] == name:
                 return dict(entry)
@@ -725,12 +722,12 @@ def _add_operators_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        identify(gateway, request.headers, request.scope)
+        identify(gateway, request.scope["context"])
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> dict[str, Any]:
-        identify(gateway, request.headers, request.scope)
+        identify(gateway, request.scope["context"])
         return app.openapi()
 
 

@@ -23,10 +23,10 @@ from utils.gateway.schemas import PATHS, Api
 from utils.gateway.settings import BackendSettings, Health
 from utils.gateway.verdict import Verdict
 from utils.http.transport import (
-    Address,
     AsyncioTransport,
     OwnShortage,
     TimedStream,
+    address_of,
     encode_head,
     encode_headers,
 )
@@ -84,8 +84,7 @@ class Backend:
         self._failed_api: Api = "completions"
         self._probing: asyncio.Task[None] | None = None
         url = httpx.URL(settings.url)
-        secure = url.scheme == "https"
-        self._address: Address = (secure, url.host, url.port or (443 if secure else 80))
+        self._address = address_of(url)
         headers = {"host": url.netloc.decode(), **settings.headers}
         own = [(name.encode(), value.encode()) for name, value in headers.items()]
         base = url.raw_path.rstrip(b"/")
@@ -94,9 +93,11 @@ class Backend:
         }
         health_path = base + ENGINES[settings.engine].health_path.encode()
         self._health_request = encode_head("GET", health_path, own) + b"\r\n"
-        self._transport = self._new_transport()
+        secure = url.scheme == "https"
+        trust = ssl.create_default_context(cafile=settings.ca_file) if secure else None
+        self._transport = _new_transport(trust)
         # Of their own, so that a check's kept connection is never the one that a request finds dead.
-        self._checks = self._new_transport()
+        self._checks = _new_transport(trust)
         self._metrics = metrics
         self._labels = labels = (model, self.name)
         self.m_in_flight = metrics.in_flight.labels(*labels)
@@ -108,17 +109,6 @@ class Backend:
         self._m_circuit = metrics.circuit.labels(*labels)
         self._m_up = metrics.up.labels(*labels)
         self._m_up.set(1)
-
-    def _new_transport(self) -> AsyncioTransport:
-        secure = self._address[0]
-        return AsyncioTransport(
-            connect_timeout_s=CONNECT_S,
-            high_water=BUFFERED_BYTES,
-            distrust_s=DISTRUST_S,
-            ssl_context=ssl.create_default_context(cafile=self.settings.ca_file)
-            if secure
-            else None,
-        )
 
     def usable(self, now: float) -> bool:
         """Whether it may get a request now, room aside."""
@@ -330,3 +320,12 @@ class Backend:
         for gauge in (self._metrics.in_flight, self._metrics.circuit, self._metrics.up):
             with suppress(KeyError):
                 gauge.remove(*self._labels)
+
+
+def _new_transport(trust: ssl.SSLContext | None) -> AsyncioTransport:
+    return AsyncioTransport(
+        connect_timeout_s=CONNECT_S,
+        high_water=BUFFERED_BYTES,
+        distrust_s=DISTRUST_S,
+        ssl_context=trust,
+    )

@@ -107,15 +107,15 @@ class UpstreamResponse:
     def __init__(
         self,
         response: TimedStream,
-        read: Read,
         body: bytes = b"",
         parser: sse.SSEParser | None = None,
         events: Sequence[sse.Event] = (),
         has_token: bool = False,
+        read: Read | None = None,
     ) -> None:
         self.status = response.status
         self.content_type = response.header(b"content-type").encode("latin-1")
-        self.read = read
+        self.read = read or response.read
         self.body = body
         self.parser = parser
         self.events = events
@@ -343,18 +343,18 @@ class Relay:
     async def _first_token(self, backend: Backend) -> UpstreamResponse:
         response = await self._response(backend)
         try:
-            status, read = response.status, response.read
             encoding = response.header(b"content-encoding")
             stream = response.header(b"content-type").startswith("text/event-stream")
-            if status == 200 and stream and self.parsed.stream and encoding in _ONE_PIECE:
-                return await self._first_events(backend, response, read)
-            body = await _whole(read)
+            wanted = response.status == 200 and stream and self.parsed.stream
+            if wanted and encoding in _ONE_PIECE:
+                return await self._first_events(backend, response)
+            body = await _whole(response.read)
             if encoding not in _ONE_PIECE:
                 body = httpx.Response(
-                    status, headers={"content-encoding": encoding}, content=body
+                    response.status, headers={"content-encoding": encoding}, content=body
                 ).content
             self._check(backend, response, body)
-            return UpstreamResponse(response, read, body)
+            return UpstreamResponse(response, body)
         except BaseException:
             await response.aclose()
             raise
@@ -375,9 +375,7 @@ class Relay:
             self._sent += 1
             return await backend.send(self.parsed.api, body, self.headers)
 
-    async def _first_events(
-        self, backend: Backend, response: TimedStream, read: Read
-    ) -> UpstreamResponse:
+    async def _first_events(self, backend: Backend, response: TimedStream) -> UpstreamResponse:
         """Read a stream up to the first event that has text. Comments open nothing.
 
         Raises:
@@ -385,16 +383,14 @@ class Relay:
             httpx.RemoteProtocolError: It ends without an event.
         """
         parser, events = sse.SSEParser(), list[sse.Event]()
-        while piece := await read():
+        while piece := await response.read():
             found = parser.feed(piece)
             events += found
             for event in found:
                 _check_event(backend.name, event)
             token = any(data_has_text(event.data) for event in found)
             if token or any(_opens(event) for event in found):
-                return UpstreamResponse(
-                    response, read, parser=parser, events=events, has_token=token
-                )
+                return UpstreamResponse(response, parser=parser, events=events, has_token=token)
             if parser.waiting + sum(len(event.raw) for event in events) > _LARGEST_EVENT:
                 break
         if (last := _closed(parser)) is not None:
@@ -407,7 +403,9 @@ class Relay:
         async def at_end() -> bytes:
             return b""
 
-        return UpstreamResponse(response, at_end, parser=parser, events=events, has_token=token)
+        return UpstreamResponse(
+            response, parser=parser, events=events, has_token=token, read=at_end
+        )
 
     def _check(self, backend: Backend, response: TimedStream, body: bytes) -> None:
         """Raise an error if an answer in one piece isn't one for the client.

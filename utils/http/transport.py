@@ -287,11 +287,8 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             httpx.ConnectTimeout: If connecting took too long.
             httpx.RemoteProtocolError: If what came is not HTTP/1.1.
         """
-        url = request.url
-        secure = url.scheme == "https"
-        address = (secure, url.host, url.port or (443 if secure else 80))
-        head = encode_head(request.method, url.raw_path, request.headers.raw)
-        stream = await self.open(address, head + b"\r\n" + request.content)
+        head = encode_head(request.method, request.url.raw_path, request.headers.raw)
+        stream = await self.open(address_of(request.url), head + b"\r\n" + request.content)
         return httpx.Response(
             stream.status,
             headers=stream.headers,
@@ -365,8 +362,8 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             if connection.open and perf_counter() - connection.idle_since < self._keepalive_s:
                 return connection
             connection.close()
-        secure = address[0]
-        where = f"{address[1]}:{address[2]}"
+        secure, host, port = address
+        where = f"{host}:{port}"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 return await self._connect(address)
@@ -512,6 +509,12 @@ class _Connection(asyncio.BufferedProtocol):
         if self.on_end is not None and (self.complete or not self.open):
             ended, self.on_end = self.on_end, None
             ended()
+
+
+def address_of(url: httpx.URL) -> Address:
+    """Return the server that a URL names."""
+    secure = url.scheme == "https"
+    return secure, url.host, url.port or (443 if secure else 80)
 
 
 def system_trust() -> ssl.SSLContext:
