@@ -13,6 +13,7 @@ from utils.benchmark import (
     LoadResult,
     Record,
     Request,
+    RequestTrace,
     make_record,
     run,
     write_record,
@@ -81,6 +82,13 @@ def make_requests(
     return [
         replace(request, max_tokens=rng.randint(low, high), source=source) for request in requests
     ]
+
+
+def require_success(traces: Sequence[RequestTrace]) -> None:
+    """Raise EngineError, with the first error, if a request failed."""
+    errors = [trace.error for trace in traces if not trace.ok]
+    if errors:
+        raise EngineError(f"{len(errors)} requests failed, the first with: {errors[0]}")
 
 
 def measure(

@@ -15,7 +15,7 @@ import httpx
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, Request, fresh_seed, make_record, run, write_record
 from utils.benchmark.engine_clients import chat_client
-from utils.benchmark.engine_run import Run, measure
+from utils.benchmark.engine_run import Run, measure, require_success
 from utils.benchmark.load import LoadResult
 from utils.benchmark.prompts import load_tokenizer
 from utils.engines import EngineError, RunningEngine
@@ -73,10 +73,8 @@ def hits_of(measured: Run) -> Hits:
     Raises:
         EngineError: If a request failed.
     """
-    failed = [trace.error for trace in measured.result.traces if not trace.ok]
-    if failed:
-        raise EngineError(f"{len(failed)} requests failed, the first with: {failed[0]}")
     traces = measured.result.traces
+    require_success(traces)
     return Hits(
         measured,
         tuple(trace.cached_tokens or 0 for trace in traces),
