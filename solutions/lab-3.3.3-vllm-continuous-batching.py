@@ -357,8 +357,8 @@ plots.plot_blocks(pool, samples)
 #
 # Why may a sequence's blocks lie anywhere? Because softmax can be computed **online**. The kernel takes one block after
 # the other and keeps three things: the largest score so far, the sum of exponentials, and the weighted sum of values.
-# If a block has a larger score, both sums are scaled down, and the result is exactly that of dense attention.
-# `paged_attention` in `utils/kvcache/paged_attention.py` does this in 15 lines. Here it reads the tiny model's own keys
+# If a block has a larger score, both sums are scaled down, so in exact arithmetic the result is that of dense attention.
+# `paged_attention` in `utils/kvcache/paged_attention.py` does this in 20 lines. Here it reads the tiny model's own keys
 # and values of a sentence from blocks that were drawn at random. The unused slots hold NaN, so a single wrong
 # read would show.
 
@@ -895,7 +895,7 @@ cached_predicted = sum(expected)
 ### END SOLUTION
 
 # %% tags=["measures"]
-full_cache = {"kv_blocks": 11, "context_length": 8 * block_size, "extra_arguments": ("--block-size", str(block_size))}
+full_cache = {**common, "prefix_caching": True, "kv_blocks": 10 + 1, "context_length": 8 * block_size}
 with skip_on_failure("the full cache"), launch("vllm", profile, **full_cache) as forgetful:
     found = cached_tokens(forgetful, profile, visits, "visitors, 10 blocks")
     compare_prediction(cached_predicted, sum(found), what="cached tokens of all visitors, your guess", unit="tokens")

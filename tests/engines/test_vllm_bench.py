@@ -12,9 +12,8 @@ from benchmark_records import engine
 
 from utils.benchmark import ClosedLoop, RequestTrace, Slo, make_record, summarise
 from utils.benchmark.load import LoadResult
-from utils.profiles import ROOT, load_profile
-
-PYTHON = ROOT / ".engines" / "vllm" / "bin" / "python"
+from utils.engines.vllm import PYTHON
+from utils.profiles import load_profile
 
 # Runs in vLLM's own environment: its metrics of the same requests, and its tools on our file.
 ORACLE = """

@@ -7,10 +7,11 @@ from collections import deque
 
 import pytest
 
+from utils.engines.vllm import PYTHON
 from utils.kvcache.blocks import BlockPool, BlockTable
 from utils.kvcache.prefix_blocks import PrefixBlockPool, serve_alone
 from utils.kvcache.scheduler import Job, SchedulerLimits, Sequence, schedule
-from utils.profiles import ENGINES, ROOT
+from utils.profiles import ROOT
 
 pytestmark = pytest.mark.engine
 SAMPLED = 7
@@ -29,11 +30,10 @@ SETTINGS = [
 
 def ask_vllm(workloads):
     """Return vLLM's decisions for each workload (`tests/support/vllm_scheduler.py`)."""
-    python = ENGINES / "vllm" / "bin" / "python"
-    if not python.exists():
+    if not PYTHON.exists():
         pytest.skip("vLLM isn't set up here. Run: make setup STEP=vllm")
     done = subprocess.run(
-        [str(python), "tests/support/vllm_scheduler.py"],
+        [str(PYTHON), "tests/support/vllm_scheduler.py"],
         cwd=ROOT,
         input=json.dumps(workloads),
         capture_output=True,
@@ -100,9 +100,9 @@ def test_block_pool_finds_and_forgets_as_vllm_does():
     rng = random.Random(5)
     beginnings = [[rng.randrange(1000) for _ in range(length)] for length in (16, 40, 64)]
     requests = []
-    for turn in range(60):
+    for _ in range(60):  # one after the other, because only one may run
         own = [rng.randrange(1000) for _ in range(rng.randint(1, 50))]
-        requests.append([200 * turn, [*rng.choice(beginnings), *own], rng.randint(1, 40)])
+        requests.append([0, [*rng.choice(beginnings), *own], rng.randint(1, 40)])
     for turn in (20, 40):  # a conversation goes on with its own answer in the prompt
         before = requests[turn - 1]
         requests[turn][1] = [*before[1], *[SAMPLED] * before[2], 1, 2, 3]

@@ -2,24 +2,19 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.kvcache.paged_attention import paged_attention, write_pages
+from utils.labs.lab_3_3_3.paging import dense_attention, unused_pages
+from utils.model_sizes import blocks_for
 from utils.profiles import ROOT
-
-
-def dense(query, keys, values):
-    """PyTorch's attention of one query; keys, values: [tokens, kv_heads, head_dim]."""
-    q, k, v = query[None, :, None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)[0, :, 0]
 
 
 def paged(query, keys, values, block_size, seed=0):
     """The same through blocks in a random order, whose unused slots hold nonsense."""
-    blocks = -(-len(keys) // block_size)
+    blocks = blocks_for(len(keys), block_size)
     table = random.Random(seed).sample(range(blocks + 5), blocks)
-    pages = [torch.full((blocks + 5, block_size, *keys.shape[1:]), torch.nan) for _ in range(2)]
+    pages = [unused_pages(blocks + 5, block_size, like=vectors) for vectors in (keys, values)]
     for memory, vectors in zip(pages, (keys, values), strict=True):
         write_pages(memory, table, vectors)
     return paged_attention(query, *pages, table, len(keys))
@@ -31,7 +26,10 @@ def test_paged_attention_equals_dense_attention(tokens, block_size):
     torch.manual_seed(tokens)
     query, keys, values = torch.randn(8, 32), *torch.randn(2, tokens, 2, 32)
     torch.testing.assert_close(
-        paged(query, keys, values, block_size), dense(query, keys, values), rtol=1e-5, atol=1e-5
+        paged(query, keys, values, block_size),
+        dense_attention(query, keys, values),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -56,7 +54,10 @@ def test_paged_attention_equals_dense_attention_on_tiny_model():
         keys, values = layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)
         query = torch.randn(model.config.num_attention_heads, keys.shape[-1])
         torch.testing.assert_close(
-            paged(query, keys, values, 4), dense(query, keys, values), rtol=1e-5, atol=1e-5
+            paged(query, keys, values, 4),
+            dense_attention(query, keys, values),
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 
