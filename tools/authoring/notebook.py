@@ -13,7 +13,7 @@ from tools.authoring.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
 from tools.authoring.worked_examples import worked_example
 from tools.lab.fresh_lab import digest
 from tools.lab.judge.cells import read_lab_cells
-from tools.lab.labs import GENERATED_BY, count
+from tools.lab.labs import GENERATED_BY, KERNEL, KERNEL_TITLE, count
 
 _HOW_TO_WORK = """
 ### How this lab works
@@ -31,13 +31,16 @@ on your machine, take the quick look that the [README](../README.md#how-you-work
 * Hints are folded. Click on one to open it.
 * *Validate* in the toolbar tells you how many exercises are right, and so does `make progress` in a terminal.
 
+If the next cell ends in `ModuleNotFoundError`, the notebook runs in another Python. Choose **Module 3.3** in
+*Kernel → Change Kernel*. If it isn't listed there, open the lab with `make lab`, which installs it.
+
 If a word is new to you, look it up in [QUICK_REFERENCE](../QUICK_REFERENCE.md). [ELI5](../ELI5.md) explains
 each idea with a picture from daily life. If something goes wrong, see
 [TROUBLESHOOTING](../TROUBLESHOOTING.md).
 """.strip()
 _HEADINGS = {"prediction": "#### Your prediction", "answer": "#### Your answer"}
 
-_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+_KERNEL = {"display_name": KERNEL_TITLE, "language": "python", "name": KERNEL}
 
 
 def render(lab: Lab, *, solved: bool, following: str = "") -> str:

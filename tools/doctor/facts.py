@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tools.doctor.machine_probe import CommandResult, Probe
 from tools.doctor.needs import PYTHONS, download_bytes, hub_folder
+from tools.lab.labs import KERNEL
 from tools.setup.setup_steps import COURSE_ENV, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
 from utils.host_memory import MEMINFO, parse_meminfo
@@ -233,7 +234,7 @@ def find_kernel(probe: Probe, answer: CommandResult) -> str:
     """Return the state of the notebooks' kernel."""
     if not probe.exists(str(COURSE_ENV)):
         return "none"
-    spec = probe.read(str(COURSE_ENV / "share/jupyter/kernels/python3/kernel.json"))
+    spec = probe.read(str(COURSE_ENV / f"share/jupyter/kernels/{KERNEL}/kernel.json"))
     program = str((_json(spec or "").get("argv") or [""])[0])
     here = program.startswith(str(COURSE_ENV)) and probe.exists(program)
     return "ready" if answer.fine and (here or program == "python") else "broken"

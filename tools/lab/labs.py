@@ -10,6 +10,8 @@ from utils.profiles import ROOT
 
 LAB_FILE = re.compile(r"lab-(?P<number>3\.3\.\d+)-[a-z0-9-]+")
 GENERATED_BY = "python -m tools.authoring build"
+KERNEL = "module-3.3"  # of the notebooks, in every environment that runs them
+KERNEL_TITLE = "Module 3.3"
 
 
 def find_lab(name: str, root: Path = ROOT) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tools.lab.labs import KERNEL, KERNEL_TITLE
 from tools.setup.packages import TORCH, install, install_cpu_torch, make_venv, pip
 from tools.setup.shell import SetupError, Shell
 from utils.files import write_whole
@@ -155,6 +156,8 @@ def build_course(shell: Shell, target: Path) -> None:
     # Without their state, saved progress bars come back as errors when a notebook is opened again.
     widgets = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
     configure(target / "share/jupyter/lab/settings/overrides.json", widgets)
+    kernel = ["--prefix", str(target), "--name", KERNEL, "--display-name", KERNEL_TITLE]
+    shell.run([python, "-m", "ipykernel", "install", *kernel])
     # Once here, so that Python keeps these compiled: the sandbox of submissions cannot write that down.
     modules = "IPython, jupyterlab.labapp, matplotlib.pyplot, nbclient, nbgrader, pandas, torch, transformers"
     shell.run([python, "-c", f"import {modules}"])
@@ -266,6 +269,7 @@ COURSE = Step(
     gigabytes=1.9,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
+    recipe=KERNEL,
 )
 # PyTorch for CUDA 13 takes 4.8 GB with NVIDIA's libraries and 1 min 39 s, that for the CPU 0.7 GB (measured
 # on 2026-12-01 with `uv pip install --no-cache torch==2.13.0` on two busy x86-64 cores).

@@ -17,7 +17,7 @@ from tools.authoring.lint_errors import SourceError
 from tools.authoring.notebook import render
 from tools.lab.course_error import CourseError
 from tools.lab.judge.cells import LabCells, read_lab_cells
-from tools.lab.labs import find_lab
+from tools.lab.labs import KERNEL, find_lab
 from utils.profiles import ROOT
 
 SOURCE = '''\
@@ -97,7 +97,7 @@ def test_both_notebooks_are_written(course):
     for notebook in (lab, solved):
         nbformat.validate(notebook)
         assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-        assert notebook.metadata.kernelspec.name == "python3"
+        assert notebook.metadata.kernelspec.name == KERNEL
         for c in notebook.cells:
             if c.cell_type == "code":
                 assert (c.outputs, c.execution_count) == ([], None)
