@@ -27,8 +27,8 @@
 #
 # On a machine without an NVIDIA GPU this is SGLang's own code, version 0.5.23, with its attention in plain
 # PyTorch: its fast CPU kernels are on no package index. One function of that attention is replaced by ours, which
-# does not compute again what the radix cache has (`tools/setup/sglang_cpu` says why). Good for practice and for
-# all that this lab is about; its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
+# does not compute again the tokens that the radix cache has (`tools/setup/sglang_cpu` explains the reason). This is good
+# for practice and for all that this lab is about, but its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
 
 # %%
 from functools import partial
@@ -411,7 +411,7 @@ else:
 # For your own prompts this means: **put the shared part first**. If the date or a user's name comes before the
 # system prompt, no request finds anything.
 #
-# ## 3. What it buys
+# ## 3. The gain
 #
 # A prompt that is cached but for its end, against the same length with nothing cached. First on SGLang alone:
 
@@ -847,7 +847,7 @@ pair.stop()
 # Lab 3.3.7 is about retries: who should repeat a request, and when.
 # </details>
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -893,7 +893,7 @@ pair.stop()
 # that matters, caches are separated by user (`cache_salt` in vLLM and SGLang), at the price of fewer hits.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Start the engines of the first cells again, and send section 2's workloads eight at a time
 #   (`measure_hits(..., concurrency=8)`). Which hit rate falls, and why?

@@ -847,7 +847,7 @@ if own_tight in squeezed:
 #
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): how many preemptions did your two
 # engines count, and what had your scheduler predicted? Explain one difference, between the two or from the
-# prediction, by what happens at one step.
+# prediction, by the events of one step.
 
 # %% [markdown] answer="preemptions" points=2
 # ### BEGIN SOLUTION
@@ -996,7 +996,7 @@ with skip_on_failure("compiled against eager"):
 # test that lives for a minute pays for it every time.
 # </details>
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -1048,7 +1048,7 @@ for run in filter(None, (roomy, *squeezed.values())):
 # (`max_num_seqs`) or no blocks. `vllm:num_requests_waiting` tells the second from the first.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2 is about this.)
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run

@@ -14,7 +14,7 @@
 # * count a layer's operations and bytes, and predict from two constants of a machine which of them a step waits for;
 # * build an engine file with `torch.export` and AOTInductor, check its numbers, and say what compiling buys, and where;
 # * choose a chunk size for prefill from a limit on TTFT and one on waiting;
-# * say what a quantised KV cache saves and what it costs, from your own measurements;
+# * weigh a quantised KV cache's savings against its costs, from your own measurements;
 # * quantise a block of weights to NVFP4, and explain why its blocks and scales are as they are;
 # * find and repair the faults in public recipes for `trtllm-serve`, and write its settings for a requirement;
 # * predict what its draft schedule, CUDA graphs, block reuse and capacity policies do.
@@ -25,7 +25,7 @@
 # **It starts** two or three vLLM engines in the background and eight small llama.cpp engines, on free ports of 127.0.0.1, and
 # stops them. **It writes** one JSON record per measured run into `records/`, engine files into a temporary folder, and, the first
 # time, an untrained model (400 MB) into `.models/`. Numbers
-# are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+# are *measured* here, *cited* with their source, or *derived* by a formula that you see, and each is marked accordingly.
 #
 # **It needs** a C++ compiler for the engine file of section 3 (Debian, Ubuntu: `apt install g++`). Without one, that section tells
 # you so, and the rest of the lab runs.
@@ -252,7 +252,7 @@ tables.whole_table(prefill, decode, through, work, machine, step_seconds)
 # one token at any place of a **static KV cache**. The cache is handed in and written in place: the engine has code and weights, the
 # caller has the state.
 #
-# Building takes time per layer, so the profile says how many of the model's first layers are built here.
+# Building takes time per layer, so the profile sets how many of the model's first layers are built here.
 
 # %% tags=["measures"]
 from utils.compiled import engine
@@ -393,7 +393,7 @@ for stall_s in (0.1, 0.5, 2.0):
     print(f"the others wait at most {stall_s} s, any TTFT: chunks of {chunk_for(rows, float('inf'), stall_s)}")
 
 # %% [markdown]
-# ## 5. Quantisation: what it saves, what it costs
+# ## 5. Quantisation: savings and costs
 #
 # Decode reads weights and KV cache. Smaller numbers are read sooner, and a smaller cache holds more requests. llama.cpp keeps both in
 # several types; its quantised types pack 32 numbers with one scale: `q8_0` 34 bytes, `q4_0` 18 bytes for 32 numbers.
@@ -429,9 +429,9 @@ for name, (group, group_bytes) in {"f16": (1, 2), "fp8": (1, 1), "q8_0": (32, 34
 
 # %% [markdown]
 # Now measured, on real llama.cpp: three types of KV cache under the same weights, and two types of weights under the same cache. The size
-# of the cache is what the engine's log says. Quality is measured on held-out texts, token by token: each engine is handed the
+# of the cache comes from the engine's log. Quality is measured on held-out texts, token by token: each engine is handed the
 # text so far and gives the probabilities of the next token. **Perplexity** is exp of the mean of -log p(the token that came); 1
-# would be certainty. Beside it: how often the likeliest token is the reference's, and how far the probabilities differ.
+# would be certainty. The table also shows how often the likeliest token is the reference's, and how far the probabilities differ.
 #
 # **Predict**: by how many percent does a `q4_0` cache raise the perplexity?
 
@@ -473,8 +473,8 @@ if {quantised.REFERENCE, "BF16 weights, q4_0 KV"} <= set(variants):
 # </details>
 
 # %% [markdown]
-# Write `choose_variant`: which one to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. Allowed is what has at most
-# `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
+# Write `choose_variant`, which returns the variant to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. A variant is allowed
+# if it has at most `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
 # the least `kv_bytes`; of equals, the faster.
 
 # %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 points=3
@@ -671,7 +671,7 @@ if {"BF16", "Q4_0"} <= set(kinds):
 # `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. If the file has a typo, or a type that the GPU doesn't have,
 # you find out minutes later, when the container has been pulled and the weights have been loaded. So the course checks it first. The
 # keys and the kinds of their values come from NVIDIA's JSON Schema, and our own rules add the facts that a schema can't express.
-# Each of them says what the engine does and where that was read, because the engine was not run here.
+# Each of them describes the engine's behaviour and names the source, because the engine was not run here.
 
 # %%
 import yaml
@@ -725,8 +725,8 @@ for case, faults in {
 # %% [markdown]
 # ### Public recipes
 #
-# Recipes on the web are as old as their authors' containers. These three are shortened, with their sources. What does today's engine
-# do with them?
+# Recipes on the web are as old as their authors' containers. These three are shortened, with their sources. How does today's engine
+# treat them?
 
 # %%
 from utils.labs.lab_3_3_6.recipes import RECIPES
@@ -1040,7 +1040,7 @@ tables.not_run([
 work_folder.cleanup()
 
 # %% [markdown]
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -1086,7 +1086,7 @@ work_folder.cleanup()
 # On so few tokens that may be chance. Look at the divergence of the probabilities, which has no luck in it, and judge more text.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * `sizes.layers` of 24: build the whole tiny model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.
