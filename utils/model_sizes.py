@@ -1,4 +1,4 @@
-"""How many bytes a model keeps per token, and what fits in a given memory.
+"""Bytes that a model keeps per token, and the load that fits in a given memory.
 
 A decoder keeps one key and one value vector per layer, per key/value head and per token:
 
@@ -84,7 +84,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a decoder keeps per token.
+    """Cache of a decoder per token.
 
     Attributes:
         layers: Attention layers, each with a cache of its own.
@@ -332,7 +332,7 @@ def from_hub(model: str, name: str) -> Path:
     """Where a file of a model on the hub lies on this machine; downloaded if it did not yet.
 
     Raises:
-        ConfigError: The hub did not give it; says what to check.
+        ConfigError: The hub did not give it; the message names the things to check.
     """
     from huggingface_hub import hf_hub_download
 

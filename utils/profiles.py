@@ -1,4 +1,4 @@
-"""Which machine this is, and what every lab gets on it. Standard library only: set-up reads it too.
+"""The kind of this machine, and each lab's sizes on it. Standard library only, because set-up reads it too.
 
 A notebook asks for `load_profile()` and never names a size: model, lengths and request counts come from here.
 """
@@ -75,7 +75,7 @@ class PrefillDecodeSizes:
         layers: First layers of the model that are built into an engine file: building takes time per layer.
         prompts: Prompt lengths of the comparisons, tokens.
         slots: Tokens that the built engine's KV cache holds; a longest prompt fits.
-        repeats: Of every timing, what is compared in turn.
+        repeats: Repeats of every timing, in turn with its rivals.
         wide_layers: First layers of the untrained model on which the roofline is measured.
         wide_tokens: Tokens that go through them together; from 128 on, the roofline is compared.
         wide_repeats: Number of repeats of those timings, which take seconds.
@@ -200,7 +200,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a machine can carry.
+    """Sizes that a machine can carry.
 
     Attributes:
         name: `cpu`, `cuda`, `cuda-local` or `spark`.
@@ -216,8 +216,8 @@ class Profile:
             docker/compose.yaml and on two Sparks; None without a GPU. `launch` computes its own.
         max_sequences: Most requests an engine runs at once.
         load: Sizes of the labs' benchmarks.
-        time_budget_s: What one notebook may take from top to bottom, seconds.
-        start_timeout_s: How long an engine may take until it is healthy, seconds.
+        time_budget_s: Longest time of one notebook from top to bottom, seconds.
+        start_timeout_s: Longest time until an engine is healthy, seconds.
     """
 
     name: str

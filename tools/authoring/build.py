@@ -36,12 +36,12 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
       bytes_per_token = 2 * layers * kv_heads * head_size * 2
       ### END SOLUTION
 
-  `...` and `None` count as not attempted, in a value and (`...` only) in what a function returns.
+  `...` and `None` count as not attempted, in a value and (`...` only) in a function's result.
   So does the check's own reference object: a solution must not import it.
 * A **worked example** is added to the task: the first short call that the check makes, and the
   reference's result.
 * The **check** is one line, `name = checks.<exercise id>(name)`. `from utils.checks import
-  lab_3_3_N as checks` stands in the lab's first code cell; utils/checks/base.py says how to write
+  lab_3_3_N as checks` is in the lab's first code cell; utils/checks/base.py explains how to write
   one. It may stand further down than the exercise, never above it.
 * A **prediction** is a cell that the learner fills in before a measurement, ungraded. The
   variable has the prediction's id and is `None` in the learner's notebook:
@@ -53,7 +53,7 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
       ### END SOLUTION
 
   After the measurement: `compare_prediction(speedup_at_32, measured, what="...", unit="x")` from
-  utils.checks. It says so when no prediction was made.
+  utils.checks. It tells the learner if no prediction was made.
 * A **written answer** is a markdown cell that a person grades, in nbgrader's formgrader. What stands
   between the markers is a model answer; the learner sees a line that asks for one. The cell before it
   asks the question:
@@ -183,7 +183,7 @@ def build(root: Path = ROOT, only: str | None = None, *, force: bool = False) ->
 
 
 def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
-    """Compare every notebook with what its source makes; writes nothing.
+    """Compare every notebook with a fresh build of its source; write nothing.
 
     Returns:
         One entry per notebook that is missing, stale, edited, or has no source.

@@ -1,7 +1,7 @@
 """The engines' services in docker/compose.yaml, made from their specs.
 
 python -m tools.authoring.compose          writes them
-python -m tools.authoring.compose --check  tells whether they are what the specs say
+python -m tools.authoring.compose --check  tells whether they agree with the specs
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPLICA_CONTEXT = 2048
 
 
 def health_command(spec: EngineSpec, port: int) -> list[str]:
-    """What is run inside the engine's container to ask whether it is healthy on `port`."""
+    """Return the command inside the engine's container that asks whether it is healthy on `port`."""
     assert spec.container is not None
     url = f"http://127.0.0.1:{port}{spec.health_path}"
     return [word.replace("{url}", url) for word in spec.container.probe]
@@ -71,7 +71,7 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
 
 
 def replica_service() -> dict[str, Any]:
-    """One of the two llama.cpp behind the gateway: the tiny model, on the CPU, not published."""
+    """Return one of the gateway's two llama.cpp: the tiny model, on the CPU, not published."""
     spec = ENGINES["llama_cpp"]
     assert spec.container is not None
     model = "/models/tiny-BF16.gguf"
@@ -100,7 +100,7 @@ def replica_service() -> dict[str, Any]:
 
 
 def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
-    """What all engines have: a health check, and how they stop."""
+    """Return the settings of all engines: a health check, and the way to stop."""
     assert spec.container is not None
     return {
         "security_opt": ["no-new-privileges:true"],

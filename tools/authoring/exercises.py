@@ -1,4 +1,4 @@
-"""What the marker lines of a lab mean: exercises, checks, predictions, and the rules they keep."""
+"""Meaning of a lab's marker lines: exercises, checks, predictions, and the rules they keep."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def render(lab: Lab, *, solved: bool, following: str = "") -> str:
 
 
 def touched(text: str) -> str:
-    """What somebody did to this notebook since it was generated, in words; "" for nothing."""
+    """Return the changes to this notebook since it was generated, in words; "" if there are none."""
     try:
         notebook = json.loads(text)
         if any(cell.get("outputs") for cell in notebook["cells"]):

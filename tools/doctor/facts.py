@@ -44,7 +44,7 @@ class Docker:
 
     Attributes:
         state: `ready`, `missing`, `down` (no daemon answers), `denied` (no permission), or `shim` (Docker
-            Desktop's stand-in in a WSL distribution that is not integrated).
+            Desktop's shim in a WSL distribution that is not integrated).
         message: Its message if it isn't ready.
         version: Version of the daemon.
         gpus: Whether containers can be given NVIDIA GPUs: a runtime, a CDI device or the toolkit is there.

@@ -20,12 +20,12 @@ TIMEOUT_S = 15.0
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command said.
+    """Result of a command.
 
     Attributes:
         code: Its exit code; None: it does not exist, or did not end in time.
         text: Its output.
-        error: What it wrote to its error output, or why there is no exit code.
+        error: Text of its error output, or the reason why there is no exit code.
     """
 
     code: int | None

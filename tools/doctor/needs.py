@@ -1,6 +1,6 @@
-"""What the labs need: engines, images, models, ports, versions. Facts of the course, and of documents.
+"""Needs of the labs: engines, images, models, ports, versions. Facts of the course, and of documents.
 
-Images and models stand in `utils.engines` and `utils.profiles`; the engines' modules need more than the
+Images and models are in `utils.engines` and `utils.profiles`; the engines' modules need more than the
 standard library, so that images are repeated here, and tests hold both against each other.
 """
 

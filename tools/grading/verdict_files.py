@@ -1,4 +1,4 @@
-"""What the judge found on one notebook, kept in `OUT/judged/<student>/<lab>.json`."""
+"""The judge's findings on one notebook, kept in `OUT/judged/<student>/<lab>.json`."""
 
 from __future__ import annotations
 

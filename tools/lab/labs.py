@@ -1,4 +1,4 @@
-"""Where the course is, and which labs it has: what `make lab` needs, imported in no time."""
+"""The course's folder and its labs, for `make lab`, imported in no time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def match(name: str, paths: list[Path]) -> Path:
 
 
 def order(path: Path) -> tuple[bool, int, str]:
-    """Sorts labs by their number, and behind them what is none."""
+    """Return the key that sorts labs by their number, and other files after them."""
     name = LAB_FILE.fullmatch(path.stem)
     return (name is None, int(name["number"].rpartition(".")[2]) if name else 0, path.stem)
 

@@ -141,7 +141,7 @@ def _standing(root: Path, milestone: Milestone, records: Sequence[Record]) -> St
 
 
 def print_progress(root: Path) -> int:
-    """Print the milestones, and what is to be done for those that are begun."""
+    """Print the milestones, and the missing work of those that are begun."""
     print(f"{'milestone':<30} {'lab':<6} {'right':<18} measured by you")
     done = 0
     for standing in standings(root):

@@ -100,7 +100,7 @@ def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
     ended and cleaned up.
 
     Raises:
-        BaseException: What the lane raised that failed first, or what interrupted this thread.
+        BaseException: Error of the lane that failed first, or the interrupt of this thread.
     """
     if len(lanes) == 1:
         lanes[0]()

@@ -81,10 +81,10 @@ def uv_settings(pip_config: str, *, alone: bool = False) -> tuple[list[str], dic
     """Options and environment variables that tell uv what pip is configured to.
 
     Args:
-        pip_config: What `pip config list` prints: lines as `global.index-url='https://...'` or
+        pip_config: Output of `pip config list`: lines as `global.index-url='https://...'` or
             `:env:.find-links='/opt/wheels'`, from files and from environment variables.
         alone: Whether nothing but named versions is installed. Constraints then say nothing, and uv
-            refuses them beside hashes.
+            refuses them together with hashes.
     """
     values = _as_pip_weighs_them(pip_config)
     # pip looks for the best version on all indexes, uv stops at the first that has the package.

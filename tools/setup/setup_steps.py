@@ -1,4 +1,4 @@
-"""The set-up steps: what each makes, what it costs, and how it is made.
+"""The set-up steps, each with its product, its costs and its recipe.
 
 Times are of 2 quiet x86-64 cores with a package index close by, and rounded up to 10 s (2026-11-30).
 A slow network adds its own time.
@@ -42,7 +42,7 @@ class Step:
 
     Attributes:
         name: Short name, also of its log file.
-        title: What a person reads.
+        title: Name for people.
         target: The folder it makes.
         minutes: Measured wall-clock minutes on 2 cores.
         gigabytes: Disk that the finished folder takes.
@@ -50,7 +50,7 @@ class Step:
         build: Fills `target`.
         parts: Folders whose files are copied among the packages of the environment that `build` made; as the
             locks, a change makes the step due again.
-        compiles: Whether it keeps every core busy; it then runs beside those that do not.
+        compiles: Whether it keeps every core busy; it then runs at the same time as those that do not.
         recipe: Version of `build`. Change it if `build` changes but its locks and parts don't.
     """
 
@@ -90,7 +90,7 @@ class Step:
         return "made again: it was not finished"
 
     def run(self, shell: Shell) -> None:
-        """Makes the target. What a failed or interrupted run leaves is removed again.
+        """Make the target. The remains of a failed or interrupted run are removed.
 
         Raises:
             SetupError: A command failed.
@@ -190,12 +190,12 @@ def build_sglang_cuda(shell: Shell, target: Path) -> None:
 
 
 def build_site(shell: Shell, target: Path) -> None:
-    """What `make site` renders with."""
+    """Tools of `make site`."""
     install(shell, make_venv(shell, target), "-r", str(REQUIREMENTS / "site.txt"))
 
 
 def install_sglang(shell: Shell, python: str) -> None:
-    """Installs the package sglang alone; most of what it asks for is for CUDA."""
+    """Install the package sglang alone, because most of its requirements are for CUDA."""
     wheel = str(REQUIREMENTS / "sglang.hash.txt")
     install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
 

@@ -24,7 +24,7 @@ class SetupError(Exception):
     """A set-up step failed.
 
     Attributes:
-        advice: What to do next.
+        advice: Next step.
     """
 
     def __init__(self, message: str, advice: str) -> None:
@@ -88,7 +88,7 @@ class Shell:
     """Runs commands one after the other; their output goes to `log`, their gist to one line.
 
     Args:
-        title: What the step is called.
+        title: Name of the step.
         log: Where output goes.
         lock: File descriptor that commands inherit.
         progress: Shows what the step is doing; shells of several threads share one.
@@ -119,12 +119,12 @@ class Shell:
         self._show(force=True)
 
     def finish(self) -> None:
-        """Says that the step is ready, and how long it took."""
+        """Report that the step is ready, and its time."""
         took = time.monotonic() - self._began
         self._progress.finish(self.title, f"  {self.title}: ready after {took:.0f} s")
 
     def output(self, command: Sequence[str]) -> str:
-        """What a short command prints; "" if it fails."""
+        """Return the output of a short command; "" if it fails."""
         self._halt.check()
         try:
             return subprocess.run(

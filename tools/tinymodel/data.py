@@ -36,7 +36,7 @@ class Batch:
 
 
 def chat_pieces(messages: list[tasks.Message]) -> list[tuple[str, float]]:
-    """Texts and loss weights of a chat: 1 for what the assistant says and its end of turn, else 0."""
+    """Texts and loss weights of a chat: 1 for the assistant's words and its end of turn, else 0."""
     pieces: list[tuple[str, float]] = []
     for message in messages:
         says = float(message["role"] == "assistant")

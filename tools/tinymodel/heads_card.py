@@ -1,4 +1,4 @@
-"""The card of the shipped heads: what was measured, how they were made, and the files' hashes."""
+"""The card of the shipped heads: measurements, training, and the files' hashes."""
 
 from __future__ import annotations
 

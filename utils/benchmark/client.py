@@ -42,7 +42,7 @@ _SHOWN_BYTES = 80
 
 
 class Client:
-    """Sends requests to one model behind one OpenAI-compatible server.
+    """Client of one model on one OpenAI-compatible server.
 
     Args:
         base_url: Address of the API. `/v1` is added to an address without a path, such as

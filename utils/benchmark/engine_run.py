@@ -31,9 +31,9 @@ class Run:
     """One measured run.
 
     Attributes:
-        result: What the load generator saw.
-        series: What the engine said meanwhile.
-        record: What was written to ``records/``.
+        result: Result of the load generator.
+        series: Readings of the engine's metrics meanwhile.
+        record: Record that was written to `records/`.
     """
 
     result: LoadResult
@@ -104,8 +104,8 @@ def measure(
 
     Args:
         engine: What serves.
-        profile: Where.
-        requests: What is sent, in this order.
+        profile: Machine's profile.
+        requests: Requests, sent in this order.
         concurrency: Requests in flight.
         label: Runs of the same label and concurrency are repeats.
         warmup: Requests sent before the clock starts.

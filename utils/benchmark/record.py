@@ -49,7 +49,7 @@ class EngineLike(Protocol):
 
 
 class ProfileLike(Protocol):
-    """What a record needs to know of a profile."""
+    """Fields of a profile that a record needs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -67,8 +67,8 @@ class Record:
         engine, engine_version: What served.
         model: Path or hub id of the model.
         model_sha256: Hash of its weights; None if they are not on this machine.
-        dtype: The profile's: what engines compute in, and hold weights in that no file fixes (GGUF).
-        quantisation: Of the weights as they were held: "Q8_0"; "BF16" or "FP32" if none.
+        dtype: The profile's data type, for computing and for weights whose file does not fix it (GGUF does).
+        quantisation: Type of the weights as they were held: "Q8_0"; "BF16" or "FP32" if none.
         profile: The course profile's name.
         host: `describe_host()`.
         command: The engine's command line.
@@ -81,7 +81,7 @@ class Record:
         telemetry: The engine's own metrics during the run, if sampled.
         extra: Anything else, in plain values.
         workload: Lengths, data set, seeds and sampling of the requests, see `Tally.describe`.
-        handicaps: Reasons why the engine isn't ranked, such as a stand-in for its kernels.
+        handicaps: Reasons why the engine isn't ranked, such as a replacement for its kernels.
         origin: One of `ORIGINS`.
         schema: Version of this layout.
     """
@@ -170,7 +170,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """A published row: shown beside measurements, always with its source.
+    """Published row, shown next to measurements and always with its source.
 
     Attributes:
         engine: What served.
@@ -182,7 +182,7 @@ class Cited:
         batch: Concurrent requests.
         prefill_tok_s: Prompt tokens per second; None if not given.
         decode_tok_s: Generated tokens per second over all requests; None if not given.
-        note: What to bear in mind.
+        note: Caveat for readers.
         figures: Further results under the keys of a summary.
         origin: "cited".
     """
@@ -215,7 +215,7 @@ def make_record(
     """Puts a run and its circumstances together.
 
     Args:
-        result: What `run` returned (or an `EngineDied.result`).
+        result: Result of `run` (or an `EngineDied.result`).
         engine: What served.
         profile: The course profile.
         label: A name for the run; default, the engine's name.

@@ -43,7 +43,7 @@ def write_record(record: Record, directory: str | Path | None = None) -> Path:
     """Write `<directory>/<id>.json`, whole or not at all, and return its path.
 
     Args:
-        record: What to write.
+        record: Record to write.
         directory: Default, `records_dir()`.
 
     Raises:

@@ -130,10 +130,10 @@ def write_html(
 
     Args:
         records: Measured runs.
-        path: Where to; default, `report.html` beside the records.
+        path: File to write; default, `report.html` in the records' folder.
         title: Heading.
         not_run: Engine to the reason why it did not run here.
-        cited: Published rows, shown beside the measured ones.
+        cited: Published rows, shown next to the measured ones.
         tables: Further tables by heading.
 
     Returns:

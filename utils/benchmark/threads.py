@@ -1,4 +1,4 @@
-"""Runs a coroutine beside a notebook's own event loop, with a progress bar and Ctrl-C."""
+"""Runs a coroutine in a thread next to a notebook's own event loop, with a progress bar and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened to one request: times as the client saw them, tokens as the engine counted them.
+"""Trace of one request: times as the client saw them, tokens as the engine counted them.
 
 All times are `time.perf_counter()` seconds of the client process. Definitions follow
 `vllm bench serve` (vLLM 0.32.0, `vllm/benchmarks/serve.py`), with one difference, which
@@ -48,8 +48,8 @@ class RequestTrace:
         error: Why it failed; None if it did not.
         status: HTTP status; None if no response began.
         finish_reason: "stop", "length", ...; None if the server gave none.
-        resends: How often it was sent again after a kept-alive connection turned out dead.
-        max_tokens: What was asked for.
+        resends: Number of times it was sent again after a kept-alive connection turned out dead.
+        max_tokens: Limit that was asked for.
         streamed: Whether the response was streamed.
         tag: The request's tag, for grouping ("cold", "warm", ...).
         engine_timings: Times by the engine's own clock, see `response.read_timings`. None if it sends none.

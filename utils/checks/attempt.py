@@ -56,7 +56,7 @@ class Stopped(BaseException):
 
 
 def out_of_time(seconds: float) -> Stopped:
-    """What an answer that does not end is stopped with."""
+    """Return the error that stops an answer without an end."""
     return Stopped(f"it did not finish in {seconds:g} s. Does a loop in it never end?", "time")
 
 
@@ -98,7 +98,7 @@ class LearnerResult(Protocol):
         """Why it is not the kind of thing that was asked for, or ""."""
 
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
-        """What a check examines; errors of an unfinished stub are added to `unfinished`."""
+        """Return the object that a check examines; errors of an unfinished stub are added to `unfinished`."""
 
     def limit(self, seconds: float) -> AbstractContextManager[None]:
         """Bounds what the body may ask of the answer; raises `Stopped` beyond."""

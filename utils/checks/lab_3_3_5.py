@@ -190,7 +190,7 @@ def path_scores(attempt: Callable[..., list[float]]) -> None:
 
 
 def grown(rng: random.Random, nodes: int) -> tuple[list[int], list[float]]:
-    """A random tree: parents, and the probability of each node behind its parent."""
+    """Return a random tree: parents, and the probability of each node given its parent."""
     parents = [-1] + [rng.randrange(max(0, node - 6), node) for node in range(1, nodes)]
     return parents, [1.0] + [rng.uniform(0.02, 0.95) for _ in range(1, nodes)]
 

@@ -41,7 +41,7 @@ def encode(attempt: Callable[..., bytes]) -> None:
 
 
 def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
-    """All events that the learner's `feed` finds in pieces, what is left handed on."""
+    """Return all events that the learner's `feed` finds in pieces, with the rest handed on."""
     found: list[str] = []
     buffer = b""
     for piece in pieces:

@@ -26,7 +26,7 @@ Step = Callable[..., Tensor]
 
 
 class CompileError(RuntimeError):
-    """An engine could not be built; the message says what to install or change."""
+    """Failed build of an engine; the message names the package or setting to change."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def require_compiler() -> str:
     """The C++ compiler that PyTorch will call.
 
     Raises:
-        CompileError: There is none; says what to install.
+        CompileError: There is none; the message names the package to install.
     """
     try:
         return find_compiler()
@@ -127,7 +127,7 @@ def build(
     """Exports a module, compiles it to a file, and loads the file.
 
     Args:
-        module: What to build; its tensors that are arguments may be written in place.
+        module: Module to build; its tensors that are arguments may be written in place.
         arguments: Examples of its arguments; sizes that are not dynamic become fixed.
         path: The file, `.pt2`.
         dynamic: As torch.export's `dynamic_shapes`; None: all sizes fixed.

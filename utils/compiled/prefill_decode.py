@@ -1,6 +1,6 @@
-"""What is compiled: the two steps of serving, prefill and decode, as modules that torch.export can read.
+"""The two steps of serving, prefill and decode, as modules that torch.export can read.
 
-Weights and layers are those of `utils.speculative.target`; what is added is a KV cache that is handed in and
+Weights and layers are those of `utils.speculative.target`; the addition is a KV cache that is handed in and
 written in place, so that a built engine holds weights and code, and its caller the state.
 """
 
@@ -50,7 +50,7 @@ class PrefillModule(nn.Module):
             values: As keys.
 
         Returns:
-            Logits behind the last token, [1, vocab].
+            Logits after the last token, [1, vocab].
         """
         target, n = self.target, ids.shape[1]
         x = target.embed(ids)
@@ -66,7 +66,7 @@ class PrefillModule(nn.Module):
 
 
 class DecodeModule(nn.Module):
-    """One token behind those in the cache."""
+    """Decode step: one token after those in the cache."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()

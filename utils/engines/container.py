@@ -299,7 +299,7 @@ def pull_events(
 
 
 def pull_line(image: str, event: Mapping[str, Any], layers: dict[str, tuple[int, int]]) -> str:
-    """What to tell after an event of a pull.
+    """Return the line to show after an event of a pull.
 
     Args:
         image: The image.

@@ -168,7 +168,7 @@ class Fleet:
         """One of them, running.
 
         Raises:
-            EngineError: It does not run; says why.
+            EngineError: It does not run; the message has the reason.
         """
         with closing(self._batches([name])) as batches:
             running = next(batches)

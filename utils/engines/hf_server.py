@@ -1,4 +1,4 @@
-"""The naive baseline: `model.generate` behind an OpenAI-compatible endpoint, one request at a time.
+"""The naive baseline: `model.generate` with an OpenAI-compatible endpoint, one request at a time.
 
 No batching, no paged cache, no prefix cache: each request waits for the one before it. That is the point.
 """

@@ -82,14 +82,14 @@ class RunningEngine:
         base_url: `http://127.0.0.1:PORT`; the OpenAI-compatible API is under `/v1`.
         model: Model name to send with requests.
         model_path: Folder, file or hub id that was loaded.
-        version: What the engine says its version is.
+        version: Version as the engine reports it.
         command: The command that runs it.
         options: The options it was started with.
         quantisation: Weight format, `BF16`, `FP32` or for instance `Q8_0`.
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
         handicaps: Reasons why its speed says nothing about the engine on other machines.
-        origin: Origin of records about it, `measured`, or `rehearsal` for a stand-in.
+        origin: Origin of records about it, `measured`, or `rehearsal` for a stub.
     """
 
     def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
@@ -142,7 +142,7 @@ class RunningEngine:
         return tail(self.log_path, lines)
 
     def kill(self) -> None:
-        """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
+        """Kills it without warning, so its requests in flight are lost. `stop` still has to clean up."""
         self._handle.kill()
 
     def freeze(self) -> None:
@@ -235,12 +235,12 @@ def launch(
 
     Raises:
         UnknownEngine: No engine of that name.
-        NotRunHere: This machine cannot run it; says why.
+        NotRunHere: This machine cannot run it; the message has the reason.
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
         NotEnoughMemory: The GPU has too little free memory for it.
-        EngineStartError: It did not become healthy; holds the end of its log and what to try.
+        EngineStartError: It did not become healthy; holds the end of its log and a remedy.
         StartCancelled: `progress` cancelled it; nothing is left.
     """
     spec = get_spec(name)
@@ -320,7 +320,7 @@ def attach(
 
 
 class MissingEngine:
-    """What there is instead of an engine if none runs: every use of it raises `EngineError`."""
+    """Placeholder for an engine that does not run: every use of it raises `EngineError`."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -349,7 +349,7 @@ def launch_first(
         reasons: Gets the reason of each engine before it, by its title.
 
     Returns:
-        The engine, or a stand-in that raises `EngineError` at any use, so that `skip_on_failure` can skip it.
+        The engine, or a placeholder that raises `EngineError` at any use, which `skip_on_failure` can skip.
     """
     for name in names:
         with skip_on_failure(get_spec(name).title, reasons):

@@ -1,4 +1,4 @@
-"""What the two runtimes have in common: a handle on something that serves and can be stopped."""
+"""The common part of the two runtimes: a handle on something that serves and can be stopped."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Handle(Protocol):
     """An engine that a runtime has started.
 
     Attributes:
-        command: What was run, for the record.
-        log_path: Where its output goes.
+        command: Command that was run, for the record.
+        log_path: File of its output.
         identity: Process id or container id.
     """
 
@@ -70,10 +70,10 @@ def wait_until_serves(
 
     Args:
         handle: Of the program.
-        title: What a person calls it.
+        title: Name for people.
         serves: Asks it; is called again and again.
-        hint: What to look at if it does not.
-        timeout_s: How long it may take.
+        hint: Place to look at if it does not.
+        timeout_s: Patience, s.
         poll_s: Between two questions.
 
     Raises:
@@ -99,7 +99,7 @@ def free_port() -> int:
 
 
 def check_port(port: int) -> None:
-    """Refuses a port in use, and what is no port.
+    """Refuse a port in use, and a number that is not a port.
 
     Raises:
         PortTaken: Something listens there.

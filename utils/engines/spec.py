@@ -1,4 +1,4 @@
-"""What an engine is: its image, arguments, ports, endpoints, metric names and abilities.
+"""Description of an engine: its image, arguments, ports, endpoints, metric names and abilities.
 
 A spec is data. It knows neither processes nor docker; the two runtimes know no engine.
 """
@@ -55,7 +55,7 @@ class MetricNames:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do, as its own documentation or parser says.
+    """Abilities of an engine, from its own documentation or parser.
 
     Attributes:
         prefix_cache: Whether it reuses the KV cache of shared prefixes.
@@ -147,14 +147,14 @@ class Container:
     Attributes:
         image: Image with a pinned tag.
         port: Port inside the container.
-        command: What is put before the serving arguments (after the image's entrypoint).
-        gpus: Whether the GPU is handed in (`--gpus`).
+        command: Words before the serving arguments (after the image's entrypoint).
+        gpus: True if the GPU is handed in (`--gpus`).
         ipc: Value of `--ipc`; None for docker's default.
         ulimits: Limit name to value, -1 for none.
         mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
         pass_environment: Variables handed on from the user's environment where they are set.
         environment: Variables set always.
-        probe: What asks for health inside the image, with a program it has; `{url}` stands for the endpoint.
+        probe: Command that asks for health with a program of the image; `{url}` stands for the endpoint.
     """
 
     image: str
@@ -198,7 +198,7 @@ class Local:
 def refuse_nothing(
     model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]
 ) -> None:
-    """Of an engine that says for itself, as it starts, what it cannot do."""
+    """Refuse nothing, because the engine reports unsupported options itself at its start."""
 
 
 def no_environment(options: ServeOptions) -> Mapping[str, str]:
@@ -250,12 +250,12 @@ class EngineSpec:
         version_path: JSON with the engine's version; None: not offered.
         version_key: Key in that JSON.
         metrics: Its metric names.
-        capabilities: What it can do.
-        refuse: Raises UnsupportedOption for what this engine could not start with, before anything starts:
+        capabilities: Its abilities.
+        refuse: Raises UnsupportedOption for options that this engine can't start with, before any start:
             called with the model, the profile's fields with the choices over them, and the extra arguments.
         environment: Variables of its container for a set of options, over the container's own.
-        prepare: What is done when it is healthy, before anybody else's request: called with its address, its
-            options, and what shows progress.
+        prepare: Called once it is healthy, before anybody else's request, with its address, its
+            options, and the progress display.
         settle: Makes the arguments and the engine's own file of settings agree, before its container starts.
         device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
             with its address and its log.

@@ -60,7 +60,7 @@ def running_kernel() -> Any:
 
 
 class StartProgress:
-    """What one engine's start is doing, told to a line; and the place where the start can be cancelled.
+    """Progress of one engine's start, shown in a line; and the place where the start can be cancelled.
 
     Args:
         title: Name of the engine for people.

@@ -1,4 +1,4 @@
-"""Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
+"""Ends an engine when the process that started it is gone, so that no kernel leaves an engine running.
 
 Run as a file, so that it loads nothing of the course. `watchdog.py process PARENT PIDFILE -- COMMAND...`
 runs the command in a process group of its own and passes on its exit code; `watchdog.py container PARENT

@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: routes, who may, and what becomes of each request."""
+"""The gateway as an ASGI application: routes, permissions, and the way of each request."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Gateway:
 
     Attributes:
         settings: As loaded.
-        metrics: What `/metrics` says.
+        metrics: Numbers for `/metrics`.
         auth: Keys and rates.
         pools: The backends, by model.
         contexts: Requests that are being answered.
@@ -133,7 +133,7 @@ class Gateway:
 
     @property
     def phase(self) -> str:
-        """What the server does now; see `drain.phase`."""
+        """Phase of the server; see `drain.phase`."""
         since = None if self.drain_began is None else time.monotonic() - self.drain_began
         limits = self.settings.drain
         return drain.phase(since, len(self.contexts), limits.notice_s, limits.limit_s)
@@ -560,12 +560,12 @@ def _describe(span: trace.Span, context: RequestContext) -> None:
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
-    What a request passes on the way to a route (ten layers, routing, dependencies) takes four times as long
+    FastAPI's way to a route (ten layers, routing, dependencies) takes four times as long
     as `Observe`, and each piece of a stream passes most of it again on its way out. `GatewayEndpoint` needs
     none of that: it catches what goes wrong and reads the body by itself.
 
     Attributes:
-        outer: What each request passes first, on either way.
+        outer: Layers that each request passes first, on either way.
     """
 
     def __init__(self, gateway: Gateway, **options: Any) -> None:
@@ -630,7 +630,7 @@ def create_app(settings: GatewaySettings) -> Application:
 
 
 def _describe_engine_route(app: Application, path: str, api: Api) -> None:
-    """For the OpenAPI document, and for who asks with another method."""
+    """Describe a route for the OpenAPI document, and answer other methods."""
     schema = schemas.BODIES[api].model_json_schema()
     schema["properties"]["model"]["enum"] = list(app.state.gateway.pools)
     body = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: API keys, with two token buckets and a limit of parallel requests for each."""
+"""Permissions and limits: API keys, with two token buckets and a limit of parallel requests for each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def digest(key: str) -> str:
 
 
 class Caller:
-    """One key, and what it may still use.
+    """One key, and the rest of its limits.
 
     Attributes:
         name: Name of the key.

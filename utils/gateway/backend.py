@@ -50,7 +50,7 @@ class Backend:
         engine: Name of the engine.
         outstanding: Requests in flight there.
         up: Whether its health check answers. Taken for healthy until the first check.
-        circuit: What its answers say about it.
+        circuit: State that follows from its answers.
         waiting: Requests that wait for the first token of their answer; they go elsewhere if it goes down.
         busy_until: Until then it gets no requests, because it asked for a pause (429 or 503), s.
         answered_at: When an answer began last, s.

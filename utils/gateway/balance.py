@@ -52,7 +52,7 @@ def make_ring(names: Sequence[str], points: int = POINTS) -> list[tuple[int, str
 def bounded_hash(
     ring: Sequence[tuple[int, str]], outstanding: Mapping[str, int], place: int, slack: float
 ) -> str:
-    """The first backend at or behind a key's place on the ring that has room; the ring is round.
+    """Return the first backend with room, from a key's place on the ring onwards; the ring is round.
 
     With m requests in flight and this one, each of n backends may have `ceil(slack * (m + 1) / n)`. So a key
     finds the same backend again while loads are even, and a popular key cannot overload it.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Bucket:
-    """What is in a bucket, and since when.
+    """Level of a bucket, and the time of its last change.
 
     Attributes:
         rate: Units that flow in, per second.

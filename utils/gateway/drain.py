@@ -1,4 +1,4 @@
-"""Draining: what a server does between SIGTERM and its end, so that nobody is cut off."""
+"""Draining: the phases of a server from SIGTERM to its end, so that nobody is cut off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ SERVING, LEAVING, FINISHING, CUTTING, DONE = "serving", "leaving", "finishing", 
 
 
 def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
-    """What to do now.
+    """Return the phase to be in now.
 
     Args:
         since_s: Seconds since SIGTERM; None: there was none.

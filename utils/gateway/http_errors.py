@@ -12,7 +12,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: For people: what is wrong, and the next step.
+        message: Text for people, with the error and the next step.
         kind: OpenAI's `type`, for instance `invalid_request_error`.
         code: OpenAI's `code`, for instance `model_not_found`; for programs.
         outcome: How metrics and logs count the request.
@@ -54,7 +54,7 @@ class ApiError(Exception):
         return json.dumps({"error": self.fields()}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return `Retry-After` in whole seconds if it is known; 401 says how to authenticate.
+        """Return `Retry-After` in whole seconds if it is known; for 401, return the way to authenticate.
 
         After a failure of engines, `x-should-retry` tells OpenAI's clients not to try again: the gateway has
         done that already, and retries at two layers multiply.

@@ -35,7 +35,7 @@ class LocalGateway:
     Attributes:
         base_url: `http://127.0.0.1:PORT`.
         log_path: Its log, one JSON object a line.
-        command: What was run.
+        command: Command that was run.
         name, version, model_path, quantisation: For records of runs against it.
     """
 
@@ -64,7 +64,7 @@ class LocalGateway:
         return found[0]
 
     def terminate(self) -> None:
-        """Sends SIGTERM, as whoever deploys a new version does: it drains, then ends."""
+        """Send SIGTERM, as the deployment of a new version does: it drains, then ends."""
         self.process.send_signal(signal.SIGTERM)
 
     def reload(self, **settings: Any) -> None:
@@ -143,7 +143,7 @@ def serve(models: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[Loca
 
 
 def start(models: Sequence[Mapping[str, Any]], **settings: Any) -> LocalGateway:
-    """As `serve`, for who stops it himself."""
+    """Start it as `serve` does, for callers that stop it themselves."""
     port = settings.pop("port", 0) or free_port()
     chosen: dict[str, Any] = {
         "models": [dict(model) for model in models],

@@ -18,7 +18,7 @@ _FLUSH_S = 1.0
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what `extra={"fields": {...}}` holds stands beside the message."""
+    """Log record as one JSON object; `extra={"fields": {...}}` adds fields next to the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""

@@ -72,8 +72,8 @@ class UpstreamError(Exception):
     """Failure of an attempt before the first token of its answer.
 
     Args:
-        reason: For metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
-        error: What the client gets if there is no other chance.
+        reason: Word for metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
+        error: Answer for the client if there is no other chance.
         against: When it counts against the backend.
     """
 
@@ -169,7 +169,7 @@ class Relay:
 
         Raises:
             ApiError: The client gets it as the answer, or as the event that ends its stream.
-            asyncio.CancelledError: The request was cut; `context.cut_by` says why.
+            asyncio.CancelledError: The request was cut; `context.cut_by` has the reason.
         """
         self.headers |= trace
         if self.parsed.stream:
@@ -582,7 +582,7 @@ class Relay:
         return self._release_last() + raw if self._last is not None else raw
 
     def _release_last(self, usage: sse.Event | None = None) -> bytes:
-        """The event that was held back, with what the usage block holds besides the usage.
+        """Return the event that was held back, with the other fields of the usage block.
 
         Without `include_usage`, which only the gateway asked for, llama.cpp has its `timings` there.
         """

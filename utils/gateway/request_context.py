@@ -1,4 +1,4 @@
-"""One request being answered: what is known of it, and how it is ended from outside."""
+"""Facts about one request that is being answered, and the way to end it from outside."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RequestContext:
         request_headers: Headers of the request, with names in lower case. The first of a name counts.
         route: The path, for metrics.
         client: IP address of the client.
-        caller, model, backend: Who asked what, and who answered; names only.
+        caller, model, backend: Names of the key, the model and the backend that answers.
         headers: Headers that its answer gets, whoever makes it.
-        outcome: What became of it.
-        stage: What it waits for: `engine`, `read` (the next piece) or `send` (the client).
-        since: Since when, s.
+        outcome: Its end.
+        stage: Event that it waits for: `engine`, `read` (the next piece) or `send` (the client).
+        since: Time since when it waits, s.
         prompt_tokens, completion_tokens: As the engine counted them.
         pieces: Pieces of its stream that were relayed; no count of tokens, but a lower bound.
         retries: How often it was sent again.

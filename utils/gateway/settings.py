@@ -2,7 +2,7 @@
 
     GATEWAY_CONFIG=gateway.yaml GATEWAY_PORT=9000 GATEWAY_TIMEOUTS__IDLE_S=20 python -m utils.gateway
 
-A variable is `GATEWAY_` and the key in capitals, `__` for a dot. What is wrong is refused before anything
+A variable is `GATEWAY_` and the key in capitals, `__` for a dot. A wrong value is refused before anything
 listens, with the key's name.
 """
 
@@ -51,7 +51,7 @@ class BackendSettings(SettingsGroup):
     """One running engine.
 
     Attributes:
-        name: Unique name; it stands in metrics and logs.
+        name: Unique name, for metrics and logs.
         engine: Name of the engine in `utils.engines`; tells the path of its health check.
         url: `http://HOST:PORT`, without `/v1`.
         model: The model's name there; None: as clients call it.
@@ -177,7 +177,7 @@ class KeySettings(SettingsGroup):
     """One API key. The key itself is nowhere: `python -m utils.gateway new-key NAME` prints it once.
 
     Attributes:
-        name: Whose it is; it stands in logs.
+        name: Owner's name, for logs.
         sha256: SHA-256 of the key, in hexadecimal.
         requests_per_minute: Requests allowed in the long run; a minute's worth may come at once.
         tokens_per_minute: The same for prompt and answer tokens.
@@ -192,7 +192,7 @@ class KeySettings(SettingsGroup):
 
 
 class GatewayLimits(SettingsGroup):
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
         body_bytes: Size of the body. Images and long documents need megabytes.
@@ -257,13 +257,13 @@ class Health(SettingsGroup):
 
     Attributes:
         every_s: Between two checks of a backend.
-        timeout_s: What one check may take.
+        timeout_s: Longest time of one check.
         failures: Failed checks in a row that take a backend out; one good check takes it back.
         circuit_failures: Failed requests in a row that open its circuit. The last backend's never opens.
         circuit_open_s: How long it then gets no request. After it, the gateway asks for one token itself.
         silence_s: A backend with work and room from which nothing came for so long is asked for one token.
-        probe_s: What the answer to such a question may take.
-        retries: How often a request is sent to another backend, as long as its client has got nothing.
+        probe_s: Longest time of the answer to such a question.
+        retries: Number of times a request is sent to another backend, as long as its client has got nothing.
         retry_share: Retries for each request, in the long run. More would multiply the load of an outage.
         retry_reserve: Retries that may come at once, for example when a backend dies with many requests.
     """
@@ -281,7 +281,7 @@ class Health(SettingsGroup):
 
 
 class Drain(SettingsGroup):
-    """What happens at SIGTERM.
+    """Phases after SIGTERM.
 
     Attributes:
         notice_s: Not ready, but still serving: until load balancers have noticed.
@@ -327,8 +327,8 @@ class GatewaySettings(BaseSettings):
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        models: What is served.
-        keys: Who may.
+        models: Models to serve.
+        keys: Keys of the callers.
         hosts: Names under which a gateway without keys is reached, in addition to localhost and IP addresses.
             It refuses others, because a foreign web page could use them (DNS rebinding).
         allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.

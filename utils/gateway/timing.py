@@ -11,7 +11,7 @@ from utils.http.answers import has_text
 
 @dataclass(frozen=True)
 class Timing:
-    """What is known of one answer; times in seconds of one clock.
+    """Timing of one answer so far, in seconds of one clock.
 
     Attributes:
         began: When the request came.
@@ -32,7 +32,7 @@ class Timing:
 
 
 def on_message(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
-    """What is known after one more message to the client.
+    """Return the timing after one more message to the client.
 
     Neither the head of an answer nor a comment such as `: ping` is a token, because servers send both
     before the model has said anything. A chunk that holds only the role is none either.

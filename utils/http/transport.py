@@ -237,7 +237,7 @@ class TimedStream(httpx.AsyncByteStream):
     def finish(self) -> None:
         """Give the connection back, although the end of the body may still be on its way.
 
-        Use it when the content says that it is complete, for example after an event `[DONE]`. Bytes that
+        Use it when the content is complete by itself, for example after an event `[DONE]`. Bytes that
         come are thrown away. The connection is closed if the end doesn't come within a tenth of a second.
         """
         self._pool.finish(self._connection)

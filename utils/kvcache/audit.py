@@ -48,7 +48,7 @@ def total(root: Node) -> int:
 
 
 def damage(root: Node, page_size: int) -> str:
-    """What is wrong with the links of a tree, in words; "" if nothing."""
+    """Return the fault in the links of a tree, in words; "" if there is none."""
     for node in walk(root):
         for page, child in node.children.items():
             if not isinstance(child, Node) or not isinstance(child.key, list):
@@ -81,7 +81,7 @@ def machine(
     lock: Callable[..., None],
     evict: Callable[..., int],
 ) -> type[RuleBasedStateMachine]:
-    """Random use of a tree beside plain lists of what it must hold.
+    """Compare random use of a tree with plain lists of its expected content.
 
     The four functions are ``match_prefix``, ``insert``, ``lock`` and ``evict`` of
     :mod:`utils.kvcache.radix`, or stand in for them.

@@ -3,7 +3,7 @@
 PagedAttention (arXiv 2309.06180, sections 4.2 to 4.4) cuts the KV cache into blocks of a few
 tokens. A sequence's *block table* maps its logical blocks to physical ones, which need not be
 neighbours; two sequences with a common prefix point at the same physical blocks, and a reference
-count per block says how many tables do. Who writes to a shared block copies it first.
+count per block tells how many tables do. A sequence that writes to a shared block copies it first.
 
 In vLLM 0.32 (``v1/core/block_pool.py``) ``get_new_blocks`` takes from the free queue, ``touch``
 adds a reference and ``free_blocks`` drops one. There prefixes are shared in full blocks only,

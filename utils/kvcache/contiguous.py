@@ -1,6 +1,6 @@
 """Contiguous KV memory: each request reserves one unbroken range for its longest possible output.
 
-That is how serving systems before PagedAttention did it, and what the paper measures in its
+Serving systems before PagedAttention did it in this way, and the paper measures it in its
 figures 2 and 3 (arXiv 2309.06180, section 3.1). A slot (room for one token) is then one of:
 
 * **used**: holds the key and value of a token;
@@ -24,7 +24,7 @@ class OutOfSlots(RuntimeError):
 
 @dataclass(frozen=True)
 class SlotUse:
-    """What the slots of a KV cache hold at one moment; the five add up to all slots."""
+    """Use of the slots of a KV cache at one moment; the five numbers add up to all slots."""
 
     used: int
     reserved: int

@@ -22,7 +22,7 @@ Tokens = list[int]
 
 @dataclass(eq=False)
 class Node:
-    """A run of tokens that is cached behind its parent's.
+    """Run of tokens that is cached after its parent's.
 
     Attributes:
         key: The tokens, whole pages of them; empty at the root only.
@@ -81,7 +81,7 @@ def match_prefix(root: Node, tokens: Tokens, page_size: int = 1) -> int:
 
 
 def split(node: Node, length: int, page_size: int = 1) -> Node:
-    """Cuts a node in two behind ``length`` tokens; returns the new upper half, its parent now."""
+    """Cut a node in two after `length` tokens, and return the new upper half, its parent now."""
     assert node.parent is not None
     upper = Node(node.key[:length], node.parent, {}, node.lock_ref, node.last_used)
     node.parent.children[tuple(node.key[:page_size])] = upper
@@ -172,7 +172,7 @@ class RadixCache:
         return self._match(self.root, tokens[:-1], self.page_size)
 
     def insert(self, tokens: Tokens) -> Node:
-        """Stores a sequence; what the pool has no room for is evicted first.
+        """Store a sequence, and evict others first if the pool has no room for it.
 
         Raises:
             ValueError: The sequence alone is longer than the pool.

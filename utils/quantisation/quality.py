@@ -26,10 +26,10 @@ Distribution = dict[int, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """What an engine thought of some texts.
+    """Probabilities that an engine gave to some texts.
 
     Attributes:
-        tokens: The token that stood at each judged place.
+        tokens: True token at each judged place.
         distributions: Probabilities by token, at each place.
     """
 

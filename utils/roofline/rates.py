@@ -209,7 +209,7 @@ def _repeat(kernel: Callable[[], object], seconds: float, threads: int, device: 
 
 
 def synchronizer(device: str) -> Callable[[], None]:
-    """What waits until the kernels of a device ("cpu", "cuda") are done."""
+    """Return a function that waits until the kernels of a device ("cpu", "cuda") are done."""
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 

@@ -1,4 +1,4 @@
-"""What a model's weights cost per token: bytes to read and operations to do.
+"""The cost of a model's weights per token: bytes to read and operations to do.
 
 Counted from the tensors of a safetensors or GGUF file. One row of the embedding table is read per
 token, so the table is no decode traffic; where the output head shares it (tied), the whole table
@@ -38,7 +38,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WeightTraffic:
-    """What one decode step and one prompt token use of the weights.
+    """Use of the weights by one decode step and one prompt token.
 
     Attributes:
         total_bytes: All weights.
@@ -60,7 +60,7 @@ def read_weights(path: str | Path, dtype: str | None = None) -> WeightTraffic:
 
     Args:
         path: A folder with safetensors (or one GGUF) files, or one such file.
-        dtype: What an engine converts them to as it loads them; None as they are stored. A GGUF file, and
+        dtype: Data type to which an engine converts them; None keeps the stored one. A GGUF file, and
             quantised tensors, are served as they are.
 
     Raises:

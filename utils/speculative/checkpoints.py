@@ -55,11 +55,11 @@ def save_heads(
 
     SGLang 0.5.23 takes `eagle_aux_hidden_state_layer_ids` one layer further than vLLM does, without an error
     (`set_eagle3_layers_to_capture` adds 1; sglang pull request 25454 tells the two conventions apart). So
-    EAGLE-3 heads for SGLang are a copy with ids one lower, which says so in its configuration.
+    EAGLE-3 heads for SGLang are a copy with ids one lower, and its configuration records that.
 
     Args:
-        heads: What to write.
-        target: Whose heads they are; gives the configuration of positions.
+        heads: Heads to write.
+        target: Their model; gives the configuration of positions.
         folder: Made if needed.
         dtype: Of the stored weights.
         engine: "vllm" or "sglang": whose layer ids EAGLE-3's configuration holds.
@@ -95,7 +95,7 @@ def load_heads(path: str | Path, target: Target) -> Heads:
         target: Whose hidden states they are going to read; decides device and data type.
 
     Returns:
-        What the folder holds; the configuration says which kind.
+        The folder's heads, of the kind that the configuration names.
 
     Raises:
         SpeculationError: No heads there, an incomplete file, or heads that are not for this target.
@@ -185,7 +185,7 @@ def _count(config: Mapping[str, Any], names: Sequence[str], folder: Path, defaul
 
 
 def _fill(heads: Heads, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Loads a state, and says what is missing or of another size."""
+    """Load a state, and report missing entries and other sizes."""
     wanted = heads.state_dict()
     missing = sorted(set(wanted) - set(state))
     if missing:

@@ -64,10 +64,10 @@ def record(
     """Answers prompts greedily, and keeps what the target computed on the way.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         prompts: Token ids.
-        answers: What it will probably write, to save time; what it does write is kept, the same or not.
-        aux_layers: Whose hidden states are features, see `Target`.
+        answers: Its probable texts, to save time; its real texts are kept, the same or not.
+        aux_layers: Layers whose hidden states are features, see `Target`.
         max_new_tokens: Of each answer.
 
     Returns:
@@ -127,7 +127,7 @@ def self_generated(
     """`record` for many prompts, in batches, with a progress bar; goes on where it was stopped.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         prompts: Token ids; neighbours should be of similar length.
         answers: See `record`.
         aux_layers: See `Target`.
@@ -163,7 +163,7 @@ def self_generated(
 
 
 def tokenizer_of(target: Target) -> Any:
-    """The tokenizer that lies beside a target's weights."""
+    """Return the tokenizer in the folder of a target's weights."""
     return load_tokenizer(target.path)
 
 

@@ -28,7 +28,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class News:
-    """What a sequence gained since the last draft.
+    """Gain of a sequence since the last draft.
 
     Attributes:
         tokens: All of the sequence, its newest token (the root of the next draft) included.
@@ -42,7 +42,7 @@ class News:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter."""
+    """Interface between the loop and a drafter."""
 
     name: str
     aux_layers: tuple[int, ...]
@@ -53,7 +53,7 @@ class Drafter(Protocol):
         ...
 
     def draft(self, row: int, news: News) -> Draft:
-        """Takes in what is new of a row, and guesses on."""
+        """Take in the news of a row, and guess on."""
         ...
 
 
@@ -103,7 +103,7 @@ class Reference:
 
 
 class NGramDrafter:
-    """N-gram lookup: what followed the last few tokens the last time they occurred, if they did.
+    """N-gram lookup: drafts the tokens that followed the last few tokens when these occurred before.
 
     The control for every other drafter: it needs no training and costs nothing.
 
@@ -150,9 +150,9 @@ class MedusaDrafter:
     """Medusa's heads over a static tree.
 
     Args:
-        heads: Trained for this target.
-        choices: Paths of ranks, see `ChoiceTree`; None for each head's best guess, one behind the other. The
-            root is the target's own next token, known already: (r,) is head 0's guess behind it.
+        heads: Heads that were trained for this target.
+        choices: Paths of ranks, see `ChoiceTree`; None for each head's best guess, one after the other. The
+            root is the target's own next token, known already: (r,) is head 0's guess after it.
 
     Raises:
         SpeculationError: The tree has no node, is deeper than there are heads, or asks for a rank that no
@@ -376,7 +376,7 @@ class EagleDrafter:
         in_cache: list[int],
         cache: KVCache,
     ) -> Tensor:
-        """Outputs of the nodes of a level; their keys go behind those of the levels before."""
+        """Return the outputs of the nodes of a level; their keys follow those of the levels before."""
         target, start = self.target, cache.lengths[0]
         ids = torch.tensor([[tokens[node] for node in frontier]], device=target.device)
         in_cache += frontier

@@ -90,9 +90,9 @@ def generate(
         prompts: Token ids.
         drafter: Guesses.
         max_new_tokens: Of each answer.
-        rule: Of acceptance; None is greedy.
-        ignore_end: Goes on behind an end-of-text token.
-        listen: Called with a row and what the target computed for it, for prompts and after each step.
+        rule: Rule of acceptance; None is greedy.
+        ignore_end: True to go on after an end-of-text token.
+        listen: Called with a row and the target's values for it, for prompts and after each step.
 
     Returns:
         Answers and times.

@@ -15,7 +15,7 @@ class MedusaHeads(nn.Module):
     """K heads on the target's last hidden state; head k guesses the token k + 2 positions on.
 
     Head k: h + SiLU(W h + b), `layers` times, then a language-model head of its own (Medusa, section 2.1.1).
-    The target's own head guesses the next token; head 0 the one behind that.
+    The target's own head guesses the next token; head 0 guesses the one after that.
 
     Args:
         heads: How many.
@@ -105,7 +105,7 @@ class Eagle3Draft(nn.Module):
         )
 
     def residual(self, embedded: Tensor, feature: Tensor) -> Tensor:
-        """What the layer adds its output to: the feature, before its norm."""
+        """Return the value to which the layer adds its output: the feature, before its norm."""
         return feature
 
     def logits(self, output: Tensor) -> Tensor:

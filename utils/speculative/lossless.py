@@ -74,9 +74,9 @@ def draw_sampled(
 
     Args:
         p: The target's distribution [vocab].
-        q: The drafter's [vocab].
-        left_over: What is drawn from after a rejection: the residual, if it is to be exact.
-        draws: How many.
+        q: The drafter's distribution, [vocab].
+        left_over: Distribution to draw from after a rejection: the residual, if it is to be exact.
+        draws: Number of draws.
         seed: Of chance.
 
     Returns:
@@ -186,8 +186,8 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
 def count_pairs(rule: Rule, language: SmallLanguage, draws: int, seed: int = 0) -> Array:
     """The next two tokens, drawn with a rule of acceptance over a tree, counted.
 
-    The tree holds the two most probable first tokens, and the most probable second token behind each. What a
-    step does not give is drawn from the target itself.
+    The tree holds the two most probable first tokens, and the most probable second token after each. Tokens
+    that a step does not give are drawn from the target itself.
 
     Args:
         rule: Of acceptance; it has to draw from torch's own generator.

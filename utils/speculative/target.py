@@ -206,7 +206,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of every layer in one tensor, allocated once.
 
-    A slot is overwritten when its node was rejected; `lengths` says how many slots of a row count.
+    A slot is overwritten when its node was rejected; `lengths` tells how many slots of a row count.
 
     Args:
         shape: Sizes; `layers` of them are kept.
@@ -248,7 +248,7 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Stores n new keys and values of each row behind its length; k, v: [rows, kv_heads, n, d]."""
+        """Store n new keys and values of each row after its length; k, v: [rows, kv_heads, n, d]."""
         n, first = k.shape[2], self.lengths[0]
         keys, values = self.data[layer]
         if all(length == first for length in self.lengths):
@@ -315,10 +315,10 @@ def attention_mask(
 
 @dataclass(frozen=True)
 class Seen:
-    """What the target computed for n nodes of each row.
+    """Values that the target computed for n nodes of each row.
 
     Attributes:
-        hidden: After the last norm, [rows, n, hidden]: what the language-model head reads.
+        hidden: States after the last norm, [rows, n, hidden], which the language-model head reads.
         features: Hidden states of the auxiliary layers side by side, [rows, n, k x hidden]; None if unasked.
     """
 
@@ -396,12 +396,12 @@ class Target(nn.Module):
         return logits
 
     def forward(self, ids: Tensor, trees: list[DraftTree], cache: KVCache) -> Seen:
-        """Computes the nodes of one tree per row behind what the cache holds; commits nothing.
+        """Compute the nodes of one tree per row after the cached tokens; commit nothing.
 
         Args:
             ids: Tokens of the nodes, int64 [rows, n].
             trees: One per row, of at most n nodes.
-            cache: Gets keys and values of the nodes behind each row's length.
+            cache: Gets keys and values of the nodes after each row's length.
         """
         n = ids.shape[1]
         longest = max(cache.lengths) + n

@@ -1,4 +1,4 @@
-"""Training of draft heads on what the target wrote: resumable, with a progress bar, refusing NaN."""
+"""Training of draft heads on the target's own texts: resumable, with a progress bar, refusing NaN."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Draft trees: candidate continuations that one forward pass of the target checks together.
 
 Node 0 is the root: the last token of the sequence, sampled already, whose keys and values the target has yet
-to compute. Every other node is a guess at the token behind its parent. Nodes are numbered so that a parent
+to compute. Every other node is a guess at the token after its parent. Nodes are numbered so that a parent
 comes before its children.
 """
 
@@ -19,7 +19,7 @@ Choice = tuple[int, ...]
 
 
 class DraftTree:
-    """The shape of a draft tree; which tokens its nodes hold is kept beside it.
+    """Shape of a draft tree; the tokens of its nodes are kept elsewhere.
 
     Args:
         parents: Parent of each node; -1 for the root, which is node 0.
@@ -103,7 +103,7 @@ class DraftTree:
 
 @lru_cache(maxsize=4096)
 def chain(guesses: int) -> DraftTree:
-    """The trivial tree: the root and `guesses` nodes, one behind the other."""
+    """Return the trivial tree: the root and `guesses` nodes, one after the other."""
     return DraftTree(range(-1, guesses))
 
 

@@ -1,4 +1,4 @@
-"""What engines say about the size of their KV cache.
+"""The size of an engine's KV cache, by its own account.
 
 vLLM: the labels of ``vllm:cache_config_info`` (``v1/metrics/loggers.py``, ``log_metrics_info``); the
 same numbers are in the line "KV cache size: ... tokens" of its log. llama.cpp: its log.

@@ -1,4 +1,4 @@
-"""A run in one picture: the requests, and beside them what the engine said meanwhile."""
+"""A run in one picture: the requests, and the engine's metrics meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9
 
 
 class Traced(Protocol):
-    """What is drawn of a request; ``utils.benchmark`` traces have it. Times: ``perf_counter``, s."""
+    """Fields of a request that are drawn; traces of `utils.benchmark` have them. Times: `perf_counter`, s."""
 
     @property
     def sent(self) -> float:
@@ -37,7 +37,7 @@ def plot_run(series: Series, traces: Sequence[Traced] = (), title: str = "") -> 
     Args:
         series: The engine's readings.
         traces: Requests of the same run, as ``LoadResult.traces``.
-        title: What was run.
+        title: Title of the picture.
 
     Returns:
         The figure.

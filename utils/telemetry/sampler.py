@@ -142,7 +142,7 @@ class Sampler:
     the middle, the load goes on; the gaps are kept and `Series.note` tells.
 
     Args:
-        engine: What ``launch`` yields.
+        engine: Engine from `launch`.
         interval_s: Seconds between readings.
         max_samples: Readings held, at most.
         timeout_s: Seconds that one reading may take.

@@ -1,6 +1,6 @@
 """One reading of an engine's metrics, in the same words for every engine.
 
-An engine names its metrics in its spec (:class:`utils.engines.spec.MetricNames`). What it does not
+An engine names its metrics in its spec (`utils.engines.spec.MetricNames`). A metric that it does not
 offer is None here, never 0. Sources of the names: ``vllm/v1/metrics/loggers.py`` (0.32.0),
 ``sglang/srt/observability`` (0.5.23), TensorRT-LLM ``/prometheus/metrics``, llama.cpp
 ``tools/server/README.md``.
@@ -28,11 +28,11 @@ HISTOGRAMS = frozenset({"ttft", "itl", "tpot", "e2e"})
 
 
 class ScrapeError(EngineError):
-    """The metrics could not be read; the message says what to try."""
+    """Metrics that could not be read; the message has a remedy."""
 
 
 class Scrapable(Protocol):
-    """What a running engine has to offer; ``utils.engines.launch`` yields one."""
+    """Fields of a running engine that are needed; `utils.engines.launch` yields one."""
 
     @property
     def base_url(self) -> str:
@@ -45,7 +45,7 @@ class Scrapable(Protocol):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What an engine said about itself at one moment.
+    """An engine's account of itself at one moment.
 
     Gauges and counters add up over an engine's label sets (data-parallel ranks); shares are their
     mean; counters run from the engine's start.
@@ -112,7 +112,7 @@ def scrape(engine: Scrapable, timeout_s: float = 5.0) -> Snapshot:
     """Reads a running engine's metrics once.
 
     Args:
-        engine: What ``launch`` yields.
+        engine: Engine from `launch`.
         timeout_s: Seconds to wait for the answer.
 
     Returns:
@@ -196,7 +196,7 @@ def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sam
 
     Args:
         text: The exposition format.
-        wanted: What the names of interest begin with.
+        wanted: Beginnings of the names of interest.
 
     Raises:
         ScrapeError: The text is not in the exposition format.

@@ -64,7 +64,7 @@ def is_heldout(name: str, one_in: int = 20) -> bool:
 
 
 def vocabulary_texts(repeats: int) -> list[str]:
-    """What the tokenizer is trained on: training documents, and the word lists `repeats` times."""
+    """Return the texts to train the tokenizer on: training documents, and the word lists `repeats` times."""
     lists = (
         vocabulary.CLASSES,
         vocabulary.FIELDS,

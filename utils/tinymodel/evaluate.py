@@ -1,4 +1,4 @@
-"""What the model can do: tasks by kind, questions, stopping, loops, held-out prose, long context."""
+"""The model's abilities: tasks by kind, questions, stopping, loops, held-out prose, long context."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a learner wrote, picked out of whatever was handed in.
+"""A learner's own cells, picked out of a notebook that was handed in.
 
 Nothing else of a handed-in notebook is run: its exercises go into the instructors' own notebook. So
 this reads with patience (old formats, missing, split and doubled cells, lost metadata), and notes what
@@ -101,7 +101,7 @@ class LabCells:
 
 @dataclass
 class HandedIn:
-    """What was found.
+    """Cells that were found.
 
     Attributes:
         texts: of the cells that a learner fills, by cell id.
@@ -271,7 +271,7 @@ def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:
 
 
 def _by_name(handed: HandedIn, slot: Slot, defining: list[tuple[_Cell, set[str]]]) -> None:
-    """A cell that lost its id and metadata is known by what it defines."""
+    """Find a cell that lost its id and metadata by its definitions."""
     kept = [
         cell.text
         for cell, names in defining
@@ -287,7 +287,7 @@ def _by_name(handed: HandedIn, slot: Slot, defining: list[tuple[_Cell, set[str]]
 
 
 def _written_beside(handed: HandedIn, slot: Slot, cells: list[_Cell]) -> None:
-    """An answer that stands in another cell: one of the learner's own, or one that lost its marks."""
+    """Find an answer in another cell: one of the learner's own, or one that lost its marks."""
     if not same(handed.texts.get(slot.cell, slot.stub), slot.stub):
         return
     following: list[_Cell] = []

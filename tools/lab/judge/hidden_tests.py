@@ -1,4 +1,4 @@
-"""How an exercise is graded: hidden parts, wrong solutions, and what is kept out of reach.
+"""Grading of an exercise: hidden parts, wrong solutions, and names that are kept out of reach.
 
 A lab's file, `solutions/grading/lab_3_3_N.py`, is never released. It says per exercise:
 
@@ -25,7 +25,7 @@ A lab's file, `solutions/grading/lab_3_3_N.py`, is never released. It says per e
   all points, as the reference does.
 * **twins** are functions and classes of `utils` that answer the exercise. While it is graded they
   are not in reach of the learner's code. The check's reference is one without being named.
-* **returns** are classes of `utils` that an answer may return or hold, beside plain values.
+* **returns** are classes of `utils` that an answer may return or hold, in addition to plain values.
 
 What a part hands over (and a check, for a part of its messages) crosses to another process: plain
 values, containers, NumPy arrays, and objects of classes of `utils`. No function, no generator.
@@ -72,9 +72,9 @@ class GradedPart:
     """A part of an exercise that earns its points or does not.
 
     Attributes:
-        title: what it is about, as a noun phrase; learners read it.
-        points: what it is worth.
-        examine: what decides.
+        title: Subject, as a noun phrase; learners read it.
+        points: Points for it.
+        examine: Function that decides.
     """
 
     title: str
@@ -104,7 +104,7 @@ class Grading:
 
     @property
     def points(self) -> int:
-        """Of all parts."""
+        """Points of all parts."""
         return sum(part.points for part in self.parts)
 
     def wrongs(self) -> dict[str, Wrong]:

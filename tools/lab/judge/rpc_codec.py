@@ -1,6 +1,6 @@
 """Values between the grader and the process that runs a learner's code.
 
-Plain data only: JSON, no pickle, so that what comes from the learner's side can hold values and
+Plain data only: JSON, no pickle, so that data from the learner's side can hold values and
 nothing that acts. Exact types survive (a `bool` is no `int`, a NumPy scalar no `float`). Objects of
 classes of `utils` cross by value where the receiver has agreed to the class; whatever else the
 learner's side holds (its own classes, generators, functions) stays there, and a *handle* crosses.
@@ -37,13 +37,13 @@ class WireError(ValueError):
 
 
 class Handles(Protocol):
-    """What stays on the learner's side, and is named by a number."""
+    """Object that stays on the learner's side, and is named by a number."""
 
     def give(self, thing: object) -> dict[str, Any]:
         """Describe an object that stays here (or a handle that came from there)."""
 
     def take(self, described: dict[str, Any]) -> object:
-        """The object, or what stands for it, behind a description."""
+        """Return the object that a description means, or its proxy."""
 
 
 def to_bytes(message: object) -> bytes:
@@ -59,7 +59,7 @@ def to_bytes(message: object) -> bytes:
 
 
 def from_bytes(text: bytes) -> dict[str, Any]:
-    """The message behind the length.
+    """Return the message that follows the length.
 
     Raises:
         WireError: it is no JSON object.
@@ -212,7 +212,7 @@ class Codec:
     def _decode_object(
         self, node: dict[str, Any], kind: str, each: Callable[[Any], list[Any]]
     ) -> Any:
-        """Make (or find) the object first, then fill it: what is in it may point back to it."""
+        """Make (or find) the object first, then fill it, because its contents may point back to it."""
         number, before = node["n"], self._items
         fresh = number not in self._by_number
         actual: Any = None if fresh else self._by_number[number]

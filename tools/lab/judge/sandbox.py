@@ -33,12 +33,12 @@ _NEXT_STEP = (
 
 
 class SandboxError(Exception):
-    """No sandbox can be had; the message says what to do."""
+    """Missing sandbox; the message has the next step."""
 
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What a learner's code may take.
+    """Limits of a learner's code.
 
     Attributes:
         memory_bytes: of all processes of one notebook together, and data of each.
@@ -92,7 +92,7 @@ class Sandbox(Protocol):
         """The environment of that command."""
 
     def protections(self) -> list[str]:
-        """What is in force, in words."""
+        """Return the limits in force, in words."""
 
 
 def _variables(course: str, home: str) -> dict[str, str]:

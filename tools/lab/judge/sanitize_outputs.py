@@ -16,7 +16,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def harmless(nodes: Any) -> list[dict[str, Any]]:
-    """Keep what is text or a PNG picture of outputs in nbformat's form, whoever made them."""
+    """Keep the text and the PNG pictures of outputs in nbformat's form."""
     if not isinstance(nodes, list):
         return []
     kept = (_harmless(node) for node in nodes[:MAX_OUTPUTS] if isinstance(node, dict))

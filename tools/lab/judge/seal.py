@@ -37,7 +37,7 @@ def seals_of(check: Check, twins: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
-    """Write `target/utils`, sealed, and the judge that runs beside it in the worker.
+    """Write `target/utils`, sealed, and the judge that runs with it in the worker.
 
     Args:
         root: the course's folder.

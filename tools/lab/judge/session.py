@@ -144,7 +144,7 @@ class Session:
     def run(
         self, code: str, *, ours: bool = False
     ) -> tuple[list[dict[str, Any]], LearnersError | None]:
-        """Run a cell: what it showed (nbformat's outputs, text and pictures), what ended it.
+        """Run a cell. Return its outputs (nbformat's, text and pictures) and the error that ended it.
 
         Args:
             code: the cell.
@@ -157,7 +157,7 @@ class Session:
             return harmless(reply["outputs"]), None if error is None else _described(error)
 
     def look(self, variable: str, wanted: ExpectedKind) -> RemoteAnswer | None:
-        """What the cells made of a variable; None if there is none."""
+        """Return the cells' value of a variable; None if there is none."""
         asked = {"variable": variable, "kind": wanted.kind, "parameters": wanted.parameters}
         with self.budget(self.limits.cell_s):
             found = self._exchange("look", **asked)
@@ -178,7 +178,7 @@ class Session:
         self._ask("unseal", module=module, names=names, source=source)
 
     def read(self, node: Any) -> Any:
-        """A value that stands alone in a reply."""
+        """Return the only value of a reply."""
         with self._reading("your answer"):
             return Codec(self, self.classes, agree=True).decode(node)
 
@@ -191,7 +191,7 @@ class Session:
             self._end(f"{what} cannot be read ({error})")
 
     def use(self, handle: int, how: str, *args: Any, restore: bool = False, **kwargs: Any) -> Any:
-        """Call, read or change what is behind a handle.
+        """Call, read or change the object of a handle.
 
         Args:
             handle: its number.
@@ -384,7 +384,7 @@ class Session:
 
 
 class Remote:
-    """A thing of the learner's, seen from here: what is asked of it is asked over there."""
+    """Proxy for an object of the learner's: questions to it are asked over there."""
 
     def __init__(self, session: Session, handle: int, shown: str) -> None:
         for name, value in (("_session", session), ("_handle", handle), ("_shown", shown)):
@@ -517,7 +517,7 @@ class LearnersError:
 
 
 def _memory(process: psutil.Process, *, shared: bool) -> int:
-    """Bytes of a process: what it shares with others counted whole, or (slower) by its part."""
+    """Return the bytes of a process: shared ones counted whole, or (slower) by its part."""
     with contextlib.suppress(psutil.Error):
         if not shared:
             return int(process.memory_full_info().pss)

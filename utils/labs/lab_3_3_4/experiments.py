@@ -52,7 +52,7 @@ def states_of(target: Target, tokens: Sequence[int]) -> Tensor:
 
 
 def best_next(target: Target, tokens: Sequence[int]) -> list[int]:
-    """The target's most probable next token behind each token of a text, from one forward pass."""
+    """Return the target's most probable next token after each token of a text, from one forward pass."""
     best: list[int] = target.logits(states_of(target, tokens)).argmax(-1).tolist()
     return best
 
@@ -94,12 +94,12 @@ def own_tree(
 def tree_error(
     target: Target, text: Sequence[int], tree: DraftTree, tokens: Sequence[int]
 ) -> float:
-    """What a tree's mask and positions change: logits of its nodes in one pass, and of each path by itself.
+    """Return the effect of mask and positions: logits of its nodes in one pass, and of each path by itself.
 
     Args:
         target: The model.
-        text: Token ids that stand in front; its last one is the root.
-        tree: Under test.
+        text: Token ids in front of the tree; the last one is its root.
+        tree: Tree under test.
         tokens: Of its nodes.
 
     Returns:
@@ -135,7 +135,7 @@ def answer_all(
 
 @dataclass(frozen=True)
 class KindAcceptance:
-    """What one kind of text makes of the drafters.
+    """Acceptance of the drafters on one kind of text.
 
     Attributes:
         asked: Prompts.

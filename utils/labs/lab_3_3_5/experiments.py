@@ -148,10 +148,10 @@ class Expansion:
     """A dynamic tree before its re-ranking.
 
     Attributes:
-        parents: Of each node; -1 for the root, node 0.
-        probabilities: That the draft gives each node behind its parent; 1 for the root.
-        tokens: Of each node.
-        answer: What the target wrote in the end, from the root on.
+        parents: Parent of each node; -1 for the root, node 0.
+        probabilities: Draft's probability of each node given its parent; 1 for the root.
+        tokens: Token of each node.
+        answer: Target's final text, from the root on.
     """
 
     parents: list[int]
@@ -196,12 +196,12 @@ def expand(
     """The expanded tree of one draft, at a place of an answer where the draft hesitates.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         eagle: Its draft.
         prompt: Token ids.
         depth: Levels.
         width: Children tried of a node, and nodes expanded of a level.
-        behind: How many tokens of the answer may stand before; that one is taken where the probability of
+        behind: Largest number of tokens of the answer before it; that one is taken where the probability of
             the best first guess is nearest to `HESITATES`.
     """
     limit = max(behind) + depth + 1
@@ -258,7 +258,7 @@ def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> l
     at an assumed `FASTER` times its speed, the repeats of the profile. The answers are not looked at.
 
     Args:
-        prompts: Those that can be asked, the kinds one behind the other.
+        prompts: Possible prompts, the kinds one after the other.
         step_s: Seconds of a plain step.
         profile: Gives time, repeats and lengths.
     """
@@ -331,9 +331,9 @@ def check_same(
 def acceptance_rate(generations: Sequence[Generation]) -> float:
     """Share of the guesses that were looked at which were right, 0 to 1.
 
-    Behind the first wrong guess of a chain the rest is not looked at: a verification that accepted j of k
+    The rest of a chain after its first wrong guess is not looked at: a verification that accepted j of k
     guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
-    it off, and what was cut off was not found wrong.
+    it off, and the guesses after the cut were not found wrong.
     """
     correct = looked_at = 0
     for g in generations:
@@ -448,7 +448,7 @@ def try_sglang(profile: Profile) -> str:
     """Whether SGLang drafts with EAGLE-3 here, in words.
 
     In containers it is started. As a local process it has no kernels of its own (tools/setup/sglang_cpu): the
-    one that builds a tree is called in its environment, and says so.
+    one that builds a tree is called in its environment, and reports that.
     """
     if "eagle3_heads" not in profile.models:
         return f"SGLang with EAGLE-3: {NO_HEADS} ({profile.models['sglang']})."

@@ -68,7 +68,7 @@ def plot_steps(accuracies: Mapping[str, Sequence[float]]) -> Figure:
 def plot_expansion(
     tree: Expansion, kept: Sequence[int], text: Callable[[int], str] = str
 ) -> Figure:
-    """The expanded tree: what re-ranking keeps in blue, what the target accepts in green.
+    """Draw the expanded tree: nodes that re-ranking keeps in blue, nodes that the target accepts in green.
 
     Args:
         tree: Nodes and their probabilities.

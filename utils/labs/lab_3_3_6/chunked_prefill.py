@@ -35,7 +35,7 @@ def variants(profile: Profile) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Waits:
-    """What one long prompt did to itself and to others.
+    """Waits of one long prompt, and of the other requests.
 
     Attributes:
         chunk: Most tokens in a step.

@@ -95,8 +95,8 @@ def time_steps(
     """Times prefill at several lengths and decode, every way in turn, the first of them changing.
 
     Args:
-        target: Gives the sizes.
-        ways: What is compared, by name.
+        target: Model that gives the sizes.
+        ways: Ways to compare, by name.
         prompts: Prompt lengths, tokens.
         slots: Of the KV cache.
         repeats: Of every measurement.

@@ -22,7 +22,7 @@ from utils.speculative.tree import chain
 
 @dataclass(frozen=True)
 class Work:
-    """What a step over a model's matrices reads and computes.
+    """Bytes and operations of a step over a model's matrices.
 
     Attributes:
         parameters: In the matrices of all layers; embedding and head are left out.
@@ -65,7 +65,7 @@ def measure_constants(work: Work, dtype: torch.dtype, seconds: float) -> Machine
 def best_times(
     calls: Mapping[int, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[int, float]:
-    """Shortest time of each call, s, the calls in turn; what other programs do only lengthens times."""
+    """Return the shortest time of each call, s, with the calls in turn, since others only lengthen them."""
     wait = synchronizer(device.type)
     best = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The measured runs of lab 3.3.7, on real engines behind the real gateway."""
+"""The measured runs of lab 3.3.7, on real engines with the real gateway in front."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def grouped_prompts(profile: Profile, seed: int) -> list[Request]:
 
 
 def affinity_key(request: Request) -> str:
-    """What the gateway hashes of a prompt."""
+    """Return the part of a prompt that the gateway hashes."""
     assert isinstance(request.prompt, str)
     return request.prompt[: Affinity().characters]
 
@@ -561,7 +561,7 @@ def patience(traces: Sequence[RequestTrace]) -> dict[str, float]:
 def faulty_pool(
     engines: Sequence[RunningEngine], profile: Profile
 ) -> Iterator[tuple[LocalGateway, FaultProxy]]:
-    """A gateway in front of three engines, the second behind a proxy that can misbehave.
+    """Start a gateway in front of three engines, with a proxy that can misbehave in front of the second.
 
     Its limits come from a warm-up on this machine, and are printed.
     """

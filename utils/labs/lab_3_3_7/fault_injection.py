@@ -26,7 +26,7 @@ _START_S = 10.0
 
 
 class FaultProxy:
-    """Stands in front of an engine and hands on, slowly, or not at all.
+    """Proxy in front of an engine that hands on, slowly, or not at all.
 
     Attributes:
         mode: `pass`. In `slow`, each piece of an answer waits `delay_s`. In the others, health checks pass:
