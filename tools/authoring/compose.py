@@ -41,7 +41,7 @@ def health_command(spec: EngineSpec, port: int) -> list[str]:
 
 
 def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
-    """The service of an engine on a GPU, as `launch` would start it with the profile's model."""
+    """Return the service of an engine on a GPU, as `launch` would start it with the profile's model."""
     container = spec.container
     assert container is not None
     model = profile.models[spec.name]
@@ -116,7 +116,7 @@ def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
 
 
 def generated_services() -> str:
-    """The services, in YAML, with the marks around them."""
+    """Return the services, in YAML, with the marks around them."""
     profile = PROFILES[PROFILE]
     services = {
         spec.name: engine_service(spec, profile) for spec in ENGINES.values() if spec.container
@@ -130,7 +130,7 @@ def generated_services() -> str:
 
 
 def put_into(text: str) -> str:
-    """The compose file with the services anew.
+    """Return the compose file with the services anew.
 
     Raises:
         ValueError: The marks are not there.

@@ -147,7 +147,7 @@ def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) ->
 
 
 def _cell_id(part: Part, seen: Counter[str]) -> str:
-    """An id that no insertion elsewhere changes: by name, or by the cell's own text."""
+    """Return an id that no insertion elsewhere changes: by name, or by the cell's own text."""
     if part.id:
         return f"{part.role}-{part.id}"
     text = hashlib.sha256(f"{part.kind}\n{part.stubbed}".encode()).hexdigest()[:12]

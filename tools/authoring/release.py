@@ -105,7 +105,7 @@ def _not_released(folder: Path) -> list[str]:
 
 
 def commit(root: Path) -> str:
-    """The commit, with a word about changes that are in none; "unknown" outside of a repository."""
+    """Return the commit, with a word about changes that are in none; "unknown" outside of a repository."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -161,7 +161,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _needed_by_labs(root: Path) -> list[str]:
-    """Answers that stay in `utils`: a lab goes on with the reference, and plots with the mechanism."""
+    """Return the answers that stay in `utils`, because labs go on with the reference and plots use it."""
     names = [
         name
         for by_exercise in load_gradings(root).values()

@@ -34,8 +34,8 @@ def make_site(
     Args:
         root: Folder of the course.
         target: Folder of the site.
-        solved: Whether the site has the solutions. Otherwise it is made from a release.
-        execute: Whether the solutions, or else the learners' labs, are executed.
+        solved: True if the site has the solutions. Otherwise it is made from a release.
+        execute: True if the solutions, or else the learners' labs, are executed.
         only: The lab to execute, as `find_lab` takes it. The other labs' solutions get no page.
 
     Raises:

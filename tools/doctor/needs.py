@@ -22,8 +22,8 @@ class LabNeeds:
         title: Its title.
         engines: Engines that it cannot do without.
         optional: Engines that it uses where they run, and counts as not run elsewhere.
-        compiler: Whether it can't do without a C++ compiler.
-        compiled_step: Whether it builds a decoder step in C++, and has a slower one in PyTorch.
+        compiler: True if it can't do without a C++ compiler.
+        compiled_step: True if it builds a decoder step in C++, and has a slower one in PyTorch.
     """
 
     title: str

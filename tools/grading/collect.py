@@ -84,7 +84,7 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
 
 
 def _printable(name: str) -> str:
-    """A file's name as it is, or, with characters that no terminal should get, as Python writes it."""
+    """Return a file's name as it is, or, with characters that no terminal should get, as Python writes it."""
     return name if name.isprintable() else ascii(name)
 
 

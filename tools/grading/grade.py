@@ -51,7 +51,7 @@ _MEMORY_BYTES = 3 << 30  # of one notebook's judge, which reads what the learner
 
 @dataclass(frozen=True)
 class Options:
-    """How to grade.
+    """Settings of grading.
 
     Attributes:
         sandbox: "bubblewrap" or "none".
@@ -152,7 +152,7 @@ def _absent(found: Collected) -> list[str]:
 
 
 def read_graded_labs(root: Path, options: Options) -> dict[str, GradedLab]:
-    """All labs with exercises, by name.
+    """Return all labs with exercises, by name.
 
     Raises:
         CourseError: a source breaks a rule, or this is a release.
@@ -316,7 +316,7 @@ def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """A submission's bytes, of a plain file alone, and no more than one too many."""
+    """Return a submission's bytes, of a plain file alone, and no more than one too many."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
 
@@ -406,7 +406,7 @@ def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> bool
     A person's entries since then only make the feedback page due again.
 
     Returns:
-        Whether points given by hand are of an earlier submission.
+        True if points given by hand are of an earlier submission.
     """
     found = read_findings(out, item.student, item.lab)
     stamp = findings_path(out, item.student, item.lab).with_suffix(ENTERED)

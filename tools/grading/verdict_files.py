@@ -34,7 +34,7 @@ class Findings:
 
 
 def findings_path(out: Path, student: str, lab: str) -> Path:
-    """The file of one notebook."""
+    """Return the file of one notebook."""
     return out / "judged" / student / f"{lab}.json"
 
 

@@ -15,7 +15,7 @@ KERNEL_TITLE = "Module 3.3"
 
 
 def find_lab(name: str, root: Path = ROOT) -> Path:
-    """The learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
+    """Return the learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
 
     Raises:
         CourseError: no lab of that name; the message lists the right ones.
@@ -24,7 +24,7 @@ def find_lab(name: str, root: Path = ROOT) -> Path:
 
 
 def match(name: str, paths: list[Path]) -> Path:
-    """The one of `paths` that `name` means, as `find_lab` takes it.
+    """Return the one of `paths` that `name` means, as `find_lab` takes it.
 
     Raises:
         CourseError: none.

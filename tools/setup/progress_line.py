@@ -37,7 +37,7 @@ class Progress:
                 self._write(f"  {line}"[:WIDTH] + "\n")
 
     def finish(self, title: str, line: str) -> None:
-        """Says in a line that stays that a step has ended."""
+        """Say in a line that stays that a step has ended."""
         with self._guard:
             self._now.pop(title, None)
             if sys.stdout.isatty():

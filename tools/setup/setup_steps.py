@@ -50,7 +50,7 @@ class Step:
         build: Fills `target`.
         parts: Folders whose files are copied among the packages of the environment that `build` made; as the
             locks, a change makes the step due again.
-        compiles: Whether it keeps every core busy; it then runs at the same time as those that do not.
+        compiles: True if it keeps every core busy; it then runs at the same time as those that do not.
         recipe: Version of `build`. Change it if `build` changes but its locks and parts don't.
     """
 
@@ -77,7 +77,7 @@ class Step:
         return digest.hexdigest()
 
     def done(self) -> bool:
-        """Whether the target is complete and made from today's requirement files."""
+        """Return whether the target is complete and made from today's requirement files."""
         stamp = self.target / STAMP
         return stamp.is_file() and stamp.read_text() == self.key()
 
@@ -107,7 +107,7 @@ class Step:
             raise
 
     def copy_parts(self) -> None:
-        """Copies the files of `parts` into the environment."""
+        """Copy the files of `parts` into the environment."""
         for folder in self.parts:
             packages = next(self.target.glob("lib/python3.*/site-packages"))
             for file in files_of(folder):
@@ -118,7 +118,7 @@ class Step:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below a folder, but what Python has compiled."""
+    """Return all files below a folder, but what Python has compiled."""
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     return [file for file in found if "__pycache__" not in file.parts]
 
@@ -129,7 +129,7 @@ SGLANG_CUDA_WHEEL = "sglang==0.5.23"
 
 
 def on_cpu() -> bool:
-    """Whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
+    """Return whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
     return load_profile().device == "cpu"
 
 
@@ -164,7 +164,7 @@ def build_course(shell: Shell, target: Path) -> None:
 
 
 def configure(path: Path, settings: Mapping[str, object]) -> None:
-    """Writes a JSON settings file of JupyterLab."""
+    """Write a JSON settings file of JupyterLab."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # it may be linked to another environment's (packages.py)
     path.write_text(json.dumps(settings))
@@ -348,7 +348,7 @@ SITE = Step(
 
 
 def steps_for(profile_name: str, machine: str | None = None) -> tuple[Step, ...]:
-    """The steps that a profile needs; GPU profiles with docker take their engines from containers.
+    """Return the steps that a profile needs; GPU profiles with docker take their engines from containers.
 
     SGLang's plain PyTorch path is one of x86-64: on Arm it calls its kernels (srt/distributed/bootstrap.py).
 

@@ -45,7 +45,7 @@ class Halt:
         self._called = False
 
     def start(self, begin: Callable[[], subprocess.Popen[str]]) -> subprocess.Popen[str]:
-        """Starts a command, in a process group of its own, with `begin`.
+        """Start a command, in a process group of its own, with `begin`.
 
         Raises:
             Halted: It is too late for that.
@@ -57,12 +57,12 @@ class Halt:
             return process
 
     def ended(self, process: subprocess.Popen[str]) -> None:
-        """Forgets a command that has ended."""
+        """Forget a command that has ended."""
         with self._guard:
             self._running.discard(process)
 
     def check(self) -> None:
-        """Goes on unless `call` was called.
+        """Go on unless `call` was called.
 
         Raises:
             Halted: It was.
@@ -71,7 +71,7 @@ class Halt:
             raise Halted
 
     def call(self) -> None:
-        """Kills every command that runs, with its children."""
+        """Kill every command that runs, with its children."""
         with self._guard:
             self._called = True
             for process in self._running:
@@ -79,7 +79,7 @@ class Halt:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """Kills a command that leads a process group, and all of the group."""
+    """Kill a command that leads a process group, and all of the group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -89,7 +89,7 @@ class Shell:
 
     Args:
         title: Name of the step.
-        log: Where output goes.
+        log: File of its output.
         lock: File descriptor that commands inherit.
         progress: Shows what the step is doing; shells of several threads share one.
         halt: Ends the step from another thread.
@@ -114,7 +114,7 @@ class Shell:
         log.write_text("")
 
     def say(self, text: str) -> None:
-        """Shows `text` as what the step is doing now."""
+        """Show `text` as what the step is doing now."""
         self._last_line = text
         self._show(force=True)
 
@@ -134,7 +134,7 @@ class Shell:
             return ""
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Runs `command` from the repository root to its end.
+        """Run `command` from the repository root to its end.
 
         Raises:
             SetupError: It exited with another code than 0; holds the last lines of its output.
@@ -197,7 +197,7 @@ class Shell:
 
 
 def advice_for(output: str, log: Path) -> str:
-    """The next step for a command that failed with `output`."""
+    """Return the next step for a command that failed with `output`."""
     unreachable = (
         "The package index could not be reached. If you are behind a proxy, set HTTPS_PROXY. Run the "
         "same command again when the index can be reached."

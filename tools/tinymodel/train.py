@@ -88,7 +88,7 @@ class Trainer:
         write_file(self.folder / CHECKPOINT, partial(torch.save, state))
 
     def train_step(self) -> dict[str, float]:
-        """One optimizer step; returns the mean loss of each source present."""
+        """Take one optimizer step, and return the mean loss of each source present."""
         started = time.perf_counter()
         within, stage = self.recipe.stage(self.step)
         length = stage.lengths[within % len(stage.lengths)]

@@ -100,10 +100,10 @@ def measure(
     warmup: int = 0,
     extra: dict[str, Any] | None = None,
 ) -> Run:
-    """Sends requests at a fixed concurrency, samples the engine meanwhile, writes a record.
+    """Send requests at a fixed concurrency, sample the engine meanwhile, and write a record.
 
     Args:
-        engine: What serves.
+        engine: Engine that serves.
         profile: Machine's profile.
         requests: Requests, sent in this order.
         concurrency: Requests in flight.

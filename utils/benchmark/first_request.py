@@ -28,7 +28,7 @@ ORDER = ("vllm", "llama_cpp", "sglang", "transformers")
 
 
 def start(names: tuple[str, ...], profile: Profile) -> RunningEngine:
-    """The first engine of `names` that runs here.
+    """Start the first engine of `names` that runs here.
 
     Raises:
         NotRunHere: None of them does; holds the reason of each.
@@ -65,7 +65,7 @@ def described(engine: RunningEngine, trace: RequestTrace) -> str:
 
 
 def write_picture(trace: RequestTrace) -> Path:
-    """Draws the stream of a successful request as `hello.png` in the records' folder; returns its path."""
+    """Draw the stream of a successful request as `hello.png` in the records' folder; return its path."""
     path = records_dir() / "hello.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = draw_stream(trace)

@@ -149,7 +149,7 @@ def _latency_ms(record: Record, *, clock: Clock, statistic: str) -> float:
 
 
 def legend_text(label: str) -> str:
-    """A label for matplotlib: $ is no formula; a "_" in front, which would hide it, goes."""
+    """Return a label for matplotlib: $ is no formula; a "_" in front, which would hide it, goes."""
     return label.replace("$", r"\$").lstrip("_") or "(no name)"
 
 
@@ -159,7 +159,7 @@ def alt_text(figure: Figure) -> str:
 
 
 def html_image(figure: Figure) -> str:
-    """An `<img>` element that holds the picture itself and its text."""
+    """Return an `<img>` element that holds the picture itself and its text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -64,7 +64,7 @@ class Record:
     Attributes:
         id: Name of the file, without ".json".
         label: A name for people; runs with the same label and load are repeats.
-        engine, engine_version: What served.
+        engine, engine_version: Engine that served.
         model: Path or hub id of the model.
         model_sha256: Hash of its weights; None if they are not on this machine.
         dtype: The profile's data type, for computing and for weights whose file does not fix it (GGUF does).
@@ -77,7 +77,7 @@ class Record:
         duration: s.
         summary: Result keys of `vllm bench serve`, and ours; None where nothing was measured.
         traces: One per request; times are seconds from the start of the run.
-        metric_definitions: How each metric is defined.
+        metric_definitions: Definition of each metric.
         telemetry: The engine's own metrics during the run, if sampled.
         extra: Anything else, in plain values.
         workload: Lengths, data set, seeds and sampling of the requests, see `Tally.describe`.
@@ -119,7 +119,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: object) -> Record:
-        """Reads `to_dict`'s output.
+        """Read `to_dict`'s output.
 
         Raises:
             RecordError: If it is not a complete record of this schema.
@@ -153,7 +153,7 @@ class Record:
         return cls(**{**values, **lists, "traces": traces})
 
     def to_vllm(self) -> dict[str, Any]:
-        """The run in the layout of `vllm bench serve --save-result --save-detailed`."""
+        """Return the run in the layout of `vllm bench serve --save-result --save-detailed`."""
         values: dict[str, Any] = plain(
             to_vllm(
                 self.traces,
@@ -173,12 +173,12 @@ class Cited:
     """Published row, shown next to measurements and always with its source.
 
     Attributes:
-        engine: What served.
+        engine: Engine that served.
         model: Which model.
-        quantisation: Of the weights; "" if the source does not say.
-        machine: Where it ran.
+        quantisation: Type of the weights; "" if the source does not say.
+        machine: Machine that ran it.
         source: Paper, page or file that gives the numbers.
-        url: Where to find it; "" if it has no address.
+        url: Address of the source; "" if it has no address.
         batch: Concurrent requests.
         prefill_tok_s: Prompt tokens per second; None if not given.
         decode_tok_s: Generated tokens per second over all requests; None if not given.
@@ -212,11 +212,11 @@ def make_record(
     extra: Mapping[str, Any] | None = None,
     date: datetime | None = None,
 ) -> Record:
-    """Puts a run and its circumstances together.
+    """Put a run and its circumstances together.
 
     Args:
         result: Result of `run` (or an `EngineDied.result`).
-        engine: What served.
+        engine: Engine that served.
         profile: The course profile.
         label: A name for the run; default, the engine's name.
         slo: Objectives, for goodput in the summary.

@@ -263,7 +263,7 @@ def _html(frame: pd.DataFrame) -> str:
 
 
 def number(value: float) -> str:
-    """A figure with as many digits as it deserves: `1,047`, `12.3`."""
+    """Return a figure with as many digits as it deserves: `1,047`, `12.3`."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

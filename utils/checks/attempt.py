@@ -74,7 +74,7 @@ class ExpectedKind:
 
     @classmethod
     def like(cls, reference: Any) -> ExpectedKind:
-        """The kind of thing that the reference is."""
+        """Return the kind of thing that the reference is."""
         if isinstance(reference, type):
             return cls("class")
         if not callable(reference):
@@ -89,10 +89,10 @@ class LearnerResult(Protocol):
         """Why it is no attempt at all, as the rest of "not attempted (...)", or ""."""
 
     def stubs(self) -> list[str]:
-        """Names of its functions and methods that are still as they were handed out."""
+        """Return the names of its functions and methods that are still as they were handed out."""
 
     def untouched(self) -> bool:
-        """Whether all of it is still as it was handed out."""
+        """Return whether all of it is still as it was handed out."""
 
     def fault(self, wanted: ExpectedKind) -> str:
         """Why it is not the kind of thing that was asked for, or ""."""
@@ -101,7 +101,7 @@ class LearnerResult(Protocol):
         """Return the object that a check examines; errors of an unfinished stub are added to `unfinished`."""
 
     def limit(self, seconds: float) -> AbstractContextManager[None]:
-        """Bounds what the body may ask of the answer; raises `Stopped` beyond."""
+        """Bound what the body may ask of the answer; raise `Stopped` beyond."""
 
     def place(self, error: BaseException) -> tuple[int, str]:
         """Number and text of the line of the learner's cell that raised, or (0, "")."""

@@ -59,7 +59,7 @@ NAMES = {
 
 
 def enter_package() -> ModuleType:
-    """The package `sglang` in `sys.modules`: as it was imported before, or else unexecuted.
+    """Return the package `sglang` in `sys.modules`: as it was imported before, or else unexecuted.
 
     Raises:
         ModuleNotFoundError: sglang is not installed; the message has the command.

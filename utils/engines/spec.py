@@ -58,7 +58,7 @@ class Capabilities:
     """Abilities of an engine, from its own documentation or parser.
 
     Attributes:
-        prefix_cache: Whether it reuses the KV cache of shared prefixes.
+        prefix_cache: True if it reuses the KV cache of shared prefixes.
         structured_output: Kinds of constraint: `json_schema`, `regex`, `choice`, `grammar`.
         speculation: Speculative-decoding methods it offers.
         kv_dtypes: Data types of the KV cache besides the model's own.
@@ -88,7 +88,7 @@ class ServeOptions:
         kv_cache_bytes: Exact size of the KV cache on a GPU, or None if it isn't planned.
         kv_cache_dtype: Data type of the KV cache; None for the model's own.
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
-        prefix_caching: Whether to reuse shared prefixes.
+        prefix_caching: True if to reuse shared prefixes.
         eager: Run without compiled graphs; None leaves it to the engine's default on this device.
         config: File of settings in the engine's own words, as the engine will see it.
         extra_arguments: Appended to the command as they are.
@@ -142,7 +142,7 @@ CACHE_VARIABLES = {
 
 @dataclass(frozen=True)
 class Container:
-    """How an engine's container is run.
+    """Settings of an engine's container.
 
     Attributes:
         image: Image with a pinned tag.
@@ -171,7 +171,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Local:
-    """How an engine runs as a process of this machine.
+    """Settings of an engine as a process of this machine.
 
     Attributes:
         command: Program and first arguments, put before the serving arguments.
@@ -180,7 +180,7 @@ class Local:
         version: Version that is installed by that step.
         environment: Variables for a given set of options.
         warm_up: Prompt to send once before any other, or None if the engine doesn't need it.
-        tells_version: Whether the running program tells its version. If not, `version` counts.
+        tells_version: True if the running program tells its version. If not, `version` counts.
         handicap: Reason why its speed here says nothing about the engine elsewhere, or "" if there is none.
             Records carry it, and such an engine is never ranked.
     """
@@ -202,7 +202,7 @@ def refuse_nothing(
 
 
 def no_environment(options: ServeOptions) -> Mapping[str, str]:
-    """Of an engine whose container needs nothing set for certain options."""
+    """Return no variables, because the engine's container needs none for its options."""
     return {}
 
 
@@ -217,7 +217,7 @@ def usage_stats_off(variable: str) -> Callable[[ServeOptions], Mapping[str, str]
 
 
 def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
-    """Of an engine that has its model when it is healthy."""
+    """Do nothing, because the engine has its model when it is healthy."""
 
 
 def keep_options(options: ServeOptions) -> ServeOptions:
@@ -237,7 +237,7 @@ class EngineSpec:
     Attributes:
         name: Name in code, `vllm`.
         title: Name for people, `vLLM`.
-        container: How it runs in a container; None: it has none in this course.
+        container: Settings of its container; None if it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
         local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
         no_thinking: Fields of a chat request whose answer is to begin without thinking.

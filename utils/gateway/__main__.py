@@ -22,7 +22,7 @@ from utils.gateway.settings import SettingsError, load_settings
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.gateway", description="Serves an API.")
     parser.add_argument(
         "command", nargs="?", default="serve", choices=["serve", "check", "new-key"]

@@ -67,7 +67,7 @@ class Gateway:
         auth: Keys and rates.
         pools: The backends, by model.
         contexts: Requests that are being answered.
-        drain_began: When SIGTERM came, s; None: it did not.
+        drain_began: Time when SIGTERM came, s; None: it did not.
         load: Loads the settings again, for `reload`; None if there is nowhere to load them from.
     """
 
@@ -154,7 +154,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watches backends and requests meanwhile."""
+        """Watch backends and requests meanwhile."""
         self._running = True
         for pool in self.pools.values():
             pool.start()
@@ -168,7 +168,7 @@ class Gateway:
                 await pool.stop()
 
     async def _sweep(self) -> None:
-        """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
+        """Cut requests that take too long. One look at all of them costs less than a timer for each piece."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now, limits = time.monotonic(), self.settings.timeouts
@@ -235,7 +235,7 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
 
 
 def _silent(context: RequestContext, limits: Timeouts, now: float) -> bool:
-    """Whether a client that waits for a stream has got nothing for `ping_s`."""
+    """Return whether a client that waits for a stream has got nothing for `ping_s`."""
     last = max(context.timing.began, context.pinged)
     if context.stage == "read":
         last = max(context.since, context.pinged)
@@ -523,7 +523,7 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 def _span(context: RequestContext) -> AbstractContextManager[object]:
-    """A span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
+    """Return a span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return nullcontext()
     return trace.get_tracer(__name__).start_as_current_span(
@@ -598,7 +598,7 @@ class Application(FastAPI):
 
 
 def create_app(settings: GatewaySettings) -> Application:
-    """The application; `app.state.gateway` is its `Gateway`."""
+    """Return the application; `app.state.gateway` is its `Gateway`."""
     gateway = Gateway(settings)
 
     @asynccontextmanager
@@ -658,7 +658,7 @@ def _describe_engine_route(app: Application, path: str, api: Api) -> None:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without `$defs`, whose references would point nowhere inside an OpenAPI document."""
+    """Return a schema without `$defs`, whose references would point nowhere inside an OpenAPI document."""
     defined = schema.pop("$defs", {})
 
     def resolve(value: Any) -> Any:

@@ -25,7 +25,7 @@ _MOST_ADDRESSES = 10_000  # that are remembered; the one that failed longest ago
 
 
 def new_key() -> tuple[str, str]:
-    """A new API key and its SHA-256. 256 random bits need no slow hash: nobody can try them all."""
+    """Return a new API key and its SHA-256. 256 random bits need no slow hash: nobody can try them all."""
     key = "gw-" + secrets.token_urlsafe(_KEY_BYTES)
     return key, digest(key)
 

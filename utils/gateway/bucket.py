@@ -27,12 +27,12 @@ class Bucket:
 
 
 def full(rate: float, capacity: float, now: float) -> Bucket:
-    """A new bucket, full."""
+    """Return a new bucket, full."""
     return Bucket(rate, capacity, capacity, now)
 
 
 def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
-    """Takes `cost` units out, if they are there.
+    """Take `cost` units out, if they are there.
 
     A cost above the capacity would wait for ever: it is admitted when the bucket is full, and leaves a debt.
 

@@ -11,8 +11,8 @@ def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float
     Args:
         since_s: Seconds since SIGTERM; None: there was none.
         in_flight: Requests that are being answered.
-        notice_s: How long the server says "not ready" and still serves, until load balancers have noticed.
-        limit_s: How long after SIGTERM requests in flight may take.
+        notice_s: Time for which the server is "not ready" but still serves, until load balancers notice.
+        limit_s: Longest time of requests in flight after SIGTERM.
 
     Returns:
         `serving`; `leaving`: not ready, but new requests are still served; `finishing`: no new requests,

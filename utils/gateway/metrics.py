@@ -138,5 +138,5 @@ class Metrics:
             self._cost_of_key(key, model).inc(cost / 1e6)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """Return all of them, in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -210,8 +210,8 @@ class ParsedRequest:
     Attributes:
         api: Name of the API.
         model: The model's name, as the client wrote it.
-        stream: Whether the answer is streamed.
-        wants_usage: Whether the client asked for the stream's usage block.
+        stream: True if the answer is streamed.
+        wants_usage: True if the client asked for the stream's usage block.
         affinity_key: Key that the policy `prefix_affinity` hashes.
         prompt_estimate: Prompt tokens, estimated.
         estimate: Prompt and answer tokens, estimated; a key is charged this number at first.

@@ -1,4 +1,4 @@
-"""When an answer began and ended, from the ASGI messages that pass by."""
+"""Beginning and end of an answer, from the ASGI messages that pass by."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Timing:
     """Timing of one answer so far, in seconds of one clock.
 
     Attributes:
-        began: When the request came.
+        began: Time when the request came.
         status: HTTP status; None: the answer has not begun.
-        first_token: When the first body with text was sent (answer, reasoning or tool call), or None.
-        ended: When the last message was sent; None: not yet.
+        first_token: Time when the first body with text was sent (answer, reasoning or tool call), or None.
+        ended: Time when the last message was sent; None: not yet.
     """
 
     began: float

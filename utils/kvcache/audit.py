@@ -34,7 +34,7 @@ def common(first: Tokens, second: Tokens) -> int:
 
 
 def spelled(node: Node) -> Tokens:
-    """All tokens from the root to the end of a node."""
+    """Return all tokens from the root to the end of a node."""
     parts: list[Tokens] = []
     while node.parent is not None:
         parts.append(node.key)
@@ -63,7 +63,7 @@ def damage(root: Node, page_size: int) -> str:
 
 
 def evicted_by_hand(root: Node, num_tokens: int) -> set[Node]:
-    """The nodes that must go: the least recently used leaf, looked up anew for every single one."""
+    """Return the nodes that must go: the least recently used leaf, looked up anew for every single one."""
     alive, gone = set(walk(root)) - {root}, set[Node]()
     while sum(len(node.key) for node in gone) < num_tokens:
         leaves = [n for n in alive if not n.lock_ref and not alive & set(n.children.values())]
@@ -168,7 +168,7 @@ def audit(
     evict: Callable[..., int],
     traces: int = 300,
 ) -> str:
-    """Tries an implementation on generated traces of up to 20 steps.
+    """Try an implementation on generated traces of up to 20 steps.
 
     Returns:
         In words: that every invariant held, or the shortest trace found that breaks one.

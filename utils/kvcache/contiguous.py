@@ -108,7 +108,7 @@ class ContiguousPool:
         return gaps
 
     def allocate(self, request: int, length: int, used: int, final: int) -> Region:
-        """Reserves the first gap that is long enough.
+        """Reserve the first gap that is long enough.
 
         Args:
             request: Its id.
@@ -131,18 +131,18 @@ class ContiguousPool:
         raise OutOfSlots(f"No gap of {length} slots.")
 
     def grow(self, request: int, tokens: int = 1) -> None:
-        """Records tokens written to a request's range."""
+        """Record tokens written to a request's range."""
         region = self.regions[request]
         if region.used + tokens > region.final:
             raise ValueError(f"Request {request} ends at {region.final} tokens.")
         region.used += tokens
 
     def release(self, request: int) -> None:
-        """Frees a request's range."""
+        """Free a request's range."""
         del self.regions[request]
 
     def slot_use(self, next_length: int) -> SlotUse:
-        """Accounts for every slot.
+        """Account for every slot.
 
         Args:
             next_length: Slots that the next waiting request would reserve: free gaps shorter than

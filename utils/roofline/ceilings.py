@@ -169,12 +169,12 @@ class CeilingVerdict:
 
     @property
     def flagged(self) -> bool:
-        """Whether the number cannot be what it claims to be."""
+        """True if the number cannot be what it claims to be."""
         return self.verdict == "above the ceiling"
 
 
 def judge(claims: Iterable[Claim]) -> list[CeilingVerdict]:
-    """Compares every number, ours or cited, with its ceiling."""
+    """Compare every number, ours or cited, with its ceiling."""
     judgements = []
     for claim in claims:
         value = claim.tokens_per_s

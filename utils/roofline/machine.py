@@ -1,4 +1,4 @@
-"""How fast a machine reads memory and multiplies: measured (`rates`), or cited."""
+"""A machine's rates of reading memory and multiplying: measured (`rates`), or cited."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Machine:
         return "\n".join(lines)
 
     def bandwidth_for(self, working_set: float) -> Bandwidth:
-        """The bandwidth that bounds reading this many bytes again and again.
+        """Return the bandwidth that bounds reading this many bytes again and again.
 
         Takes the next *smaller* measured working set, which is at least as fast, so a bound
         that follows from it stays an upper bound.

@@ -135,7 +135,7 @@ def judge_rows(
     machine: Machine = DGX_SPARK,
     config: Mapping[str, Any] = LLAMA_3_1_8B,
 ) -> list[RowVerdict]:
-    """Judges published rows of one model at the quantisation they name, or at each common one.
+    """Judge published rows of one model at the quantisation they name, or at each common one.
 
     Args:
         rows: Published rows.

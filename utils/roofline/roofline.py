@@ -92,7 +92,7 @@ class PrefillLike(Protocol):
 
 
 def describe_model(model: str | Path, dtype: str = "bfloat16") -> Model:
-    """Reads what a model costs: from its files if they are here, else from its config.
+    """Read the costs of a model: from its files if they are here, else from its config.
 
     Args:
         model: A folder with `config.json` and weights, or a hub id.
@@ -126,7 +126,7 @@ def record_claim(
 
     Args:
         record: A measured run.
-        machine: Where it ran.
+        machine: Machine that ran it.
         model: The model, for the shape of its KV cache.
         tokens_per_step: Mean acceptance length of speculative decoding; 1 without it.
         ceiling: A learner's own bound by bandwidth, in place of `decode_ceiling`.
@@ -230,7 +230,7 @@ def judgements_table(judgements: Iterable[CeilingVerdict]) -> pd.DataFrame:
 
 
 def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
-    """The published DGX Spark rows for Llama-3.1-8B, judged by the roofline.
+    """Return the published DGX Spark rows for Llama-3.1-8B, judged by the roofline.
 
     Args:
         rows: Other rows for the same model and machine.

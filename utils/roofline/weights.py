@@ -45,7 +45,7 @@ class WeightTraffic:
         decode_bytes: Read once per decode step, whatever the batch: all but a lookup table.
         decode_parameters: Parameters multiplied per generated token.
         prefill_parameters: Parameters multiplied per prompt token (the head only sees the last).
-        note: How the embedding was counted.
+        note: Way of counting the embedding.
     """
 
     total_bytes: int
@@ -56,7 +56,7 @@ class WeightTraffic:
 
 
 def read_weights(path: str | Path, dtype: str | None = None) -> WeightTraffic:
-    """Counts a model's weights from its file headers; no tensor is loaded.
+    """Count a model's weights from its file headers; no tensor is loaded.
 
     Args:
         path: A folder with safetensors (or one GGUF) files, or one such file.
@@ -102,7 +102,7 @@ def count_tensors(tensors: Iterable[Tensor]) -> WeightTraffic:
 
 
 def weights_of_config(config: Mapping[str, Any], bits_per_weight: float = 16) -> WeightTraffic:
-    """The same from a Hugging Face config of the Llama and Qwen3 kind, for a model not at hand.
+    """Return the same from a Hugging Face config of the Llama and Qwen3 kind, for a model not at hand.
 
     Args:
         config: The parsed `config.json` of a dense decoder.

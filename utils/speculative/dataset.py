@@ -61,14 +61,14 @@ def record(
     *,
     max_new_tokens: int,
 ) -> list[Recorded]:
-    """Answers prompts greedily, and keeps what the target computed on the way.
+    """Answer prompts greedily, and keep the values that the target computed on the way.
 
     Args:
         target: Model that answers.
         prompts: Token ids.
         answers: Its probable texts, to save time; its real texts are kept, the same or not.
         aux_layers: Layers whose hidden states are features, see `Target`.
-        max_new_tokens: Of each answer.
+        max_new_tokens: Largest number of tokens of each answer.
 
     Returns:
         One sequence per prompt.
@@ -131,7 +131,7 @@ def self_generated(
         prompts: Token ids; neighbours should be of similar length.
         answers: See `record`.
         aux_layers: See `Target`.
-        max_new_tokens: Of each answer.
+        max_new_tokens: Largest number of tokens of each answer.
         batch: Prompts answered together.
         folder: Keeps each finished batch as a file; None keeps nothing.
 
@@ -168,7 +168,7 @@ def tokenizer_of(target: Target) -> Any:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
+    """Return the tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
@@ -208,7 +208,7 @@ def held_out(tokenizer: Any, text: str, count: int, seed: int = 0) -> list[Promp
         tokenizer: The target's.
         text: A kind of text: "code", "list", "data", "questions" (about engines), or "prose": documentation
             to go on with, which is *unlike* what the heads were trained on and has no known answer.
-        count: How many.
+        count: Number of prompts.
         seed: Same seed, same prompts.
 
     Raises:

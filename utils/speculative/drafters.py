@@ -49,7 +49,7 @@ class Drafter(Protocol):
     nodes: int  # most nodes of a draft, the root included
 
     def start(self, target: Target, rows: int, slots: int) -> None:
-        """Forgets everything, and prepares for `rows` sequences of up to `slots` tokens."""
+        """Forget everything, and prepare for `rows` sequences of up to `slots` tokens."""
         ...
 
     def draft(self, row: int, news: News) -> Draft:
@@ -285,7 +285,7 @@ class EagleDrafter:
     def _draft_compiled(
         self, compiled: CompiledEagle, tokens: Sequence[int], feature: Tensor, cache: KVCache
     ) -> Draft:
-        """A draft by the compiled step, whose C++ has the same three steps: take in, expand, keep."""
+        """Return a draft by the compiled step, whose C++ has the same three steps: take in, expand, keep."""
         if self.width == 1:
             guesses = compiled.chain(tokens, feature, cache, self.depth, self.threshold)
             return Draft(chain(len(guesses)), [tokens[-1], *guesses])
@@ -294,7 +294,7 @@ class EagleDrafter:
         return Draft(DraftTree(parents), nodes)
 
     def _run(self, ids: Tensor, feature: Tensor, tree: DraftTree, cache: KVCache) -> Tensor:
-        """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
+        """Run the draft layer on n nodes: ids [1, n] and feature [1, n, hidden] give [1, n, hidden]."""
         start, n = cache.lengths[0], ids.shape[1]
         position = positions_of([tree], cache.lengths, n).to(ids.device)
         group = self.eagle.shape.layer.group
@@ -340,7 +340,7 @@ class EagleDrafter:
         return Draft(chain(len(tokens) - 1), tokens)
 
     def _tree(self, root: int, output: Tensor, cache: KVCache) -> Draft:
-        """Expands the `width` most probable nodes of each level, then keeps the `kept` best of all."""
+        """Expand the `width` most probable nodes of each level, then keep the `kept` best of all."""
         parents, scores, tokens = [-1], [0.0], [root]
         frontier = [0]  # nodes whose outputs `output` holds
         in_cache: list[int] = []  # expanded nodes, in the order of their keys in the cache
@@ -402,7 +402,7 @@ def _refuse_types(name: str, weight: Tensor, target: Target) -> None:
 
 
 def _ancestors(node: int, parents: Sequence[int]) -> set[int]:
-    """A node and all above it but the root."""
+    """Return a node and all above it but the root."""
     found = set()
     while node > 0:
         found.add(node)

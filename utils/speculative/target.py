@@ -37,8 +37,8 @@ class TargetShape:
         kv_heads: Key and value heads; divides `heads`.
         head_dim: Width of a head.
         vocab: Tokens.
-        eps: Of the norms.
-        qk_norm: Whether queries and keys are normed (Qwen3).
+        eps: Epsilon of the norms.
+        qk_norm: True if queries and keys are normed (Qwen3).
     """
 
     layers: int
@@ -58,7 +58,7 @@ class TargetShape:
 
     @classmethod
     def of(cls, config: Any) -> TargetShape:
-        """The shape in a transformers configuration of a Llama or Qwen3 model."""
+        """Return the shape in a transformers configuration of a Llama or Qwen3 model."""
         if config.model_type not in ("llama", "qwen3"):
             raise SpeculationError(
                 f"The target is a {config.model_type} model; this loop reads llama and qwen3."
@@ -151,7 +151,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: Normed input [batch, n, inputs].
-            table: Of `Rotary.at`.
+            table: Table of `Rotary.at`.
 
         Returns:
             [batch, n, heads, head_dim], and twice [batch, kv_heads, n, head_dim].
@@ -212,7 +212,7 @@ class KVCache:
         shape: Sizes; `layers` of them are kept.
         rows: Sequences.
         slots: Tokens a sequence can hold, tree nodes under verification included.
-        compiled: Whether the compiled step reads it, which wants keys in panels of `PAD_ATTENTION` slots.
+        compiled: True if the compiled step reads it, which wants keys in panels of `PAD_ATTENTION` slots.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class KVCache:
         return min(self.slots, -(-tokens // PAD_ATTENTION) * PAD_ATTENTION)
 
     def select(self, rows: list[int]) -> None:
-        """Keeps some rows only, in this order."""
+        """Keep some rows only, in this order."""
         self.data = self.data[:, :, rows].contiguous()
         self.lengths = [self.lengths[row] for row in rows]
 
@@ -260,7 +260,7 @@ class KVCache:
             values[row, :, length : length + n] = v[row]
 
     def keep(self, row: int, nodes: list[int]) -> None:
-        """Commits tree nodes of a row: their keys and values move together, the length grows.
+        """Commit tree nodes of a row: their keys and values move together, the length grows.
 
         Args:
             row: Which sequence.
@@ -295,7 +295,7 @@ def attention_mask(
     Args:
         trees: One per row.
         lengths: Tokens that each row's cache holds.
-        slots: Of the cache that take part.
+        slots: Slots of the cache that take part.
         group: Query heads that share a key head.
         like: Gives data type and device.
 
@@ -344,7 +344,7 @@ class Target(nn.Module):
         aux_layers: Whose hidden states `forward` returns as features: k is the output of layer k - 1, as in
             transformers' `hidden_states[k]` and vLLM's `eagle_aux_hidden_state_layer_ids`.
         end_of_text: Tokens that end an answer.
-        path: Where it was read from.
+        path: File from which it was read.
         compiled: The compiled step, if it runs (see `use_compiled_step`); None for the PyTorch loop.
     """
 
@@ -367,16 +367,16 @@ class Target(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.norm.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of the KV cache."""
+        """Data type of the weights and of the KV cache."""
         return self.norm.dtype
 
     def cache(self, rows: int, slots: int) -> KVCache:
-        """An empty KV cache for `rows` sequences of up to `slots` tokens.
+        """Return an empty KV cache for `rows` sequences of up to `slots` tokens.
 
         Raises:
             SpeculationError: More slots than the model has positions.
@@ -455,11 +455,11 @@ def positions_of(trees: list[DraftTree], lengths: list[int], n: int) -> Tensor:
 
 
 def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Target:
-    """Reads a Llama or Qwen3 model: a local folder, or an id of the model hub.
+    """Read a Llama or Qwen3 model: a local folder, or an id of the model hub.
 
     Args:
         path: As for transformers' `from_pretrained`, which reads it.
-        device: Where it runs.
+        device: Device that runs it.
         dtype: float32 for outputs that are the same in every batch and tree.
 
     Raises:
@@ -501,7 +501,7 @@ def _translate(tensors: dict[str, Tensor], shape: TargetShape) -> dict[str, Tens
 
 
 def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
-    """One decoder layer of transformers' naming as a `DecoderLayer`'s state."""
+    """Return one decoder layer of transformers' naming as a `DecoderLayer`'s state."""
 
     def get(name: str) -> Tensor:
         return tensors[f"{prefix}{name}.weight"]
@@ -524,7 +524,7 @@ def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -
 def layer_to_transformers(
     ours: dict[str, Tensor], prefix: str, shape: TargetShape
 ) -> dict[str, Tensor]:
-    """The inverse of `layer_tensors`, without norms of queries and keys."""
+    """Return the inverse of `layer_tensors`, without norms of queries and keys."""
     d = shape.head_dim
     sizes = [shape.heads * d, shape.kv_heads * d, shape.kv_heads * d]
     q, k, v = torch.split(ours["qkv.weight"], sizes)

@@ -20,7 +20,7 @@ def ttt_mask(rows: int, step: int) -> list[list[bool]]:
 
     Args:
         rows: Queries, and keys of each step.
-        step: Of the queries, from 0 on.
+        step: Step of the queries, from 0 on.
 
     Returns:
         [rows][rows x (step + 1)], true for a key that is seen.
@@ -40,7 +40,7 @@ def attend_masked(
         q: [batch, heads, rows, head_dim].
         keys: Per step [batch, heads, at least rows, head_dim]; entries after `rows` are not used.
         values: Same shapes as the keys.
-        mask: Of `ttt_mask`.
+        mask: Mask of `ttt_mask`.
 
     Returns:
         [batch, heads, rows, head_dim].
@@ -57,7 +57,7 @@ def attention_gap(mask_of: Callable[[int, int], list[list[bool]]], rows: int, st
     Args:
         mask_of: Mask of rows and step, such as `ttt_mask`.
         rows: Queries.
-        step: Of the queries.
+        step: Step of the queries.
     """
     generator = torch.Generator().manual_seed(rows + step)
 

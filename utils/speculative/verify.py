@@ -37,11 +37,11 @@ class Rule(Protocol):
     def __call__(
         self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
-        """Walks the tree.
+        """Walk the tree.
 
         Args:
             tree: Shape.
-            tokens: Of the nodes; tokens[0] is the root's.
+            tokens: Tokens of the nodes; tokens[0] is the root's.
             logits: The target's at each node, [size, vocab].
             draft: Distribution that each node's token was drawn from, [size, vocab], row 0 unused; None if
                 the tokens were chosen deterministically. Children of one node have to be drawn
@@ -51,11 +51,11 @@ class Rule(Protocol):
 
 
 def accept_greedy(tree: DraftTree, tokens: Sequence[int], best: Sequence[int]) -> list[int]:
-    """The longest path whose every token is the target's own best one.
+    """Return the longest path whose every token is the target's own best one.
 
     Args:
         tree: Shape.
-        tokens: Of the nodes.
+        tokens: Tokens of the nodes.
         best: The target's most probable next token at each node.
 
     Returns:

@@ -20,19 +20,19 @@ class Traced(Protocol):
 
     @property
     def sent(self) -> float:
-        """When it was sent."""
+        """Time when it was sent."""
 
     @property
     def first_token(self) -> float | None:
-        """When its first token came."""
+        """Time when its first token came."""
 
     @property
     def finished(self) -> float:
-        """When it ended."""
+        """Time when it ended."""
 
 
 def plot_run(series: Series, traces: Sequence[Traced] = (), title: str = "") -> Figure:
-    """Draws requests, queue and KV use over the same seconds.
+    """Draw requests, queue and KV use over the same seconds.
 
     Args:
         series: The engine's readings.

@@ -103,13 +103,13 @@ class Snapshot:
         return 1 + self.accepted_tokens / self.drafts
 
     def numbers(self) -> dict[str, float | None]:
-        """All fields but the histograms, and the two ratios derived from them."""
+        """Return all fields but the histograms, and the two ratios derived from them."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in HISTOGRAMS}
         return {**plain, "hit_rate": self.hit_rate, "acceptance_length": self.acceptance_length}
 
 
 def scrape(engine: Scrapable, timeout_s: float = 5.0) -> Snapshot:
-    """Reads a running engine's metrics once.
+    """Read a running engine's metrics once.
 
     Args:
         engine: Engine from `launch`.
@@ -160,12 +160,12 @@ def read_bytes(engine: Scrapable, client: httpx.Client) -> bytes:
 
 
 def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
-    """Reads a Prometheus text into the schema.
+    """Read a Prometheus text into the schema.
 
     Args:
         text: The exposition format.
         names: The engine's names for the schema's fields.
-        time: When it was read (``perf_counter``); now, if left out.
+        time: Time when it was read (`perf_counter`); now, if left out.
 
     Returns:
         The reading; fields that the text lacks are None.
@@ -189,7 +189,7 @@ def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
 
 
 def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sample]]:
-    """Samples of an exposition, by sample name (``..._total``, ``..._bucket``).
+    """Sample of an exposition, by sample name (``..._total``, ``..._bucket``).
 
     Other lines are skipped unread: an engine may send hundreds, and parsing them all would take
     milliseconds from a client that is measuring in the same process.

@@ -85,7 +85,7 @@ def verify(folder: Path | str = TINY, *, with_gguf: bool = False) -> Path:
 
 
 def load(folder: Path | str = TINY, dtype: str = "float32") -> tuple[Any, Any]:
-    """The transformers model (in evaluation mode) and tokenizer of a complete model folder.
+    """Return the transformers model (in evaluation mode) and tokenizer of a complete model folder.
 
     Raises:
         ModelIncompleteError: if files are missing or damaged.

@@ -92,7 +92,7 @@ class LabCells:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabCells:
-        """Reads `to_dict`'s output."""
+        """Read `to_dict`'s output."""
         exercises, others = (
             tuple(Slot(**slot) for slot in values[name]) for name in ("exercises", "others")
         )
@@ -119,7 +119,7 @@ class HandedIn:
 
 
 def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
-    """The slots of a lab, from its untouched notebook."""
+    """Return the slots of a lab, from its untouched notebook."""
     cells = list(_cells(notebook))
     setup = next((cell.text for cell in cells if cell.kind == "code"), "")
     checks = {cell.id.removeprefix(CHECK): cell for cell in cells if cell.id.startswith(CHECK)}
@@ -230,7 +230,7 @@ def _parse(data: bytes) -> Mapping[str, Any]:
 
 
 def _cells(notebook: Mapping[str, Any]) -> Iterator[_Cell]:
-    """The cells; one is known by its grade id, which a copy keeps, or else by its own id."""
+    """Return the cells; one is known by its grade id, which a copy keeps, or else by its own id."""
     for cell in notebook["cells"]:
         if not isinstance(cell, dict):
             continue
@@ -338,12 +338,12 @@ def _look_at_checks(handed: HandedIn, lab: LabCells, cells: list[_Cell]) -> None
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
-    """Names that any of these cells defines, sorted."""
+    """Return the names that any of these cells defines, sorted."""
     return sorted(set().union(*map(defined_names, texts)))
 
 
 def merge(lab: LabCells, notebook: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The instructors' notebook with a learner's texts in their cells; none of it is markup."""
+    """Return the instructors' notebook with a learner's texts in their cells; none of it is markup."""
     stubs = {slot.cell: slot.stub for slot in lab.slots}
     cells = []
     for cell in notebook["cells"]:

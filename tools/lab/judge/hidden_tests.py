@@ -84,7 +84,7 @@ class GradedPart:
 
 @dataclass
 class Grading:
-    """How one exercise is graded; see the module."""
+    """Grading of one exercise; see the module."""
 
     check: Check
     wrong: Mapping[str, Any]
@@ -108,7 +108,7 @@ class Grading:
         return sum(part.points for part in self.parts)
 
     def wrongs(self) -> dict[str, Wrong]:
-        """The wrong solutions by name, each as a `Wrong`."""
+        """Return the wrong solutions by name, each as a `Wrong`."""
         return {
             name: solution if isinstance(solution, Wrong) else Wrong(solution)
             for name, solution in self.wrong.items()
@@ -119,7 +119,7 @@ class Grading:
         return seals_of(self.check, self.twins)
 
     def source(self, seed: str, part: GradedPart) -> random.Random:
-        """The random inputs of one part; the same for the same seed."""
+        """Return the random inputs of one part; the same for the same seed."""
         index = self.parts.index(part)
         return random.Random(f"{seed}/{self.check.exercise}/{index}")
 
@@ -145,7 +145,7 @@ def load_gradings(root: Path) -> dict[str, dict[str, Grading]]:
 
 
 def load_sample_class(root: Path) -> ModuleType:
-    """The module `solutions/grading/sample_class.py`."""
+    """Return the module `solutions/grading/sample_class.py`."""
     return _load(root / FOLDER / "sample_class.py")
 
 

@@ -87,7 +87,7 @@ class Judgement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Judgement:
-        """Reads `to_dict`'s output."""
+        """Read `to_dict`'s output."""
         exercises = [
             ExerciseResult(**{**e, "parts": [PartResult(**p) for p in e["parts"]]})
             for e in values["exercises"]
@@ -227,7 +227,7 @@ class _Worker:
         return self._session is not None and not self._session.closed
 
     def session(self) -> Session:
-        """The session; a new one where there is none, or where the last one died.
+        """Return the session; a new one where there is none, or where the last one died.
 
         Raises:
             Stopped: the notebook has used up its time.
@@ -246,7 +246,7 @@ class _Worker:
         return self._session
 
     def _blame(self, index: int, stopped: Stopped) -> None:
-        """Replace this cell by its stub. If it is the stub already, replace all, because one left a thread."""
+        """Replace this cell by its stub. If it is the stub already, replace all, as one left a thread."""
         text, stub = self._cells[index]
         if text != stub:
             self._cells[index] = (stub, stub)
@@ -290,7 +290,7 @@ class _Worker:
         return check.judge_answer(answer, examine)
 
     def listens_now(self) -> bool:
-        """Whether a port was opened since this was asked last."""
+        """Return whether a port was opened since this was asked last."""
         before = self._listens
         self._listens = self.alive and self.session().listening()
         return self._listens and not before
@@ -340,7 +340,7 @@ def _no_answer(slot: Slot, error: LearnersError | None) -> str:
 
 
 def _left_out(slot: Slot, message: str, handed: HandedIn) -> Iterable[Note]:
-    """A name that only a cell defines that is not run."""
+    """Yield a complaint about each missing name that a cell defines which isn't run."""
     if "NameError" not in message:
         return
     missing = (

@@ -47,7 +47,7 @@ class Handles(Protocol):
 
 
 def to_bytes(message: object) -> bytes:
-    """One message: its length in 4 bytes, then JSON.
+    """Return one message: its length in 4 bytes, then JSON.
 
     Raises:
         WireError: it is too large.
@@ -97,7 +97,7 @@ class Codec:
     # ---- to the wire
 
     def encode(self, value: Any) -> Any:
-        """A value as JSON; objects that were encoded or decoded before keep their numbers.
+        """Return a value as JSON; objects that were encoded or decoded before keep their numbers.
 
         Raises:
             WireError: nested too deeply, or (on the grader's side) of a type that cannot cross.
@@ -130,7 +130,7 @@ class Codec:
         return self._encode_object(value, kind, depth)
 
     def _encode_object(self, value: Any, kind: type, depth: int) -> Any:
-        """What has an identity."""
+        """Encode an object that has an identity."""
         crosses = kind in (list, dict, set, deque) or _plain_array(value) or self._known(kind)
         if not crosses:
             return {"t": "handle", **self.handles.give(value)}
@@ -165,7 +165,7 @@ class Codec:
     # ---- from the wire
 
     def decode(self, node: Any) -> Any:
-        """The value of a node. Objects of this call are updated and come back themselves.
+        """Return the value of a node. Objects of this call are updated and come back themselves.
 
         Raises:
             WireError: it does not follow the protocol, or names a class nobody agreed to.
@@ -293,7 +293,7 @@ def _find(name: str) -> type:
 
 
 def _of_course(kind: type) -> bool:
-    """A class of the course whose objects are no more than their attributes."""
+    """Return a class of the course whose objects are no more than their attributes."""
     plain = kind.__module__.startswith("utils.") and not issubclass(kind, BaseException)
     return plain and (issubclass(kind, enum.Enum) or kind.__dictoffset__ != 0)
 

@@ -47,14 +47,14 @@ def _text(value: Any, most: int = MAX_TEXT) -> str:
 
 
 def plain(text: str, most: int = MAX_TEXT) -> str:
-    """A text without what only terminals understand: colours, a line that overwrites itself."""
+    """Return a text without what only terminals understand: colours, a line that overwrites itself."""
     lines = writable(text[:most]).replace("\r\n", "\n").split("\n")
     shown = "\n".join(line.rsplit("\r", 1)[-1] for line in lines)  # a progress bar's last state
     return _UNPRINTED.sub("", _COLOURS.sub("", shown))
 
 
 def writable(text: str) -> str:
-    """A text without half characters (lone surrogates), which JSON can hold and no file."""
+    """Return a text without half characters (lone surrogates), which JSON can hold and no file."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -216,12 +216,12 @@ class Session:
         return result
 
     def _ask(self, operation: str, **what: Any) -> dict[str, Any]:
-        """One request of the grader's own."""
+        """Send one request of the grader's own."""
         with self.budget(_START_S):
             return self._exchange(operation, **what)
 
     def _exchange(self, operation: str, **what: Any) -> dict[str, Any]:
-        """One request and its reply.
+        """Send one request, and return its reply.
 
         Raises:
             Died: there is no proper reply: the process ended, or wrote something else.
@@ -265,7 +265,7 @@ class Session:
                     raise self._gone() from None
 
     def _receive(self, number: int) -> dict[str, Any]:
-        """The reply of this number; late ones of earlier numbers are dropped."""
+        """Return the reply of this number; late ones of earlier numbers are dropped."""
         assert self._process.stderr is not None
         errors = self._process.stderr.fileno()
         sources = [self._from, errors]
@@ -355,7 +355,7 @@ class Session:
         raise Died(message, cause)
 
     def _gone(self) -> Died:
-        """The worker closed its end: why?"""
+        """Return the reason why the worker closed its end."""
         try:
             status = self._process.wait(2)
         except subprocess.TimeoutExpired:
@@ -367,13 +367,13 @@ class Session:
         return Died(f"your code ended the process it ran in{how}")
 
     def strays(self) -> bool:
-        """Whether more processes run than at the start."""
+        """Return whether more processes run than at the start."""
         with contextlib.suppress(psutil.Error):
             return len(self._tree.children(recursive=True)) > self._family
         return False
 
     def listening(self) -> bool:
-        """Whether the worker's side listens on a port."""
+        """Return whether the worker's side listens on a port."""
         with contextlib.suppress(psutil.Error, OSError):
             for process in self._tree.children(recursive=True):
                 for table in ("tcp", "tcp6"):
@@ -506,7 +506,7 @@ class LearnersError:
         return f"{self.name}: {self.text}" if self.text else self.name
 
     def rebuild(self) -> BaseException:
-        """An exception of the same name and kind, for a check to meet."""
+        """Return an exception of the same name and kind, for a check to meet."""
         base = next((kind for kind in map(_exception, self.kinds) if kind), Exception)
         text = self.text
         kind = type(self.name, (base,), {"__str__": lambda _: text})
@@ -538,7 +538,7 @@ def _described(error: dict[str, Any]) -> LearnersError:
 
 
 def _exception(name: str) -> type[BaseException] | None:
-    """The exception class of that name, if a check may meet it."""
+    """Return the exception class of that name, if a check may meet it."""
     module, _, qualname = name.partition(":")
     holder: object = builtins if module == "builtins" else None
     if module.startswith("utils."):

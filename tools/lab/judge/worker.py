@@ -190,7 +190,7 @@ class Worker:
         return {}
 
     def describe(self, error: BaseException, learner: Any) -> dict[str, Any]:
-        """An exception in plain values."""
+        """Return an exception in plain values."""
         try:
             text = str(error.msg if isinstance(error, SyntaxError) else error)[:2000]
         except Exception:

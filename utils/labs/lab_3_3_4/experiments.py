@@ -83,7 +83,7 @@ def own_tree(
     mask: Callable[[list[int]], list[list[bool]]],
     positions: Callable[[list[int], int], list[int]],
 ) -> DraftTree:
-    """Puts a learner's mask and positions into a tree, in place of those it would compute itself."""
+    """Put a learner's mask and positions into a tree, in place of those it would compute itself."""
     parents = list(tree.parents)
     tree.mask = torch.tensor(mask(parents))
     tree.depths = torch.tensor(positions(parents, 0))
@@ -100,7 +100,7 @@ def tree_error(
         target: The model.
         text: Token ids in front of the tree; the last one is its root.
         tree: Tree under test.
-        tokens: Of its nodes.
+        tokens: Tokens of its nodes.
 
     Returns:
         Largest difference between two logits.
@@ -126,7 +126,7 @@ def answer_all(
     max_new_tokens: int,
     rule: Rule | None = None,
 ) -> dict[str, list[Generation]]:
-    """Answers of plain decoding, by the course's own greedy rule, and of every drafter by `rule`."""
+    """Return the answers of plain decoding, by the course's greedy rule, and of every drafter by `rule`."""
     found = {"plain": in_batches(target, PlainDrafter(), prompts, max_new_tokens)}
     for name, drafter in drafters.items():
         found[name] = in_batches(target, drafter, prompts, max_new_tokens, rule)
@@ -139,10 +139,10 @@ class KindAcceptance:
 
     Attributes:
         asked: Prompts.
-        loop_free: Of them, those whose plain answer does not go round in circles; only they count.
+        loop_free: Those of them whose plain answer does not go round in circles; only they count.
         by_head: Share of verifications in which each head's guess was accepted, in a chain.
         medusa: Mean tokens per verification of the chain.
-        ngram: Of n-gram lookup on the same prompts.
+        ngram: Acceptance of n-gram lookup on the same prompts.
         repeated: Share of the answers' 8-grams that occurred in them before.
     """
 
@@ -160,9 +160,9 @@ def by_kind(
     """Acceptance per head and per kind of text, with n-gram lookup as the control.
 
     Args:
-        prompts: Of several kinds.
+        prompts: Prompts of several kinds.
         answers: To these prompts, by method: "plain", "n-gram" and `CHAIN` are looked at.
-        heads: Of the chain.
+        heads: Heads of the chain.
 
     Returns:
         By kind; one of which every plain answer has a loop is left out.
@@ -191,7 +191,7 @@ def fair_prompts(
     """Prompts to compare speeds on: of each kind the first few whose plain answer has no loop.
 
     Args:
-        prompts: Of several kinds.
+        prompts: Prompts of several kinds.
         plain: Their plain answers.
         each: Prompts of each kind.
         shortest: Answers of fewer tokens are left out: there is little to measure in them.
@@ -425,5 +425,5 @@ def same_texts(answers: Sequence[Generation], texts: Sequence[str], tokenizer: A
 
 
 def best_of(results: Mapping[str, SpeculationResult], names: Sequence[str]) -> str:
-    """The method with the highest measured speed-up."""
+    """Return the method with the highest measured speed-up."""
     return max(names, key=lambda name: results[name].speedup)

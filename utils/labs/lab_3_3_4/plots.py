@@ -121,7 +121,7 @@ def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> 
 def plot_accuracy(
     shares: Mapping[str, Sequence[float]], part: str = "head", what: str = "best guess right (%)"
 ) -> Figure:
-    """A line per name: a share for head 0, 1, ... or step 0, 1, ...
+    """Return a line per name: a share for head 0, 1, ... or step 0, 1, ...
 
     Args:
         shares: 0 to 1, by name.

@@ -99,7 +99,7 @@ def make_data(
 
 @torch.inference_mode()
 def hidden_states(target: Target, ids: Sequence[int]) -> Tensor:
-    """All hidden states of a text, [layers + 1, tokens, hidden], as float32 on the CPU."""
+    """Return all hidden states of a text, [layers + 1, tokens, hidden], as float32 on the CPU."""
     target.aux_layers = tuple(range(target.shape.layers + 1))
     given = torch.tensor([list(ids)], device=target.device)
     seen: Seen = target(given, [chain(len(ids) - 1)], target.cache(1, len(ids)))
@@ -124,7 +124,7 @@ def train_small(
     unrolled: int,
     looked_at: int,
 ) -> Trained:
-    """Trains a small EAGLE-3 draft.
+    """Train a small EAGLE-3 draft.
 
     Args:
         target: Its target.
@@ -193,7 +193,7 @@ def expand(
     width: int,
     behind: Sequence[int] = range(1, 13),
 ) -> Expansion:
-    """The expanded tree of one draft, at a place of an answer where the draft hesitates.
+    """Return the expanded tree of one draft, at a place of an answer where the draft hesitates.
 
     Args:
         target: Model that answers.
@@ -303,7 +303,7 @@ def check_same(
     profile: Profile,
     batch: int = 16,
 ) -> dict[str, tuple[int, int]]:
-    """How many held-out answers are plain decoding's, token for token, in batches.
+    """Count the held-out answers that are plain decoding's, token for token, in batches.
 
     Args:
         target: In float32, where the result does not depend on how many rows are computed together.
@@ -349,7 +349,7 @@ class Level:
 
     Attributes:
         concurrency: Requests in flight.
-        temperature: Of sampling.
+        temperature: Temperature of sampling.
         throughput: Output tokens per second, one number per turn.
         acceptance: Mean tokens per verification, of the last turn; 1 without speculation.
     """
@@ -445,7 +445,7 @@ def sglang_options(profile: Profile, guesses: int = 3) -> dict[str, Any]:
 
 
 def try_sglang(profile: Profile) -> str:
-    """Whether SGLang drafts with EAGLE-3 here, in words.
+    """Return whether SGLang drafts with EAGLE-3 here, in words.
 
     In containers it is started. As a local process it has no kernels of its own (tools/setup/sglang_cpu): the
     one that builds a tree is called in its environment, and reports that.

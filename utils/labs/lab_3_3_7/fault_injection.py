@@ -45,7 +45,7 @@ class FaultProxy:
         assert self._ready.wait(_START_S), "the proxy did not start"
 
     def stop(self) -> None:
-        """Ends it. Twice does no harm."""
+        """End it. Twice does no harm."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
