@@ -105,7 +105,7 @@ with skip_on_failure("its events"):
 # The number of tokens is an argument because it comes from `usage`. You do not count anything.
 # </details>
 
-# %% exercise="stream_metrics" title="Metrics from a raw stream" minutes=15 difficulty=2 points=3
+# %% exercise="stream_metrics" title="Metrics from a raw stream" minutes=15 difficulty=2 importance=5 points=3
 def stream_metrics(
     sent: float, events: list[tuple[float, str]], completion_tokens: int
 ) -> dict[str, float]:
@@ -160,7 +160,7 @@ if raw:
 # when the server is free, whichever is later.
 # </details>
 
-# %% exercise="open_loop_latencies" title="Latency that omits nothing" minutes=15 difficulty=2 points=3
+# %% exercise="open_loop_latencies" title="Latency that omits nothing" minutes=15 difficulty=2 importance=4 points=3
 def open_loop_latencies(arrivals: list[float], service: float) -> list[float]:
     """Latencies in seconds, counted from when each request was due."""
     ### BEGIN SOLUTION
@@ -249,7 +249,7 @@ if open_records:
 # A percentile of a few requests and one of many cannot be averaged. The requests can be put together.
 # </details>
 
-# %% exercise="p99_of_runs" title="The percentile of several runs" minutes=10 difficulty=1 points=2
+# %% exercise="p99_of_runs" title="The percentile of several runs" minutes=10 difficulty=1 importance=4 points=2
 def p99_of_runs(runs: list[list[float]]) -> float:
     """99th percentile over the requests of all runs."""
     ### BEGIN SOLUTION
@@ -271,7 +271,7 @@ p99_of_runs = checks.p99_of_runs(p99_of_runs)
 # comparison with NaN is `False`.
 # </details>
 
-# %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 points=2
+# %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 importance=5 points=2
 def goodput(requests: list[dict], duration: float, ttft_limit: float, tpot_limit: float) -> float:
     """Requests per second that succeeded within both limits."""
     ### BEGIN SOLUTION
@@ -324,7 +324,7 @@ if open_records:
 # underestimates the true one.
 # </details>
 
-# %% exercise="mean_interval" title="How sure are you?" minutes=10 difficulty=2 points=2
+# %% exercise="mean_interval" title="How sure are you?" minutes=10 difficulty=2 importance=4 points=2
 def mean_interval(values: list[float], t: float) -> tuple[float, float]:
     """Confidence interval of the mean of `values`."""
     ### BEGIN SOLUTION
@@ -396,7 +396,7 @@ with skip_on_failure("repeats"):
 # Steps per second = bandwidth ÷ bytes read in a step. How many tokens does a step yield?
 # </details>
 
-# %% exercise="decode_ceiling" title="The decode ceiling" minutes=10 difficulty=2 points=3
+# %% exercise="decode_ceiling" title="The decode ceiling" minutes=10 difficulty=2 importance=5 points=3
 def decode_ceiling(
     bandwidth: float, weight_bytes: float, kv_bytes_per_token: float, context: int, batch: int
 ) -> float:
@@ -580,7 +580,7 @@ report.table(single, others) if others else print("no files in", foreign.others_
 # First find the highest concurrency among the rows, then filter, then `max(..., key=...)`.
 # </details>
 
-# %% exercise="best_for_api" title="Choose by rule, not by taste" minutes=15 difficulty=2 points=3
+# %% exercise="best_for_api" title="Choose by rule, not by taste" minutes=15 difficulty=2 importance=3 points=3
 def best_for_api(rows: list[dict], ttft_limit_ms: float) -> str | None:
     """Label of the engine to put behind an API."""
     ### BEGIN SOLUTION

@@ -108,7 +108,7 @@ print(lookup([7, 1, 2, 3, 4, 5, 9, 1, 2]), lookup([1, 2, 3, 4]))
 # `[n for n in range(1, len(parents)) if parents[n] == node and tokens[n] == best[node]]` has one element or none.
 # </details>
 
-# %% exercise="accept_greedy" title="What the target keeps" minutes=15 difficulty=3 points=4
+# %% exercise="accept_greedy" title="What the target keeps" minutes=15 difficulty=3 importance=5 points=4
 def accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> list[int]:
     """Accepted nodes, the root first."""
     ### BEGIN SOLUTION
@@ -174,7 +174,7 @@ print(tokenizer.decode(question.ids + plain))
 # A child sees what its parent sees, and itself. Parents come first, so the parent's row is finished already: copy it.
 # </details>
 
-# %% exercise="tree_mask" title="Who sees whom" minutes=12 difficulty=3 points=4
+# %% exercise="tree_mask" title="Who sees whom" minutes=12 difficulty=3 importance=4 points=4
 def tree_mask(parents: list[int]) -> list[list[bool]]:
     """mask[i][j]: whether node i sees node j."""
     ### BEGIN SOLUTION
@@ -198,7 +198,7 @@ tree_mask = checks.tree_mask(tree_mask)
 # Go through the parents in order; the position of a parent is known when its child's turn comes.
 # </details>
 
-# %% exercise="position_ids" title="Where a guess stands" minutes=6 difficulty=2 points=2
+# %% exercise="position_ids" title="Where a guess stands" minutes=6 difficulty=2 importance=3 points=2
 def position_ids(parents: list[int], length: int) -> list[int]:
     """Position of each node behind `length` cached tokens."""
     ### BEGIN SOLUTION
@@ -276,7 +276,7 @@ for name, mask, positions in (
 # For states in rows, W h + b is `hidden @ weight.T + bias`. Then SiLU of that, added to `hidden`, then the LM head likewise.
 # </details>
 
-# %% exercise="head_logits" title="One head, forward" minutes=10 difficulty=2 points=3
+# %% exercise="head_logits" title="One head, forward" minutes=10 difficulty=2 importance=3 points=3
 def head_logits(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_head: np.ndarray) -> np.ndarray:
     """Logits of one Medusa head, [n, vocabulary]."""
     ### BEGIN SOLUTION
@@ -392,7 +392,7 @@ tables.identical_table(identical)
 # `np.maximum(p - q, 0)`, divided by its sum if that is above 0.
 # </details>
 
-# %% exercise="residual" title="What is left after a rejection" minutes=8 difficulty=2 points=3
+# %% exercise="residual" title="What is left after a rejection" minutes=8 difficulty=2 importance=5 points=3
 def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """max(0, p - q), scaled to sum 1."""
     ### BEGIN SOLUTION
@@ -419,7 +419,7 @@ residual = checks.residual(residual)
 # Take `positive = p[p > 0]` for the entropy, so that no logarithm of 0 is asked for. Return a `bool`.
 # </details>
 
-# %% exercise="typical_accepts" title="Likely enough" minutes=8 difficulty=2 points=2
+# %% exercise="typical_accepts" title="Likely enough" minutes=8 difficulty=2 importance=2 points=2
 def typical_accepts(p: np.ndarray, token: int, epsilon: float, alpha: float) -> bool:
     """Whether typical acceptance takes the token."""
     ### BEGIN SOLUTION
@@ -625,7 +625,7 @@ plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="
 # 1 + the sum over all choices of the product of `accuracy[head][rank]` for `head, rank in enumerate(path)`.
 # </details>
 
-# %% exercise="expected_tokens" title="Tokens a step" minutes=10 difficulty=3 points=3
+# %% exercise="expected_tokens" title="Tokens a step" minutes=10 difficulty=3 importance=4 points=3
 def expected_tokens(choices: list[tuple[int, ...]], accuracy: list[list[float]]) -> float:
     """Expected tokens of a step, the target's own included."""
     ### BEGIN SOLUTION
@@ -650,7 +650,7 @@ expected_tokens = checks.expected_tokens(expected_tokens)
 # It is the formula above. A result below 1 means that speculation is slower.
 # </details>
 
-# %% exercise="expected_speedup" title="Speed-up" minutes=5 difficulty=1 points=2
+# %% exercise="expected_speedup" title="Speed-up" minutes=5 difficulty=1 importance=5 points=2
 def expected_speedup(tokens: float, step_s: float, plain_s: float, draft_s: float) -> float:
     """Expected speed-up over plain decoding."""
     ### BEGIN SOLUTION

@@ -147,7 +147,7 @@ tables.probe_table(probed)
 # A linear layer computes x @ W.T.
 # </details>
 
-# %% exercise="fuse" title="Low, middle, high" minutes=10 difficulty=2 points=3
+# %% exercise="fuse" title="Low, middle, high" minutes=10 difficulty=2 importance=4 points=3
 def fuse(hidden_states: np.ndarray, aux_layers: list[int], fc: np.ndarray) -> np.ndarray:
     """Fused features [tokens, outputs] of some of the hidden states [layers + 1, tokens, hidden]."""
     ### BEGIN SOLUTION
@@ -173,7 +173,7 @@ fuse = checks.fuse(fuse)
 # There are as many triples as features, one less than tokens. `tokens[i + 2]` does not exist for the last.
 # </details>
 
-# %% exercise="shift" title="One step ahead" minutes=8 difficulty=2 points=3
+# %% exercise="shift" title="One step ahead" minutes=8 difficulty=2 importance=4 points=3
 def shift(features: list, tokens: list[int]) -> list[tuple]:
     """Triples (feature i, token i + 1, token i + 2 or None) of a sequence."""
     ### BEGIN SOLUTION
@@ -215,7 +215,7 @@ for i, (_, token, wanted) in list(enumerate(shift(list(mixed), ids)))[-3:]:
 # `enumerate(sorted(kept))`.
 # </details>
 
-# %% exercise="to_offsets" title="The map as offsets" minutes=5 difficulty=1 points=2
+# %% exercise="to_offsets" title="The map as offsets" minutes=5 difficulty=1 importance=2 points=2
 def to_offsets(kept: list[int]) -> list[int]:
     """Offsets d2t of a draft vocabulary made of these target ids."""
     ### BEGIN SOLUTION
@@ -236,7 +236,7 @@ to_offsets = checks.to_offsets(to_offsets)
 # Python's lists take negative positions: compare with 0 yourself.
 # </details>
 
-# %% exercise="to_target" title="Back to the target, and no further" minutes=8 difficulty=2 points=3
+# %% exercise="to_target" title="Back to the target, and no further" minutes=8 difficulty=2 importance=3 points=3
 def to_target(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int]:
     """Target ids of draft ids; ValueError for one outside either vocabulary."""
     ### BEGIN SOLUTION
@@ -301,7 +301,7 @@ except ValueError as error:
 # For each row, go over the steps, and for each step over its keys: `key <= row` in step 0, `key == row` later.
 # </details>
 
-# %% exercise="ttt_mask" title="The mask of training-time test" minutes=15 difficulty=3 points=4
+# %% exercise="ttt_mask" title="The mask of training-time test" minutes=15 difficulty=3 importance=4 points=4
 def ttt_mask(rows: int, step: int) -> list[list[bool]]:
     """Which keys of steps 0 to `step`, side by side, each of `rows` queries sees."""
     ### BEGIN SOLUTION
@@ -398,7 +398,7 @@ plots.plot_steps(by_guess)
 # The probability of a path is a product, its logarithm a sum: the parent's score plus `math.log(...)`.
 # </details>
 
-# %% exercise="path_scores" title="Joint confidence" minutes=8 difficulty=2 points=2
+# %% exercise="path_scores" title="Joint confidence" minutes=8 difficulty=2 importance=3 points=2
 def path_scores(parents: list[int], probabilities: list[float]) -> list[float]:
     """Log-probability of the path from the root to each node."""
     ### BEGIN SOLUTION
@@ -421,7 +421,7 @@ path_scores = checks.path_scores(path_scores)
 # Sort the nodes 1, 2, ... by `(-scores[node], node)`, take the first ones, sort those.
 # </details>
 
-# %% exercise="rerank" title="Keep what is worth verifying" minutes=10 difficulty=3 points=3
+# %% exercise="rerank" title="Keep what is worth verifying" minutes=10 difficulty=3 importance=3 points=3
 def rerank(parents: list[int], scores: list[float], nodes: int) -> list[int]:
     """Kept nodes of an expanded tree, ascending, the root first."""
     ### BEGIN SOLUTION
@@ -559,7 +559,7 @@ display(tables.targets_table(results), tables.cost_table(results, costs, draftin
 # The sum needs no division by 1 − a: `sum(acceptance**i for i in range(k + 1))`.
 # </details>
 
-# %% exercise="expected_speedup" title="What a chain is worth" minutes=10 difficulty=2 points=3
+# %% exercise="expected_speedup" title="What a chain is worth" minutes=10 difficulty=2 importance=5 points=3
 def expected_speedup(acceptance: float, k: int, draft_cost: float, verify_cost: float) -> float:
     """Expected speed-up over plain decoding of a chain of k guesses."""
     ### BEGIN SOLUTION

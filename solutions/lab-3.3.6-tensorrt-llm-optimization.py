@@ -87,7 +87,7 @@ print(f"Profile {profile.name}: {profile.description}")
 # The weights are read once for all tokens of the step. So `flops` grows with `tokens`, and `bytes` does not.
 # </details>
 
-# %% exercise="layer_cost" title="What a layer costs" minutes=12 difficulty=2 points=4
+# %% exercise="layer_cost" title="What a layer costs" minutes=12 difficulty=2 importance=5 points=4
 def layer_cost(hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int) -> dict[str, int]:
     """FLOP and bytes of a layer's matrices for `tokens` tokens."""
     ### BEGIN SOLUTION
@@ -108,7 +108,7 @@ layer_cost = checks.layer_cost(layer_cost)
 # For one weight: reading takes `value_bytes / bytes_per_s`, multiplying it for n tokens `2 * n / flops_per_s`. Set them equal.
 # </details>
 
-# %% exercise="ridge_point_tokens" title="The ridge point" minutes=8 difficulty=2 points=2
+# %% exercise="ridge_point_tokens" title="The ridge point" minutes=8 difficulty=2 importance=5 points=2
 def ridge_point_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
     """Tokens at which computing and reading take the same time."""
     ### BEGIN SOLUTION
@@ -122,7 +122,7 @@ ridge_point_tokens = checks.ridge_point_tokens(ridge_point_tokens)
 # Write `step_seconds`: the roofline itself. Reading and multiplying go on at the same time, so a step takes as long as the
 # longer of the two.
 
-# %% exercise="step_seconds" title="The roofline" minutes=4 difficulty=1 points=2
+# %% exercise="step_seconds" title="The roofline" minutes=4 difficulty=1 importance=4 points=2
 def step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: float) -> float:
     """Seconds that a step takes at least."""
     ### BEGIN SOLUTION
@@ -376,7 +376,7 @@ for name, reason in chunk_fleet.reasons.items():
 # Write `chunk_for`: the chunk size to set. `measured` holds a `(chunk, ttft_s, stall_s)` for each size. Among those that keep both limits
 # (`ttft_s` and `stall_s` at most so large) take the one with the shortest TTFT; where none keeps both, return `None`.
 
-# %% exercise="chunk_for" title="A chunk size for two limits" minutes=8 difficulty=2 points=3
+# %% exercise="chunk_for" title="A chunk size for two limits" minutes=8 difficulty=2 importance=4 points=3
 def chunk_for(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: float) -> int | None:
     """The chunk size that keeps both limits with the shortest TTFT."""
     ### BEGIN SOLUTION
@@ -408,7 +408,7 @@ for stall_s in (0.1, 0.5, 2.0):
 # Numbers of a token: 2 x layers x kv_heads x head_dim. Divide by `group`, multiply by `group_bytes`: bytes of a token.
 # </details>
 
-# %% exercise="requests_that_fit" title="Requests that fit" minutes=8 difficulty=2 points=3
+# %% exercise="requests_that_fit" title="Requests that fit" minutes=8 difficulty=2 importance=4 points=3
 def requests_that_fit(
     memory: int, tokens: int, layers: int, kv_heads: int, head_dim: int, group: int, group_bytes: int
 ) -> int:
@@ -477,7 +477,7 @@ if {quantised.REFERENCE, "BF16 weights, q4_0 KV"} <= set(variants):
 # if it has at most `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
 # the least `kv_bytes`; of equals, the faster.
 
-# %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 points=3
+# %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 importance=4 points=3
 def choose_variant(variants: dict[str, dict[str, float]], reference: str, most_rise: float, least_speed: float) -> str:
     """Name of the variant to serve."""
     ### BEGIN SOLUTION
@@ -543,7 +543,7 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # For example, 0.75, 1.75, 3.5 and 6 become 1, 2, 4 and 6, and 0.25, 1.25, 2.5 and 5 become 0, 1, 2 and 4.
 # </details>
 
-# %% exercise="nearest_e2m1" title="A number in four bits" minutes=8 difficulty=2 points=3
+# %% exercise="nearest_e2m1" title="A number in four bits" minutes=8 difficulty=2 importance=3 points=3
 def nearest_e2m1(x: float) -> float:
     """The 4-bit float that is nearest to x."""
     ### BEGIN SOLUTION
@@ -561,7 +561,7 @@ nearest_e2m1 = checks.nearest_e2m1(nearest_e2m1)
 # round with `nearest_e4m3`, and multiply by `unit` again. Each weight is divided by the scale, rounded with `nearest_e2m1`, and
 # multiplied by the scale. A block of zeros stays zero.
 
-# %% exercise="nvfp4_block" title="A block in NVFP4" minutes=10 difficulty=3 points=3
+# %% exercise="nvfp4_block" title="A block in NVFP4" minutes=10 difficulty=3 importance=4 points=3
 def nvfp4_block(block: list[float], unit: float) -> list[float]:
     """The block's weights after rounding to NVFP4."""
     from utils.quantisation.number_formats import nearest_e2m1, nearest_e4m3
@@ -760,7 +760,7 @@ tables.notes_table(recipes, settings_notes)
 # `old.get("kv_cache_config", {})`.
 # </details>
 
-# %% exercise="repair_recipe" title="An old recipe repaired" minutes=15 difficulty=3 points=4
+# %% exercise="repair_recipe" title="An old recipe repaired" minutes=15 difficulty=3 importance=3 points=4
 def repair_recipe(recipe: dict) -> dict:
     """The recipe with the keys of today."""
     import copy
@@ -808,7 +808,7 @@ tables.notes_table({name: repair_recipe(dict(recipe)) for name, recipe in recipe
 # Speculation pays while few requests run, and costs when many do (lab 3.3.5). TensorRT-LLM's `draft_len_schedule` follows that.
 # `{4: 4, 8: 2, 32: 1}` drafts 4 tokens for up to 4 requests, 2 for up to 8, 1 for up to 32, and none for more. Write `draft_length`.
 
-# %% exercise="draft_length" title="A schedule of drafts" minutes=5 difficulty=1 points=2
+# %% exercise="draft_length" title="A schedule of drafts" minutes=5 difficulty=1 importance=2 points=2
 def draft_length(schedule: dict[int, int], batch: int) -> int:
     """Tokens that are drafted for a batch of this size."""
     ### BEGIN SOLUTION
@@ -827,7 +827,7 @@ draft_length = checks.draft_length(draft_length)
 # Above the largest graph a step runs without one, and nothing is padded. Write `padded_share`: of all rows of the steps with these
 # `batches`, the share that is padding.
 
-# %% exercise="padded_share" title="Rows that nobody needs" minutes=8 difficulty=2 points=3
+# %% exercise="padded_share" title="Rows that nobody needs" minutes=8 difficulty=2 importance=3 points=3
 def padded_share(sizes: list[int], batches: list[int]) -> float:
     """Share of padded rows, 0 to 1, over all steps."""
     ### BEGIN SOLUTION
@@ -864,7 +864,7 @@ for graphs in ([1, 2, 4, 8, 16, 32], [1, 2, 4, *range(8, 33, 8)], list(range(1, 
 # visit have at most `gpu_blocks` blocks together. Each of those counts once.
 # </details>
 
-# %% exercise="prefix_places" title="Where the prefix is" minutes=15 difficulty=3 points=4
+# %% exercise="prefix_places" title="Where the prefix is" minutes=15 difficulty=3 importance=3 points=4
 def prefix_places(visits: list[tuple[str, int]], gpu_blocks: int, host_blocks: int) -> list[str]:
     """The place of the prefix at each visit."""
     ### BEGIN SOLUTION
@@ -963,7 +963,7 @@ capacity_policies.policies_table(policy_runs)
 # `kv_cache_config` is a dictionary of its own: `{"dtype": "fp8"}` or `{"dtype": "auto"}`. A prompt does not fit where `chunk < context`.
 # </details>
 
-# %% exercise="serve_settings" title="Settings for a requirement" minutes=12 difficulty=3 points=4
+# %% exercise="serve_settings" title="Settings for a requirement" minutes=12 difficulty=3 importance=4 points=4
 def serve_settings(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict:
     """The configuration of `trtllm-serve`, as a dictionary."""
     ### BEGIN SOLUTION

@@ -90,7 +90,7 @@ with skip_on_failure("a raw stream"):
 # breaks here, and makes nothing of an empty text.)
 # </details>
 
-# %% exercise="encode" title="An event, written" minutes=10 difficulty=2 points=3
+# %% exercise="encode" title="An event, written" minutes=10 difficulty=2 importance=3 points=3
 def encode(data: str, event: str = "") -> bytes:
     """One server-sent event."""
     ### BEGIN SOLUTION
@@ -124,7 +124,7 @@ encode = checks.encode(encode)
 # `*events, rest = text.split(b"\n\n")`; of each event collect the lines that start with `b"data:"`.
 # </details>
 
-# %% exercise="feed" title="Events, read" minutes=20 difficulty=4 points=5
+# %% exercise="feed" title="Events, read" minutes=20 difficulty=4 importance=4 points=5
 def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
     """The data of each event that is complete, and the bytes that are left."""
     ### BEGIN SOLUTION
@@ -183,7 +183,7 @@ print("written again and read again, the same:", feed(b"", b"".join(map(encode, 
 # `has_text(message.get("body", b""))`. One message can be both the first token and the end, so change `timing` in two steps.
 # </details>
 
-# %% exercise="on_message" title="TTFT middleware" minutes=10 difficulty=2 points=3
+# %% exercise="on_message" title="TTFT middleware" minutes=10 difficulty=2 importance=5 points=3
 def on_message(timing: Timing, message: dict, now: float) -> Timing:
     """What is known of an answer after one more message."""
     ### BEGIN SOLUTION
@@ -231,7 +231,7 @@ print(f"a small app that sends a comment, waits 0.2 s and then sends three piece
 # `needed = min(cost, bucket.capacity)` decides whether a request is let through, but `cost` is taken out. `replace(bucket, level=..., at=...)`.
 # </details>
 
-# %% exercise="take" title="Token bucket" minutes=15 difficulty=3 points=4
+# %% exercise="take" title="Token bucket" minutes=15 difficulty=3 importance=5 points=4
 def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
     """The bucket after, and the seconds to wait; 0.0: admitted."""
     ### BEGIN SOLUTION
@@ -296,7 +296,7 @@ with skip_on_failure("the burst"):
 # First the smallest count, then the list of all names that have it.
 # </details>
 
-# %% exercise="least_outstanding" title="Fewest in flight" minutes=5 difficulty=1 points=2
+# %% exercise="least_outstanding" title="Fewest in flight" minutes=5 difficulty=1 importance=3 points=2
 def least_outstanding(outstanding: dict[str, int], turn: int) -> str:
     """The backend with the fewest requests in flight; equals take turns."""
     ### BEGIN SOLUTION
@@ -330,7 +330,7 @@ least_outstanding = checks.least_outstanding(least_outstanding)
 # m is `sum(outstanding.values())`, n is `len(outstanding)`. Somebody always has room, since not all can be above the mean.
 # </details>
 
-# %% exercise="bounded_hash" title="A hash with a bound" minutes=15 difficulty=3 points=4
+# %% exercise="bounded_hash" title="A hash with a bound" minutes=15 difficulty=3 importance=4 points=4
 def bounded_hash(ring: list[tuple[int, str]], outstanding: dict[str, int], place: int, slack: float) -> str:
     """The first backend at or behind `place` that has room."""
     ### BEGIN SOLUTION
@@ -428,7 +428,7 @@ for rule, keys in experiments.keys_of_chats(64).items():
 # Go event by event: unknown; sent; then "while open nothing"; then success, cancelled, failure. `replace(circuit, state="open")`.
 # </details>
 
-# %% exercise="step" title="Circuit breaker" minutes=20 difficulty=3 points=5
+# %% exercise="step" title="Circuit breaker" minutes=20 difficulty=3 importance=5 points=5
 def step(circuit: Circuit, event: str, now: float) -> Circuit:
     """The state after an event."""
     ### BEGIN SOLUTION
@@ -582,7 +582,7 @@ with skip_on_failure("the crowd"):
 # `first, *others = ring` splits the ring, and `replace(first, deficit=...)` makes a changed copy. Use a loop that ends with `return`.
 # </details>
 
-# %% exercise="next_turn" title="Turns for keys" minutes=12 difficulty=3 points=4
+# %% exercise="next_turn" title="Turns for keys" minutes=12 difficulty=3 importance=3 points=4
 def next_turn(ring: list[Share], costs: dict[str, float], quantum: float) -> tuple[str, list[Share]]:
     """The key whose request is served next, and the ring afterwards."""
     ### BEGIN SOLUTION
@@ -643,7 +643,7 @@ with skip_on_failure("two keys"):
 # `0.0` is false in Python, and not `None`. While leaving it does not matter whether anything is in flight.
 # </details>
 
-# %% exercise="phase" title="Drain" minutes=8 difficulty=2 points=3
+# %% exercise="phase" title="Drain" minutes=8 difficulty=2 importance=4 points=3
 def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
     """What a server does now: serving, leaving, finishing, cutting or done."""
     ### BEGIN SOLUTION

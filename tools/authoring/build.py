@@ -14,7 +14,7 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
     # The first chunk carries the role and no text.
     # </details>
 
-    # %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 points=3
+    # %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 importance=3 points=3
     def ttft(scheduled: float, chunks: list[tuple[float, str]]) -> float:
         """Seconds from `scheduled` to the first chunk with text."""
         ### BEGIN SOLUTION
@@ -24,8 +24,9 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
     # %% check="ttft"
     ttft = checks.ttft(ttft)
 
-* The **task** is the markdown cell right before the exercise. Its heading (number, title, stars,
-  minutes, points) comes from the marker line; it has none of its own. Hints are folded `<details>`.
+* The **task** is the markdown cell right before the exercise. Its heading (number, title, difficulty,
+  importance, minutes, points) comes from the marker line, so it has none of its own. Hints
+  are folded `<details>`.
 * The **exercise** holds one or more solution regions. In the learner's notebook a region becomes
   `raise NotImplementedError("Exercise ttft: ...")` at the same indentation. To show something
   else, put it below BEGIN on lines that start with `#:`; outside a function that is required,

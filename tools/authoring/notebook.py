@@ -9,7 +9,7 @@ from typing import Any
 
 import nbformat
 
-from tools.authoring.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+from tools.authoring.exercises import MAX_STARS, Exercise, Lab, Part
 from tools.authoring.worked_examples import worked_example
 from tools.lab.fresh_lab import digest
 from tools.lab.judge.cells import read_lab_cells
@@ -29,6 +29,7 @@ on your machine, take the quick look that the [README](../README.md#how-you-work
 * **Your answer.** Double-click the cell, replace its text, and run it.
 * Put everything that an exercise needs into its own cell, imports too, because only that cell is graded.
 * Hints are folded. Click on one to open it.
+* If you have little time, begin with the exercises whose importance is ★★★★ or more.
 * *Validate* in the toolbar tells you how many exercises are right, and so does `make progress` in a terminal.
 
 If the next cell ends in `ModuleNotFoundError`, the notebook runs in another Python. Choose **Module 3.3** in
@@ -177,9 +178,12 @@ def _nbgrader_metadata(id_: str, *, writable: bool, grade: bool) -> dict[str, An
 
 
 def _heading(exercise: Exercise) -> str:
-    stars = "★" * exercise.difficulty + "☆" * (MAX_DIFFICULTY - exercise.difficulty)
+    difficulty, importance = (
+        "★" * number + "☆" * (MAX_STARS - number)
+        for number in (exercise.difficulty, exercise.importance)
+    )
     minutes, points = count(exercise.minutes, "minute"), count(exercise.points, "point")
-    facts = f"{stars} · about {minutes} · {points}"
+    facts = f"difficulty {difficulty} · importance {importance} · about {minutes} · {points}"
     return f"### Exercise {exercise.number}: {exercise.title}\n\n*{facts}*"
 
 

@@ -37,7 +37,7 @@ from utils.checks import lab_3_3_9 as checks
 # Try it.
 # </details>
 
-# %% exercise="f" title="Eff" minutes=5 difficulty=2 points=3
+# %% exercise="f" title="Eff" minutes=5 difficulty=2 importance=3 points=3
 def f(x):
     """Twice `x`."""
     scale = 2
@@ -128,7 +128,8 @@ def test_the_facts_of_an_exercise_come_from_its_marker(course):
     lab = load(course / "labs" / "lab-3.3.9-sample.ipynb")
     task = cell(lab, "task-f").source
     assert task.startswith(
-        "### Exercise 1: Eff\n\n*★★☆☆☆ · about 5 minutes · 3 points*\n\nWrite `f`."
+        "### Exercise 1: Eff\n\n*difficulty ★★☆☆☆ · importance ★★★☆☆ · about 5 minutes · 3 points*"
+        "\n\nWrite `f`."
     )
     assert "<details>" in task
     assert lab.cells[0].source.endswith(
@@ -381,7 +382,9 @@ def labs(draw):
             text.append(f"# %% [markdown]\n# {words}\n\n")
             kept.append(words)
         text.append("# %% [markdown]\n# Task.\n\n")
-        text.append(f'# %% exercise="e{number}" title="T" minutes=1 difficulty=1 points=1\n')
+        text.append(
+            f'# %% exercise="e{number}" title="T" minutes=1 difficulty=1 importance=3 points=1\n'
+        )
         for part in range(draw(st.integers(1, 3))):
             own = f"own_{number}_{part} = {draw(WORDS)!r}"
             secret = f"secret_{number}_{part} = {draw(WORDS)!r}"
