@@ -3,7 +3,8 @@
 A server in a process of its own sends tokens at known times (`paced_server.py`). The two tools and our
 client, with and without telemetry, measure the same server in turn. Each runs in a fresh process on the first
 core, the server on the second. A client's overhead is the difference between its report and the server's own
-times, so it includes the loopback. A second load, unpaced, shows how fast each client drains tokens.
+times, so it includes the loopback. A second load, unpaced, shows how fast each client drains tokens. Then all
+clients send one load to a real vLLM, and their token counts are compared with its own counter.
 
     python -m benchmarks.client_overhead            # make bench-client
     python -m benchmarks.client_overhead --rounds 5 --check
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ from benchmarks.peers import GUIDELLM
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
 from utils.benchmark.host import describe_host
+from utils.engines import launch
 from utils.engines.spec import EngineSpec
 from utils.engines.vllm import SPEC as VLLM_SPEC
 from utils.files import to_json, write_whole
-from utils.telemetry import Sampler
+from utils.profiles import load_profile
+from utils.telemetry import Sampler, scrape
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"
@@ -61,10 +64,12 @@ class Load:
     concurrency: int
     requests: int
     tokens: int
+    model: str = MODEL
 
 
 PACED = Load(step_s=0.0055, ttft_s=0.05, concurrency=32, requests=160, tokens=128)
 DRAIN = Load(step_s=0.0, ttft_s=0.0, concurrency=32, requests=160, tokens=256)
+REAL = Load(step_s=0.0, ttft_s=0.0, concurrency=8, requests=64, tokens=64)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Outcome:
 def main() -> int:
     arguments = _arguments()
     if arguments.worker:
-        load = PACED if arguments.paced else DRAIN
+        load = Load(**json.loads(arguments.load))
         print(json.dumps(_worker(arguments.worker, load, arguments.sampled)))
         return 0
     clients = _clients()
@@ -102,7 +107,7 @@ def main() -> int:
                 print(f"{name}, round {number + 1} of {arguments.rounds}: {client} ...", flush=True)
                 outcome = _measure(client, clients[client], load)
                 outcomes.setdefault(f"{name} {client}", []).append(outcome)
-    good = _print(outcomes, list(clients))
+    good = _print(outcomes, list(clients)) and _counts_agree(clients)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     path = records_dir() / "benchmarks" / f"client-overhead-{stamp}.json"
     runs = {name: [asdict(outcome) for outcome in found] for name, found in outcomes.items()}
@@ -110,6 +115,25 @@ def main() -> int:
     write_whole(path, to_json({"host": describe_host(), "loads": loads, "runs": runs}))
     print(f"\nevery run: {path}")
     return 1 if arguments.check and not good else 0
+
+
+def _counts_agree(clients: dict[str, ClientRunner]) -> bool:
+    """Print each client's number of output tokens with that of a real vLLM; return whether all agree."""
+    if not VLLM.exists():
+        return True  # _clients has told that it isn't there
+    agree = True
+    with launch("vllm", load_profile()) as engine:
+        load = replace(REAL, model=engine.model)
+        for name, client in clients.items():
+            before = scrape(engine).generated_tokens or 0
+            reported = client(engine.base_url, load)["output_tokens"]
+            counted = (scrape(engine).generated_tokens or 0) - before
+            counted -= (
+                load.concurrency * load.tokens * (2 if name.startswith("ours") else 1)
+            )  # warm-up
+            print(f"{name}: {reported} output tokens, vLLM counted {counted:.0f}")
+            agree &= reported == counted
+    return agree
 
 
 ClientRunner = Callable[[str, Load], dict[str, Any]]
@@ -165,8 +189,7 @@ def _ours_sampled(url: str, load: Load) -> dict[str, Any]:
 
 def _ours(url: str, load: Load, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.client_overhead", "--worker", url, *options]
-    if load == PACED:
-        command.append("--paced")
+    command += ["--load", json.dumps(asdict(load))]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=_first_core
     )
@@ -185,8 +208,10 @@ class Metered:
 
 
 def _worker(url: str, load: Load, sampled: bool) -> dict[str, Any]:
-    requests = fixed(["one two three"], count=load.requests, max_tokens=load.tokens)
-    client = Client(url, MODEL, "completions")
+    requests = fixed(
+        ["one two three"], count=load.requests, max_tokens=load.tokens, ignore_eos=True
+    )
+    client = Client(url, load.model, "completions")
     # The warm-up's CPU time is measured alone and taken off.
     run(client, requests[: load.concurrency], ClosedLoop(load.concurrency), progress=False)
     before = time.process_time()
@@ -200,6 +225,7 @@ def _worker(url: str, load: Load, sampled: bool) -> dict[str, Any]:
         "tokens_per_s": result.summary()["output_throughput"],
         "ttfts": [trace.ttft() for trace in result.traces],
         "itls": [trace.itls for trace in result.traces],
+        "output_tokens": sum(trace.completion_tokens or 0 for trace in result.traces),
         "cpu_us_per_token": cpu * 1e6,
     }
 
@@ -208,7 +234,7 @@ def _vllm(url: str, load: Load) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             str(VLLM), "-c", VLLM_BENCH_SERVE, "--backend", "openai",
-            "--base-url", url, "--endpoint", "/v1/completions", "--model", MODEL,
+            "--base-url", url, "--endpoint", "/v1/completions", "--model", load.model, "--ignore-eos",
             "--tokenizer", str(TOKENIZER), "--dataset-name", "random", "--random-input-len", "8",
             "--random-output-len", str(load.tokens), "--num-prompts", str(load.requests),
             "--max-concurrency", str(load.concurrency), "--num-warmups", str(load.concurrency),
@@ -228,6 +254,7 @@ def _vllm(url: str, load: Load) -> dict[str, Any]:
         "tokens_per_s": found["output_throughput"],
         "ttfts": found["ttfts"],
         "itls": found["itls"],
+        "output_tokens": found["total_output_tokens"],
     }
 
 
@@ -236,7 +263,7 @@ def _guidellm(url: str, load: Load) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             str(GUIDELLM.target / "bin" / "guidellm"), "run", "--disable-console",
-            "--backend", f"kind=openai_http,target={url},model={MODEL},request_format=/v1/completions",
+            "--backend", f"kind=openai_http,target={url},model={load.model},request_format=/v1/completions",
             "--profile", f"kind=concurrent,streams={load.concurrency}",
             "--constraint", f"kind=max_requests,count={load.requests + load.concurrency}",
             "--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}",
@@ -261,6 +288,7 @@ def _guidellm(url: str, load: Load) -> dict[str, Any]:
         "tokens_per_s": load.requests * load.tokens / seconds,
         "ttfts": [one["time_to_first_token_ms"] / 1000 for one in kept],
         "itls": [],
+        "output_tokens": sum(one["output_tokens"] for one in kept),
         "itl": {"mean": mean, "median": math.nan, "p99": math.nan},
     }
 
@@ -364,7 +392,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each client and load")
     parser.add_argument("--check", action="store_true", help="exit 1 if our client misses a target")
     parser.add_argument("--worker", metavar="URL", help=argparse.SUPPRESS)
-    parser.add_argument("--paced", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
     parser.add_argument("--sampled", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
