@@ -13,7 +13,7 @@
 # * predict how much of a workload SGLang finds in its cache, to the percent, and check it on the engine;
 # * say what a cached prefix buys in time to first token and in throughput, and where that ends;
 # * order a queue so that the cache is used well, and nobody starves;
-# * get answers that are valid by construction (JSON schema, regular expression, choice), and say what it costs;
+# * compute the token mask of a grammar, get answers that are valid by construction, and tell their cost;
 # * write programs in SGLang's language, with `gen`, `select` and `fork`;
 # * put a cache-aware router in front of two workers, and see what happens when one dies.
 #
@@ -41,13 +41,15 @@ from utils.checks import compare_prediction
 from utils.checks import lab_3_3_2 as checks
 from utils.engines import skip_on_failure
 from utils.engines.fleet import Fleet
-from utils.engines.structured import COMPACT_JSON
+from utils.engines.grammar import Masks, compile_pattern, schema_pattern, vocabulary
+from utils.engines.structured import COMPACT_JSON, fault
 from utils.labs.lab_3_3_2 import experiments, plots, tables
 from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
 from utils.kvcache.replay import drain_queue, first_come, longest_prefix
 from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
 from utils.benchmark import fresh_seed
+from utils.labs.lab_3_3_2.masks import TinyModel, steps_table
 from utils.labs.lab_3_3_2.workloads import workloads
 from utils.profiles import load_profile
 from utils.telemetry.cache import cache_report
@@ -579,6 +581,105 @@ order_schema = {
 order_schema = checks.order_schema(order_schema)
 
 # %% [markdown]
+# ### The mask of one step
+#
+# How does an engine know which tokens can come next? The pattern becomes an **automaton** that reads bytes. It has a
+# state for every place in the pattern. `moves[state]` is a dictionary from each byte that may come next to the state
+# after it. The model doesn't write bytes but tokens, though, and a token may span several parts of the pattern: for
+# example, a blank and a quotation mark are one token. So the engine walks through the bytes of *every* token of its
+# vocabulary. If each byte has a move, the token is allowed. All other logits become minus infinity before a token is
+# sampled.
+#
+# An example: the pattern is `(true|false)`, and the model has written `tr`. Three tokens are walked from there:
+#
+# | token | walk | allowed? |
+# |---|---|---|
+# | `ue` | `u` leads to the state after `tru`, then `e` to the end | yes |
+# | `u` | `u` leads to the state after `tru` | yes, the answer can still be finished |
+# | `us` | `u` leads to the state after `tru`, but no move has an `s` there | no |
+
+# %% [markdown]
+# Write `token_mask`, which returns the ids of all tokens that are allowed in a state, in ascending order. `tokens[i]`
+# has the bytes of token `i`. Special tokens have no bytes (`b""`), and no grammar allows them. The token that ends the
+# answer isn't your concern, because the engine adds it where the text may end.
+#
+# <details><summary>Hint 1</summary>
+#
+# A loop over `b"abc"` gives numbers, and these are the keys of `moves[state]`. Begin each token at `state`, not where the
+# token before it ended.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `moves[after].get(byte)` is `None` if there is no such move. Leave the inner loop at the first `None`.
+# </details>
+
+# %% exercise="token_mask" title="The mask of a state" minutes=12 difficulty=3 points=3
+def token_mask(moves: list[dict[int, int]], state: int, tokens: list[bytes]) -> list[int]:
+    """Ids of the tokens whose bytes the automaton can read from `state` on."""
+    ### BEGIN SOLUTION
+    allowed = []
+    for token, spelled in enumerate(tokens):
+        after = state
+        for byte in spelled:
+            after = moves[after].get(byte)
+            if after is None:
+                break
+        if spelled and after is not None:
+            allowed.append(token)
+    return allowed
+    ### END SOLUTION
+
+# %% check="token_mask"
+token_mask = checks.token_mask(token_mask)
+
+# %% [markdown]
+# Your masks steer the course's tiny model, which runs here in `transformers` on the CPU. The schema of `order_schema` is
+# rewritten as a regular expression first, and each mask is kept for the next time that its state is reached.
+
+# %%
+tiny = TinyModel()
+tokens = vocabulary(tiny.tokenizer)
+pattern = schema_pattern(order_schema)
+automaton = compile_pattern(pattern)
+print(f"The pattern: {pattern}\nIts automaton has {len(automaton.moves)} states.")
+masks = Masks(automaton, token_mask, tokens, tiny.tokenizer.eos_token_id)
+allowed = token_mask(automaton.moves, automaton.after(b'{"drink": "'), tokens)
+print(f"{len(allowed)} of {len(tokens)} tokens may follow {{\"drink\": \":", [tokens[token].decode() for token in allowed])
+question = "Take this order as JSON: one large tea to go, please."
+constraint = {"json_schema": order_schema}
+free, _ = tiny.answer(question)
+masked, steps = tiny.answer(question, masks)
+_, again = tiny.answer(question, masks)
+for name, text in (("free", free), ("masked", masked)):
+    print(f"{name:>7}: {text!r}  {fault(text, constraint) or 'valid'}")
+display(steps_table(steps, again))
+
+# %% [markdown]
+# **Read the table.** In how many steps did the model have no choice at all? How long does a mask take the first time, and
+# when its state is reached again? How would both grow with the 151,936 tokens of Qwen3's vocabulary?
+#
+# <details><summary>Our reading</summary>
+#
+# Most steps allow only a few tokens, because the schema leaves a choice only for the drink, the number, `to_go`, and how
+# a fixed text is cut into tokens. The answer is valid, but it isn't true: the model may order something that nobody asked
+# for. Where only one text can follow, an engine could even skip the model (*jump-forward decoding*).
+#
+# The first time, a mask takes about half a millisecond on our machine, since every token is walked. Later it is only
+# looked up. The walk grows with the vocabulary, so with 151,936 tokens it takes about 74 times as long (derived). That
+# is as long as a whole step of many models, and each request in the batch needs a mask of its own.
+#
+# This automaton has few states, so a table of masks is enough. But nested JSON needs a *stack*, and then there are too many states
+# for a table. Therefore XGrammar, which both engines use, looks at each position of the grammar before the first request. For
+# most tokens the position alone decides (they are *context-independent*), so their bits are computed in advance. Only
+# the few others are walked with the stack at each step (Dong et al., *XGrammar*, arXiv 2411.15100, adaptive token mask
+# cache).
+#
+# Your masks equal those of the engines' xgrammar bit for bit: the course's tests compare both at every step of answers to
+# five patterns (`tests/engines/test_grammar_masks.py`).
+# </details>
+#
+# ### Two hundred answers
+#
 # Two hundred requests on each engine under three constraints, sampled at temperature 0.8, each answer checked by
 # libraries that the engines do not use (`jsonschema`, `re`). And some without a constraint, for the pace.
 #
