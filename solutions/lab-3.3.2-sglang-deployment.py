@@ -92,7 +92,8 @@ print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 #
 # A node here has `key` (a list of token ids), `parent`, `children` (a dictionary from the first *page* of a
 # child's key, a tuple of token ids, to the child), `lock_ref` and `last_used`. A **page** is the unit in which
-# memory is given out: 1 token in SGLang unless you say otherwise, 16 or more in vLLM, which calls it a block.
+# memory is given out: 1 token in SGLang by default (some attention
+# backends need 16 to 128), and 16 or more in vLLM, which calls it a block.
 # Only whole pages are shared.
 
 # %% [markdown]
@@ -304,8 +305,8 @@ plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
 #
 # ## 2. Predict what SGLang finds
 #
-# SGLang keeps such a tree (in 0.5.23 its core is in Rust; `srt/mem_cache/radix_cache.py` has the same in
-# Python). After a request, prompt and answer stay in it until the memory is needed; a
+# SGLang keeps such a tree (in 0.5.23 its core is in Rust; `srt/mem_cache/unified_cache/unified_tree_core.py`
+# has the same in Python). After a request, prompt and answer stay in it until the memory is needed; a
 # new request is matched first, and only what does not match is computed. Each answer reports in
 # `usage.prompt_tokens_details.cached_tokens` what was found, if the server runs with `--enable-cache-report`.
 #
@@ -347,7 +348,8 @@ predict_hit_rate = checks.predict_hit_rate(predict_hit_rate)
 # %% [markdown]
 # `cache_with` makes a cache of **your** functions. For vLLM the same tree is asked in pages of its block size:
 # vLLM has no tree but a table of block hashes, each made from the block's tokens and the hash of the block
-# before it. It finds the same thing, the longest beginning in whole blocks.
+# before it. It finds the same thing, the longest beginning in whole blocks, as long as nothing is evicted. SGLang
+# evicts whole leaves and vLLM single blocks, so after evictions they may differ.
 
 # %%
 OwnCache = cache_with(match_prefix, insert, evict)
@@ -403,7 +405,7 @@ else:
 # | difference | likely cause |
 # |---|---|
 # | half a point to five points | A few tokens per prompt. A prompt happens to begin with the same word as an older one, or the engine shares only whole pages. |
-# | over five points less than your tree | The prefix was still being computed when the next request arrived, or it was evicted because the memory was needed, or the engine's pages are larger than you assumed. |
+# | over five points less than your tree | The next request arrived while SGLang was still computing the prefix (vLLM shares it as soon as its request is scheduled), or it was evicted because the memory was needed, or the engine's pages are larger than you assumed. |
 # | over five points more than your tree | The engine had seen these prompts before. Run the cell that makes the workloads again, and then this one. |
 #
 # vLLM finds only whole blocks, so it loses up to a block less one token of every shared prefix. If the prefixes are
@@ -759,7 +761,7 @@ _ = fleet.each(refused, only=pages)
 # ## 5. The SGLang language
 #
 # SGLang began as a *language*: a Python program in which the model fills in gaps. `gen` generates, `select` chooses
-# the most likely of several texts, `fork` goes on in several directions from the same beginning, at the same time.
+# the text with the highest *mean* log-probability for each token, because a sum would favour short texts, and `fork` goes on in several directions from the same beginning, at the same time.
 # The front end (`sglang.lang`, unmodified) talks to the server that is running. Every branch of a fork begins with the same
 # tokens, so they are computed once: the language and the radix cache were made for each other.
 
@@ -795,7 +797,9 @@ with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
 # Now the cache is **too small**. Three groups of requests wait, members in turn: A B C A B C ... Served first come,
 # first served, each evicts what the next but two could have used. SGLang can order its queue by the **longest cached
 # prefix** (`--schedule-policy lpm`): the request with most of its prompt in the cache goes first. But then a
-# request that shares nothing waits until no cached ones are left, and if cached ones keep coming, it waits forever. A bound
+# request that shares nothing waits until no cached ones are left, and if cached ones keep coming, it waits forever.
+# SGLang has an escape for long queues only: while more than 128 requests wait, `lpm` orders them first come, first
+# served, since matching each of them would take too long (`_determine_active_policy`). A bound
 # helps: a request that was passed over `limit` times goes next.
 
 # %% [markdown]
@@ -979,8 +983,11 @@ pair.stop()
 # </details>
 # <details><summary>3. Two requests with the same new prefix arrive in the same millisecond. How much do they share?</summary>
 #
-# In the tree there is nothing yet, so both would compute it. SGLang's `lpm` looks for that and holds the second one
-# back a little; with `fcfs` both are computed, and one of the two copies is thrown away afterwards.
+# In SGLang a prefix can be reused when its prefill is done. So there is nothing in the tree yet, and both would compute
+# it. Its `lpm` looks for that and holds the second one back a little. With `fcfs` both are computed, and one of the two
+# copies is thrown away afterwards. In vLLM a prefix can be reused when its request is *scheduled*, even by the next
+# request of the same step, because the step writes all new keys and values before its attention reads them. So the
+# second request computes only its own end (`KVCacheManager.allocate_slots`).
 # </details>
 # <details><summary>4. Larger pages make the tree smaller and the memory access more regular. What do they cost?</summary>
 #
