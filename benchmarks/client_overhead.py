@@ -1,9 +1,9 @@
-"""Part of a measured latency that is the client's own: ours compared with `vllm bench serve`.
+"""Part of a measured latency that is the client's own: ours compared with `vllm bench serve` and guidellm.
 
-A server in a process of its own sends tokens at known times (`paced_server.py`). `vllm bench serve` and our
+A server in a process of its own sends tokens at known times (`paced_server.py`). The two tools and our
 client, with and without telemetry, measure the same server in turn. Each runs in a fresh process on the first
-core, the server on the second. What a client reports beyond the server's own times is its overhead, the
-loopback's share included. A second load, unpaced, shows how fast each client drains tokens.
+core, the server on the second. A client's overhead is the difference between its report and the server's own
+times, so it includes the loopback. A second load, unpaced, shows how fast each client drains tokens.
 
     python -m benchmarks.client_overhead            # make bench-client
     python -m benchmarks.client_overhead --rounds 5 --check
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paced_server import MODEL
+from benchmarks.peers import GUIDELLM
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
 from utils.benchmark.host import describe_host
@@ -111,7 +112,7 @@ def main() -> int:
     return 1 if arguments.check and not good else 0
 
 
-ClientRunner = Callable[[str, Load], dict[str, object]]
+ClientRunner = Callable[[str, Load], dict[str, Any]]
 
 
 def _clients() -> dict[str, ClientRunner]:
@@ -120,6 +121,10 @@ def _clients() -> dict[str, ClientRunner]:
         clients["vllm bench serve"] = _vllm
     else:
         print(f"vllm bench serve is not run: needs {VLLM} (make setup) and {TOKENIZER}")
+    if GUIDELLM.done() and TOKENIZER.exists():
+        clients["guidellm"] = _guidellm
+    else:
+        print("guidellm is not run, because it isn't installed: make peers")
     return clients
 
 
@@ -132,14 +137,14 @@ def _measure(name: str, client: ClientRunner, load: Load) -> Outcome:
     last = max(one["received"] + one["ttft"] + sum(one["itls"]) for one in truth)
     return Outcome(
         client=name,
-        tokens_per_s=float(result["tokens_per_s"]),  # type: ignore[arg-type]
+        tokens_per_s=float(result["tokens_per_s"]),
         true_tokens_per_s=load.requests * load.tokens / (last - first),
         ttft=_statistics(result["ttfts"]),
         true_ttft=_statistics([one["ttft"] for one in truth]),
-        itl=_statistics([gap for gaps in result["itls"] for gap in gaps]),  # type: ignore[attr-defined]
+        itl=result.get("itl") or _statistics([gap for gaps in result["itls"] for gap in gaps]),
         true_itl=_statistics([gap for one in truth for gap in one["itls"]]),
-        cpu_us_per_token=result.get("cpu_us_per_token"),  # type: ignore[arg-type]
-        long_gaps=_long([gap for gaps in result["itls"] for gap in gaps]),  # type: ignore[attr-defined]
+        cpu_us_per_token=result.get("cpu_us_per_token"),
+        long_gaps=_long([gap for gaps in result["itls"] for gap in gaps]),
         true_long_gaps=_long([gap for one in truth for gap in one["itls"]]),
     )
 
@@ -153,12 +158,12 @@ def _long(gaps: list[float]) -> float:
     return float((values > 1.5 * np.median(values)).mean()) if values.size else math.nan
 
 
-def _ours_sampled(url: str, load: Load) -> dict[str, object]:
+def _ours_sampled(url: str, load: Load) -> dict[str, Any]:
     """Run our client while its telemetry reads vLLM's metrics four times a second."""
     return _ours(url, load, "--sampled")
 
 
-def _ours(url: str, load: Load, *options: str) -> dict[str, object]:
+def _ours(url: str, load: Load, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.client_overhead", "--worker", url, *options]
     if load == PACED:
         command.append("--paced")
@@ -167,7 +172,7 @@ def _ours(url: str, load: Load, *options: str) -> dict[str, object]:
     )
     if done.returncode:
         raise SystemExit(f"our client failed:\n{done.stderr[-2000:]}")
-    values: dict[str, object] = json.loads(done.stdout)
+    values: dict[str, Any] = json.loads(done.stdout)
     return values
 
 
@@ -179,7 +184,7 @@ class Metered:
     spec: EngineSpec = VLLM_SPEC
 
 
-def _worker(url: str, load: Load, sampled: bool) -> dict[str, object]:
+def _worker(url: str, load: Load, sampled: bool) -> dict[str, Any]:
     requests = fixed(["one two three"], count=load.requests, max_tokens=load.tokens)
     client = Client(url, MODEL, "completions")
     # The warm-up's CPU time is measured alone and taken off.
@@ -199,7 +204,7 @@ def _worker(url: str, load: Load, sampled: bool) -> dict[str, object]:
     }
 
 
-def _vllm(url: str, load: Load) -> dict[str, object]:
+def _vllm(url: str, load: Load) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             str(VLLM), "-c", VLLM_BENCH_SERVE, "--backend", "openai",
@@ -223,6 +228,40 @@ def _vllm(url: str, load: Load) -> dict[str, object]:
         "tokens_per_s": found["output_throughput"],
         "ttfts": found["ttfts"],
         "itls": found["itls"],
+    }
+
+
+def _guidellm(url: str, load: Load) -> dict[str, Any]:
+    """Run guidellm. It reports no single gaps, only their mean in each request."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            str(GUIDELLM.target / "bin" / "guidellm"), "run", "--disable-console",
+            "--backend", f"kind=openai_http,target={url},model={MODEL},request_format=/v1/completions",
+            "--profile", f"kind=concurrent,streams={load.concurrency}",
+            "--constraint", f"kind=max_requests,count={load.requests + load.concurrency}",
+            "--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}",
+            "--data", f"kind=synthetic_text,prompt_tokens=8,output_tokens={load.tokens}",
+            "--output", f"kind=json,path={folder}/r.json",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+            timeout=300, cwd=folder, preexec_fn=_first_core,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"guidellm failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+        report = json.loads((Path(folder) / "r.json").read_text())
+    answered = report["benchmarks"][0]["requests"]["successful"]
+    answered.sort(key=lambda one: one["request_start_time"])
+    kept = answered[load.concurrency :]  # the first are its warm-up
+    assert len(kept) == load.requests, report["benchmarks"][0]["requests"]["errored"][:3]
+    assert all(one["output_tokens"] == load.tokens for one in kept)
+    seconds = max(one["request_end_time"] for one in kept) - kept[0]["request_start_time"]
+    mean = float(np.mean([one["inter_token_latency_ms"] for one in kept]))
+    return {
+        "tokens_per_s": load.requests * load.tokens / seconds,
+        "ttfts": [one["time_to_first_token_ms"] / 1000 for one in kept],
+        "itls": [],
+        "itl": {"mean": mean, "median": math.nan, "p99": math.nan},
     }
 
 
@@ -266,7 +305,7 @@ def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
     print(f"\n{host['cpu']}, {host['cores_usable']} cores; load average {os.getloadavg()[0]:.1f}")
     rate = PACED.concurrency / PACED.step_s
     print(f"paced: {PACED.concurrency} streams, {rate:,.0f} tok/s while all stream, all at once")
-    print(f"\n{'overhead, median (least to most)':34}" + "".join(f"{name:>28}" for name in clients))
+    print(f"\n{'overhead, median (least to most)':34}" + "".join(f"{name:>29}" for name in clients))
     middle: dict[tuple[str, str, str], float] = {}
     for metric in ("ttft", "itl"):
         for statistic in ("mean", "median", "p99"):
@@ -275,7 +314,8 @@ def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
                 found = [one.overhead(metric, statistic) for one in outcomes[f"paced {name}"]]
                 middle[name, metric, statistic] = float(np.median(found))
                 spread = f"({min(found):+.1%} to {max(found):+.1%})"
-                cells += f"{f'{middle[name, metric, statistic]:+.1%} {spread}':>28}"
+                shown = f"{middle[name, metric, statistic]:+.1%} {spread}"
+                cells += f"{'not reported' if math.isnan(found[0]) else shown:>29}"
             true = np.median(
                 [getattr(one, f"true_{metric}")[statistic] for one in outcomes["paced ours"]]
             )
@@ -283,7 +323,8 @@ def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
     cells = ""
     for name in clients:
         found = [one.long_gaps for one in outcomes[f"paced {name}"]]
-        cells += f"{f'{np.median(found):.2%} ({min(found):.1%} to {max(found):.1%})':>28}"
+        shown = f"{np.median(found):.2%} ({min(found):.1%} to {max(found):.1%})"
+        cells += f"{'not reported' if math.isnan(found[0]) else shown:>29}"
     true = np.median([one.true_long_gaps for one in outcomes["paced ours"]])
     print(f"{f'gaps over 1.5 medians (true {true:.2%})':34}{cells}")
     rates = {}
@@ -292,11 +333,11 @@ def _print(outcomes: dict[str, list[Outcome]], clients: list[str]) -> bool:
             rates[load, name] = float(
                 np.median([one.tokens_per_s for one in outcomes[f"{load} {name}"]])
             )
-        cells = "".join(f"{rates[load, name]:>28,.0f}" for name in clients)
+        cells = "".join(f"{rates[load, name]:>29,.0f}" for name in clients)
         print(f"{f'tokens/s, {load}':34}{cells}")
     for load in ("paced", "drain"):
         cpu = np.median([one.cpu_us_per_token or 0 for one in outcomes[f"{load} ours"]])
-        print(f"{f'CPU per token, {load}, µs':34}{cpu:>28.1f}")
+        print(f"{f'CPU per token, {load}, µs':34}{cpu:>29.1f}")
     with_it = [one.itl["p99"] for one in outcomes["paced ours + telemetry"]]
     without = [one.itl["p99"] for one in outcomes["paced ours"]]
     change = abs(float(np.median(with_it) - np.median(without)))

@@ -1,7 +1,6 @@
-"""Other people's software that the gateway is held against: proxies to measure, clients to try.
+"""Other people's software that ours is compared with: proxies and a benchmark to measure, clients to try.
 
-What comes from the package index goes into environments of its own below `.peers`; the gateway's tests find
-their clients there, too.
+Packages go into environments of their own below `.peers`. The gateway's tests find their clients there, too.
 
     python -m benchmarks.peers                 # make peers: installs what is missing
     python -m benchmarks.peers clients openai-js         # the tests' part alone
@@ -25,7 +24,7 @@ import psutil
 import yaml
 
 from tools.setup.__main__ import locked, set_up
-from tools.setup.packages import install, make_venv
+from tools.setup.packages import install, install_cpu_torch, make_venv
 from tools.setup.setup_steps import REQUIREMENTS, Step
 from tools.setup.shell import SetupError, Shell
 from utils import loopback
@@ -79,12 +78,21 @@ class Served:
         return float(sum(sum(one.cpu_times()[:2]) for one in family))
 
 
-def environment(name: str, title: str, gigabytes: float) -> Step:
-    """An environment of what `requirements/NAME.txt` pins."""
+def environment(name: str, title: str, gigabytes: float, *, torch: bool = False) -> Step:
+    """Return the step for an environment of the packages that `requirements/NAME.txt` pins.
+
+    Args:
+        name: Name of the environment.
+        title: Text for people.
+        gigabytes: Disk that it takes.
+        torch: Whether it needs PyTorch, of which the CPU build is enough.
+    """
 
     def build(shell: Shell, target: Path) -> None:
-        lock = str(REQUIREMENTS / f"{name}.txt")
-        install(shell, make_venv(shell, target), "--no-deps", "-r", lock)
+        python = make_venv(shell, target)
+        if torch:
+            install_cpu_torch(shell, python)
+        install(shell, python, "--no-deps", "-r", str(REQUIREMENTS / f"{name}.txt"))
 
     return Step(name, title, FOLDER / name, 1.0, gigabytes, (f"{name}.txt",), build)
 
@@ -110,6 +118,7 @@ CLIENTS = environment(
 )
 OPENAI_JS = npm_package("openai-js", "OpenAI's package for JavaScript in .peers/openai-js", 0.05)
 LITELLM = environment("litellm", "LiteLLM's proxy in .peers/litellm", 0.7)
+GUIDELLM = environment("guidellm", "guidellm in .peers/guidellm", 1.4, torch=True)
 
 
 def free_environment(**more: str) -> dict[str, str]:
@@ -220,7 +229,7 @@ PEERS: dict[str, Peer] = {
 
 
 def main() -> int:
-    steps = {step.name: step for step in (CLIENTS, OPENAI_JS, LITELLM)}
+    steps = {step.name: step for step in (CLIENTS, OPENAI_JS, LITELLM, GUIDELLM)}
     names = sys.argv[1:] or list(steps)
     if wrong := [name for name in names if name not in steps]:
         print(f"There is no {wrong[0]!r}; there are: {', '.join(steps)}.", file=sys.stderr)

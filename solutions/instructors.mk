@@ -91,16 +91,18 @@ site-env: course-env
 screenshots: setup  ## make the documents' pictures of JupyterLab anew, docs/images (needs Chromium)
 	@COURSE_BROWSER=all COURSE_SCREENSHOTS=docs/images $(RUN) -m pytest tests/browser/test_jupyterlab.py -k "interrupted or 3.3.7"
 
-bench-client: setup  ## the benchmark client's own overhead, beside that of vllm bench serve
+bench-client: setup  ## the benchmark client's own overhead, compared with vllm bench serve and guidellm
+	@$(RUN) -m benchmarks.peers guidellm
 	@$(RUN) -m benchmarks.client_overhead
 
 bench-llama-cpp: setup  ## llama.cpp's wheel compared with the compiled build (make setup STEP=llama_cpp NATIVE=1; ROUNDS=6)
 	@$(RUN) -m benchmarks.llama_cpp_builds --rounds $(or $(ROUNDS),6)
 
-peers: course-env  ## install what the gateway is held against: LiteLLM's proxy, clients for its tests
+peers: course-env  ## install the software that ours is compared with: LiteLLM's proxy, guidellm, clients for tests
 	@$(RUN) -m benchmarks.peers
 
-bench-gateway: setup peers  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
+bench-gateway: setup  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
+	@$(RUN) -m benchmarks.peers litellm
 	@$(RUN) -m benchmarks.gateway_peers --engine $(or $(ENGINE),vllm)
 
 bench-chaos: course-env  ## 10,000 requests while backends are killed and frozen

@@ -17,7 +17,7 @@
 #
 # **It starts** vLLM, llama.cpp, a naive `transformers` server, and SGLang, TensorRT-LLM and Ollama where they run, on
 # free ports of 127.0.0.1, and stops each of them. **It writes** one JSON record per run and an HTML
-# report into `records/`. What your machine cannot run is named at the end, never imitated.
+# report into `records/`. If your machine cannot run something, the lab names it at the end and never imitates it.
 
 # %%
 import json
@@ -47,8 +47,8 @@ print(f"Profile {profile.name}: {profile.description}")
 # %% [markdown]
 # ## 1. What a stream looks like
 #
-# An engine answers with *server-sent events*. Here is what one real request looks like from the
-# outside: each mark is the moment at which a piece of text arrived.
+# An engine answers with *server-sent events*. The picture shows one real request from the
+# outside. Each mark is the moment at which a piece of text arrived.
 
 # %% tags=["measures"]
 not_run = {}  # reasons, by engine
@@ -64,7 +64,7 @@ with skip_on_failure("one stream"):
 # *In the picture: a time axis in milliseconds. The grey bar up to the first mark is the prefill
 # (the engine reads the prompt), then one mark per chunk (it writes).*
 #
-# And this is what came over the wire for another request, event by event (the first and last ones):
+# These are the first and last events that came over the wire for another request:
 
 # %% tags=["measures"]
 ask = Request(prompt="What is continuous batching?", max_tokens=profile.load.output_tokens)
@@ -88,8 +88,8 @@ with skip_on_failure("its events"):
 #
 # Two traps. The first event usually carries only the role, no text: it is not a token. And a
 # chunk may carry *several* tokens (speculative decoding makes that the rule): count tokens from
-# the engine's `usage` block, never from chunks. Whoever counts chunks sees an engine with
-# speculation as slower than it is.
+# the engine's `usage` block, never from chunks. If you count chunks, an engine with
+# speculation looks slower than it is.
 
 # %% [markdown]
 # Write `stream_metrics`. `events` are pairs of arrival time (seconds) and text; some texts are
@@ -105,7 +105,7 @@ with skip_on_failure("its events"):
 # The number of tokens is an argument because it comes from `usage`. You do not count anything.
 # </details>
 
-# %% exercise="stream_metrics" title="Metrics from a raw stream" minutes=15 difficulty=2 points=3
+# %% exercise="stream_metrics" title="Metrics from a raw stream" minutes=15 difficulty=2 importance=5 points=3
 def stream_metrics(
     sent: float, events: list[tuple[float, str]], completion_tokens: int
 ) -> dict[str, float]:
@@ -123,8 +123,8 @@ def stream_metrics(
 stream_metrics = checks.stream_metrics(stream_metrics)
 
 # %% [markdown]
-# Your function on the raw events, beside what the course's client computed for the request in the picture
-# (another request: near, not equal):
+# The table shows your function on the raw events, next to the figures of the course's client for the request in the
+# picture. That is another request, so they are near but not equal:
 
 # %%
 if raw:
@@ -160,7 +160,7 @@ if raw:
 # when the server is free, whichever is later.
 # </details>
 
-# %% exercise="open_loop_latencies" title="Latency that omits nothing" minutes=15 difficulty=2 points=3
+# %% exercise="open_loop_latencies" title="Latency that omits nothing" minutes=15 difficulty=2 importance=4 points=3
 def open_loop_latencies(arrivals: list[float], service: float) -> list[float]:
     """Latencies in seconds, counted from when each request was due."""
     ### BEGIN SOLUTION
@@ -237,8 +237,8 @@ if open_records:
 #
 # ## 3. Percentiles, goodput, confidence
 #
-# Three ways to fool yourself, and what to do instead: averaging percentiles; quoting a throughput
-# that nobody was happy with; and calling a difference of one run an improvement.
+# There are three ways to fool yourself: you average percentiles, you quote a throughput
+# that nobody was happy with, or you call a difference of one run an improvement. This section shows the cures.
 
 # %% [markdown]
 # `runs` holds the latencies of several runs of different lengths. Return the 99th percentile over
@@ -249,7 +249,7 @@ if open_records:
 # A percentile of a few requests and one of many cannot be averaged. The requests can be put together.
 # </details>
 
-# %% exercise="p99_of_runs" title="The percentile of several runs" minutes=10 difficulty=1 points=2
+# %% exercise="p99_of_runs" title="The percentile of several runs" minutes=10 difficulty=1 importance=4 points=2
 def p99_of_runs(runs: list[list[float]]) -> float:
     """99th percentile over the requests of all runs."""
     ### BEGIN SOLUTION
@@ -271,7 +271,7 @@ p99_of_runs = checks.p99_of_runs(p99_of_runs)
 # comparison with NaN is `False`.
 # </details>
 
-# %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 points=2
+# %% exercise="goodput" title="Goodput" minutes=10 difficulty=1 importance=5 points=2
 def goodput(requests: list[dict], duration: float, ttft_limit: float, tpot_limit: float) -> float:
     """Requests per second that succeeded within both limits."""
     ### BEGIN SOLUTION
@@ -324,7 +324,7 @@ if open_records:
 # underestimates the true one.
 # </details>
 
-# %% exercise="mean_interval" title="How sure are you?" minutes=10 difficulty=2 points=2
+# %% exercise="mean_interval" title="How sure are you?" minutes=10 difficulty=2 importance=4 points=2
 def mean_interval(values: list[float], t: float) -> tuple[float, float]:
     """Confidence interval of the mean of `values`."""
     ### BEGIN SOLUTION
@@ -364,7 +364,7 @@ with skip_on_failure("repeats"):
 #     Schenker and Gentleman, *On judging the significance of differences by examining the overlap between confidence
 #     intervals*, 2001.
 #
-# ## 4. What is possible: the roofline
+# ## 4. The limit: the roofline
 #
 # One decode step reads every weight once (but the embedding table, of which it looks up one row a token), and the KV
 # cache of every token before it. However clever an engine is, it cannot read faster than memory delivers:
@@ -396,7 +396,7 @@ with skip_on_failure("repeats"):
 # Steps per second = bandwidth ÷ bytes read in a step. How many tokens does a step yield?
 # </details>
 
-# %% exercise="decode_ceiling" title="The decode ceiling" minutes=10 difficulty=2 points=3
+# %% exercise="decode_ceiling" title="The decode ceiling" minutes=10 difficulty=2 importance=5 points=3
 def decode_ceiling(
     bandwidth: float, weight_bytes: float, kv_bytes_per_token: float, context: int, batch: int
 ) -> float:
@@ -414,8 +414,8 @@ decode_ceiling = checks.decode_ceiling(decode_ceiling)
 # ### Your machine and your model
 #
 # Bandwidth and FLOP/s are measured now, for a working set as large as the model's weights: a small
-# model lives in the processor's cache, which is faster than memory. What counts is the data type that the
-# engine holds weights and KV cache in, whatever the file's own; the first line of this lab's output names it.
+# model lives in the processor's cache, which is faster than memory. The data type that counts is the one in
+# which the engine holds weights and KV cache, not the file's own. The first line of this lab's output names it.
 
 # %% tags=["measures"]
 from utils.roofline.rates import measure_machine
@@ -477,7 +477,7 @@ not_run |= rounds.not_run
 fleet.stop()
 
 # %% [markdown]
-# ### What came out
+# ### Results
 
 # %%
 report.table(records) if records else None
@@ -580,7 +580,7 @@ report.table(single, others) if others else print("no files in", foreign.others_
 # First find the highest concurrency among the rows, then filter, then `max(..., key=...)`.
 # </details>
 
-# %% exercise="best_for_api" title="Choose by rule, not by taste" minutes=15 difficulty=2 points=3
+# %% exercise="best_for_api" title="Choose by rule, not by taste" minutes=15 difficulty=2 importance=3 points=3
 def best_for_api(rows: list[dict], ttft_limit_ms: float) -> str | None:
     """Label of the engine to put behind an API."""
     ### BEGIN SOLUTION
@@ -628,8 +628,8 @@ tables.guide_table(choices)
 # %% [markdown]
 # ## 9. The report
 #
-# Your records as one page: comparison, plots, recommendation, the judged table, what did not run, and
-# where each number comes from. It opens anywhere, needs no network, and is the deliverable of this lab.
+# Here are your records as one page, with comparison, plots, recommendation, the judged table, the engines that did not run,
+# and the origin of each number. The page opens anywhere, needs no network, and is the deliverable of this lab.
 
 # %%
 if all_records := [*records, *(record for _, _, record in open_records)]:
@@ -670,7 +670,7 @@ else:
 # One user at a time, no latency target, and code you can step through: for looking inside a model.
 # </details>
 #
-# **What to try next**: other prompt and answer lengths; `burstiness=0.3` in the open loop; the same lab
+# **Further experiments**: other prompt and answer lengths; `burstiness=0.3` in the open loop; the same lab
 # on another machine, then `load_all()` and one table for both.
 
 # %%

@@ -27,8 +27,8 @@
 #
 # On a machine without an NVIDIA GPU this is SGLang's own code, version 0.5.23, with its attention in plain
 # PyTorch: its fast CPU kernels are on no package index. One function of that attention is replaced by ours, which
-# does not compute again what the radix cache has (`tools/setup/sglang_cpu` says why). Good for practice and for
-# all that this lab is about; its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
+# does not compute again the tokens that the radix cache has (`tools/setup/sglang_cpu` explains the reason). This is good
+# for practice and for all that this lab is about, but its speed says nothing about SGLang on a GPU. A DGX Spark runs the untouched container.
 
 # %%
 from functools import partial
@@ -109,7 +109,7 @@ print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 # `zip(key, tokens[start:])` ends with the shorter one. Rounding down is `n // page_size * page_size`.
 # </details>
 
-# %% exercise="shared_length" title="What two sequences share" minutes=8 difficulty=2 points=2
+# %% exercise="shared_length" title="What two sequences share" minutes=8 difficulty=2 importance=3 points=2
 def shared_length(key: list[int], tokens: list[int], start: int, page_size: int) -> int:
     """Tokens that key and tokens[start:] have in common at their beginning, in whole pages."""
     ### BEGIN SOLUTION
@@ -140,7 +140,7 @@ shared_length = checks.shared_length(shared_length)
 # than `len(child.key)`, stop.
 # </details>
 
-# %% exercise="match_prefix" title="The longest cached prefix" minutes=12 difficulty=3 points=3
+# %% exercise="match_prefix" title="The longest cached prefix" minutes=12 difficulty=3 importance=5 points=3
 def match_prefix(root: Node, tokens: list[int], page_size: int) -> int:
     """Tokens of the longest prefix of `tokens` that the tree holds, in whole pages."""
     ### BEGIN SOLUTION
@@ -183,7 +183,7 @@ match_prefix = checks.match_prefix(match_prefix)
 # and the child below `upper`, under its new first page.
 # </details>
 
-# %% exercise="insert" title="Store a sequence, cut a node" minutes=25 difficulty=4 points=5
+# %% exercise="insert" title="Store a sequence, cut a node" minutes=25 difficulty=4 importance=4 points=5
 def insert(root: Node, tokens: list[int], page_size: int, now: int) -> Node:
     """Stores the whole pages of `tokens`; returns the node that they end with."""
     ### BEGIN SOLUTION
@@ -224,7 +224,7 @@ insert = checks.insert(insert)
 # The root is the only node whose `parent` is `None`.
 # </details>
 
-# %% exercise="lock" title="Lock what is in use" minutes=5 difficulty=1 points=2
+# %% exercise="lock" title="Lock what is in use" minutes=5 difficulty=1 importance=3 points=2
 def lock(node: Node, change: int) -> None:
     """Adds `change` to the locks of a node and all above it but the root."""
     ### BEGIN SOLUTION
@@ -253,7 +253,7 @@ lock = checks.lock(lock)
 # easiest found by looking for the leaf among the values.
 # </details>
 
-# %% exercise="evict" title="Least recently used, leaves only" minutes=18 difficulty=4 points=4
+# %% exercise="evict" title="Least recently used, leaves only" minutes=18 difficulty=4 importance=5 points=4
 def evict(root: Node, num_tokens: int) -> int:
     """Removes unlocked leaves, the least recently used first; returns the tokens removed."""
     removed = 0
@@ -331,7 +331,7 @@ plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
 # For each prompt: match, add up, insert. At the end, divide once: all cached tokens by all prompt tokens.
 # </details>
 
-# %% exercise="predict_hit_rate" title="Replay a workload" minutes=8 difficulty=2 points=2
+# %% exercise="predict_hit_rate" title="Replay a workload" minutes=8 difficulty=2 importance=4 points=2
 def predict_hit_rate(prompts: list[list[int]], cache: RadixCache) -> float:
     """Share of all prompt tokens that the cache already holds, 0 to 1."""
     ### BEGIN SOLUTION
@@ -415,7 +415,7 @@ else:
 # For your own prompts this means: **put the shared part first**. If the date or a user's name comes before the
 # system prompt, no request finds anything.
 #
-# ## 3. What it buys
+# ## 3. The gain
 #
 # A prompt that is cached but for its end, against the same length with nothing cached. First on SGLang alone:
 
@@ -453,7 +453,7 @@ with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
 # Cold takes `prefill_s + rest_s`. Warm saves `fraction` of the first part and nothing of the second.
 # </details>
 
-# %% exercise="predict_speedup" title="Speed-up against shared fraction" minutes=8 difficulty=2 points=2
+# %% exercise="predict_speedup" title="Speed-up against shared fraction" minutes=8 difficulty=2 importance=4 points=2
 def predict_speedup(fraction: float, prefill_s: float, rest_s: float) -> float:
     """TTFT with nothing cached over TTFT with `fraction` of the prompt cached."""
     ### BEGIN SOLUTION
@@ -564,7 +564,7 @@ display(tables.crowd_table(crowds)) if crowds else print("The crowd: not run her
 # `{"type": "boolean"}` for true or false.
 # </details>
 
-# %% exercise="order_schema" title="A schema that ends" minutes=12 difficulty=2 points=3
+# %% exercise="order_schema" title="A schema that ends" minutes=12 difficulty=2 importance=4 points=3
 ### BEGIN SOLUTION
 #: order_schema = ...
 order_schema = {
@@ -814,7 +814,7 @@ with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
 # `cached.index(max(cached))`.
 # </details>
 
-# %% exercise="next_request" title="Longest prefix first, and nobody starves" minutes=12 difficulty=3 points=3
+# %% exercise="next_request" title="Longest prefix first, and nobody starves" minutes=12 difficulty=3 importance=3 points=3
 def next_request(cached: list[int], passed_over: list[int], limit: int) -> int:
     """Position of the request to serve next."""
     ### BEGIN SOLUTION
@@ -952,7 +952,7 @@ pair.stop()
 # Lab 3.3.7 is about retries: who should repeat a request, and when.
 # </details>
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -1001,7 +1001,7 @@ pair.stop()
 # that matters, caches are separated by user (`cache_salt` in vLLM and SGLang), at the price of fewer hits.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Start the engines of the first cells again, and send section 2's workloads eight at a time
 #   (`measure_hits(..., concurrency=8)`). Which hit rate falls, and why?

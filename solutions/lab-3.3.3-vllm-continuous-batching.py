@@ -85,7 +85,7 @@ print(f"Profile {profile.name}: {profile.description}")
 # that may be missing.
 # </details>
 
-# %% exercise="kv_bytes_per_token" title="Bytes of KV cache per token" minutes=10 difficulty=2 points=3
+# %% exercise="kv_bytes_per_token" title="Bytes of KV cache per token" minutes=10 difficulty=2 importance=5 points=3
 def kv_bytes_per_token(config: dict, value_bytes: int) -> int:
     """Bytes that one token occupies in the KV cache, over all layers."""
     ### BEGIN SOLUTION
@@ -160,7 +160,7 @@ pd.DataFrame(
 # A request of 9 tokens needs three blocks of 4. Rounding up is `-(-a // b)`.
 # </details>
 
-# %% exercise="capacity" title="Blocks and requests that fit" minutes=8 difficulty=2 points=2
+# %% exercise="capacity" title="Blocks and requests that fit" minutes=8 difficulty=2 importance=5 points=2
 def capacity(
     budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int
 ) -> tuple[int, int]:
@@ -236,7 +236,7 @@ if report:
 # one (only count).
 # </details>
 
-# %% exercise="block_pool" title="A block allocator with reference counts" minutes=20 difficulty=3 points=4
+# %% exercise="block_pool" title="A block allocator with reference counts" minutes=20 difficulty=3 importance=5 points=4
 class BlockPool:
     """Physical blocks with a free list and reference counts."""
 
@@ -303,7 +303,7 @@ block_pool = checks.block_pool(block_pool)
 # It is shared when `pool.references[table[-1]] > 1`. Letting go is `pool.release(original)`.
 # </details>
 
-# %% exercise="append_slot" title="Copy-on-write" minutes=15 difficulty=4 points=4
+# %% exercise="append_slot" title="Copy-on-write" minutes=15 difficulty=4 importance=3 points=4
 def append_slot(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
     """Makes room for one more token; returns (original, copy) if a shared block was copied."""
     ### BEGIN SOLUTION
@@ -443,7 +443,7 @@ plots.plot_memory(memory_runs)
 # up slots and tokens first, then divide once.
 # </details>
 
-# %% exercise="unused_share" title="The price of a block" minutes=8 difficulty=2 points=2
+# %% exercise="unused_share" title="The price of a block" minutes=8 difficulty=2 importance=2 points=2
 def unused_share(lengths: list[int], block_size: int) -> float:
     """Share of the held slots that hold no token, 0 to 1."""
     ### BEGIN SOLUTION
@@ -511,7 +511,7 @@ for size in sorted({1, 4, 16, 64, 256, block_tokens}):
 # `chunked_prefill`, stop if `tokens < request.remaining`.
 # </details>
 
-# %% exercise="schedule" title="An iteration-level scheduler with preemption" minutes=30 difficulty=5 points=6
+# %% exercise="schedule" title="An iteration-level scheduler with preemption" minutes=30 difficulty=5 importance=5 points=6
 def schedule(waiting, running, limits) -> dict[int, int]:
     """Decides one step: who computes how many tokens, by request id."""
     plan: dict[int, int] = {}
@@ -625,7 +625,7 @@ with skip_on_failure("the sweep"):
 # In one step of 28 ms each of 10 requests gets one token, so there are `10 / 0.028` tokens per second.
 # </details>
 
-# %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 points=3
+# %% exercise="predict_throughput" title="Predict the load you have not tried" minutes=10 difficulty=3 importance=4 points=3
 def predict_throughput(concurrency: int, tpot_s: dict[int, float]) -> float:
     """Output tokens per second of all requests, from two measured levels."""
     ### BEGIN SOLUTION
@@ -847,7 +847,7 @@ if own_tight in squeezed:
 #
 # **Your answer**, in three or four sentences of plain text in the cell below (your instructor reads it): how many preemptions did your two
 # engines count, and what had your scheduler predicted? Explain one difference, between the two or from the
-# prediction, by what happens at one step.
+# prediction, by the events of one step.
 
 # %% [markdown] answer="preemptions" points=2
 # ### BEGIN SOLUTION
@@ -996,7 +996,7 @@ with skip_on_failure("compiled against eager"):
 # test that lives for a minute pays for it every time.
 # </details>
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -1048,7 +1048,7 @@ for run in filter(None, (roomy, *squeezed.values())):
 # (`max_num_seqs`) or no blocks. `vllm:num_requests_waiting` tells the second from the first.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Give the burst a shared system prompt and switch `prefix_caching` on: how much is saved? (Lab 3.3.2 is about this.)
 # * Change the rule of your scheduler (preempt the one with the most tokens; admit the shortest first) and run

@@ -2,12 +2,12 @@
 # # Lab 3.3.4: speculative decoding with Medusa
 #
 # A master who reads a page at a glance is given a page to write, one word at a time. So an apprentice writes ahead: four
-# words on a slip. The master reads the slip in one glance, keeps what the master would have written, and puts one
-# word of the master's own behind it. The text is the master's to the last letter; only the glances are fewer.
+# words on a slip. The master reads the slip in one glance, keeps the words that the master would have written, and adds one
+# word of the master's own after them. The text is the master's to the last letter; only the glances are fewer.
 #
 # Decoding reads all weights of a model to produce one token. Reading them for five tokens at once costs less than five
 # times as much, often hardly more than once: that is the room which **speculative decoding** uses. It always has three
-# parts: something that **drafts**, one forward pass that **verifies**, and a rule of what to **keep**.
+# parts: something that **drafts**, one forward pass that **verifies**, and a rule that decides which guesses to **keep**.
 #
 # You will be able to
 #
@@ -16,14 +16,14 @@
 # * write the forward pass of a Medusa head, train heads, and read their accuracy;
 # * tell exact speculative sampling from typical acceptance, with a test that can fail;
 # * predict a speed-up from acceptance and step cost, find the best tree by measurement, and explain the difference;
-# * serve the same heads from vLLM, and set its counters beside your own.
+# * serve the same heads from vLLM, and compare its counters with your own.
 #
 # **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
 # model on a GPU.
 #
 # **It starts** vLLM three times and llama.cpp once, in the background, on free ports of 127.0.0.1, and stops them. (Where
 # engines run in containers, one at a time.) **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here,
-# *cited* with their source, or *derived* by a formula that you see; each says which it is.
+# *cited* with their source, or *derived* by a formula that you see, and each is marked accordingly.
 #
 # Sections 1 to 8 run in this notebook, on the tiny model of this course and on heads trained for it
 # (`models/heads`), on any machine. Each step of the model runs through a piece of C++ that is compiled here at its first
@@ -71,8 +71,8 @@ print(f"Target: {target.shape.layers} layers, {target.shape.vocab} tokens, on {d
 # %% [markdown]
 # ## 1. Draft and verify
 #
-# The cheapest apprentice copies: it looks for the last few tokens further up in the text, and proposes what came behind
-# them then. That is **n-gram lookup** (*prompt lookup* in some engines). It costs nothing and needs no training, so it is
+# The cheapest apprentice copies. It looks for the last few tokens further up in the text, and proposes the tokens that
+# followed them then. That is **n-gram lookup** (*prompt lookup* in some engines). It costs nothing and needs no training, so it is
 # the control for everything that follows. Here it is, in full:
 
 # %%
@@ -88,15 +88,15 @@ def lookup(text: list[int], longest: int = 4, shortest: int = 2, guesses: int = 
 print(lookup([7, 1, 2, 3, 4, 5, 9, 1, 2]), lookup([1, 2, 3, 4]))
 
 # %% [markdown]
-# Now one forward pass over the text *and* the guesses. At every token the target says what it would write next, its
+# Now one forward pass over the text *and* the guesses. At every token the target gives the one that it would write next, its
 # **best** token there. So all guesses are checked at once. The nodes of a draft are numbered: node 0, the **root**, is the
 # last token of the text; every other node is a guess at what follows its *parent*. For a chain of three guesses the
 # parents are `[-1, 0, 1, 2]`; with two guesses for the same place, a *tree*, they could be `[-1, 0, 0, 1]`.
 
 # %% [markdown]
-# Write `accept_greedy`: which nodes are accepted, in order, the root first. `parents[n]` is the parent of node n (-1 for
-# the root), `tokens[n]` the token that node n holds, and `best[n]` the target's most probable token behind node n.
-# Start at the root; go to the child that holds what the target wants; stop where there is none. A node's children hold
+# Write `accept_greedy`, which returns the accepted nodes in order, the root first. `parents[n]` is the parent of node n (-1 for
+# the root), `tokens[n]` the token that node n holds, and `best[n]` the target's most probable token after node n.
+# Start at the root, go to the child that holds the target's token, and stop if there is none. A node's children hold
 # different tokens, and a parent has a smaller number than its children.
 #
 # <details><summary>Hint 1</summary>
@@ -108,7 +108,7 @@ print(lookup([7, 1, 2, 3, 4, 5, 9, 1, 2]), lookup([1, 2, 3, 4]))
 # `[n for n in range(1, len(parents)) if parents[n] == node and tokens[n] == best[node]]` has one element or none.
 # </details>
 
-# %% exercise="accept_greedy" title="What the target keeps" minutes=15 difficulty=3 points=4
+# %% exercise="accept_greedy" title="What the target keeps" minutes=15 difficulty=3 importance=5 points=4
 def accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> list[int]:
     """Accepted nodes, the root first."""
     ### BEGIN SOLUTION
@@ -149,17 +149,17 @@ print(tokenizer.decode(question.ids + plain))
 
 # %% [markdown]
 # A wrong guess costs a little time and nothing else: the target's own token takes its place. Two things follow. The output
-# is the target's, *whoever drafts*. And a step always gives at least one token.
+# is the target's, *no matter which drafter guesses*. And a step always gives at least one token.
 #
 # ## 2. Trees, masks, positions
 #
 # One guess for the next token is right or wrong. With two guesses for the same place, either may be right. So a draft
-# becomes a **tree**: guesses that exclude each other stand side by side below the same parent. All of them go through the
+# becomes a **tree**: guesses that exclude each other are side by side below the same parent. All of them go through the
 # target in *one* forward pass, and they must not disturb each other. Two things see to that:
 #
 # * the **mask**: a node attends to the text so far, to its ancestors and to itself; never to a sibling, which belongs to
 #   another future;
-# * the **positions**: siblings stand at the *same* place of the text, however the nodes are numbered.
+# * the **positions**: siblings are at the *same* place of the text, no matter how the nodes are numbered.
 
 # %% [markdown]
 # Write `tree_mask`: a list of rows, one per node; `mask[i][j]` is `True` if node i sees node j, that is, if j is i itself or
@@ -174,7 +174,7 @@ print(tokenizer.decode(question.ids + plain))
 # A child sees what its parent sees, and itself. Parents come first, so the parent's row is finished already: copy it.
 # </details>
 
-# %% exercise="tree_mask" title="Who sees whom" minutes=12 difficulty=3 points=4
+# %% exercise="tree_mask" title="Who sees whom" minutes=12 difficulty=3 importance=4 points=4
 def tree_mask(parents: list[int]) -> list[list[bool]]:
     """mask[i][j]: whether node i sees node j."""
     ### BEGIN SOLUTION
@@ -190,15 +190,15 @@ def tree_mask(parents: list[int]) -> list[list[bool]]:
 tree_mask = checks.tree_mask(tree_mask)
 
 # %% [markdown]
-# Write `position_ids`: the position of every node, where the KV cache holds `length` tokens (positions 0 to `length - 1`).
-# The root comes right behind them, every other node one behind its parent.
+# Write `position_ids`, which returns the position of every node if the KV cache holds `length` tokens (positions 0 to
+# `length - 1`). The root comes right after them, and every other node one position after its parent.
 #
 # <details><summary>Hint</summary>
 #
 # Go through the parents in order; the position of a parent is known when its child's turn comes.
 # </details>
 
-# %% exercise="position_ids" title="Where a guess stands" minutes=6 difficulty=2 points=2
+# %% exercise="position_ids" title="Where a guess stands" minutes=6 difficulty=2 importance=3 points=2
 def position_ids(parents: list[int], length: int) -> list[int]:
     """Position of each node behind `length` cached tokens."""
     ### BEGIN SOLUTION
@@ -213,7 +213,7 @@ position_ids = checks.position_ids(position_ids)
 
 # %% [markdown]
 # Medusa writes a tree as **choices**, paths of ranks: `(0,)` is the best guess of head 0, `(1,)` its second-best, `(0, 2)` the
-# third-best guess of head 1 behind head 0's best. Here is the tree of eight choices that pays most for the heads of
+# third-best guess of head 1 after head 0's best. Here is the tree of eight choices that pays most for the heads of
 # this course. (How it was chosen comes in section 8.)
 
 # %%
@@ -259,7 +259,7 @@ for name, mask, positions in (
 #
 # Who drafts better than a copyist? The target itself knows more than its next token. **Medusa** (arXiv 2401.10774) puts K
 # small heads on the target's last hidden state h, the vector that the language-model head reads. The LM head guesses the
-# next token; Medusa's head 0 the one behind that, head 1 the one after, and so on. Head k is one residual block and an LM
+# next token; Medusa's head 0 guesses the one after that, head 1 the next one, and so on. Head k is one residual block and an LM
 # head of its own:
 #
 #     logits_k = LM_k · (h + SiLU(W_k h + b_k)),      SiLU(x) = x / (1 + exp(-x))
@@ -276,7 +276,7 @@ for name, mask, positions in (
 # For states in rows, W h + b is `hidden @ weight.T + bias`. Then SiLU of that, added to `hidden`, then the LM head likewise.
 # </details>
 
-# %% exercise="head_logits" title="One head, forward" minutes=10 difficulty=2 points=3
+# %% exercise="head_logits" title="One head, forward" minutes=10 difficulty=2 importance=3 points=3
 def head_logits(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_head: np.ndarray) -> np.ndarray:
     """Logits of one Medusa head, [n, vocabulary]."""
     ### BEGIN SOLUTION
@@ -288,8 +288,8 @@ def head_logits(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_hea
 head_logits = checks.head_logits(head_logits)
 
 # %% [markdown]
-# Your function on the weights that ship with the course, beside the course's own module; and what the four heads guess
-# at the end of a prompt, before a word of the answer is written:
+# This cell compares your function with the course's own module, on the weights that ship with the course. It also shows the
+# guesses of the four heads at the end of a prompt, before a word of the answer is written:
 
 # %%
 states = experiments.states_of(target, question.ids)[-1:]
@@ -379,9 +379,9 @@ tables.identical_table(identical)
 #
 # ## 5. Sampling: exact, and not
 #
-# At temperature 0 there is one right token. With sampling there is a *distribution* p, and what must not change is that. Say a
+# At temperature 0 there is one right token. With sampling there is a *distribution* p, and that distribution must not change. Say a
 # drafter draws its guess x from its own distribution q. **Speculative sampling** (Leviathan 2023) accepts x with probability
-# min(1, p(x)/q(x)). If it is rejected, the token is drawn from what q has left uncovered, the **residual**:
+# min(1, p(x)/q(x)). If it is rejected, the token is drawn from the part of p that q has left uncovered, the **residual**:
 # max(0, p - q), scaled to sum 1. Both together give exactly p.
 
 # %% [markdown]
@@ -392,7 +392,7 @@ tables.identical_table(identical)
 # `np.maximum(p - q, 0)`, divided by its sum if that is above 0.
 # </details>
 
-# %% exercise="residual" title="What is left after a rejection" minutes=8 difficulty=2 points=3
+# %% exercise="residual" title="What is left after a rejection" minutes=8 difficulty=2 importance=5 points=3
 def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """max(0, p - q), scaled to sum 1."""
     ### BEGIN SOLUTION
@@ -419,7 +419,7 @@ residual = checks.residual(residual)
 # Take `positive = p[p > 0]` for the entropy, so that no logarithm of 0 is asked for. Return a `bool`.
 # </details>
 
-# %% exercise="typical_accepts" title="Likely enough" minutes=8 difficulty=2 points=2
+# %% exercise="typical_accepts" title="Likely enough" minutes=8 difficulty=2 importance=2 points=2
 def typical_accepts(p: np.ndarray, token: int, epsilon: float, alpha: float) -> bool:
     """Whether typical acceptance takes the token."""
     ### BEGIN SOLUTION
@@ -490,9 +490,9 @@ display(tables.chi_table(tests, lossless_rules), tables.draws_table(p, q, counts
 # </details>
 #
 # **In words.** The two rows *pairs* go through the course's own verification, `utils.speculative.verify`: a tree with two
-# guesses for the first token and one behind each, which are tried in turn, each against what the one before has left of p.
-# What they give is tested two tokens deep. *Typical acceptance* lets the drafter decide among all tokens that are likely
-# enough, and never writes what is not. Where the target is unsure, nearly every guess is likely enough, so what comes out
+# guesses for the first token and one after each. They are tried in turn, each against the part of p that the one before has left.
+# Their result is tested two tokens deep. *Typical acceptance* lets the drafter decide among all tokens that are likely
+# enough, and never writes another one. Where the target is unsure, nearly every guess is likely enough, so what comes out
 # is the *drafter's* distribution; where it is sure, rare tokens vanish. The text may read as well. It is not the target's
 # distribution, so typical acceptance has no place under the name "lossless", nor in a comparison of speeds with a rule
 # that is exact.
@@ -532,7 +532,7 @@ display(tables.heads_table(accuracies, {"yours": len(written), "shipped": experi
 display(plots.plot_training({"yours": log}), plots.plot_accuracy(accuracies))
 
 # %% [markdown]
-# *In the pictures: the loss falls, steeply at first; beside it the accuracy of the four heads on the training data, one line
+# *In the pictures: the loss falls, steeply at first. Next to it is the accuracy of the four heads on the training data, one line
 # each. Below, accuracy on held-out prompts: your heads' line lies below the shipped heads' line, and both fall from
 # head 0 to head 3.*
 #
@@ -555,11 +555,11 @@ display(plots.plot_training({"yours": log}), plots.plot_accuracy(accuracies))
 # ## 7. Which text is easy?
 #
 # An acceptance length without its text says little. These are the chains of section 4, taken apart by kind of text, and a
-# kind that the heads were *not* trained on: prose. Two controls stand beside them. **N-gram lookup** on the same
-# prompts: what can be had for nothing. And **repeated 8-grams**: a model that goes round in circles accepts everything, so
-# prompts with a loop in the plain answer are left out, and what is left of repetition is printed.
+# kind that the heads were *not* trained on: prose. The table has two controls. **N-gram lookup** on the same
+# prompts is the drafter that costs nothing. **Repeated 8-grams** matter because a model that goes round in circles accepts
+# everything. So prompts with a loop in the plain answer are left out, and the remaining repetition is printed.
 #
-# **Predict**: on prose, what does a step of Medusa's chain give, in tokens?
+# **Predict**: on prose, how many tokens does a step of Medusa's chain give?
 
 # %% prediction="prose_length"
 ### BEGIN SOLUTION
@@ -593,10 +593,10 @@ plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="
 # flatter every method.
 # </details>
 #
-# **In words.** "Accepted" is less than "right": head 2 may be right and still be lost, because head 0 was wrong. That is
-# what a tree repairs, by giving head 0 a second guess.
+# **In words.** "Accepted" is less than "right": head 2 may be right and still be lost, because head 0 was wrong. A tree
+# repairs that by giving head 0 a second guess.
 #
-# ## 8. What it is worth
+# ## 8. The gain
 #
 # A step of speculative decoding gives E tokens, and takes one forward pass over n nodes, T(n), and one draft. Plain
 # decoding takes T(1) for a token. So
@@ -625,7 +625,7 @@ plots.plot_accuracy({name: kind.by_head for name, kind in kinds.items()}, what="
 # 1 + the sum over all choices of the product of `accuracy[head][rank]` for `head, rank in enumerate(path)`.
 # </details>
 
-# %% exercise="expected_tokens" title="Tokens a step" minutes=10 difficulty=3 points=3
+# %% exercise="expected_tokens" title="Tokens a step" minutes=10 difficulty=3 importance=4 points=3
 def expected_tokens(choices: list[tuple[int, ...]], accuracy: list[list[float]]) -> float:
     """Expected tokens of a step, the target's own included."""
     ### BEGIN SOLUTION
@@ -650,7 +650,7 @@ expected_tokens = checks.expected_tokens(expected_tokens)
 # It is the formula above. A result below 1 means that speculation is slower.
 # </details>
 
-# %% exercise="expected_speedup" title="Speed-up" minutes=5 difficulty=1 points=2
+# %% exercise="expected_speedup" title="Speed-up" minutes=5 difficulty=1 importance=5 points=2
 def expected_speedup(tokens: float, step_s: float, plain_s: float, draft_s: float) -> float:
     """Expected speed-up over plain decoding."""
     ### BEGIN SOLUTION
@@ -667,8 +667,8 @@ expected_speedup = checks.expected_speedup(expected_speedup)
 #
 # Which tree? `best_choices` adds, one by one, the choice with the highest probability of being accepted: the greedy
 # construction of Medusa's paper (section 2.3.3), from accuracies measured on prompts that are not used here. (The best four
-# choices may well be the chain: where each head's best guess is right so much more often than its second.) First, what
-# a forward pass over n nodes costs on this machine:
+# choices may well be the chain: where each head's best guess is right so much more often than its second.) First, the cost
+# of a forward pass over n nodes on this machine:
 
 # %% tags=["measures"]
 fleet = engines.result()
@@ -749,7 +749,7 @@ display(plots.plot_speedups(*tables.speedup_series(predicted, results)))
 #
 # **In words.** E is predicted as if the heads were independent and this text were the text of the calibration; neither is
 # quite so. The time is predicted as a forward pass and a draft; a step also copies keys and values, builds a mask and
-# walks the tree in Python, so measured speed-ups tend to lie below. `least ... most` says how far repeats differ.
+# walks the tree in Python, so measured speed-ups tend to be lower. `least ... most` shows how far repeats differ.
 #
 # The course set itself targets for Medusa: at least 2.0 times plain decoding and 2.5 tokens a step, and ahead of n-gram
 # lookup on the same prompts.
@@ -796,7 +796,7 @@ tables.baseline_table(baselines)
 
 # %% [markdown]
 # **Read the table.** *ours / this* is the speed of our plain loop divided by that of the program in the row, on the same
-# prompts in turn. We ask for at least 0.8 of the fastest program. What would 0.5 mean for the speed-ups above?
+# prompts in turn. We ask for at least 0.8 of the fastest program. If it were 0.5, how would you read the speed-ups above?
 #
 # <details><summary>Our reading</summary>
 #
@@ -830,7 +830,7 @@ tables.baseline_table(baselines)
 # %% [markdown]
 # ## 9. The same heads in vLLM
 #
-# vLLM loads these heads as they lie in `models/heads/medusa` (a `config.json` and one safetensors file; the layout stands in
+# vLLM loads these heads as they are in `models/heads/medusa` (a `config.json` and one safetensors file; the layout is in
 # `utils/speculative/checkpoints.py`):
 #
 #     vllm serve MODEL --speculative-config '{"method": "medusa", "num_speculative_tokens": 4, "model": "models/heads/medusa"}'
@@ -839,7 +839,7 @@ tables.baseline_table(baselines)
 # in the configuration it drops the biases and says nothing; drafts get worse, and no error tells.
 #
 # It counts what it does: `vllm:spec_decode_num_drafts_total`, `..._num_draft_tokens_total` and `..._num_accepted_tokens_total`;
-# 1 + accepted/drafts is the acceptance length. That is what your verification of the same chain on the same prompts has to give.
+# 1 + accepted/drafts is the acceptance length. Your verification of the same chain on the same prompts has to give the same.
 #
 # **Predict**: how many times as fast as plain vLLM is vLLM with Medusa here?
 
@@ -886,9 +886,9 @@ fleet.stop()
 #
 # **In words.** The *counters* agree because acceptance does not depend on who computes: it is a property of target, heads and
 # text. The *speed-up* is another engine's T(n)/T(1): vLLM's own step has costs that do not grow with the tokens (scheduler,
-# HTTP, sampling), and speculation spreads them over more tokens. If an engine is missing above, the line says why.
+# HTTP, sampling), and speculation spreads them over more tokens. If an engine is missing above, the line gives the reason.
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -914,13 +914,13 @@ fleet.stop()
 # </details>
 # <details><summary>2. Why can a tree hold `(1, 0)`, and why is it seldom worth its node?</summary>
 #
-# Its guess stands behind head 0's second-best. It counts only if that was right, which is rare, and head 1 guesses the same
-# there as behind head 0's best, since it does not know what head 0 said.
+# Its guess follows head 0's second-best. It counts only if that was right, which is rare. Head 1 guesses the same
+# there as after head 0's best, because it does not know head 0's guess.
 # </details>
 # <details><summary>3. A model loops: it writes the same line for ever. What acceptance length do you expect, and what is it worth?</summary>
 #
 # The highest possible, from every drafter, n-gram lookup too. It is worth nothing: nobody wants that text. That is why
-# repeated 8-grams and the control stand beside each figure.
+# each figure comes with its repeated 8-grams and the control.
 # </details>
 # <details><summary>4. Somebody reports 3.6 times with typical acceptance at temperature 0.7. What do you ask?</summary>
 #
@@ -933,10 +933,10 @@ fleet.stop()
 # T(n)/T(1) rises towards n. Lab 3.3.5 measures where it stops paying.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Train longer (`training.TrainingConfig(steps=600, ...)`) on more prompts, and watch which head gains most.
 # * `best_choices(accuracy, 32)`: predict E and the speed-up before you measure.
 # * Calibrate a tree on prose alone (`training.medusa_accuracy` on recorded prose), and try it on prose and on code.
-# * Serve with `num_speculative_tokens` of 2 in place of 4. What do the counters say, and what the clock?
-# * Lab 3.3.5 gives the drafter what Medusa's heads lack: the token that was just guessed.
+# * Serve with `num_speculative_tokens` of 2 in place of 4. How do the counters change, and how does the clock?
+# * Lab 3.3.5 gives the drafter the token that was just guessed, which Medusa's heads lack.

@@ -2,7 +2,7 @@
 # # Lab 3.3.5: EAGLE-3
 #
 # A simultaneous interpreter does not wait for the end of the sentence. She watches the speaker's face and hands as
-# well as the words, and so she often knows what comes next. An interpreter behind a curtain, who hears the words
+# well as the words, and so she often knows the next word. An interpreter behind a curtain, who hears the words
 # alone, guesses worse. Medusa's heads (lab 3.3.4) look at the model's face once, and then guess several words at
 # once. **EAGLE** watches, guesses one word, and goes on from its own guess: a small model of one layer, which reads
 # what the large one thought (its hidden states) as well as what it said.
@@ -10,8 +10,8 @@
 # You will be able to
 #
 # * say what hidden states add to tokens, and measure it;
-# * build EAGLE-3's inputs: fuse low, middle and high hidden states, and pair each with the token *behind* it;
-# * map a small draft vocabulary to the target's, and refuse what does not fit;
+# * build EAGLE-3's inputs: fuse low, middle and high hidden states, and pair each with the token *after* it;
+# * map a small draft vocabulary to the target's, and refuse a map that does not fit;
 # * train a draft as it will be used (**training-time test**), and see what happens without;
 # * grow EAGLE-2's dynamic tree and cut it to the nodes that are worth verifying;
 # * predict the speed-up of a chain from three measured numbers, and choose its length;
@@ -24,12 +24,12 @@
 #
 # **It starts** vLLM three times, on free ports of 127.0.0.1, and stops all of them. It trains two small drafts, and
 # reads trained ones from `models/heads`. **It writes** one JSON record per run into `records/`. Numbers are *measured*
-# here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+# here, *cited* with their source, or *derived* by a formula that you see, and each is marked accordingly.
 #
 # The model is the course's tiny one in sections 1 to 6, on every machine: 24 layers, 9.6 million parameters. Its
-# drafts were trained for this course on its own answers. What a CPU can show is the method, whether the output stays
-# the same, and acceptance. How much *time* it saves depends on what a step with several tokens costs, and that differs
-# between machines: you measure that cost too.
+# drafts were trained for this course on its own answers. A CPU can show the method, whether the output stays
+# the same, and acceptance. The *time* saved depends on the cost of a step with several tokens, which differs
+# between machines, so you measure that cost too.
 
 # %%
 import math
@@ -48,7 +48,7 @@ sizes = profile.load.speculation
 print(f"Profile {profile.name}: {profile.description}")
 
 # %% [markdown]
-# vLLM is needed in section 7, and takes a while to start. So let it begin now, beside what you do meanwhile: plain,
+# vLLM is needed in section 7, and takes a while to start. So let it begin now, while you work on other things: plain,
 # with EAGLE-3, and with n-gram lookup. (Where engines run in containers, each starts when it is its turn.) In this
 # notebook the target and its drafts run through the compiled step of lab 3.3.4, section 8. It computes in float32 and sums
 # in one order, so a result doesn't depend on how many tokens are computed together. If it can't run here, the PyTorch loop
@@ -82,7 +82,7 @@ print(f"Target: {target.shape}")
 print(f"EAGLE-3's draft: hidden states {shipped.eagle3.shape.aux_layers}, {shipped.eagle3.shape.draft_vocab} tokens")
 
 # %% [markdown]
-# ## 1. What the draft reads
+# ## 1. The inputs of the draft
 #
 # A draft model that reads tokens alone has to understand the text anew, with one layer. But the target *has*
 # understood it: for every token that it has processed there is a hidden state, from which its own head read the next
@@ -91,8 +91,8 @@ print(f"EAGLE-3's draft: hidden states {shipped.eagle3.shape.aux_layers}, {shipp
 # three hidden states in place of one: a low, a middle and a high one.
 #
 # How much is in them? A **probe** is the simplest thing that could use them: one linear map, fitted in closed form,
-# that guesses token i + 2 from what is known at position i. First the data: the target answers prompts, and what it
-# computed on the way is kept (in float32). A fifth of the answers is for tests: neither the probe nor the small drafts
+# that guesses token i + 2 from the values known at position i. First the data: the target answers prompts, and the values that it
+# computed on the way are kept (in float32). A fifth of the answers is for tests: neither the probe nor the small drafts
 # of section 4 learn from them.
 #
 # **Predict**: the probe that reads token i + 1 alone is right so many times in a hundred; how many points more is the
@@ -123,7 +123,7 @@ tables.probe_table(probed)
 # fit, so it needs more answers. The quick load is too small for this.
 # </details>
 #
-# **In words.** The token alone says what often comes after it. The hidden state says what the target was about
+# **In words.** The token alone tells which tokens often come after it. The hidden state tells which token the target was about
 # to write. The last one is shaped for the *next* token, which is known by now; the lower ones still hold what the
 # later ones need. That is EAGLE-3's reason to fuse several. Together with giving up the aim of foretelling the next
 # feature (section 4) it lets the draft go on getting better with more data, where EAGLE-2's stops (EAGLE-3, figure 1,
@@ -135,7 +135,7 @@ tables.probe_table(probed)
 # of one: g = fc([low; middle; high]).
 
 # %% [markdown]
-# Write `fuse`. `hidden_states` is an array [layers + 1, tokens, hidden], `aux_layers` says which of them, in
+# Write `fuse`. `hidden_states` is an array [layers + 1, tokens, hidden], `aux_layers` names the layers to use, in
 # order, and `fc` is the layer's weight as PyTorch stores it: [outputs, inputs]. Return [tokens, outputs].
 #
 # <details><summary>Hint 1</summary>
@@ -147,7 +147,7 @@ tables.probe_table(probed)
 # A linear layer computes x @ W.T.
 # </details>
 
-# %% exercise="fuse" title="Low, middle, high" minutes=10 difficulty=2 points=3
+# %% exercise="fuse" title="Low, middle, high" minutes=10 difficulty=2 importance=4 points=3
 def fuse(hidden_states: np.ndarray, aux_layers: list[int], fc: np.ndarray) -> np.ndarray:
     """Fused features [tokens, outputs] of some of the hidden states [layers + 1, tokens, hidden]."""
     ### BEGIN SOLUTION
@@ -173,7 +173,7 @@ fuse = checks.fuse(fuse)
 # There are as many triples as features, one less than tokens. `tokens[i + 2]` does not exist for the last.
 # </details>
 
-# %% exercise="shift" title="One step ahead" minutes=8 difficulty=2 points=3
+# %% exercise="shift" title="One step ahead" minutes=8 difficulty=2 importance=4 points=3
 def shift(features: list, tokens: list[int]) -> list[tuple]:
     """Triples (feature i, token i + 1, token i + 2 or None) of a sequence."""
     ### BEGIN SOLUTION
@@ -185,8 +185,8 @@ def shift(features: list, tokens: list[int]) -> list[tuple]:
 shift = checks.shift(shift)
 
 # %% [markdown]
-# Your two functions on a real text: the fused features of a test prompt beside those of the course's module, and what the
-# draft reads at its last three positions.
+# This cell runs your two functions on a real text. It compares the fused features of a test prompt with those of the course's
+# module, and shows the draft's inputs at its last three positions.
 
 # %%
 ids = test[0].ids[: test[0].prompt].tolist()
@@ -215,7 +215,7 @@ for i, (_, token, wanted) in list(enumerate(shift(list(mixed), ids)))[-3:]:
 # `enumerate(sorted(kept))`.
 # </details>
 
-# %% exercise="to_offsets" title="The map as offsets" minutes=5 difficulty=1 points=2
+# %% exercise="to_offsets" title="The map as offsets" minutes=5 difficulty=1 importance=2 points=2
 def to_offsets(kept: list[int]) -> list[int]:
     """Offsets d2t of a draft vocabulary made of these target ids."""
     ### BEGIN SOLUTION
@@ -236,7 +236,7 @@ to_offsets = checks.to_offsets(to_offsets)
 # Python's lists take negative positions: compare with 0 yourself.
 # </details>
 
-# %% exercise="to_target" title="Back to the target, and no further" minutes=8 difficulty=2 points=3
+# %% exercise="to_target" title="Back to the target, and no further" minutes=8 difficulty=2 importance=3 points=3
 def to_target(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int]:
     """Target ids of draft ids; ValueError for one outside either vocabulary."""
     ### BEGIN SOLUTION
@@ -272,9 +272,9 @@ except ValueError as error:
 # %% [markdown]
 # ## 3. Going on from a guess
 #
-# The first guess of a draft stands on firm ground: a feature of the target. The second does not: the target has not
+# The first guess of a draft has firm ground, a feature of the target. The second doesn't, because the target has not
 # processed the first guess, so there is no feature for it. EAGLE puts **the draft's own output** in its place, and
-# goes on. Each guess stands on one that was made from less:
+# goes on. Each guess rests on one that was made from less:
 #
 #     guess 1   reads  fused feature g of the newest token known,   embedding of the newest token
 #     guess 2   reads  the draft's output a at guess 1,             embedding of guess 1
@@ -285,7 +285,7 @@ except ValueError as error:
 # and each step's loss counts.
 #
 # That needs an unusual attention mask. Step s has one query per position. Position i's past is real up to token i + 1:
-# the keys of step 0, up to i, causally. Behind that come its own guesses: of steps 1 to s the keys with the same
+# the keys of step 0, up to i, causally. After that come its own guesses: of steps 1 to s the keys with the same
 # number i, the **diagonal**, and no others. Key j of step 1 belongs to a continuation that began at j: another world.
 
 # %% [markdown]
@@ -301,7 +301,7 @@ except ValueError as error:
 # For each row, go over the steps, and for each step over its keys: `key <= row` in step 0, `key == row` later.
 # </details>
 
-# %% exercise="ttt_mask" title="The mask of training-time test" minutes=15 difficulty=3 points=4
+# %% exercise="ttt_mask" title="The mask of training-time test" minutes=15 difficulty=3 importance=4 points=4
 def ttt_mask(rows: int, step: int) -> list[list[bool]]:
     """Which keys of steps 0 to `step`, side by side, each of `rows` queries sees."""
     ### BEGIN SOLUTION
@@ -329,8 +329,8 @@ plots.plot_mask(ttt_mask(5, 2))
 #
 # Two small drafts, trained on the answers of section 1, with the same data, the same number of steps and the same
 # initial weights: one **without** training-time test (1 step), one **with** (3 steps). Then each drafts on from every
-# position of the test answers, four guesses long. A minute of training makes no good draft; look at the *slope*. Beside
-# them the shipped one, trained longer on more data.
+# position of the test answers, four guesses long. A minute of training makes no good draft; look at the *slope*. The table also
+# has the shipped one, which was trained longer on more data.
 #
 # **Predict**: without training-time test, how many points lower is the fourth guess than the first?
 
@@ -355,7 +355,7 @@ plots.plot_steps(by_guess)
 
 # %% [markdown]
 # *In the picture: share of right guesses (with the true tokens in front) against the number of the guess. Without
-# training-time test the line breaks off behind the first guess. With it the line starts lower, since the same steps had
+# training-time test the line breaks off after the first guess. With it the line starts lower, since the same steps had
 # three things to teach, and holds as far as was trained: three guesses. The shipped draft, longer trained with four
 # steps, lies above both and is nearly level.*
 #
@@ -374,10 +374,10 @@ plots.plot_steps(by_guess)
 #
 # **In words.** Without training-time test the second guess reads something that training never showed. Acceptance
 # is a *product*: a chain of three is right only if all three are, so the slope costs more than it looks. With a true
-# token behind each guess, as here, every later guess is counted as if those before had been right.
+# token after each guess, as here, every later guess is counted as if those before had been right.
 #
 # EAGLE-1 solves the same problem differently: its draft has to *reproduce* the target's next hidden state (smooth L1
-# loss), so that its own output may stand for one. That ties the draft to what a hidden state looks like. EAGLE-3 gives
+# loss), so that its own output may stand for one. That ties the draft to the exact form of a hidden state. EAGLE-3 gives
 # that aim up, and lets training-time test do its work.
 #
 # ## 5. The dynamic tree
@@ -389,8 +389,8 @@ plots.plot_steps(by_guess)
 # Probable means: the whole path, from the root.
 
 # %% [markdown]
-# Write `path_scores`: the logarithm of the probability of each node's path. `parents` gives each node's parent (-1 for
-# the root, node 0; a parent comes before its children), `probabilities` what the draft gave each node *behind its
+# Write `path_scores`, which returns the logarithm of the probability of each node's path. `parents` gives each node's parent (-1 for
+# the root, node 0; a parent comes before its children), `probabilities` the draft's probability of each node *given its
 # parent*. The root is known: 0.
 #
 # <details><summary>Hint</summary>
@@ -398,7 +398,7 @@ plots.plot_steps(by_guess)
 # The probability of a path is a product, its logarithm a sum: the parent's score plus `math.log(...)`.
 # </details>
 
-# %% exercise="path_scores" title="Joint confidence" minutes=8 difficulty=2 points=2
+# %% exercise="path_scores" title="Joint confidence" minutes=8 difficulty=2 importance=3 points=2
 def path_scores(parents: list[int], probabilities: list[float]) -> list[float]:
     """Log-probability of the path from the root to each node."""
     ### BEGIN SOLUTION
@@ -421,7 +421,7 @@ path_scores = checks.path_scores(path_scores)
 # Sort the nodes 1, 2, ... by `(-scores[node], node)`, take the first ones, sort those.
 # </details>
 
-# %% exercise="rerank" title="Keep what is worth verifying" minutes=10 difficulty=3 points=3
+# %% exercise="rerank" title="Keep what is worth verifying" minutes=10 difficulty=3 importance=3 points=3
 def rerank(parents: list[int], scores: list[float], nodes: int) -> list[int]:
     """Kept nodes of an expanded tree, ascending, the root first."""
     ### BEGIN SOLUTION
@@ -441,8 +441,8 @@ plots.plot_expansion(tree, kept, lambda token: tokenizer.decode([token]))
 
 # %% [markdown]
 # *In the picture: the root at the left is the newest token known. Each node shows a guess, and how probable the draft
-# finds it behind its parent. Grey was expanded and dropped, blue is kept for verification, green (bold) is what the target
-# then wrote. The place was chosen where the draft hesitates; where it is sure, the tree is a chain.*
+# finds it after its parent. Grey was expanded and dropped, blue is kept for verification, and green (bold) is the text that the
+# target then wrote. The place was chosen where the draft hesitates; where it is sure, the tree is a chain.*
 #
 # ## 6. Side by side
 #
@@ -559,7 +559,7 @@ display(tables.targets_table(results), tables.cost_table(results, costs, draftin
 # The sum needs no division by 1 − a: `sum(acceptance**i for i in range(k + 1))`.
 # </details>
 
-# %% exercise="expected_speedup" title="What a chain is worth" minutes=10 difficulty=2 points=3
+# %% exercise="expected_speedup" title="What a chain is worth" minutes=10 difficulty=2 importance=5 points=3
 def expected_speedup(acceptance: float, k: int, draft_cost: float, verify_cost: float) -> float:
     """Expected speed-up over plain decoding of a chain of k guesses."""
     ### BEGIN SOLUTION
@@ -588,7 +588,7 @@ plots.plot_chains(curve, measured)
 
 # %% [markdown]
 # *In the picture: your formula as a red curve over k, and the three measured chains as blue points. The curve rises
-# while another guess brings more than it costs, and falls behind that.*
+# while another guess brings more than it costs, and falls after that.*
 #
 # **In words.** The formula takes every guess as equally likely to be right, independent of text and position. Real
 # acceptance comes in runs: a table is easy for ten tokens, then a name comes. And the answer ends somewhere, often in the
@@ -652,7 +652,7 @@ elif "EAGLE-3" in served:
 # many, the engine's batch uses it already, and every guess that is thrown away was work for nobody. And at a higher
 # **temperature** the target draws its tokens: there is no single next token, and a draft's best guess is right less often.
 #
-# **Predict**: at the highest concurrency, temperature 0, what is vLLM's throughput with EAGLE-3 over plain?
+# **Predict**: at the highest concurrency, temperature 0, how many times plain is vLLM's throughput with EAGLE-3?
 
 # %% prediction="ratio_at_most"
 ### BEGIN SOLUTION
@@ -753,7 +753,7 @@ fleet.stop()
 # it grows the tree of section 5 (lab 3.3.6 writes such files).
 #
 # Where SGLang runs without its own kernels, as on this course's `cpu` profile, it cannot: building and verifying a tree
-# are kernels of its own. Here is what it says:
+# are kernels of its own. This is its message:
 
 # %% tags=["measures"]
 print(experiments.try_sglang(profile))
@@ -815,7 +815,7 @@ print(experiments.try_sglang(profile))
 #
 # On a DGX Spark or another NVIDIA GPU section 7 has just served Qwen3-8B with a **published** EAGLE-3 draft,
 # `Tengyunw/qwen3_8b_eagle3`: the same code, other names in the profile. Its model card reports 187 tok/s without and 365
-# tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). What to expect elsewhere follows from your formula. Reading
+# tok/s with it, 1.95 times (SGLang, one H200, batch 1; cited). Your formula tells what to expect elsewhere. Reading
 # the weights bounds a step from below, so T(4)/T(1) is near 1 and acceptance decides. Plain decoding reads all weights of
 # Qwen3-8B for a token, except the embedding matrix, of which it reads one row.
 #
@@ -853,7 +853,7 @@ else:
 # alike, the cost of a verification is larger on your GPU, or the engine spends more time on drafts.
 # </details>
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -891,7 +891,7 @@ else:
 # </details>
 # <details><summary>2. Why does position i read token i + 1, and not token i?</summary>
 #
-# Feature i was computed *from* token i: it holds it already. What it cannot hold is which token was sampled behind it.
+# Feature i was computed *from* token i: it holds it already. It cannot hold the token that was sampled after it.
 # </details>
 # <details><summary>3. The draft gives its first guess 0.9 and the second 0.9. How probable is the pair, and why does the tree
 # keep a sibling of probability 0.1 all the same?</summary>
@@ -909,13 +909,13 @@ else:
 # No, and it need not be: the *distribution* is the same (lab 3.3.4 tests that), the draws are not.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Train the small draft on twice the data, or with 5 steps of training-time test (`experiments.train_small(..., unrolled=5)`).
 #   What moves the line more?
 # * Give `experiments.expand` a prompt of `unlike_prompts`. How do probabilities and the accepted path change?
-# * `EagleDrafter(..., threshold=0.3)` ends a chain where the draft is unsure. What does that do to acceptance, and what to
-#   the clock?
+# * `EagleDrafter(..., threshold=0.3)` ends a chain where the draft is unsure. How do acceptance and the
+#   time change?
 # * If EAGLE-3 paid at every level of section 7: give `experiments.crossover` higher ones
 #   (`dataclasses.replace(profile, load=dataclasses.replace(profile.load, levels=(32, 64)))`).
 # * Start vLLM with `num_speculative_tokens` 1 and 5. Does your formula name the better one?

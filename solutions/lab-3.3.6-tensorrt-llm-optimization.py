@@ -14,7 +14,7 @@
 # * count a layer's operations and bytes, and predict from two constants of a machine which of them a step waits for;
 # * build an engine file with `torch.export` and AOTInductor, check its numbers, and say what compiling buys, and where;
 # * choose a chunk size for prefill from a limit on TTFT and one on waiting;
-# * say what a quantised KV cache saves and what it costs, from your own measurements;
+# * weigh a quantised KV cache's savings against its costs, from your own measurements;
 # * quantise a block of weights to NVFP4, and explain why its blocks and scales are as they are;
 # * find and repair the faults in public recipes for `trtllm-serve`, and write its settings for a requirement;
 # * predict what its draft schedule, CUDA graphs, block reuse and capacity policies do.
@@ -25,7 +25,7 @@
 # **It starts** two or three vLLM engines in the background and eight small llama.cpp engines, on free ports of 127.0.0.1, and
 # stops them. **It writes** one JSON record per measured run into `records/`, engine files into a temporary folder, and, the first
 # time, an untrained model (400 MB) into `.models/`. Numbers
-# are *measured* here, *cited* with their source, or *derived* by a formula that you see; each says which it is.
+# are *measured* here, *cited* with their source, or *derived* by a formula that you see, and each is marked accordingly.
 #
 # **It needs** a C++ compiler for the engine file of section 3 (Debian, Ubuntu: `apt install g++`). Without one, that section tells
 # you so, and the rest of the lab runs.
@@ -87,7 +87,7 @@ print(f"Profile {profile.name}: {profile.description}")
 # The weights are read once for all tokens of the step. So `flops` grows with `tokens`, and `bytes` does not.
 # </details>
 
-# %% exercise="layer_cost" title="What a layer costs" minutes=12 difficulty=2 points=4
+# %% exercise="layer_cost" title="What a layer costs" minutes=12 difficulty=2 importance=5 points=4
 def layer_cost(hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int) -> dict[str, int]:
     """FLOP and bytes of a layer's matrices for `tokens` tokens."""
     ### BEGIN SOLUTION
@@ -108,7 +108,7 @@ layer_cost = checks.layer_cost(layer_cost)
 # For one weight: reading takes `value_bytes / bytes_per_s`, multiplying it for n tokens `2 * n / flops_per_s`. Set them equal.
 # </details>
 
-# %% exercise="ridge_point_tokens" title="The ridge point" minutes=8 difficulty=2 points=2
+# %% exercise="ridge_point_tokens" title="The ridge point" minutes=8 difficulty=2 importance=5 points=2
 def ridge_point_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: float) -> float:
     """Tokens at which computing and reading take the same time."""
     ### BEGIN SOLUTION
@@ -122,7 +122,7 @@ ridge_point_tokens = checks.ridge_point_tokens(ridge_point_tokens)
 # Write `step_seconds`: the roofline itself. Reading and multiplying go on at the same time, so a step takes as long as the
 # longer of the two.
 
-# %% exercise="step_seconds" title="The roofline" minutes=4 difficulty=1 points=2
+# %% exercise="step_seconds" title="The roofline" minutes=4 difficulty=1 importance=4 points=2
 def step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: float) -> float:
     """Seconds that a step takes at least."""
     ### BEGIN SOLUTION
@@ -252,7 +252,7 @@ tables.whole_table(prefill, decode, through, work, machine, step_seconds)
 # one token at any place of a **static KV cache**. The cache is handed in and written in place: the engine has code and weights, the
 # caller has the state.
 #
-# Building takes time per layer, so the profile says how many of the model's first layers are built here.
+# Building takes time per layer, so the profile sets how many of the model's first layers are built here.
 
 # %% tags=["measures"]
 from utils.compiled import engine
@@ -376,7 +376,7 @@ for name, reason in chunk_fleet.reasons.items():
 # Write `chunk_for`: the chunk size to set. `measured` holds a `(chunk, ttft_s, stall_s)` for each size. Among those that keep both limits
 # (`ttft_s` and `stall_s` at most so large) take the one with the shortest TTFT; where none keeps both, return `None`.
 
-# %% exercise="chunk_for" title="A chunk size for two limits" minutes=8 difficulty=2 points=3
+# %% exercise="chunk_for" title="A chunk size for two limits" minutes=8 difficulty=2 importance=4 points=3
 def chunk_for(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: float) -> int | None:
     """The chunk size that keeps both limits with the shortest TTFT."""
     ### BEGIN SOLUTION
@@ -393,7 +393,7 @@ for stall_s in (0.1, 0.5, 2.0):
     print(f"the others wait at most {stall_s} s, any TTFT: chunks of {chunk_for(rows, float('inf'), stall_s)}")
 
 # %% [markdown]
-# ## 5. Quantisation: what it saves, what it costs
+# ## 5. Quantisation: savings and costs
 #
 # Decode reads weights and KV cache. Smaller numbers are read sooner, and a smaller cache holds more requests. llama.cpp keeps both in
 # several types; its quantised types pack 32 numbers with one scale: `q8_0` 34 bytes, `q4_0` 18 bytes for 32 numbers.
@@ -408,7 +408,7 @@ for stall_s in (0.1, 0.5, 2.0):
 # Numbers of a token: 2 x layers x kv_heads x head_dim. Divide by `group`, multiply by `group_bytes`: bytes of a token.
 # </details>
 
-# %% exercise="requests_that_fit" title="Requests that fit" minutes=8 difficulty=2 points=3
+# %% exercise="requests_that_fit" title="Requests that fit" minutes=8 difficulty=2 importance=4 points=3
 def requests_that_fit(
     memory: int, tokens: int, layers: int, kv_heads: int, head_dim: int, group: int, group_bytes: int
 ) -> int:
@@ -429,9 +429,9 @@ for name, (group, group_bytes) in {"f16": (1, 2), "fp8": (1, 1), "q8_0": (32, 34
 
 # %% [markdown]
 # Now measured, on real llama.cpp: three types of KV cache under the same weights, and two types of weights under the same cache. The size
-# of the cache is what the engine's log says. Quality is measured on held-out texts, token by token: each engine is handed the
+# of the cache comes from the engine's log. Quality is measured on held-out texts, token by token: each engine is handed the
 # text so far and gives the probabilities of the next token. **Perplexity** is exp of the mean of -log p(the token that came); 1
-# would be certainty. Beside it: how often the likeliest token is the reference's, and how far the probabilities differ.
+# would be certainty. The table also shows how often the likeliest token is the reference's, and how far the probabilities differ.
 #
 # **Predict**: by how many percent does a `q4_0` cache raise the perplexity?
 
@@ -473,11 +473,11 @@ if {quantised.REFERENCE, "BF16 weights, q4_0 KV"} <= set(variants):
 # </details>
 
 # %% [markdown]
-# Write `choose_variant`: which one to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. Allowed is what has at most
-# `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
+# Write `choose_variant`, which returns the variant to serve. `variants` maps a name to `kv_bytes`, `perplexity` and `tokens_per_s`. A variant is allowed
+# if it has at most `most_rise` more perplexity than the `reference` (0.01 is one percent) and at least `least_speed` times its speed. Of those take the one with
 # the least `kv_bytes`; of equals, the faster.
 
-# %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 points=3
+# %% exercise="choose_variant" title="Which to serve" minutes=10 difficulty=2 importance=4 points=3
 def choose_variant(variants: dict[str, dict[str, float]], reference: str, most_rise: float, least_speed: float) -> str:
     """Name of the variant to serve."""
     ### BEGIN SOLUTION
@@ -543,7 +543,7 @@ for rise_allowed in (0.001, 0.02, 0.2):
 # For example, 0.75, 1.75, 3.5 and 6 become 1, 2, 4 and 6, and 0.25, 1.25, 2.5 and 5 become 0, 1, 2 and 4.
 # </details>
 
-# %% exercise="nearest_e2m1" title="A number in four bits" minutes=8 difficulty=2 points=3
+# %% exercise="nearest_e2m1" title="A number in four bits" minutes=8 difficulty=2 importance=3 points=3
 def nearest_e2m1(x: float) -> float:
     """The 4-bit float that is nearest to x."""
     ### BEGIN SOLUTION
@@ -561,7 +561,7 @@ nearest_e2m1 = checks.nearest_e2m1(nearest_e2m1)
 # round with `nearest_e4m3`, and multiply by `unit` again. Each weight is divided by the scale, rounded with `nearest_e2m1`, and
 # multiplied by the scale. A block of zeros stays zero.
 
-# %% exercise="nvfp4_block" title="A block in NVFP4" minutes=10 difficulty=3 points=3
+# %% exercise="nvfp4_block" title="A block in NVFP4" minutes=10 difficulty=3 importance=4 points=3
 def nvfp4_block(block: list[float], unit: float) -> list[float]:
     """The block's weights after rounding to NVFP4."""
     from utils.quantisation.number_formats import nearest_e2m1, nearest_e4m3
@@ -671,7 +671,7 @@ if {"BF16", "Q4_0"} <= set(kinds):
 # `trtllm-serve MODEL --config FILE` reads its settings from a YAML file. If the file has a typo, or a type that the GPU doesn't have,
 # you find out minutes later, when the container has been pulled and the weights have been loaded. So the course checks it first. The
 # keys and the kinds of their values come from NVIDIA's JSON Schema, and our own rules add the facts that a schema can't express.
-# Each of them says what the engine does and where that was read, because the engine was not run here.
+# Each of them describes the engine's behaviour and names the source, because the engine was not run here.
 
 # %%
 import yaml
@@ -725,8 +725,8 @@ for case, faults in {
 # %% [markdown]
 # ### Public recipes
 #
-# Recipes on the web are as old as their authors' containers. These three are shortened, with their sources. What does today's engine
-# do with them?
+# Recipes on the web are as old as their authors' containers. These three are shortened, with their sources. How does today's engine
+# treat them?
 
 # %%
 from utils.labs.lab_3_3_6.recipes import RECIPES
@@ -760,7 +760,7 @@ tables.notes_table(recipes, settings_notes)
 # `old.get("kv_cache_config", {})`.
 # </details>
 
-# %% exercise="repair_recipe" title="An old recipe repaired" minutes=15 difficulty=3 points=4
+# %% exercise="repair_recipe" title="An old recipe repaired" minutes=15 difficulty=3 importance=3 points=4
 def repair_recipe(recipe: dict) -> dict:
     """The recipe with the keys of today."""
     import copy
@@ -808,7 +808,7 @@ tables.notes_table({name: repair_recipe(dict(recipe)) for name, recipe in recipe
 # Speculation pays while few requests run, and costs when many do (lab 3.3.5). TensorRT-LLM's `draft_len_schedule` follows that.
 # `{4: 4, 8: 2, 32: 1}` drafts 4 tokens for up to 4 requests, 2 for up to 8, 1 for up to 32, and none for more. Write `draft_length`.
 
-# %% exercise="draft_length" title="A schedule of drafts" minutes=5 difficulty=1 points=2
+# %% exercise="draft_length" title="A schedule of drafts" minutes=5 difficulty=1 importance=2 points=2
 def draft_length(schedule: dict[int, int], batch: int) -> int:
     """Tokens that are drafted for a batch of this size."""
     ### BEGIN SOLUTION
@@ -827,7 +827,7 @@ draft_length = checks.draft_length(draft_length)
 # Above the largest graph a step runs without one, and nothing is padded. Write `padded_share`: of all rows of the steps with these
 # `batches`, the share that is padding.
 
-# %% exercise="padded_share" title="Rows that nobody needs" minutes=8 difficulty=2 points=3
+# %% exercise="padded_share" title="Rows that nobody needs" minutes=8 difficulty=2 importance=3 points=3
 def padded_share(sizes: list[int], batches: list[int]) -> float:
     """Share of padded rows, 0 to 1, over all steps."""
     ### BEGIN SOLUTION
@@ -864,7 +864,7 @@ for graphs in ([1, 2, 4, 8, 16, 32], [1, 2, 4, *range(8, 33, 8)], list(range(1, 
 # visit have at most `gpu_blocks` blocks together. Each of those counts once.
 # </details>
 
-# %% exercise="prefix_places" title="Where the prefix is" minutes=15 difficulty=3 points=4
+# %% exercise="prefix_places" title="Where the prefix is" minutes=15 difficulty=3 importance=3 points=4
 def prefix_places(visits: list[tuple[str, int]], gpu_blocks: int, host_blocks: int) -> list[str]:
     """The place of the prefix at each visit."""
     ### BEGIN SOLUTION
@@ -963,7 +963,7 @@ capacity_policies.policies_table(policy_runs)
 # `kv_cache_config` is a dictionary of its own: `{"dtype": "fp8"}` or `{"dtype": "auto"}`. A prompt does not fit where `chunk < context`.
 # </details>
 
-# %% exercise="serve_settings" title="Settings for a requirement" minutes=12 difficulty=3 points=4
+# %% exercise="serve_settings" title="Settings for a requirement" minutes=12 difficulty=3 importance=4 points=4
 def serve_settings(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict:
     """The configuration of `trtllm-serve`, as a dictionary."""
     ### BEGIN SOLUTION
@@ -1040,7 +1040,7 @@ tables.not_run([
 work_folder.cleanup()
 
 # %% [markdown]
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -1086,7 +1086,7 @@ work_folder.cleanup()
 # On so few tokens that may be chance. Look at the divergence of the probabilities, which has no luck in it, and judge more text.
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * `sizes.layers` of 24: build the whole tiny model. How does the building time grow? And the file?
 # * A chunk size between the two best: predict both of its times from the table first.

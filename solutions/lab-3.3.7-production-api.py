@@ -2,8 +2,8 @@
 # # Lab 3.3.7: a production API
 #
 # A restaurant is more than its stove. Somebody meets the guests, says how long they will wait, sends each order to a
-# cook who has a free hand, and knows what to say when a pan catches fire. Nobody praises that person for the food, and
-# without that person there is no restaurant. An inference engine is a stove. This lab builds what stands in front.
+# cook who has a free hand, and finds the right words when a pan catches fire. Nobody praises that person for the food, but
+# without that person there is no restaurant. An inference engine is a stove. This lab builds the person in front of it.
 #
 # You will be able to
 #
@@ -20,7 +20,7 @@
 #
 # **It starts** two vLLM and three llama.cpp, and several gateways in front of them, on free ports of 127.0.0.1, and stops
 # them all. **It writes** one JSON record per measured run into `records/`. Numbers are *measured* here, *cited* with their
-# source, or *derived* by a formula that you see; each says which it is.
+# source, or *derived* by a formula that you see, and each is marked accordingly.
 #
 # The gateway is in `utils/gateway`. It is built on FastAPI and has an OpenAI-compatible API. In this lab you write its rules. Each
 # rule has a small file of its own there, without any network code, and the gateway runs on these files.
@@ -68,7 +68,7 @@ print("Running:", ", ".join(f"{engine.spec.title} at {engine.base_url}" for engi
 # ## 1. Server-sent events by hand
 #
 # A chat answer comes word by word over one HTTP response. Its format is older than language models: **server-sent
-# events** (WHATWG HTML, section 9.2). Lines of UTF-8 text; `data: ` in front of what is meant; an *empty line* ends an
+# events** (WHATWG HTML, section 9.2). It consists of lines of UTF-8 text. `data: ` comes in front of the content, and an *empty line* ends an
 # event. OpenAI's API puts one JSON chunk into each, and `[DONE]` into the last.
 
 # %% tags=["measures"]
@@ -80,9 +80,9 @@ with skip_on_failure("a raw stream"):
     print("the last one:", pieces[-1][-60:])
 
 # %% [markdown]
-# Write `encode`: one event as bytes, in UTF-8. `data` may have several lines (separated by LF, CRLF or CR): each becomes a
-# line `data: ...` of its own. A name, if there is one, stands in front as `event: NAME`; a name with a line break in it would
-# smuggle in another field, so it raises `ValueError`. An empty line ends the event; empty `data` is one empty line of data.
+# Write `encode`, which returns one event as bytes, in UTF-8. `data` may have several lines (separated by LF, CRLF or CR). Each
+# becomes a line `data: ...` of its own. If there is a name, it comes first, as `event: NAME`. A name with a line break in it
+# would smuggle in another field, so it raises `ValueError`. An empty line ends the event, and empty `data` is one empty line of data.
 #
 # <details><summary>Hint</summary>
 #
@@ -90,7 +90,7 @@ with skip_on_failure("a raw stream"):
 # breaks here, and makes nothing of an empty text.)
 # </details>
 
-# %% exercise="encode" title="An event, written" minutes=10 difficulty=2 points=3
+# %% exercise="encode" title="An event, written" minutes=10 difficulty=2 importance=3 points=3
 def encode(data: str, event: str = "") -> bytes:
     """One server-sent event."""
     ### BEGIN SOLUTION
@@ -109,14 +109,14 @@ encode = checks.encode(encode)
 # Reading is harder, because TCP knows no events: a piece may hold half of one, or three, or end in the middle of a
 # character. A parser keeps what is not complete and waits.
 #
-# Write `feed`: takes what was left (`buffer`) and the next `piece`, returns the data of every event that is complete now, and
-# what is left. Lines end with LF or CRLF, and a CRLF may be cut in two. Lines that begin with a colon are comments, which
-# servers send to keep a connection open; other fields (`event`, `id`) are not the data. Several `data` lines are joined by
-# `\n`; one space behind `data:` is dropped, if there is one. An event without data is none. Decode whole lines only.
+# Write `feed`. It takes the rest of earlier pieces (`buffer`) and the next `piece`. It returns the data of every event that is
+# complete now, and the new rest. Lines end with LF or CRLF, and a CRLF may be cut in two. Lines that begin with a colon are
+# comments, which servers send to keep a connection open. Other fields (`event`, `id`) are not the data. Several `data` lines are
+# joined by `\n`. One space after `data:` is dropped, if there is one. An event without data doesn't count. Decode whole lines only.
 #
 # <details><summary>Hint 1</summary>
 #
-# Work on bytes. A CR at the very end of what you have may be half of a CRLF: leave it for later. Then bring CRLF to LF, and
+# Work on bytes. A CR at the very end of your bytes may be half of a CRLF, so leave it for later. Then bring CRLF to LF, and
 # everything up to the last `\n\n` is complete.
 # </details>
 # <details><summary>Hint 2</summary>
@@ -124,7 +124,7 @@ encode = checks.encode(encode)
 # `*events, rest = text.split(b"\n\n")`; of each event collect the lines that start with `b"data:"`.
 # </details>
 
-# %% exercise="feed" title="Events, read" minutes=20 difficulty=4 points=5
+# %% exercise="feed" title="Events, read" minutes=20 difficulty=4 importance=4 points=5
 def feed(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
     """The data of each event that is complete, and the bytes that are left."""
     ### BEGIN SOLUTION
@@ -173,7 +173,7 @@ print("written again and read again, the same:", feed(b"", b"".join(map(encode, 
 # benchmark's client and this lab all use this rule.
 
 # %% [markdown]
-# Write `on_message`: what is known after one more message. `Timing` is a frozen dataclass (`began`, `status`, `first_token`,
+# Write `on_message`, which returns the timing after one more message. `Timing` is a frozen dataclass (`began`, `status`, `first_token`,
 # `ended`, all but the first `None` at the beginning); `replace(timing, status=200)` makes a changed copy. `first_token` is the
 # time of the first message whose body *has text*, `ended` that of the one after which no more comes. `body` and `more_body`
 # may be missing from a message: then they are `b""` and `False`. Messages of other types change nothing.
@@ -183,7 +183,7 @@ print("written again and read again, the same:", feed(b"", b"".join(map(encode, 
 # `has_text(message.get("body", b""))`. One message can be both the first token and the end, so change `timing` in two steps.
 # </details>
 
-# %% exercise="on_message" title="TTFT middleware" minutes=10 difficulty=2 points=3
+# %% exercise="on_message" title="TTFT middleware" minutes=10 difficulty=2 importance=5 points=3
 def on_message(timing: Timing, message: dict, now: float) -> Timing:
     """What is known of an answer after one more message."""
     ### BEGIN SOLUTION
@@ -215,23 +215,23 @@ print(f"a small app that sends a comment, waits 0.2 s and then sends three piece
 # Now the gateway itself, in front of one engine: `serve` starts it as a process. Keys are stored as hashes (a key has
 # 256 random bits, so SHA-256 will do; passwords would need a slow hash) and compared in constant time.
 #
-# A limit "60 requests a minute" is a **token bucket**: a bucket that holds up to 60, into which one flows each second. Whoever
-# takes from it may be quick for a while, and no quicker than the flow in the long run. (The tokens of this bucket are no tokens
+# A limit "60 requests a minute" is a **token bucket**: a bucket that holds up to 60, into which one flows each second. A client
+# that takes from it may be quick for a while, but no quicker than the flow in the long run. (The tokens of this bucket are no tokens
 # of a model; the gateway has one bucket for requests and one for a model's tokens.)
 
 # %% [markdown]
-# Write `take`. A `Bucket` has `rate` (a second), `capacity`, `level` and `at`, the time of its last change. First let flow in what
-# flowed since `at`, at most to `capacity`; if `now` lies before `at` (a clock was set back), nothing flows and `at` stays. Then:
+# Write `take`. A `Bucket` has `rate` (a second), `capacity`, `level` and `at`, the time of its last change. First add the flow
+# since `at`, at most up to `capacity`. If `now` is before `at` (a clock was set back), nothing flows and `at` stays. Then:
 # is there enough, take `cost` out and return the bucket with a wait of `0.0`; if not, take nothing, and return the bucket with
 # the seconds until there is enough. A `cost` above the capacity would wait for ever: let it through when the bucket is *full*,
 # and leave a debt (a level below 0).
 #
 # <details><summary>Hint</summary>
 #
-# `needed = min(cost, bucket.capacity)` decides who is let through; `cost` is what is taken. `replace(bucket, level=..., at=...)`.
+# `needed = min(cost, bucket.capacity)` decides whether a request is let through, but `cost` is taken out. `replace(bucket, level=..., at=...)`.
 # </details>
 
-# %% exercise="take" title="Token bucket" minutes=15 difficulty=3 points=4
+# %% exercise="take" title="Token bucket" minutes=15 difficulty=3 importance=5 points=4
 def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
     """The bucket after, and the seconds to wait; 0.0: admitted."""
     ### BEGIN SOLUTION
@@ -248,7 +248,7 @@ def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
 take = checks.take(take)
 
 # %% [markdown]
-# A key may send 120 requests a minute, with room for as many. **Predict**: of 160 small requests, sent one behind the other
+# A key may send 120 requests a minute, with room for as many. **Predict**: of 160 small requests, sent one after the other
 # as fast as they are answered, how many are let through?
 
 # %% prediction="let_through"
@@ -296,7 +296,7 @@ with skip_on_failure("the burst"):
 # First the smallest count, then the list of all names that have it.
 # </details>
 
-# %% exercise="least_outstanding" title="Fewest in flight" minutes=5 difficulty=1 points=2
+# %% exercise="least_outstanding" title="Fewest in flight" minutes=5 difficulty=1 importance=3 points=2
 def least_outstanding(outstanding: dict[str, int], turn: int) -> str:
     """The backend with the fewest requests in flight; equals take turns."""
     ### BEGIN SOLUTION
@@ -309,9 +309,9 @@ def least_outstanding(outstanding: dict[str, int], turn: int) -> str:
 least_outstanding = checks.least_outstanding(least_outstanding)
 
 # %% [markdown]
-# But engines remember. What lab 3.3.2 saved with a prefix cache is lost if a conversation's next turn goes to another replica.
+# But engines remember. The work that a prefix cache saved in lab 3.3.2 is lost if a conversation's next turn goes to another replica.
 # **Consistent hashing** sends the same beginning to the same place: backends and keys are points on a ring, and a key goes to
-# the first backend at or behind it. If one leaves, only its keys move. And so that one popular system prompt does not bury one
+# the first backend at this point or after it. If one leaves, only its keys move. And so that one popular system prompt does not bury one
 # replica, there is a **bound**: with m requests in flight, no backend gets more than `ceil(slack * (m + 1) / n)` of n backends
 # (Mirrokni, Thorup, Zadimoghaddam, 2018).
 
@@ -330,7 +330,7 @@ least_outstanding = checks.least_outstanding(least_outstanding)
 # m is `sum(outstanding.values())`, n is `len(outstanding)`. Somebody always has room, since not all can be above the mean.
 # </details>
 
-# %% exercise="bounded_hash" title="A hash with a bound" minutes=15 difficulty=3 points=4
+# %% exercise="bounded_hash" title="A hash with a bound" minutes=15 difficulty=3 importance=4 points=4
 def bounded_hash(ring: list[tuple[int, str]], outstanding: dict[str, int], place: int, slack: float) -> str:
     """The first backend at or behind `place` that has room."""
     ### BEGIN SOLUTION
@@ -348,8 +348,8 @@ def bounded_hash(ring: list[tuple[int, str]], outstanding: dict[str, int], place
 bounded_hash = checks.bounded_hash(bounded_hash)
 
 # %% [markdown]
-# Prompts in groups that share a long beginning, the groups in turn. Each group's first prompt at a replica is computed
-# whole, all later ones find the beginning there. Before anything is measured, your function says how often that will be:
+# The prompts come in groups that share a long beginning, and the groups take turns. Each group's first prompt at a replica is
+# computed whole, and all later ones find the beginning there. Before anything is measured, your function predicts how often:
 
 # %%
 prompts = experiments.grouped_prompts(profile, seed=1)
@@ -428,7 +428,7 @@ for rule, keys in experiments.keys_of_chats(64).items():
 # Go event by event: unknown; sent; then "while open nothing"; then success, cancelled, failure. `replace(circuit, state="open")`.
 # </details>
 
-# %% exercise="step" title="Circuit breaker" minutes=20 difficulty=3 points=5
+# %% exercise="step" title="Circuit breaker" minutes=20 difficulty=3 importance=5 points=5
 def step(circuit: Circuit, event: str, now: float) -> Circuit:
     """The state after an event."""
     ### BEGIN SOLUTION
@@ -452,7 +452,7 @@ def step(circuit: Circuit, event: str, now: float) -> Circuit:
 step = checks.step(step)
 
 # %% [markdown]
-# Now break things, on real engines under load. Between the gateway and the second engine stands a small proxy of ours, which can
+# Now break things, on real engines under load. Between the gateway and the second engine is a small proxy of ours, which can
 # be slow or lie. A lie means that its health check passes while its requests fail. Four lies are fast: HTTP 500, 404 (the engine
 # serves another model name), 401 (it wants a key that nobody gave the gateway), and a 200 whose JSON holds an error. The fifth
 # lie never answers. The third engine is frozen with SIGSTOP, so the kernel still accepts connections for it. The first is killed.
@@ -566,8 +566,8 @@ with skip_on_failure("the crowd"):
 # from the number that wait. OpenAI's client obeys it by itself.
 # </details>
 #
-# A queue has a second question: *whose* request is next? In one queue for all, a key that sends a hundred requests leaves
-# everybody else behind them. So the gateway has one queue for each key, and serves the queues by **deficit round robin**
+# A queue has a second question: *whose* request is next? In one queue for all, a key that sends a hundred requests makes
+# everybody else wait. So the gateway has one queue for each key, and serves the queues by **deficit round robin**
 # (Shreedhar, Varghese, 1995): in each round a key earns a *quantum* of tokens, and it is served while it can pay for its next
 # request. Long requests aren't forbidden. They only cost more rounds.
 
@@ -582,7 +582,7 @@ with skip_on_failure("the crowd"):
 # `first, *others = ring` splits the ring, and `replace(first, deficit=...)` makes a changed copy. Use a loop that ends with `return`.
 # </details>
 
-# %% exercise="next_turn" title="Turns for keys" minutes=12 difficulty=3 points=4
+# %% exercise="next_turn" title="Turns for keys" minutes=12 difficulty=3 importance=3 points=4
 def next_turn(ring: list[Share], costs: dict[str, float], quantum: float) -> tuple[str, list[Share]]:
     """The key whose request is served next, and the ring afterwards."""
     ### BEGIN SOLUTION
@@ -633,7 +633,7 @@ with skip_on_failure("two keys"):
 # load balancer, which asks every few seconds, still sends requests to a closed door. So there is an order.
 
 # %% [markdown]
-# Write `phase`: what to do `since_s` seconds after SIGTERM (`None`: there was none) with `in_flight` requests.
+# Write `phase`, which returns the phase `since_s` seconds after SIGTERM (`None`: there was none) with `in_flight` requests.
 # `"serving"`: no SIGTERM. `"leaving"`: for `notice_s` seconds say "not ready", but serve, new requests too. Then `"done"` if nothing is in
 # flight, `"finishing"` (no new ones, those in flight go on) while fewer than `limit_s` seconds have passed since SIGTERM, and
 # `"cutting"` from then on.
@@ -643,7 +643,7 @@ with skip_on_failure("two keys"):
 # `0.0` is false in Python, and not `None`. While leaving it does not matter whether anything is in flight.
 # </details>
 
-# %% exercise="phase" title="Drain" minutes=8 difficulty=2 points=3
+# %% exercise="phase" title="Drain" minutes=8 difficulty=2 importance=4 points=3
 def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
     """What a server does now: serving, leaving, finishing, cutting or done."""
     ### BEGIN SOLUTION
@@ -691,8 +691,8 @@ with skip_on_failure("draining"):
 #
 # `/metrics` is what Prometheus reads. Of everything there, four numbers come first: **errors** (share of requests that
 # ended badly), **TTFT** (its 95th percentile), **queue** (requests that wait), **up** (backends that answer). `docker/` has a Prometheus, its
-# alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here, what the gateway of
-# section 6 said after its crowd:
+# alert rules and a Grafana dashboard that show them: `docker compose -f docker/compose.yaml up`. Here are the numbers of the gateway of
+# section 6 after its crowd:
 
 # %%
 lines = [line for line in metrics_text.splitlines() if not line.startswith("#")]
@@ -726,7 +726,7 @@ small.stop()
 #
 # **How good is good enough?** First you need a *service level indicator* (SLI): the share of requests that ended well. Then you set an
 # *objective* for it, for example 99.5 % over 30 days. The rest is an *error budget* of 0.5 %, and an alert asks how fast it burns.
-# `docker/prometheus/alerts.yml` has such alerts, and [the run-book](../docs/runbook.md) says what to do for each.
+# `docker/prometheus/alerts.yml` has such alerts, and [the run-book](../docs/runbook.md) has a section for each.
 #
 # The indicator is a query, and it is easy to get wrong. Ours counts the requests by their end: `gateway_requests_total` has the labels
 # `model` and `outcome`. Change the query below until it is right for each kind of traffic. It should not count a request whose end is
@@ -784,7 +784,7 @@ else:
 # | no prompt and no key in logs; a request id in each line | JSON logs |
 # | somebody has killed an engine on purpose, on a quiet afternoon | section 5 |
 #
-# ## What you found
+# ## Summary
 #
 # | | the idea | where it was measured |
 # |---|---|---|
@@ -826,7 +826,7 @@ else:
 # buckets (`rate_limited` in `gateway_requests_total` is another outcome than `queue_full`).
 # </details>
 #
-# ## What to try next
+# ## Further experiments
 #
 # * Give the slow engine of section 5 the policy `round_robin`, and compare the p99.
 # * Three replicas, `power_of_two` against `least_outstanding`: how far apart are their p99?

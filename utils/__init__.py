@@ -1,1 +1,1 @@
-"""What the labs call: profiles, engines, benchmark, telemetry, KV cache, checks, the tiny model."""
+"""The labs' library: profiles, engines, benchmark, telemetry, KV cache, checks, the tiny model."""

@@ -13,7 +13,7 @@ INSTALL = (
 
 
 class NoCompilerError(RuntimeError):
-    """There is no C++ compiler; the message says how to install one."""
+    """Missing C++ compiler; the message tells how to install one."""
 
 
 def find_compiler() -> str:

@@ -50,7 +50,7 @@ def fill_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def encodable(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which no file can hold.
+    """Return the text with U+FFFD for each half of a surrogate pair, which no file can hold.
 
     Two halves that belong together become the character that they stand for.
     """

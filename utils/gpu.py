@@ -34,7 +34,7 @@ class Gpu:
         name: As its driver names it.
         capability: Compute capability, 12.1 for GB10.
         memory_bytes: Its whole memory, or the machine's if CPU and GPU share it.
-        unified: Whether CPU and GPU share the memory.
+        unified: True if CPU and GPU share the memory.
         free_bytes: Free memory, or the memory that Linux has available if it is shared.
         driver: Version of the driver, or "" if it was not asked for.
     """

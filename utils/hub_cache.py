@@ -1,4 +1,4 @@
-"""Where models of the hub are on this machine. Standard library only.
+"""Places of the hub's models on this machine. Standard library only.
 
 Source: huggingface_hub 1.x, `constants.py`.
 """

@@ -1,4 +1,4 @@
-"""How many bytes a model keeps per token, and what fits in a given memory.
+"""Bytes that a model keeps per token, and the load that fits in a given memory.
 
 A decoder keeps one key and one value vector per layer, per key/value head and per token:
 
@@ -84,7 +84,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a decoder keeps per token.
+    """Cache of a decoder per token.
 
     Attributes:
         layers: Attention layers, each with a cache of its own.
@@ -107,7 +107,7 @@ class CacheShape:
 
 
 def read_config(model: str | Path) -> dict[str, Any]:
-    """Reads a model's ``config.json``.
+    """Read a model's ``config.json``.
 
     Args:
         model: A folder that holds ``config.json``, that file, or a hub id such as
@@ -137,7 +137,7 @@ def read_config(model: str | Path) -> dict[str, Any]:
 
 
 def cache_shape(config: Mapping[str, Any]) -> CacheShape:
-    """Reads the shape of the KV cache from a Hugging Face config.
+    """Read the shape of the KV cache from a Hugging Face config.
 
     Args:
         config: The parsed ``config.json``; a multimodal config's ``text_config`` is used.
@@ -170,7 +170,7 @@ def dtype_bytes(values: int, dtype: str) -> int:
     """Bytes that hold ``values`` numbers of a dtype, the scales of quantised types included.
 
     Args:
-        values: How many numbers; a multiple of the type's group (32 for ``q8_0``).
+        values: Number of values; a multiple of the type's group (32 for ``q8_0``).
         dtype: A key of :data:`DTYPES`, or an alias such as ``bf16``.
 
     Returns:
@@ -262,7 +262,7 @@ def table_parameters(config: Mapping[str, Any]) -> int:
 
 
 def activation_bytes(config: Mapping[str, Any], batch_tokens: int, dtype: str = "auto") -> int:
-    """An estimate of the largest intermediate tensors of one forward step.
+    """Return an estimate of the largest intermediate tensors of one forward step.
 
     Counts, for ``batch_tokens`` tokens at once, the residual stream twice, the two halves of the
     gated MLP, and the logits in float32 (all batch tokens: the worst case). Engines profile this
@@ -277,7 +277,7 @@ def activation_bytes(config: Mapping[str, Any], batch_tokens: int, dtype: str = 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Where an engine's memory goes, in bytes: total = weights + KV cache + activations."""
+    """Memory of an engine, in bytes: total = weights + KV cache + activations."""
 
     weights: int
     kv_cache: int
@@ -297,7 +297,7 @@ def plan_memory(
     batch_tokens: int = 2048,
     kv_dtype: str = "auto",
 ) -> MemoryPlan:
-    """The memory that ``requests`` requests of a given length need at the same time.
+    """Return the memory that ``requests`` requests of a given length need at the same time.
 
     Args:
         config: A Hugging Face config.
@@ -329,10 +329,10 @@ def requests_that_fit(
 
 
 def from_hub(model: str, name: str) -> Path:
-    """Where a file of a model on the hub lies on this machine; downloaded if it did not yet.
+    """Return the local path of a model's file on the hub, after a download if needed.
 
     Raises:
-        ConfigError: The hub did not give it; says what to check.
+        ConfigError: The hub did not give it; the message names the things to check.
     """
     from huggingface_hub import hf_hub_download
 

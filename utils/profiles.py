@@ -1,4 +1,4 @@
-"""Which machine this is, and what every lab gets on it. Standard library only: set-up reads it too.
+"""The kind of this machine, and each lab's sizes on it. Standard library only, because set-up reads it too.
 
 A notebook asks for `load_profile()` and never names a size: model, lengths and request counts come from here.
 """
@@ -75,7 +75,7 @@ class PrefillDecodeSizes:
         layers: First layers of the model that are built into an engine file: building takes time per layer.
         prompts: Prompt lengths of the comparisons, tokens.
         slots: Tokens that the built engine's KV cache holds; a longest prompt fits.
-        repeats: Of every timing, what is compared in turn.
+        repeats: Repeats of every timing, in turn with its rivals.
         wide_layers: First layers of the untrained model on which the roofline is measured.
         wide_tokens: Tokens that go through them together; from 128 on, the roofline is compared.
         wide_repeats: Number of repeats of those timings, which take seconds.
@@ -147,7 +147,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Load:
-    """How hard a benchmark presses.
+    """Load of a benchmark.
 
     Attributes:
         levels: Concurrency levels of a sweep, requests in flight.
@@ -180,7 +180,7 @@ class Load:
         return max(self.requests_per_level, waves * level)
 
     def quick(self) -> Load:
-        """A small one of the same prompts: enough to see a lab run, too little to conclude from.
+        """Return a small one of the same prompts: enough to see a lab run, too little to conclude from.
 
         Still three levels, for a line through two and a prediction of the third, and two repeats, since a
         confidence interval needs them.
@@ -200,14 +200,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a machine can carry.
+    """Sizes that a machine can carry.
 
     Attributes:
         name: `cpu`, `cuda`, `cuda-local` or `spark`.
         description: One line for people.
-        runtime: Where engines run: `process` (environments in `.engines`) or `docker`.
+        runtime: Way in which engines run: `process` (environments in `.engines`) or `docker`.
         device: Device that engines compute on, `cpu` or `cuda`.
-        shares_gpu: Whether engines that run together share one GPU's memory, so each comes alone if it can.
+        shares_gpu: True if engines that run together share one GPU's memory, so each comes alone if it can.
         dtype: Data type of weights, activations and KV cache, a key of `DTYPES`; GGUF files keep their own.
         models: Engine name to local folder or file, or model hub id.
         context_length: Longest prompt plus output that engines are started for, tokens.
@@ -216,8 +216,8 @@ class Profile:
             docker/compose.yaml and on two Sparks; None without a GPU. `launch` computes its own.
         max_sequences: Most requests an engine runs at once.
         load: Sizes of the labs' benchmarks.
-        time_budget_s: What one notebook may take from top to bottom, seconds.
-        start_timeout_s: How long an engine may take until it is healthy, seconds.
+        time_budget_s: Longest time of one notebook from top to bottom, seconds.
+        start_timeout_s: Longest time until an engine is healthy, seconds.
     """
 
     name: str
@@ -247,7 +247,7 @@ class Profile:
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
-    """Names of instruction sets: `/proc/cpuinfo`'s lines "flags" (x86-64) or "Features" (aarch64)."""
+    """Return the instruction sets in `/proc/cpuinfo`'s lines "flags" (x86-64) or "Features" (aarch64)."""
     found: set[str] = set()
     for line in cpuinfo.splitlines():
         key, _, words = line.partition(":")
@@ -265,7 +265,7 @@ def read_cpuinfo() -> str:
 
 
 def dtype_for(cpuinfo: str) -> str:
-    """The data type for a model on a CPU.
+    """Return the data type for a model on a CPU.
 
     Without bfloat16 instructions every product is emulated: on two cores with AVX2 only, vLLM 0.32 gave the
     tiny model's 32 users 113 tok/s in bfloat16 and 365 in float32.
@@ -373,7 +373,7 @@ def gpu_models(
 
     Args:
         size: Size in the models' names, such as `8B`.
-        runtime: How engines run, `docker` or `process`.
+        runtime: Way in which engines run, `docker` or `process`.
         capability: The GPU's compute capability. Checkpoints in a format that it doesn't have are left out.
     """
     hub, gguf = f"Qwen/Qwen3-{size}", f"bartowski/Qwen_Qwen3-{size}-GGUF"
@@ -465,12 +465,12 @@ def fit(profile: Profile, gpu: Gpu) -> Profile:
 
 
 def detect(gpu_name: str | None, machine: str, has_docker: bool) -> str:
-    """Names the profile for a machine.
+    """Name the profile for a machine.
 
     Args:
         gpu_name: Name of the first NVIDIA GPU, None where there is none.
         machine: As `platform.machine()`.
-        has_docker: Whether the docker client is installed.
+        has_docker: True if the docker client is installed.
 
     Returns:
         `spark` for a GB10 on aarch64 with docker, `cuda` for any other NVIDIA GPU with docker, `cuda-local`
@@ -494,7 +494,7 @@ def gpu_name() -> str | None:
 
 
 def wants_quick_load() -> bool:
-    """Whether the environment variable COURSE_LOAD asks for the quick load.
+    """Return whether the environment variable COURSE_LOAD asks for the quick load.
 
     Raises:
         ProfileError: It holds something else than `full` or `quick`.
@@ -509,7 +509,7 @@ def wants_quick_load() -> bool:
 
 
 def load_profile(name: str | None = None) -> Profile:
-    """The profile of this machine, with the load that the environment variable COURSE_LOAD asks for.
+    """Return the profile of this machine, with the load that the environment variable COURSE_LOAD asks for.
 
     Args:
         name: Takes this one; None asks the environment variable COURSE_PROFILE, then the machine.

@@ -52,6 +52,9 @@ globals().update(json.loads(os.environ.get("COURSE_SITE", "{}")))
 # Otherwise each update of a progress line becomes a line of its own.
 cache.single_nb_execution = partial(cache.single_nb_execution, coalesce_streams=True)
 
+# GitHub sets the first in its workflows. Elsewhere there is no such link, because nobody knows the address.
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "")
+CODESPACES = f" [Open in Codespaces](https://codespaces.new/{REPOSITORY})." if REPOSITORY else ""
 CONTENTS = {
     "Documents": ["QUICKSTART", "STUDY_GUIDE", "PREREQUISITES", "LAB_PREP", "ELI5", "*"],
     "Labs": ["labs/*"],
@@ -90,6 +93,7 @@ def complete(book: dict[str, Any], docname: str, app: Sphinx) -> dict[str, Any]:
     other = "solutions" if folder == "labs" else "labs"
     link = "The lab, solved" if folder == "labs" else "The lab, unsolved"
     more = f" [{link}](../{other}/{name}.ipynb)." if f"{other}/{name}" in app.env.found_docs else ""
+    more += CODESPACES
     if executes(app.config, docname):
         note = f"The outputs are from a real run. Its machine and versions are at the end.{more}"
         first = f"from tools.authoring import executed_page\n\nexecuted_page.begin({name!r})"

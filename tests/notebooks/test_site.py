@@ -48,6 +48,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LOAD_VARIABLE, "quick")
         patch.setenv(ENVIRONMENT_VARIABLE, "cpu")
+        patch.delenv("GITHUB_REPOSITORY", raising=False)
         patch.setenv("PYTHONPATH", str(SAMPLE))
         yield
 
@@ -172,15 +173,18 @@ def test_learners_site_has_no_solution(course, tmp_path, execute):
     target = tmp_path / "site"
     make_site(course, target, solved=False, execute=execute)
     lab = (target / f"labs/{STEM}.html").read_text()
+    assert "codespaces.new" not in lab
     assert bool(PAUSED.search(lab)) == execute
     assert not (target / "solutions").exists()
     for path in target.rglob("*.*"):
         assert "no chunk with text" not in path.read_text(errors="replace"), path
 
 
-def test_own_documents_and_labs_render(tmp_path):
+def test_own_documents_and_labs_render(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/course")
     make_site(site.ROOT, tmp_path / "site", solved=False, execute=False)
-    assert (tmp_path / "site/labs/lab-3.3.7-production-api.html").is_file()
+    lab = (tmp_path / "site/labs/lab-3.3.7-production-api.html").read_text()
+    assert 'href="https://codespaces.new/owner/course">Open in Codespaces</a>' in lab
     assert "first-plot.png" in (tmp_path / "site/QUICKSTART.html").read_text()
 
 

@@ -14,7 +14,7 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
     # The first chunk carries the role and no text.
     # </details>
 
-    # %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 points=3
+    # %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 importance=3 points=3
     def ttft(scheduled: float, chunks: list[tuple[float, str]]) -> float:
         """Seconds from `scheduled` to the first chunk with text."""
         ### BEGIN SOLUTION
@@ -24,8 +24,9 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
     # %% check="ttft"
     ttft = checks.ttft(ttft)
 
-* The **task** is the markdown cell right before the exercise. Its heading (number, title, stars,
-  minutes, points) comes from the marker line; it has none of its own. Hints are folded `<details>`.
+* The **task** is the markdown cell right before the exercise. Its heading (number, title, difficulty,
+  importance, minutes, points) comes from the marker line, so it has none of its own. Hints
+  are folded `<details>`.
 * The **exercise** holds one or more solution regions. In the learner's notebook a region becomes
   `raise NotImplementedError("Exercise ttft: ...")` at the same indentation. To show something
   else, put it below BEGIN on lines that start with `#:`; outside a function that is required,
@@ -36,12 +37,12 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
       bytes_per_token = 2 * layers * kv_heads * head_size * 2
       ### END SOLUTION
 
-  `...` and `None` count as not attempted, in a value and (`...` only) in what a function returns.
+  `...` and `None` count as not attempted, in a value and (`...` only) in a function's result.
   So does the check's own reference object: a solution must not import it.
 * A **worked example** is added to the task: the first short call that the check makes, and the
   reference's result.
 * The **check** is one line, `name = checks.<exercise id>(name)`. `from utils.checks import
-  lab_3_3_N as checks` stands in the lab's first code cell; utils/checks/base.py says how to write
+  lab_3_3_N as checks` is in the lab's first code cell; utils/checks/base.py explains how to write
   one. It may stand further down than the exercise, never above it.
 * A **prediction** is a cell that the learner fills in before a measurement, ungraded. The
   variable has the prediction's id and is `None` in the learner's notebook:
@@ -53,7 +54,7 @@ of exercises, minutes and points is added to it. Then, per exercise, three cells
       ### END SOLUTION
 
   After the measurement: `compare_prediction(speedup_at_32, measured, what="...", unit="x")` from
-  utils.checks. It says so when no prediction was made.
+  utils.checks. It tells the learner if no prediction was made.
 * A **written answer** is a markdown cell that a person grades, in nbgrader's formgrader. What stands
   between the markers is a model answer; the learner sees a line that asks for one. The cell before it
   asks the question:
@@ -183,7 +184,7 @@ def build(root: Path = ROOT, only: str | None = None, *, force: bool = False) ->
 
 
 def drift(root: Path = ROOT, only: str | None = None) -> list[Drift]:
-    """Compare every notebook with what its source makes; writes nothing.
+    """Compare every notebook with a fresh build of its source; write nothing.
 
     Returns:
         One entry per notebook that is missing, stale, edited, or has no source.

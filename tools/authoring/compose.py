@@ -1,7 +1,7 @@
 """The engines' services in docker/compose.yaml, made from their specs.
 
 python -m tools.authoring.compose          writes them
-python -m tools.authoring.compose --check  tells whether they are what the specs say
+python -m tools.authoring.compose --check  tells whether they agree with the specs
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ REPLICA_CONTEXT = 2048
 
 
 def health_command(spec: EngineSpec, port: int) -> list[str]:
-    """What is run inside the engine's container to ask whether it is healthy on `port`."""
+    """Return the command inside the engine's container that asks whether it is healthy on `port`."""
     assert spec.container is not None
     url = f"http://127.0.0.1:{port}{spec.health_path}"
     return [word.replace("{url}", url) for word in spec.container.probe]
 
 
 def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
-    """The service of an engine on a GPU, as `launch` would start it with the profile's model."""
+    """Return the service of an engine on a GPU, as `launch` would start it with the profile's model."""
     container = spec.container
     assert container is not None
     model = profile.models[spec.name]
@@ -71,7 +71,7 @@ def engine_service(spec: EngineSpec, profile: Profile) -> dict[str, Any]:
 
 
 def replica_service() -> dict[str, Any]:
-    """One of the two llama.cpp behind the gateway: the tiny model, on the CPU, not published."""
+    """Return one of the gateway's two llama.cpp: the tiny model, on the CPU, not published."""
     spec = ENGINES["llama_cpp"]
     assert spec.container is not None
     model = "/models/tiny-BF16.gguf"
@@ -100,7 +100,7 @@ def replica_service() -> dict[str, Any]:
 
 
 def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
-    """What all engines have: a health check, and how they stop."""
+    """Return the settings of all engines: a health check, and the way to stop."""
     assert spec.container is not None
     return {
         "security_opt": ["no-new-privileges:true"],
@@ -116,7 +116,7 @@ def common(spec: EngineSpec, start_s: float) -> dict[str, Any]:
 
 
 def generated_services() -> str:
-    """The services, in YAML, with the marks around them."""
+    """Return the services, in YAML, with the marks around them."""
     profile = PROFILES[PROFILE]
     services = {
         spec.name: engine_service(spec, profile) for spec in ENGINES.values() if spec.container
@@ -130,7 +130,7 @@ def generated_services() -> str:
 
 
 def put_into(text: str) -> str:
-    """The compose file with the services anew.
+    """Return the compose file with the services anew.
 
     Raises:
         ValueError: The marks are not there.

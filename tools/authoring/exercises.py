@@ -1,4 +1,4 @@
-"""What the marker lines of a lab mean: exercises, checks, predictions, and the rules they keep."""
+"""Meaning of a lab's marker lines: exercises, checks, predictions, and the rules they keep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tools.authoring.solution_markers import Split, split_regions
 from utils.checks.own_cell import defined_names
 
 MAX_CODE_LINES = 25
-MAX_DIFFICULTY = 5
+MAX_STARS = 5
 TAGS = ("measures", "raises-exception")
 _BROKEN = "incorrectly_encoded_metadata"  # jupytext's key
 _ID = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _KEYS = {
-    "exercise": {"exercise", "title", "minutes", "difficulty", "points"},
+    "exercise": {"exercise", "title", "minutes", "difficulty", "importance", "points"},
     "check": {"check"},
     "prediction": {"prediction"},
     "answer": {"answer", "points"},
@@ -30,13 +30,24 @@ Refuse = Callable[[Cell, int, str, str], None]
 
 @dataclass(frozen=True)
 class Exercise:
-    """The facts of one exercise: `difficulty` is 1 to 5 stars, `number` counts from 1 per lab."""
+    """The facts of one exercise.
+
+    Attributes:
+        id: Name of the exercise and of the learner's function.
+        number: Place in the lab, from 1.
+        title: Title without the number.
+        minutes: Time for a learner.
+        difficulty: 1 to 5 stars.
+        importance: 1 to 5 stars. 5 means that later labs or an engineer's daily work build on it.
+        points: Points of all parts.
+    """
 
     id: str
     number: int
     title: str
     minutes: int
     difficulty: int
+    importance: int
     points: int
 
 
@@ -150,7 +161,8 @@ def _facts(cell: Cell, id_: str, number: int, refuse: Refuse) -> Exercise:
         number,
         str(title),
         integer("minutes", 120),
-        integer("difficulty", MAX_DIFFICULTY),
+        integer("difficulty", MAX_STARS),
+        integer("importance", MAX_STARS),
         integer("points", 100),
     )
 

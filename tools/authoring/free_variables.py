@@ -10,7 +10,7 @@ _ALWAYS = frozenset({*dir(builtins), "display", "get_ipython", "__name__", "__fi
 
 
 def names_from_elsewhere(source: str) -> set[str]:
-    """Names that a cell uses and neither defines nor finds among the builtins.
+    """Return the names that a cell uses and neither defines nor finds among the builtins.
 
     Args:
         source: Python that parses.

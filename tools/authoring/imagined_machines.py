@@ -37,7 +37,7 @@ class Imagined:
     Attributes:
         title: Words for the table.
         cards: Its GPUs.
-        docker: Whether docker is installed, with NVIDIA's toolkit.
+        docker: True if docker is installed, with NVIDIA's toolkit.
         machine: Architecture.
         gigabytes: Main memory, GB.
     """

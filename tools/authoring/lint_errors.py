@@ -1,4 +1,4 @@
-"""What is wrong with a lab's source, where, and what to do about it."""
+"""Faults of a lab's source, their places and their cures."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def lock(name: str) -> None:
-    """Resolves and writes one file of `LOCKS`, beside and then renamed."""
+    """Resolve and write one file of `LOCKS`."""
     what, of = LOCKS[name]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--universal", "--quiet"]
     options = ["--python-version", "3.11.0", "--no-annotate", "--no-header"]

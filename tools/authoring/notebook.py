@@ -9,11 +9,11 @@ from typing import Any
 
 import nbformat
 
-from tools.authoring.exercises import MAX_DIFFICULTY, Exercise, Lab, Part
+from tools.authoring.exercises import MAX_STARS, Exercise, Lab, Part
 from tools.authoring.worked_examples import worked_example
 from tools.lab.fresh_lab import digest
 from tools.lab.judge.cells import read_lab_cells
-from tools.lab.labs import GENERATED_BY, count
+from tools.lab.labs import GENERATED_BY, KERNEL, KERNEL_TITLE, count
 
 _HOW_TO_WORK = """
 ### How this lab works
@@ -29,7 +29,11 @@ on your machine, take the quick look that the [README](../README.md#how-you-work
 * **Your answer.** Double-click the cell, replace its text, and run it.
 * Put everything that an exercise needs into its own cell, imports too, because only that cell is graded.
 * Hints are folded. Click on one to open it.
+* If you have little time, begin with the exercises whose importance is ★★★★ or more.
 * *Validate* in the toolbar tells you how many exercises are right, and so does `make progress` in a terminal.
+
+If the next cell ends in `ModuleNotFoundError`, the notebook runs in another Python. Choose **Module 3.3** in
+*Kernel → Change Kernel*. If it isn't listed there, open the lab with `make lab`, which installs it.
 
 If a word is new to you, look it up in [QUICK_REFERENCE](../QUICK_REFERENCE.md). [ELI5](../ELI5.md) explains
 each idea with a picture from daily life. If something goes wrong, see
@@ -37,7 +41,7 @@ each idea with a picture from daily life. If something goes wrong, see
 """.strip()
 _HEADINGS = {"prediction": "#### Your prediction", "answer": "#### Your answer"}
 
-_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+_KERNEL = {"display_name": KERNEL_TITLE, "language": "python", "name": KERNEL}
 
 
 def render(lab: Lab, *, solved: bool, following: str = "") -> str:
@@ -70,7 +74,7 @@ def render(lab: Lab, *, solved: bool, following: str = "") -> str:
 
 
 def touched(text: str) -> str:
-    """What somebody did to this notebook since it was generated, in words; "" for nothing."""
+    """Return the changes to this notebook since it was generated, in words; "" if there are none."""
     try:
         notebook = json.loads(text)
         if any(cell.get("outputs") for cell in notebook["cells"]):
@@ -144,7 +148,7 @@ def _cell(lab: Lab, index: int, part: Part, solved: bool, seen: Counter[str]) ->
 
 
 def _cell_id(part: Part, seen: Counter[str]) -> str:
-    """An id that no insertion elsewhere changes: by name, or by the cell's own text."""
+    """Return an id that no insertion elsewhere changes: by name, or by the cell's own text."""
     if part.id:
         return f"{part.role}-{part.id}"
     text = hashlib.sha256(f"{part.kind}\n{part.stubbed}".encode()).hexdigest()[:12]
@@ -174,9 +178,12 @@ def _nbgrader_metadata(id_: str, *, writable: bool, grade: bool) -> dict[str, An
 
 
 def _heading(exercise: Exercise) -> str:
-    stars = "★" * exercise.difficulty + "☆" * (MAX_DIFFICULTY - exercise.difficulty)
+    difficulty, importance = (
+        "★" * number + "☆" * (MAX_STARS - number)
+        for number in (exercise.difficulty, exercise.importance)
+    )
     minutes, points = count(exercise.minutes, "minute"), count(exercise.points, "point")
-    facts = f"{stars} · about {minutes} · {points}"
+    facts = f"difficulty {difficulty} · importance {importance} · about {minutes} · {points}"
     return f"### Exercise {exercise.number}: {exercise.title}\n\n*{facts}*"
 
 

@@ -1,4 +1,4 @@
-"""`make release`: writes the folder that learners get, from a list of what belongs into it.
+"""`make release`: writes the folder that learners get, from a list of its contents.
 
 Notebooks are made anew from their sources. Everything written is searched for solutions before the
 folder takes its name.
@@ -42,7 +42,7 @@ def write_release(root: Path, target: Path) -> list[str]:
 
     Raises:
         CourseError: the target holds something else (an earlier release may be replaced, if nobody
-            worked in it), a source breaks a rule, or a solution was found in what would be released.
+            worked in it), a source breaks a rule, or a solution was found in the released files.
     """
     labs = read_labs(root)
     within_reach = _needed_by_labs(root)
@@ -105,7 +105,7 @@ def _not_released(folder: Path) -> list[str]:
 
 
 def commit(root: Path) -> str:
-    """The commit, with a word about changes that are in none; "unknown" outside of a repository."""
+    """Return the commit, with a word about changes that are in none; "unknown" outside of a repository."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -115,7 +115,7 @@ def commit(root: Path) -> str:
 
 
 def find_leaks(folder: Path, labs: Iterable[Lab]) -> Iterator[str]:
-    """What a learner must not have, in a folder; `utils` is left to `_needed_by_labs`."""
+    """Return the files of a folder that a learner must not have; `utils` is left to `_needed_by_labs`."""
     for name in ("solutions", "tests", "benchmarks", ".ci", ".git"):
         if (folder / name).exists():
             yield f"{name}/"
@@ -161,7 +161,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _needed_by_labs(root: Path) -> list[str]:
-    """Answers that stay in `utils`: a lab goes on with the reference, and plots with the mechanism."""
+    """Return the answers that stay in `utils`, because labs go on with the reference and plots use it."""
     names = [
         name
         for by_exercise in load_gradings(root).values()
@@ -172,7 +172,7 @@ def _needed_by_labs(root: Path) -> list[str]:
 
 
 def report_release(target: Path, within_reach: list[str]) -> None:
-    """Print what was written, and what it leaves open."""
+    """Print the written files, and the open points."""
     files = [path for path in target.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"{target}: {count(len(files), 'file')}, {size:.0f} MB")

@@ -18,7 +18,7 @@ from typing import Any
 from tools.authoring.build import drift, read_labs
 from tools.authoring.release import commit, write_release
 from tools.lab.course_error import CourseError
-from tools.lab.labs import GENERATED_BY
+from tools.lab.labs import GENERATED_BY, KERNEL, KERNEL_TITLE
 from tools.setup.setup_steps import SITE_ENV
 from utils.profiles import ROOT, load_profile, wants_quick_load
 
@@ -34,8 +34,8 @@ def make_site(
     Args:
         root: Folder of the course.
         target: Folder of the site.
-        solved: Whether the site has the solutions. Otherwise it is made from a release.
-        execute: Whether the solutions, or else the learners' labs, are executed.
+        solved: True if the site has the solutions. Otherwise it is made from a release.
+        execute: True if the solutions, or else the learners' labs, are executed.
         only: The lab to execute, as `find_lab` takes it. The other labs' solutions get no page.
 
     Raises:
@@ -104,7 +104,7 @@ def render(source: Path, work: Path, options: dict[str, Any], variables: dict[st
 
 
 def write_kernel(folder: Path, variables: dict[str, str]) -> None:
-    """Describe a kernel `python3` with the course's Python, because Sphinx has its own.
+    """Describe the course's kernel, because Sphinx runs in an environment of its own.
 
     Args:
         folder: Folder for JUPYTER_PATH.
@@ -113,11 +113,11 @@ def write_kernel(folder: Path, variables: dict[str, str]) -> None:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3 of the course",
+        "display_name": KERNEL_TITLE,
         "language": "python",
         "env": {"PYTHONPATH": path, "TQDM_DISABLE": "1", **variables},
     }
-    file = folder / "kernels" / "python3" / "kernel.json"
+    file = folder / "kernels" / KERNEL / "kernel.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(spec, indent=1), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Solution regions: what lies between nbgrader's markers is taken out for the learner."""
+"""Solution regions: the lines between nbgrader's markers are taken out for the learner."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Refuse = Callable[[int, str, str], None]
 def split_regions(source: str, default_stub: str, refuse: Refuse) -> Split:
     """Split a cell at its solution regions.
 
-    Lines of a region that start with `#:` are what the learner gets in the region's place; a
+    The learner gets the lines of a region that start with `#:` in the region's place; a
     region without them becomes `default_stub` at the indentation of its first marker.
 
     Args:

@@ -35,7 +35,7 @@ class Diagnosis:
     Attributes:
         level: `BLOCKER` (labs can't run), `FIXABLE` (`make lab` fixes it), `INFO` or `OK`.
         topic: The subject.
-        text: What was found, and what it means.
+        text: Finding, and its meaning.
         fix: Lines to paste, or () if there is nothing to do.
         labs: Numbers of the labs that it stops.
     """

@@ -1,4 +1,4 @@
-"""The doctor's page: the machine in a line, a verdict for each lab, what to fix, what is worth knowing."""
+"""The doctor's page: the machine in a line, a verdict for each lab, things to fix, and notes."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tools.doctor.machine_probe import CommandResult, Probe
 from tools.doctor.needs import PYTHONS, download_bytes, hub_folder
+from tools.lab.labs import KERNEL
 from tools.setup.setup_steps import COURSE_ENV, steps_for
 from utils.gpu import QUERY, Gpu, parse_gpus
 from utils.host_memory import MEMINFO, parse_meminfo
@@ -43,10 +44,10 @@ class Docker:
 
     Attributes:
         state: `ready`, `missing`, `down` (no daemon answers), `denied` (no permission), or `shim` (Docker
-            Desktop's stand-in in a WSL distribution that is not integrated).
+            Desktop's shim in a WSL distribution that is not integrated).
         message: Its message if it isn't ready.
         version: Version of the daemon.
-        gpus: Whether containers can be given NVIDIA GPUs: a runtime, a CDI device or the toolkit is there.
+        gpus: True if containers can be given NVIDIA GPUs: a runtime, a CDI device or the toolkit is there.
         toolkit: Version of NVIDIA's container toolkit, or "" if it isn't installed in this system.
         folder: Folder that images are stored in.
         images: Images that are here already, as `name:tag`.
@@ -106,23 +107,23 @@ class Machine:
         gpus: GPUs that the driver shows.
         cuda: Highest CUDA version that the driver supports, or "" without a driver.
         nvidia_smi: Message of an nvidia-smi that failed, or "" if it answered or isn't installed.
-        nvidia_device: Whether an NVIDIA device is on the PCI bus, with or without a driver.
+        nvidia_device: True if an NVIDIA device is on the PCI bus, with or without a driver.
         docker: The container engine.
         asked: Profile that COURSE_PROFILE names, or "" if it isn't set.
         load: Load that COURSE_LOAD names, or "full".
         profile: Name of the profile that labs get.
         python: Version of the Python that set-up would use.
         other_pythons: Installed Pythons that the course runs on, such as `python3.12`.
-        venv: Whether this Python can make virtual environments.
+        venv: True if this Python can make virtual environments.
         glibc: Version of glibc, or () if the C library is another one.
         compiler: First line of the C++ compiler's version, or "" if there is none.
-        libgomp: Whether the OpenMP library that compilers bring can be loaded.
+        libgomp: True if the OpenMP library that compilers bring can be loaded.
         ptxas: CUDA versions of the ptxas programs that exist, by path.
         chosen_ptxas: Program that TRITON_PTXAS_PATH names, or "" if Triton takes its own.
         free: Free disk in the course's folder, in bytes.
         free_models: Free disk in the home folder, where containers keep models, in bytes.
         downloads: Models that labs of this profile would download, and their bytes.
-        token: Where the model hub's clients would find a token, or "".
+        token: File in which the model hub's clients would find a token, or "".
         listeners: Programs that listen on a port, or None if `ss` isn't installed.
         steps: Set-up's steps for this profile.
         due: Set-up's steps that are not complete.
@@ -181,17 +182,17 @@ class Machine:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether this profile runs engines on a GPU, in containers or as local processes."""
+        """True if this profile runs engines on a GPU, in containers or as local processes."""
         return PROFILES[self.profile].device == "cuda"
 
     @property
     def in_containers(self) -> bool:
-        """Whether this profile runs engines in containers, on a GPU."""
+        """True if this profile runs engines in containers, on a GPU."""
         return PROFILES[self.profile].runtime == "docker"
 
     @property
     def wsl(self) -> bool:
-        """Whether this is Linux inside Windows."""
+        """True if this is Linux inside Windows."""
         return "microsoft" in self.system.lower()
 
     @property
@@ -233,7 +234,7 @@ def find_kernel(probe: Probe, answer: CommandResult) -> str:
     """Return the state of the notebooks' kernel."""
     if not probe.exists(str(COURSE_ENV)):
         return "none"
-    spec = probe.read(str(COURSE_ENV / "share/jupyter/kernels/python3/kernel.json"))
+    spec = probe.read(str(COURSE_ENV / f"share/jupyter/kernels/{KERNEL}/kernel.json"))
     program = str((_json(spec or "").get("argv") or [""])[0])
     here = program.startswith(str(COURSE_ENV)) and probe.exists(program)
     return "ready" if answer.fine and (here or program == "python") else "broken"

@@ -20,12 +20,12 @@ TIMEOUT_S = 15.0
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command said.
+    """Result of a command.
 
     Attributes:
         code: Its exit code; None: it does not exist, or did not end in time.
         text: Its output.
-        error: What it wrote to its error output, or why there is no exit code.
+        error: Text of its error output, or the reason why there is no exit code.
     """
 
     code: int | None
@@ -34,12 +34,12 @@ class CommandResult:
 
     @property
     def fine(self) -> bool:
-        """Whether it ended well."""
+        """True if it ended well."""
         return self.code == 0
 
     @property
     def missing(self) -> bool:
-        """Whether there is no such program."""
+        """True if there is no such program."""
         return self.code is None and not self.error
 
     @property
@@ -63,7 +63,7 @@ class Probe:
         self.python: tuple[int, ...] = tuple(sys.version_info[:3])
 
     def run(self, command: Sequence[str]) -> CommandResult:
-        """Runs a command that only reads, for at most `TIMEOUT_S` seconds."""
+        """Run a command that only reads, for at most `TIMEOUT_S` seconds."""
         try:
             done = subprocess.run(
                 command,
@@ -81,19 +81,19 @@ class Probe:
         return CommandResult(done.returncode, done.stdout, done.stderr)
 
     def run_all(self, commands: Mapping[str, Sequence[str]]) -> dict[str, CommandResult]:
-        """Runs all at the same time; answers by the same names."""
+        """Run all at the same time, and return their results by the same names."""
         with ThreadPoolExecutor(len(commands)) as pool:
             return dict(zip(commands, pool.map(self.run, commands.values())))  # noqa: B905 (3.9)
 
     def read(self, path: str) -> str | None:
-        """A file's text; None: there is none, or it may not be read."""
+        """Return a file's text; None: there is none, or it may not be read."""
         try:
             return Path(path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file or folder, as far as this user may see."""
+        """Return whether there is such a file or folder, as far as this user may see."""
         return os.path.exists(path)
 
     def free_bytes(self, path: str) -> float | None:
@@ -107,7 +107,7 @@ class Probe:
             return None
 
     def has_module(self, name: str) -> bool:
-        """Whether the Python that runs this has a module."""
+        """Return whether the Python that runs this has a module."""
         return find_spec(name) is not None
 
     def done(self, step: Step) -> bool:

@@ -1,6 +1,6 @@
-"""What the labs need: engines, images, models, ports, versions. Facts of the course, and of documents.
+"""Needs of the labs: engines, images, models, ports, versions. Facts of the course, and of documents.
 
-Images and models stand in `utils.engines` and `utils.profiles`; the engines' modules need more than the
+Images and models are in `utils.engines` and `utils.profiles`; the engines' modules need more than the
 standard library, so that images are repeated here, and tests hold both against each other.
 """
 
@@ -22,8 +22,8 @@ class LabNeeds:
         title: Its title.
         engines: Engines that it cannot do without.
         optional: Engines that it uses where they run, and counts as not run elsewhere.
-        compiler: Whether it can't do without a C++ compiler.
-        compiled_step: Whether it builds a decoder step in C++, and has a slower one in PyTorch.
+        compiler: True if it can't do without a C++ compiler.
+        compiled_step: True if it builds a decoder step in C++, and has a slower one in PyTorch.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What is in the folder of submissions: `<student>/lab-3.3.N-*.ipynb`. Reads names, opens nothing."""
+"""Contents of the folder of submissions: `<student>/lab-3.3.N-*.ipynb`. Reads names, opens nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Collected:
-    """What was found: what can be graded, the students' names, and complaints about the rest."""
+    """Submissions that can be graded, the students' names, and complaints about the rest."""
 
     submissions: tuple[Submission, ...]
     students: tuple[str, ...]
@@ -84,7 +84,7 @@ def collect(folder: Path, labs: Iterable[str]) -> Collected:
 
 
 def _printable(name: str) -> str:
-    """A file's name as it is, or, with characters that no terminal should get, as Python writes it."""
+    """Return a file's name as it is, or, with characters that no terminal should get, as Python writes it."""
     return name if name.isprintable() else ascii(name)
 
 

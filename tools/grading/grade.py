@@ -51,13 +51,13 @@ _MEMORY_BYTES = 3 << 30  # of one notebook's judge, which reads what the learner
 
 @dataclass(frozen=True)
 class Options:
-    """How to grade.
+    """Settings of grading.
 
     Attributes:
         sandbox: "bubblewrap" or "none".
         seed: of the hidden parts' inputs; a gradebook keeps to the one it began with.
         jobs: notebooks judged at the same time.
-        limits: of what a submission may take.
+        limits: Limits of a submission.
     """
 
     sandbox: str = "bubblewrap"
@@ -90,7 +90,7 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
         0, or 1 when something could not be graded.
 
     Raises:
-        CourseError: it cannot begin; the message says what to do.
+        CourseError: It can't begin; the message has the next step.
     """
     options = options or Options()
     if out.is_relative_to(submissions) or submissions.is_relative_to(out):
@@ -140,7 +140,7 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
 
 
 def _absent(found: Collected) -> list[str]:
-    """Who handed in some lab, but not each that others did."""
+    """Return the students who handed in some lab, but not each that others did."""
     labs = sorted({item.lab for item in found.submissions})
     handed = {(item.student, item.lab) for item in found.submissions}
     return [
@@ -152,7 +152,7 @@ def _absent(found: Collected) -> list[str]:
 
 
 def read_graded_labs(root: Path, options: Options) -> dict[str, GradedLab]:
-    """All labs with exercises, by name.
+    """Return all labs with exercises, by name.
 
     Raises:
         CourseError: a source breaks a rule, or this is a release.
@@ -316,7 +316,7 @@ def _outcome(out: Path, item: Submission, lab: GradedLab, reason: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """A submission's bytes, of a plain file alone, and no more than one too many."""
+    """Return a submission's bytes, of a plain file alone, and no more than one too many."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
 
@@ -328,7 +328,7 @@ def _key(data: bytes, lab: GradedLab) -> str:
 
 
 def _found(out: Path, item: Submission, lab: GradedLab) -> Findings | None:
-    """What the judge found, if it has judged this very notebook."""
+    """Return the judge's findings, if it has judged this very notebook."""
     try:
         found = read_findings(out, item.student, item.lab)
         return found if found.key == _key(_read(item.path), lab) else None
@@ -338,7 +338,7 @@ def _found(out: Path, item: Submission, lab: GradedLab) -> Findings | None:
 
 @dataclass(frozen=True)
 class _Task:
-    """One notebook, judged in a process of its own: what a submission makes it do ends with it."""
+    """Judge one notebook in a process of its own, so that the effects of a submission end with it."""
 
     root: Path
     out: Path
@@ -403,10 +403,10 @@ def _enter_all(
 def _enter(book: Gradebook, out: Path, item: Submission, lab: GradedLab) -> bool:
     """Enter one notebook's findings, unless these very findings are entered.
 
-    What a person has entered since only makes the feedback page due again.
+    A person's entries since then only make the feedback page due again.
 
     Returns:
-        Whether points given by hand are of an earlier submission.
+        True if points given by hand are of an earlier submission.
     """
     found = read_findings(out, item.student, item.lab)
     stamp = findings_path(out, item.student, item.lab).with_suffix(ENTERED)

@@ -1,8 +1,8 @@
-"""The gradebook: nbgrader's, fed with what the judge found.
+"""The gradebook: nbgrader's, fed with the judge's findings.
 
 nbgrader keeps the scores (SQLite), makes the feedback pages and the CSV file, and shows the course in
 its formgrader. It executes nothing here: where its own autograder would run a notebook, `Verdicts` puts
-in what the judge has found, as the outputs of the check cells.
+in the judge's findings, as the outputs of the check cells.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ configure(get_config())  # noqa: F821
 
 
 class GradebookError(CourseError):
-    """nbgrader refused something; the message says what to do, or holds its log."""
+    """Refusal of nbgrader; the message has the next step, or its log."""
 
 
 def configure(config: Config, out: Path | None = None) -> Config:
-    """What this course's nbgrader does differently; see the module.
+    """Differences of this course's nbgrader; see the module.
 
     Args:
         config: nbgrader's.
@@ -66,7 +66,7 @@ def configure(config: Config, out: Path | None = None) -> Config:
 
 
 class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
-    """Puts into a notebook what the judge found; stands where nbgrader executes."""
+    """Puts the judge's findings into a notebook; takes the place of nbgrader's executor."""
 
     def preprocess(
         self, nb: NotebookNode, resources: dict[str, Any]
@@ -88,7 +88,7 @@ class Verdicts(NbGraderPreprocessor):  # type: ignore[misc]
 
 
 def _how_it_was_graded(found: Findings) -> NotebookNode:
-    """A cell for the learner. What it says may quote the learner, so it is shown as text."""
+    """Return a cell for the learner. It may quote the learner, so it is shown as text."""
     output = [note.learner for note in found.judgement.notes if note.learner]
     lines = ["### How this notebook was graded", ""]
     if found.readable:
@@ -163,7 +163,7 @@ class Gradebook:
         self._do(lambda: self._api.generate_feedback(lab, student, force=True))
 
     def by_hand(self, student: str, lab: str) -> list[list[Any]]:
-        """What a person has entered for one submission: points, extra points, comments."""
+        """Return a person's entries for one submission: points, extra points, comments."""
         with self._api.gradebook as gradebook:
             submission = gradebook.find_submission(lab, student)
             rows = [

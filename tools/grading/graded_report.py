@@ -1,4 +1,4 @@
-"""What an instructor reads after grading: a page, and a summary in the terminal."""
+"""Reports for an instructor after grading: a page, and a summary in the terminal."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_report(out: Path, graded: Sequence[Graded], facts: Mapping[str, Any]) 
 def print_summary(
     graded: Sequence[Graded], facts: Mapping[str, Any], paths: Sequence[Path]
 ) -> None:
-    """Print how the class did, what needs a person, and where everything is."""
+    """Print the class's results, the work that needs a person, and the place of everything."""
     for lab in sorted({g.lab for g in graded}):
         actual = [g for g in graded if g.lab == lab]
         mean = sum(g.score for g in actual) / len(actual)

@@ -1,4 +1,4 @@
-"""How a submission looks: its texts, and a verdict as the outputs of a check cell."""
+"""The look of a submission: its texts, and a verdict as the outputs of a check cell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_SHOWN = "# What was handed in here was run, but takes too long to show."
 
 
 def showable(text: str) -> str:
-    """The text of a code cell, or a sentence in its place.
+    """Return the text of a code cell, or a sentence in its place.
 
     The pages that nbgrader makes are coloured by Pygments, whose time can grow with the square of the
     length (thousands of empty lines); so it is tried here, where only one notebook waits.

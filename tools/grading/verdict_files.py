@@ -1,4 +1,4 @@
-"""What the judge found on one notebook, kept in `OUT/judged/<student>/<lab>.json`."""
+"""The judge's findings on one notebook, kept in `OUT/judged/<student>/<lab>.json`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Findings:
 
 
 def findings_path(out: Path, student: str, lab: str) -> Path:
-    """The file of one notebook."""
+    """Return the file of one notebook."""
     return out / "judged" / student / f"{lab}.json"
 
 

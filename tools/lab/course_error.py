@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class CourseError(Exception):
-    """Request that can't be met. The message says what to do next."""
+    """Request that can't be met. The message has the next step."""
 
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status; print an expected error to stderr.
 
     Returns:
-        What `command` returns, 2 after an expected error, 130 after Ctrl-C.
+        Result of `command`, 2 after an expected error, 130 after Ctrl-C.
     """
     try:
         return command()

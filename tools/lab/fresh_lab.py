@@ -22,7 +22,7 @@ KEPT = Path(".run") / "fresh"
 
 
 def digest(cells: list[Any]) -> str:
-    """Fingerprint of what a person could change in cells: their ids, kinds and sources."""
+    """Return a fingerprint of the parts of cells that a person could change: ids, kinds and sources."""
     facts = [(cell.get("id"), cell["cell_type"], _text(cell["source"])) for cell in cells]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

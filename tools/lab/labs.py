@@ -1,4 +1,4 @@
-"""Where the course is, and which labs it has: what `make lab` needs, imported in no time."""
+"""The course's folder and its labs, for `make lab`, imported in no time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from utils.profiles import ROOT
 
 LAB_FILE = re.compile(r"lab-(?P<number>3\.3\.\d+)-[a-z0-9-]+")
 GENERATED_BY = "python -m tools.authoring build"
+KERNEL = "module-3.3"  # of the notebooks, in every environment that runs them
+KERNEL_TITLE = "Module 3.3"
 
 
 def find_lab(name: str, root: Path = ROOT) -> Path:
-    """The learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
+    """Return the learners' notebook of a lab: "3", "3.3.3", "lab-3.3.3", a file name or a path.
 
     Raises:
         CourseError: no lab of that name; the message lists the right ones.
@@ -22,7 +24,7 @@ def find_lab(name: str, root: Path = ROOT) -> Path:
 
 
 def match(name: str, paths: list[Path]) -> Path:
-    """The one of `paths` that `name` means, as `find_lab` takes it.
+    """Return the one of `paths` that `name` means, as `find_lab` takes it.
 
     Raises:
         CourseError: none.
@@ -43,7 +45,7 @@ def match(name: str, paths: list[Path]) -> Path:
 
 
 def order(path: Path) -> tuple[bool, int, str]:
-    """Sorts labs by their number, and behind them what is none."""
+    """Return the key that sorts labs by their number, and other files after them."""
     name = LAB_FILE.fullmatch(path.stem)
     return (name is None, int(name["number"].rpartition(".")[2]) if name else 0, path.stem)
 

@@ -36,7 +36,7 @@ class Milestone:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a learner is with one milestone: `state` is "done", "begun", "open" or "to come"."""
+    """State of a learner at one milestone: `state` is "done", "begun", "open" or "to come"."""
 
     milestone: Milestone
     state: str
@@ -68,7 +68,7 @@ def _levels(records: Sequence[Record]) -> str:
 
 
 def _tensorrt_llm(records: Sequence[Record]) -> str:
-    """Runs of TensorRT-LLM; on a machine that cannot run it, the lab's runs of other engines, and that."""
+    """Return the runs of TensorRT-LLM, or the lab's runs of other engines if this machine can't run it."""
     if found := sum(record.engine == "tensorrt_llm" for record in records):
         return count(found, "run")
     others = sum(record.label.startswith("lab 3.3.6") for record in records)
@@ -110,7 +110,7 @@ MILESTONES = (
 
 
 def standings(root: Path) -> Iterator[Standing]:
-    """How far the learner in this folder is, milestone by milestone."""
+    """Return the state of the learner in this folder, milestone by milestone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecordWarning)
         records = load_all()
@@ -141,7 +141,7 @@ def _standing(root: Path, milestone: Milestone, records: Sequence[Record]) -> St
 
 
 def print_progress(root: Path) -> int:
-    """Print the milestones, and what is to be done for those that are begun."""
+    """Print the milestones, and the missing work of those that are begun."""
     print(f"{'milestone':<30} {'lab':<6} {'right':<18} measured by you")
     done = 0
     for standing in standings(root):

@@ -16,7 +16,7 @@ _NBGRADER = ("formgrader", "validate_assignment", "assignment_list", "course_lis
 
 
 def jupyter_command(notebook: Path, *, headless: bool, root: Path = ROOT) -> list[str]:
-    """The command line that serves the course's folder and shows `notebook` first.
+    """Return the command line that serves the course's folder and shows `notebook` first.
 
     Args:
         notebook: the lab, below `root`.
@@ -29,7 +29,7 @@ def jupyter_command(notebook: Path, *, headless: bool, root: Path = ROOT) -> lis
 
 
 def formgrader_command(out: Path, *, headless: bool) -> list[str]:
-    """The command line that serves a graded course (`make grade`) in nbgrader's formgrader."""
+    """Return the command line that serves a graded course (`make grade`) in nbgrader's formgrader."""
     return _serve(
         out, "/formgrader/gradebook", {"nbgrader.server_extensions.formgrader": True}, headless
     )

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from tools.lab.course_error import CourseError
-from tools.lab.labs import find_lab
+from tools.lab.labs import KERNEL, find_lab
 from utils.files import write_whole
 from utils.profiles import ROOT
 
@@ -52,7 +52,7 @@ def run_lab(name: str, root: Path = ROOT) -> Path:
     client = NotebookClient(
         notebook,
         timeout=None,
-        kernel_name="python3",
+        kernel_name=KERNEL,
         resources={"metadata": {"path": str(source.parent)}},
         on_cell_executed=save,
     )

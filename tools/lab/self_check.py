@@ -1,7 +1,7 @@
 """Judges a learner's own notebook where it lies: JupyterLab's Validate button, `make progress`.
 
 By the checks that the learner has, in a process of its own, without the cells that start engines. It
-says what is still to do before handing in; points are given elsewhere, on other inputs.
+lists the work left before handing in; points are given elsewhere, on other inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LIMITS = SandboxLimits(memory_bytes=8 << 30)
 
 
 class NotALab(ValueError):
-    """The notebook is not a lab of this course, or its marks are lost; says what to do."""
+    """A notebook that isn't a lab of this course, or has lost its marks; the message has the next step."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _sum(standing: Status) -> str:
 
 
 def _open(standing: Status) -> str:
-    """Return the numbers of what nobody has begun, and the written answers that are missing."""
+    """Return the exercises that nobody has begun, and the written answers that are missing."""
     results = standing.judgement.exercises
     untouched = [
         str(number)

@@ -32,7 +32,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def plan(steps: Sequence[Step]) -> list[Step]:
-    """Prints the table of steps with their costs; returns those still to run."""
+    """Print the table of steps with their costs; return those still to run."""
     due = [step for step in steps if not step.done()]
     if not due:
         return due
@@ -53,7 +53,7 @@ def duration(minutes: float) -> str:
 
 
 def check_disk(due: Sequence[Step]) -> None:
-    """Refuses to start what would not fit on the disk.
+    """Refuse to start steps that would not fit on the disk.
 
     Raises:
         SetupError: Less is free than the steps need; names both figures.
@@ -68,7 +68,7 @@ def check_disk(due: Sequence[Step]) -> None:
 
 
 def set_up(steps: Sequence[Step], lock: int | None = None) -> None:
-    """Runs the steps that are not done; `lock` is a file descriptor that commands inherit.
+    """Run the steps that are not done; `lock` is a file descriptor that commands inherit.
 
     Compiling keeps the cores busy, installing waits for network and disk much of the time: where both are
     due, they run side by side. Else the steps run in order.
@@ -94,13 +94,13 @@ def set_up(steps: Sequence[Step], lock: int | None = None) -> None:
 
 
 def run_side_by_side(lanes: Sequence[Callable[[], None]], halt: Halt) -> None:
-    """Runs each of `lanes` in a thread of its own; a single one in this thread.
+    """Run each of `lanes` in a thread of its own; a single one in this thread.
 
     As soon as one fails, or this thread is interrupted, `halt` ends the others. It returns when all have
     ended and cleaned up.
 
     Raises:
-        BaseException: What the lane raised that failed first, or what interrupted this thread.
+        BaseException: Error of the lane that failed first, or the interrupt of this thread.
     """
     if len(lanes) == 1:
         lanes[0]()
@@ -122,7 +122,7 @@ def choose(names: Sequence[str] | None, native: bool = False) -> list[Step]:
 
     Args:
         names: Names of steps, or None for all steps of this machine's profile.
-        native: Whether to compile llama.cpp as well.
+        native: True if to compile llama.cpp as well.
 
     Raises:
         SetupError: A name is unknown, or nothing here can be compiled. The message lists the steps.
@@ -143,9 +143,9 @@ def choose(names: Sequence[str] | None, native: bool = False) -> list[Step]:
 
 @contextmanager
 def locked() -> Iterator[int]:
-    """Holds the folder's set-up lock, and gives its file descriptor.
+    """Hold the folder's set-up lock, and give its file descriptor.
 
-    What set-up starts inherits it, so that nobody builds into a folder that a killed set-up's
+    The programs that set-up starts inherit it, so that nobody builds into a folder that a killed set-up's
     commands are still writing to.
     """
     LOGS.mkdir(exist_ok=True)

@@ -27,18 +27,18 @@ _MANY = {
 
 
 def make_venv(shell: Shell, target: Path) -> str:
-    """Makes a virtual environment; returns the path of its Python."""
+    """Make a virtual environment; return the path of its Python."""
     shell.run([sys.executable, "-m", "venv", str(target)])
     return str(target / "bin" / "python")
 
 
 def pip(shell: Shell, python: str, *arguments: str) -> None:
-    """Runs `pip install` with `arguments` in the environment of `python`."""
+    """Run `pip install` with `arguments` in the environment of `python`."""
     shell.run([python, "-m", "pip", "install", "--no-input", "--progress-bar", "off", *arguments])
 
 
 def install(shell: Shell, python: str, *arguments: str) -> None:
-    """Installs what `arguments` of `pip install` name, with uv if that works.
+    """Install the packages that `arguments` of `pip install` name, with uv if that works.
 
     uv is told what pip is configured to: index, constraints, certificates. Where it fails all the same,
     pip tries, and its error is the one to read: it knows every way to configure an index.
@@ -59,7 +59,7 @@ def install(shell: Shell, python: str, *arguments: str) -> None:
 
 
 def install_cpu_torch(shell: Shell, python: str) -> None:
-    """Installs PyTorch's CPU build.
+    """Install PyTorch's CPU build.
 
     The configured package index first. Where it has no CPU build (the public index carries CUDA builds),
     uv's `--torch-backend cpu` finds PyTorch's own index of CPU wheels.
@@ -81,10 +81,10 @@ def uv_settings(pip_config: str, *, alone: bool = False) -> tuple[list[str], dic
     """Options and environment variables that tell uv what pip is configured to.
 
     Args:
-        pip_config: What `pip config list` prints: lines as `global.index-url='https://...'` or
+        pip_config: Output of `pip config list`: lines as `global.index-url='https://...'` or
             `:env:.find-links='/opt/wheels'`, from files and from environment variables.
-        alone: Whether nothing but named versions is installed. Constraints then say nothing, and uv
-            refuses them beside hashes.
+        alone: True if nothing but named versions is installed. Constraints then say nothing, and uv
+            refuses them together with hashes.
     """
     values = _as_pip_weighs_them(pip_config)
     # pip looks for the best version on all indexes, uv stops at the first that has the package.
@@ -107,7 +107,7 @@ def uv_settings(pip_config: str, *, alone: bool = False) -> tuple[list[str], dic
 
 
 def _as_pip_weighs_them(pip_config: str) -> Mapping[str, str]:
-    """One value for each key: the environment's, else that of `[install]`, else that of `[global]`."""
+    """Return one value for each key: the environment's, else that of `[install]`, else that of `[global]`."""
     values: dict[str, str] = {}
     lines = [line.partition("=") for line in pip_config.splitlines()]
     for section in ("global", "install", ":env:"):

@@ -11,7 +11,7 @@ WIDTH = 110
 
 
 class Progress:
-    """The steps that are running and what each is doing. Threads may share it: lines are never mixed."""
+    """Progress of the steps that are running. Threads may share it: lines are never mixed."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -19,12 +19,12 @@ class Progress:
         self._shown: dict[str, float] = {}
 
     def show(self, title: str, seconds: float, text: str, *, force: bool = False) -> None:
-        """Says what a step is doing.
+        """Show the progress of a step.
 
         Args:
             title: The step.
             seconds: Since it began.
-            text: What it is doing.
+            text: Its progress.
             force: Outside of a terminal, even if its last line is only a few seconds old.
         """
         with self._guard:
@@ -37,7 +37,7 @@ class Progress:
                 self._write(f"  {line}"[:WIDTH] + "\n")
 
     def finish(self, title: str, line: str) -> None:
-        """Says in a line that stays that a step has ended."""
+        """Say in a line that stays that a step has ended."""
         with self._guard:
             self._now.pop(title, None)
             if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""The set-up steps: what each makes, what it costs, and how it is made.
+"""The set-up steps, each with its product, its costs and its recipe.
 
 Times are of 2 quiet x86-64 cores with a package index close by, and rounded up to 10 s (2026-11-30).
 A slow network adds its own time.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tools.lab.labs import KERNEL, KERNEL_TITLE
 from tools.setup.packages import TORCH, install, install_cpu_torch, make_venv, pip
 from tools.setup.shell import SetupError, Shell
 from utils.files import write_whole
@@ -41,7 +42,7 @@ class Step:
 
     Attributes:
         name: Short name, also of its log file.
-        title: What a person reads.
+        title: Name for people.
         target: The folder it makes.
         minutes: Measured wall-clock minutes on 2 cores.
         gigabytes: Disk that the finished folder takes.
@@ -49,7 +50,7 @@ class Step:
         build: Fills `target`.
         parts: Folders whose files are copied among the packages of the environment that `build` made; as the
             locks, a change makes the step due again.
-        compiles: Whether it keeps every core busy; it then runs beside those that do not.
+        compiles: True if it keeps every core busy; it then runs at the same time as those that do not.
         recipe: Version of `build`. Change it if `build` changes but its locks and parts don't.
     """
 
@@ -76,7 +77,7 @@ class Step:
         return digest.hexdigest()
 
     def done(self) -> bool:
-        """Whether the target is complete and made from today's requirement files."""
+        """Return whether the target is complete and made from today's requirement files."""
         stamp = self.target / STAMP
         return stamp.is_file() and stamp.read_text() == self.key()
 
@@ -89,7 +90,7 @@ class Step:
         return "made again: it was not finished"
 
     def run(self, shell: Shell) -> None:
-        """Makes the target. What a failed or interrupted run leaves is removed again.
+        """Make the target. The remains of a failed or interrupted run are removed.
 
         Raises:
             SetupError: A command failed.
@@ -106,7 +107,7 @@ class Step:
             raise
 
     def copy_parts(self) -> None:
-        """Copies the files of `parts` into the environment."""
+        """Copy the files of `parts` into the environment."""
         for folder in self.parts:
             packages = next(self.target.glob("lib/python3.*/site-packages"))
             for file in files_of(folder):
@@ -117,7 +118,7 @@ class Step:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below a folder, but what Python has compiled."""
+    """Return all files below a folder, but what Python has compiled."""
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     return [file for file in found if "__pycache__" not in file.parts]
 
@@ -128,7 +129,7 @@ SGLANG_CUDA_WHEEL = "sglang==0.5.23"
 
 
 def on_cpu() -> bool:
-    """Whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
+    """Return whether this machine's profile is the one without a GPU, which decides PyTorch's build."""
     return load_profile().device == "cpu"
 
 
@@ -155,13 +156,15 @@ def build_course(shell: Shell, target: Path) -> None:
     # Without their state, saved progress bars come back as errors when a notebook is opened again.
     widgets = {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}
     configure(target / "share/jupyter/lab/settings/overrides.json", widgets)
+    kernel = ["--prefix", str(target), "--name", KERNEL, "--display-name", KERNEL_TITLE]
+    shell.run([python, "-m", "ipykernel", "install", *kernel])
     # Once here, so that Python keeps these compiled: the sandbox of submissions cannot write that down.
     modules = "IPython, jupyterlab.labapp, matplotlib.pyplot, nbclient, nbgrader, pandas, torch, transformers"
     shell.run([python, "-c", f"import {modules}"])
 
 
 def configure(path: Path, settings: Mapping[str, object]) -> None:
-    """Writes a JSON settings file of JupyterLab."""
+    """Write a JSON settings file of JupyterLab."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # it may be linked to another environment's (packages.py)
     path.write_text(json.dumps(settings))
@@ -187,12 +190,12 @@ def build_sglang_cuda(shell: Shell, target: Path) -> None:
 
 
 def build_site(shell: Shell, target: Path) -> None:
-    """What `make site` renders with."""
+    """Tools of `make site`."""
     install(shell, make_venv(shell, target), "-r", str(REQUIREMENTS / "site.txt"))
 
 
 def install_sglang(shell: Shell, python: str) -> None:
-    """Installs the package sglang alone; most of what it asks for is for CUDA."""
+    """Install the package sglang alone, because most of its requirements are for CUDA."""
     wheel = str(REQUIREMENTS / "sglang.hash.txt")
     install(shell, python, "--no-deps", "--require-hashes", "-r", wheel)
 
@@ -266,6 +269,7 @@ COURSE = Step(
     gigabytes=1.9,
     locks=("course.txt", "sglang.hash.txt"),
     build=build_course,
+    recipe=KERNEL,
 )
 # PyTorch for CUDA 13 takes 4.8 GB with NVIDIA's libraries and 1 min 39 s, that for the CPU 0.7 GB (measured
 # on 2026-12-01 with `uv pip install --no-cache torch==2.13.0` on two busy x86-64 cores).
@@ -344,7 +348,7 @@ SITE = Step(
 
 
 def steps_for(profile_name: str, machine: str | None = None) -> tuple[Step, ...]:
-    """The steps that a profile needs; GPU profiles with docker take their engines from containers.
+    """Return the steps that a profile needs; GPU profiles with docker take their engines from containers.
 
     SGLang's plain PyTorch path is one of x86-64: on Arm it calls its kernels (srt/distributed/bootstrap.py).
 

@@ -24,7 +24,7 @@ class SetupError(Exception):
     """A set-up step failed.
 
     Attributes:
-        advice: What to do next.
+        advice: Next step.
     """
 
     def __init__(self, message: str, advice: str) -> None:
@@ -45,7 +45,7 @@ class Halt:
         self._called = False
 
     def start(self, begin: Callable[[], subprocess.Popen[str]]) -> subprocess.Popen[str]:
-        """Starts a command, in a process group of its own, with `begin`.
+        """Start a command, in a process group of its own, with `begin`.
 
         Raises:
             Halted: It is too late for that.
@@ -57,12 +57,12 @@ class Halt:
             return process
 
     def ended(self, process: subprocess.Popen[str]) -> None:
-        """Forgets a command that has ended."""
+        """Forget a command that has ended."""
         with self._guard:
             self._running.discard(process)
 
     def check(self) -> None:
-        """Goes on unless `call` was called.
+        """Go on unless `call` was called.
 
         Raises:
             Halted: It was.
@@ -71,7 +71,7 @@ class Halt:
             raise Halted
 
     def call(self) -> None:
-        """Kills every command that runs, with its children."""
+        """Kill every command that runs, with its children."""
         with self._guard:
             self._called = True
             for process in self._running:
@@ -79,7 +79,7 @@ class Halt:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """Kills a command that leads a process group, and all of the group."""
+    """Kill a command that leads a process group, and all of the group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -88,8 +88,8 @@ class Shell:
     """Runs commands one after the other; their output goes to `log`, their gist to one line.
 
     Args:
-        title: What the step is called.
-        log: Where output goes.
+        title: Name of the step.
+        log: File of its output.
         lock: File descriptor that commands inherit.
         progress: Shows what the step is doing; shells of several threads share one.
         halt: Ends the step from another thread.
@@ -114,17 +114,17 @@ class Shell:
         log.write_text("")
 
     def say(self, text: str) -> None:
-        """Shows `text` as what the step is doing now."""
+        """Show `text` as what the step is doing now."""
         self._last_line = text
         self._show(force=True)
 
     def finish(self) -> None:
-        """Says that the step is ready, and how long it took."""
+        """Report that the step is ready, and its time."""
         took = time.monotonic() - self._began
         self._progress.finish(self.title, f"  {self.title}: ready after {took:.0f} s")
 
     def output(self, command: Sequence[str]) -> str:
-        """What a short command prints; "" if it fails."""
+        """Return the output of a short command; "" if it fails."""
         self._halt.check()
         try:
             return subprocess.run(
@@ -134,7 +134,7 @@ class Shell:
             return ""
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Runs `command` from the repository root to its end.
+        """Run `command` from the repository root to its end.
 
         Raises:
             SetupError: It exited with another code than 0; holds the last lines of its output.
@@ -197,7 +197,7 @@ class Shell:
 
 
 def advice_for(output: str, log: Path) -> str:
-    """The next step for a command that failed with `output`."""
+    """Return the next step for a command that failed with `output`."""
     unreachable = (
         "The package index could not be reached. If you are behind a proxy, set HTTPS_PROXY. Run the "
         "same command again when the index can be reached."

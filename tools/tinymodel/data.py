@@ -36,7 +36,7 @@ class Batch:
 
 
 def chat_pieces(messages: list[tasks.Message]) -> list[tuple[str, float]]:
-    """Texts and loss weights of a chat: 1 for what the assistant says and its end of turn, else 0."""
+    """Texts and loss weights of a chat: 1 for the assistant's words and its end of turn, else 0."""
     pieces: list[tuple[str, float]] = []
     for message in messages:
         says = float(message["role"] == "assistant")
@@ -56,7 +56,7 @@ class BatchSampler:
         self.weights = [len(text) for text in self.documents]
 
     def batch(self, seed: int, step: int, rank: int, rows: int, length: int) -> Batch:
-        """The batch of this step and rank: `rows` rows of `length` targets."""
+        """Return the batch of this step and rank: `rows` rows of `length` targets."""
         rng = random.Random(f"{seed} {step} {rank}")
         spent = dict.fromkeys(self.shares, 0.0)
         packed = [self._row(rng, length + 1, spent) for _ in range(rows)]

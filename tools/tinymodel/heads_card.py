@@ -1,4 +1,4 @@
-"""The card of the shipped heads: what was measured, how they were made, and the files' hashes."""
+"""The card of the shipped heads: measurements, training, and the files' hashes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MAX_NEW_TOKENS = 96
 
 
 def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeats: int = 3) -> None:
-    """Calibrates Medusa's tree, measures all heads, and writes the card.
+    """Calibrate Medusa's tree, measure all heads, and write the card.
 
     Args:
         target: The tiny model.
         tokenizer: Its tokenizer.
         folder: Holds the heads; receives README.md and quality.json, and medusa/calibration.json.
         prompts: Held-out prompts of each kind of text.
-        repeats: Of the comparison.
+        repeats: Repeats of the comparison.
     """
     heads = load_shipped(target, folder)
     asked = prompts_of(tokenizer, 16, CALIBRATION_SEED)
@@ -78,7 +78,7 @@ def write(target: Target, tokenizer: Any, folder: Path, prompts: int = 2, repeat
 
 
 def drafters(heads: Shipped, accuracy: list[list[float]]) -> dict[str, Drafter]:
-    """The methods that the card compares."""
+    """Return the methods that the card compares."""
     return {
         "n-gram, 4": NGramDrafter(4),
         "Medusa, chain of 4": MedusaDrafter(heads.medusa),
@@ -105,7 +105,7 @@ def _row(o: SpeculationResult) -> dict[str, float]:
 
 
 def render(quality: Mapping[str, Any], folder: Path) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     host = quality["host"]
     steps = ", ".join(f"{n}: {ratio}" for n, ratio in quality["step_cost_ratio"].items())
     files = [

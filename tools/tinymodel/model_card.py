@@ -15,12 +15,12 @@ COLORS = {"copy": "#888888", "task": "#1f77b4", "qa": "#2ca02c", "prose": "#d627
 
 
 def training_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines that the trainer logged, oldest first."""
+    """Return the lines that the trainer logged, oldest first."""
     return [json.loads(line) for line in (folder / TRAINING).read_text().splitlines()]
 
 
 def loss_curve(log: list[dict[str, Any]]) -> str:
-    """An SVG of each source's training loss (nats per token) against tokens seen."""
+    """Return an SVG of each source's training loss (nats per token) against tokens seen."""
     width, height, left, bottom, top = 640, 300, 40, 30, 8.0
     most = float(max(line["tokens"] for line in log))
 
@@ -99,7 +99,7 @@ def _stage(stage: Stage) -> str:
 
 
 def render(folder: Path, recipe: Recipe, notes: str) -> str:
-    """The text of the card, from quality.json, training.jsonl and the files' hashes.
+    """Return the text of the card, from quality.json, training.jsonl and the files' hashes.
 
     Args:
         folder: a complete model folder with both GGUF files, quality.json and training.jsonl.

@@ -76,7 +76,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one, then put it in its place."""
+        """Write the checkpoint next to the old one, then put it in its place."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
@@ -88,7 +88,7 @@ class Trainer:
         write_file(self.folder / CHECKPOINT, partial(torch.save, state))
 
     def train_step(self) -> dict[str, float]:
-        """One optimizer step; returns the mean loss of each source present."""
+        """Take one optimizer step, and return the mean loss of each source present."""
         started = time.perf_counter()
         within, stage = self.recipe.stage(self.step)
         length = stage.lengths[within % len(stage.lengths)]

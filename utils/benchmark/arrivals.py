@@ -1,4 +1,4 @@
-"""When requests arrive, and how many may be in flight."""
+"""The arrivals of requests, and the number that may be in flight."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _SHOWN_BYTES = 80
 
 
 class Client:
-    """Sends requests to one model behind one OpenAI-compatible server.
+    """Client of one model on one OpenAI-compatible server.
 
     Args:
         base_url: Address of the API. `/v1` is added to an address without a path, such as
@@ -98,7 +98,7 @@ class Client:
 
     @property
     def opened(self) -> bool:
-        """Whether the client is inside its `async with`."""
+        """True if the client is inside its `async with`."""
         return self._http is not None
 
     async def __aenter__(self) -> Self:
@@ -239,7 +239,7 @@ class Client:
         collector.end()
 
     async def events(self, request: Request) -> AsyncIterator[tuple[float, str]]:
-        """The raw stream: seconds since the request was sent, and each event's payload.
+        """Return the raw stream: seconds since the request was sent, and each event's payload.
 
         Raises:
             httpx.HTTPError: If the connection or the request fails.
@@ -255,7 +255,7 @@ class Client:
                     yield at - sent, event.data
 
     async def reachable(self, patience_s: float = 1.0) -> bool:
-        """Whether anything accepts connections at the address, tried for `patience_s` seconds."""
+        """Return whether anything accepts connections at the address, tried for `patience_s` seconds."""
         if self._proxy is not None:
             return True  # only the proxy can tell
         port = self._url.port or (443 if self._url.scheme == "https" else 80)
@@ -275,7 +275,7 @@ class Client:
                 return True
 
     async def answers(self, patience_s: float = 5.0) -> bool:
-        """Whether the server answers anything at all to GET /health, whatever it answers.
+        """Return whether the server answers anything at all to GET /health, whatever it answers.
 
         A frozen process still accepts connections, since the kernel does, but says nothing.
         """
@@ -297,7 +297,7 @@ class Client:
 
 
 async def _pieces(response: httpx.Response) -> AsyncIterator[tuple[float, bytes]]:
-    """The body with arrival times: from the socket for http, from when we get it for https."""
+    """Return the body with arrival times: from the socket for http, from when we get it for https."""
     stream = response.extensions.get("timed_stream")
     if isinstance(stream, TimedStream):
         async for timed in stream.timed():

@@ -40,7 +40,7 @@ def read_requests(
     Args:
         path: File to read.
         max_tokens: Limit of every answer in place of the file's.
-        turns: Whether conversations are held turn by turn with the engine's own answers. Otherwise only their
+        turns: True if conversations are held turn by turn with the engine's own answers. Otherwise only their
             first turn is sent.
         think_s: Mean time between an answer and the next turn, seconds; exponentially distributed.
         seed: Random seed of these times.

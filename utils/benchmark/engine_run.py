@@ -31,9 +31,9 @@ class Run:
     """One measured run.
 
     Attributes:
-        result: What the load generator saw.
-        series: What the engine said meanwhile.
-        record: What was written to ``records/``.
+        result: Result of the load generator.
+        series: Readings of the engine's metrics meanwhile.
+        record: Record that was written to `records/`.
     """
 
     result: LoadResult
@@ -100,12 +100,12 @@ def measure(
     warmup: int = 0,
     extra: dict[str, Any] | None = None,
 ) -> Run:
-    """Sends requests at a fixed concurrency, samples the engine meanwhile, writes a record.
+    """Send requests at a fixed concurrency, sample the engine meanwhile, and write a record.
 
     Args:
-        engine: What serves.
-        profile: Where.
-        requests: What is sent, in this order.
+        engine: Engine that serves.
+        profile: Machine's profile.
+        requests: Requests, sent in this order.
         concurrency: Requests in flight.
         label: Runs of the same label and concurrency are repeats.
         warmup: Requests sent before the clock starts.

@@ -1,4 +1,4 @@
-"""First success: starts an engine, asks it one question, shows the answer and what it took, stops it.
+"""First success: starts an engine, asks it one question, shows the answer and its times, stops it.
 
 A picture of the stream, when each piece of the answer came, is written to `records/hello.png`.
 
@@ -28,7 +28,7 @@ ORDER = ("vllm", "llama_cpp", "sglang", "transformers")
 
 
 def start(names: tuple[str, ...], profile: Profile) -> RunningEngine:
-    """The first engine of `names` that runs here.
+    """Start the first engine of `names` that runs here.
 
     Raises:
         NotRunHere: None of them does; holds the reason of each.
@@ -51,7 +51,7 @@ async def ask(engine: RunningEngine, question: str) -> RequestTrace:
 
 
 def described(engine: RunningEngine, trace: RequestTrace) -> str:
-    """The answer, and what it took."""
+    """Return the answer and its times."""
     if trace.error is not None:
         return f"It did not answer: {trace.error}. Its log: {engine.log_path}"
     ttft, tpot = trace.ttft() * 1000, trace.tpot * 1000
@@ -65,7 +65,7 @@ def described(engine: RunningEngine, trace: RequestTrace) -> str:
 
 
 def write_picture(trace: RequestTrace) -> Path:
-    """Draws the stream of a successful request as `hello.png` beside the records; returns its path."""
+    """Draw the stream of a successful request as `hello.png` in the records' folder; return its path."""
     path = records_dir() / "hello.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = draw_stream(trace)

@@ -1,7 +1,7 @@
 """Results of other tools as cited rows: vllm bench serve, SGLang, llama-bench, guidellm and aiperf.
 
 Layouts: vLLM 0.32.0 `vllm/benchmarks/serve.py`; SGLang 0.5.23 `bench_serving.py`; llama.cpp
-`tools/llama-bench/README.md`; guidellm 0.8 (`benchmarks` with `metrics`); aiperf 0.10
+`tools/llama-bench/README.md`; guidellm 0.8.1 (`benchmarks` with `metrics`); aiperf 0.13.0
 (`profile_export_aiperf.json`).
 """
 
@@ -164,13 +164,13 @@ def _guidellm(one: Values, source: str) -> Iterable[Cited]:
             return found.get(statistic, (found.get("percentiles") or {}).get(statistic))
 
         config = benchmark.get("config") or benchmark.get("args") or {}
+        backend = config.get("backend") or benchmark.get("backend") or {}
         strategy = config.get("strategy") or {}
         kind = strategy.get("type_", "")
         streams = strategy.get("streams") or strategy.get("max_concurrency")
         batch = streams if kind == "concurrent" else successful("request_concurrency", "mean")
         yield _cited(
-            (benchmark.get("backend") or {}).get("type_") or "openai",
-            (benchmark.get("backend") or {}).get("model") or (arguments or {}).get("model"),
+            "openai", backend.get("model") or (arguments or {}).get("model"),
             source, batch or streams, successful("output_tokens_per_second", "mean"),
             note=str(kind),
             figures={
@@ -184,7 +184,8 @@ def _guidellm(one: Values, source: str) -> Iterable[Cited]:
 
 def _aiperf(one: Values, source: str) -> Iterable[Cited]:
     config = one.get("input_config") or {}
-    endpoint, load = config.get("endpoint") or {}, config.get("loadgen") or {}
+    phases = [phase for phase in config.get("phases") or () if phase.get("kind") == "profiling"]
+    endpoint, load = config.get("endpoint") or {}, (phases or [config.get("loadgen") or {}])[-1]
     models = endpoint.get("model_names") or config.get("models") or []
     if isinstance(models, dict):
         models = [model.get("name") for model in models.get("items", ())]
@@ -194,9 +195,15 @@ def _aiperf(one: Values, source: str) -> Iterable[Cited]:
 
     latency, rate = statistic("request_latency", "avg"), statistic("request_throughput", "avg")
     mean = latency * rate / 1000 if latency and rate else None  # Little's law
+    # It counts with a tokenizer, so its rates are off by as much as that differs from the model's.
+    counted, reported = (
+        statistic(name, "avg") for name in ("total_osl", "total_usage_completion_tokens")
+    )
     yield _cited(
-        endpoint.get("type") or "openai", models[0] if models else "", source,
+        "openai", models[0] if models else "", source,
         load.get("concurrency") or mean, one["output_token_throughput"]["avg"],
+        note=f"counted {counted:.0f} tokens, but the server reported {reported:.0f}"
+        if counted and reported and counted != reported else "",
         figures={
             "median_ttft_ms": statistic("time_to_first_token", "p50"),
             "p99_ttft_ms": statistic("time_to_first_token", "p99"),

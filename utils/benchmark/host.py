@@ -1,4 +1,4 @@
-"""What a measurement ran on: the machine, and the exact model file."""
+"""The machine of a measurement, and the exact model file."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Interval:
     Attributes:
         value: The estimate.
         low, high: The interval's ends; NaN where the data cannot give one.
-        count: How many values it rests on.
+        count: Number of values that it rests on.
         confidence: For example 0.95.
         method: "t" or "bootstrap".
     """
@@ -36,7 +36,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero is outside. False where the data give no interval."""
+        """True if zero is outside. False where the data give no interval."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def difference_interval(
     Args:
         a: One value per run.
         b: One value per run.
-        paired: Whether `a[i]` and `b[i]` were measured in turn. A slow phase of the machine then counts
+        paired: True if `a[i]` and `b[i]` were measured in turn. A slow phase of the machine then counts
             for both and cancels out.
         confidence: Between 0 and 1.
 
@@ -139,7 +139,7 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=64)
 def student_t_quantile(p: float, degrees: float) -> float:
-    """The p-quantile (0.5 < p < 1) of Student's t distribution.
+    """Return the p-quantile (0.5 < p < 1) of Student's t distribution.
 
     Bisection on the distribution function, which for t = sqrt(n) tan(a) is the integral of
     cos(a)^(n-1), taken by Gauss-Legendre quadrature.

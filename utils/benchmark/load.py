@@ -92,7 +92,7 @@ class LoadResult:
 
     @property
     def clock(self) -> Clock:
-        """Where latency counts from: "scheduled" in an open loop, else "sent"."""
+        """The beginning of latency: "scheduled" in an open loop, else "sent"."""
         return "scheduled" if isinstance(self.load, OpenLoop) else "sent"
 
     def summary(self, *, slo: Slo | None = None, clock: Clock | None = None) -> Summary:
@@ -105,7 +105,7 @@ class LoadResult:
         return summarise(self.traces, self.duration, slo=slo, clock=clock or self.clock)
 
     def describe(self) -> dict[str, Any]:
-        """The load in plain values, for records."""
+        """Return the load in plain values, for records."""
         values = asdict(self.load)
         return {
             "pattern": "open" if isinstance(self.load, OpenLoop) else "closed",
@@ -498,7 +498,7 @@ def _check_files(load: LoadPattern, planned: int | None) -> None:
 
 @contextmanager
 def _gc_frozen() -> Iterator[None]:
-    """Keeps what is already in memory (torch, a notebook's data) out of collection pauses."""
+    """Keep the objects already in memory (torch, a notebook's data) out of collection pauses."""
     gc.collect()
     gc.freeze()
     try:

@@ -34,8 +34,8 @@ CLOCKS: tuple[Clock, Clock] = ("scheduled", "sent")
 def plot_throughput(records: Sequence[Record]) -> Figure:
     """Plot output tokens per second against requests in flight, one line per engine and condition.
 
-    Repeats at the same concurrency give the mean and a bar from the lowest to the highest. A line of an
-    engine that isn't ranked says so.
+    Repeats at the same concurrency give the mean and a bar from the lowest to the highest. The legend
+    marks an engine that isn't ranked.
 
     Raises:
         ValueError: If no record is of a closed loop.
@@ -149,17 +149,17 @@ def _latency_ms(record: Record, *, clock: Clock, statistic: str) -> float:
 
 
 def legend_text(label: str) -> str:
-    """A label for matplotlib: $ is no formula; a "_" in front, which would hide it, goes."""
+    """Return a label for matplotlib: $ is no formula; a "_" in front, which would hide it, goes."""
     return label.replace("$", r"\$").lstrip("_") or "(no name)"
 
 
 def alt_text(figure: Figure) -> str:
-    """What a plot shows, in words."""
+    """Return a description of a plot in words."""
     return str(figure.get_label())
 
 
 def html_image(figure: Figure) -> str:
-    """An `<img>` element that holds the picture itself and its text."""
+    """Return an `<img>` element that holds the picture itself and its text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -208,7 +208,7 @@ def _by_engine(record: Record) -> Record:
 def _points(
     records: Sequence[Record], key: str, value: Callable[[Record], Any]
 ) -> dict[float, list[float]]:
-    """Values by load level, ascending; what could not be measured is left out."""
+    """Return values by load level, ascending, without levels that could not be measured."""
     points: dict[float, list[float]] = {}
     for record in sorted(records, key=lambda record: float(record.load[key])):
         if value(record) is not None:

@@ -69,7 +69,7 @@ class PromptMaker:
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
 
     def prompt(self, rng: random.Random, length: int, token_ids: bool) -> str | tuple[int, ...]:
-        """A text, or its token ids, of exactly `length` tokens (words without a tokenizer)."""
+        """Return a text, or its token ids, of exactly `length` tokens (words without a tokenizer)."""
         if not token_ids:
             return self.text(rng, length)
         if self.tokenizer is None:
@@ -77,7 +77,7 @@ class PromptMaker:
         return tuple(self._ids(" ".join(rng.choices(self.words, k=length)))[:length])
 
     def text(self, rng: random.Random, length: int) -> str:
-        """A text of exactly `length` tokens (words without a tokenizer).
+        """Return a text of exactly `length` tokens (words without a tokenizer).
 
         Raises:
             WorkloadError: If no text of that token length was found.
@@ -124,7 +124,7 @@ class PromptMaker:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `tokenizer.json`, or the one in a model's folder.
+    """Read a `tokenizer.json`, or the one in a model's folder.
 
     Raises:
         WorkloadError: If there is none.

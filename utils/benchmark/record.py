@@ -49,7 +49,7 @@ class EngineLike(Protocol):
 
 
 class ProfileLike(Protocol):
-    """What a record needs to know of a profile."""
+    """Fields of a profile that a record needs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -64,11 +64,11 @@ class Record:
     Attributes:
         id: Name of the file, without ".json".
         label: A name for people; runs with the same label and load are repeats.
-        engine, engine_version: What served.
+        engine, engine_version: Engine that served.
         model: Path or hub id of the model.
         model_sha256: Hash of its weights; None if they are not on this machine.
-        dtype: The profile's: what engines compute in, and hold weights in that no file fixes (GGUF).
-        quantisation: Of the weights as they were held: "Q8_0"; "BF16" or "FP32" if none.
+        dtype: The profile's data type, for computing and for weights whose file does not fix it (GGUF does).
+        quantisation: Type of the weights as they were held: "Q8_0"; "BF16" or "FP32" if none.
         profile: The course profile's name.
         host: `describe_host()`.
         command: The engine's command line.
@@ -77,11 +77,11 @@ class Record:
         duration: s.
         summary: Result keys of `vllm bench serve`, and ours; None where nothing was measured.
         traces: One per request; times are seconds from the start of the run.
-        metric_definitions: How each metric is defined.
+        metric_definitions: Definition of each metric.
         telemetry: The engine's own metrics during the run, if sampled.
         extra: Anything else, in plain values.
         workload: Lengths, data set, seeds and sampling of the requests, see `Tally.describe`.
-        handicaps: Reasons why the engine isn't ranked, such as a stand-in for its kernels.
+        handicaps: Reasons why the engine isn't ranked, such as a replacement for its kernels.
         origin: One of `ORIGINS`.
         schema: Version of this layout.
     """
@@ -119,7 +119,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: object) -> Record:
-        """Reads `to_dict`'s output.
+        """Read `to_dict`'s output.
 
         Raises:
             RecordError: If it is not a complete record of this schema.
@@ -153,7 +153,7 @@ class Record:
         return cls(**{**values, **lists, "traces": traces})
 
     def to_vllm(self) -> dict[str, Any]:
-        """The run in the layout of `vllm bench serve --save-result --save-detailed`."""
+        """Return the run in the layout of `vllm bench serve --save-result --save-detailed`."""
         values: dict[str, Any] = plain(
             to_vllm(
                 self.traces,
@@ -170,19 +170,19 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """A published row: shown beside measurements, always with its source.
+    """Published row, shown next to measurements and always with its source.
 
     Attributes:
-        engine: What served.
+        engine: Engine that served.
         model: Which model.
-        quantisation: Of the weights; "" if the source does not say.
-        machine: Where it ran.
+        quantisation: Type of the weights; "" if the source does not say.
+        machine: Machine that ran it.
         source: Paper, page or file that gives the numbers.
-        url: Where to find it; "" if it has no address.
+        url: Address of the source; "" if it has no address.
         batch: Concurrent requests.
         prefill_tok_s: Prompt tokens per second; None if not given.
         decode_tok_s: Generated tokens per second over all requests; None if not given.
-        note: What to bear in mind.
+        note: Caveat for readers.
         figures: Further results under the keys of a summary.
         origin: "cited".
     """
@@ -212,11 +212,11 @@ def make_record(
     extra: Mapping[str, Any] | None = None,
     date: datetime | None = None,
 ) -> Record:
-    """Puts a run and its circumstances together.
+    """Put a run and its circumstances together.
 
     Args:
-        result: What `run` returned (or an `EngineDied.result`).
-        engine: What served.
+        result: Result of `run` (or an `EngineDied.result`).
+        engine: Engine that served.
         profile: The course profile.
         label: A name for the run; default, the engine's name.
         slo: Objectives, for goodput in the summary.

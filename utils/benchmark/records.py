@@ -35,7 +35,7 @@ class RecordWarning(UserWarning):
 
 
 def records_dir() -> Path:
-    """Where records are kept: the folder in COURSE_RECORDS, else `records/` of the repository."""
+    """Return the folder of records: the one in COURSE_RECORDS, else `records/` of the repository."""
     return Path(os.environ.get("COURSE_RECORDS") or ROOT / "records")
 
 
@@ -43,7 +43,7 @@ def write_record(record: Record, directory: str | Path | None = None) -> Path:
     """Write `<directory>/<id>.json`, whole or not at all, and return its path.
 
     Args:
-        record: What to write.
+        record: Record to write.
         directory: Default, `records_dir()`.
 
     Raises:

@@ -130,10 +130,10 @@ def write_html(
 
     Args:
         records: Measured runs.
-        path: Where to; default, `report.html` beside the records.
+        path: File to write; default, `report.html` in the records' folder.
         title: Heading.
         not_run: Engine to the reason why it did not run here.
-        cited: Published rows, shown beside the measured ones.
+        cited: Published rows, shown next to the measured ones.
         tables: Further tables by heading.
 
     Returns:
@@ -263,7 +263,7 @@ def _html(frame: pd.DataFrame) -> str:
 
 
 def number(value: float) -> str:
-    """A figure with as many digits as it deserves: `1,047`, `12.3`."""
+    """Return a figure with as many digits as it deserves: `1,047`, `12.3`."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -30,7 +30,7 @@ class Slo:
     e2el_ms: float | None = None
 
     def met_by(self, trace: RequestTrace, clock: Clock = "sent") -> bool:
-        """Whether a request succeeded within every limit.
+        """Return whether a request succeeded within every limit.
 
         A value that is unknown (NaN) does not meet a limit, except the time per output token of
         a one-token answer, which vLLM takes as 0.
@@ -110,9 +110,9 @@ class Summary:
         max_output_tokens_per_s: Highest rate over any second of the run, or over all of it if that is higher.
         max_concurrent_requests: Most requests in flight at one moment.
         ttft, tpot, itl, e2el: Latencies, ms.
-        clock: Where latency counts from, "sent" or "scheduled".
+        clock: Beginning of latency, "sent" or "scheduled".
         usage_missing: Successes without a usage block.
-        resends: How often a request was sent again on a fresh connection.
+        resends: Number of times a request was sent again on a fresh connection.
         cached_tokens: Prompt tokens from the prefix cache; None if the engine does not tell.
         tokens_per_chunk: Completion tokens per chunk with text; far from 1, ITL is not per token.
     """
@@ -215,7 +215,7 @@ def summarise(
 
 
 def percentile(values: Iterable[float], p: float) -> float:
-    """The p-th percentile (0 to 100), linear between values as numpy and vLLM do; NaN if empty."""
+    """Return the p-th percentile (0 to 100), linear between values as numpy and vLLM do; NaN if empty."""
     array = np.array([value for value in values if not math.isnan(value)])
     return float(np.percentile(array, p)) if array.size else math.nan
 

@@ -10,7 +10,7 @@ from utils.benchmark.trace import RequestTrace
 
 
 def draw_stream(trace: RequestTrace) -> Figure:
-    """One streamed request on a time axis: waiting for the first text, then a mark per chunk.
+    """Return one streamed request on a time axis: waiting for the first text, then a mark per chunk.
 
     Args:
         trace: A successful streamed request.

@@ -47,7 +47,7 @@ def prompts(
     """Return random prompts of the profile's length, for answers of exactly the profile's length.
 
     Lengths are exact in the tokens of the profile's vLLM model. If the hub doesn't give its tokenizer, they
-    are in words, and a line says so.
+    are in words, and a printed line tells it.
 
     Args:
         profile: Profile that gives the lengths.
@@ -106,8 +106,8 @@ def sweep(
 
     Raises:
         EngineError: No request of a level succeeded; its record is written all the same.
-        EngineDied: The engine went away; a record of what it had answered is written.
-        LoadInterrupted: On Ctrl-C; a record of what had ended is written.
+        EngineDied: The engine went away; a record of its answers is written.
+        LoadInterrupted: On Ctrl-C; a record of the requests that had ended is written.
     """
     levels = levels or profile.load.levels
     counts = requests_at or [profile.load.requests_at(level) for level in levels]

@@ -1,4 +1,4 @@
-"""Runs a coroutine beside a notebook's own event loop, with a progress bar and Ctrl-C."""
+"""Runs a coroutine in a thread next to a notebook's own event loop, with a progress bar and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class LoadProgress:
         self._failed = 0
 
     def add(self, trace: RequestTrace) -> None:
-        """Counts one finished request."""
+        """Count one finished request."""
         self._done += 1
         self._failed += not trace.ok
 
     def draw(self) -> None:
-        """Shows what was counted."""
+        """Show the counts."""
         if self._failed:
             self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update(self._done - self._bar.n)
 
     def close(self) -> None:
-        """Draws a last time and ends the bar."""
+        """Draw a last time and end the bar."""
         self.draw()
         self._bar.close()
 
 
 def run_in_thread(coroutine: Coroutine[Any, Any, T], progress: LoadProgress | None = None) -> T:
-    """Runs a coroutine to its end in a new thread and returns its result.
+    """Run a coroutine to its end in a new thread and return its result.
 
     On `KeyboardInterrupt` in the waiting thread the coroutine is cancelled, the thread ends, and
     the interrupt goes on.

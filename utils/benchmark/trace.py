@@ -1,4 +1,4 @@
-"""What happened to one request: times as the client saw them, tokens as the engine counted them.
+"""Trace of one request: times as the client saw them, tokens as the engine counted them.
 
 All times are `time.perf_counter()` seconds of the client process. Definitions follow
 `vllm bench serve` (vLLM 0.32.0, `vllm/benchmarks/serve.py`), with one difference, which
@@ -36,8 +36,8 @@ class RequestTrace:
 
     Attributes:
         index: Position in the request list.
-        scheduled: When the request was due, s.
-        sent: When the client began to send it (the first attempt if it was resent), s.
+        scheduled: Time when the request was due, s.
+        sent: Time when the client began to send it (the first attempt if it was resent), s.
         first_token: First chunk with text; None if there was none or nothing was streamed.
         chunk_times: Arrival of each chunk with text, s. Chunks are not tokens.
         finished: Last chunk with text or finish reason, or the end of the body, or the failure.
@@ -48,9 +48,9 @@ class RequestTrace:
         error: Why it failed; None if it did not.
         status: HTTP status; None if no response began.
         finish_reason: "stop", "length", ...; None if the server gave none.
-        resends: How often it was sent again after a kept-alive connection turned out dead.
-        max_tokens: What was asked for.
-        streamed: Whether the response was streamed.
+        resends: Number of times it was sent again after a kept-alive connection turned out dead.
+        max_tokens: Limit that was asked for.
+        streamed: True if the response was streamed.
         tag: The request's tag, for grouping ("cold", "warm", ...).
         engine_timings: Times by the engine's own clock, see `response.read_timings`. None if it sends none.
     """
@@ -78,11 +78,11 @@ class RequestTrace:
 
     @property
     def ok(self) -> bool:
-        """Whether the whole response arrived."""
+        """True if the whole response arrived."""
         return self.error is None
 
     def start(self, clock: Clock = "sent") -> float:
-        """When latency begins to count, s."""
+        """Time when latency begins to count, s."""
         return self.sent if clock == "sent" else self.scheduled
 
     def ttft(self, clock: Clock = "sent") -> float:
@@ -111,11 +111,11 @@ class RequestTrace:
 
     @property
     def queued(self) -> float:
-        """How long it waited in the client after it was due, s."""
+        """Time that it waited in the client after it was due, s."""
         return self.sent - self.scheduled
 
     def shifted(self, origin: float) -> RequestTrace:
-        """The same trace with times counted from `origin`."""
+        """Return the same trace with times counted from `origin`."""
         return replace(
             self,
             scheduled=self.scheduled - origin,
@@ -131,7 +131,7 @@ class RequestTrace:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RequestTrace:
-        """Reads `to_dict`'s output.
+        """Read `to_dict`'s output.
 
         Raises:
             ValueError: If a field is missing, unknown or of the wrong kind.

@@ -21,7 +21,7 @@ def to_vllm(
     label: str | None = None,
     date: datetime,
 ) -> dict[str, Any]:
-    """The result file's keys, latencies counted from sending as vLLM does.
+    """Return the result file's keys, latencies counted from sending as vLLM does.
 
     Times of failed requests are 0, as there. An `output_lens` entry is None where the engine sent
     no usage; vLLM counts such a text again with a tokenizer.
@@ -33,7 +33,7 @@ def to_vllm(
         backend: The engine's name.
         model: The model's name.
         label: A name for the run.
-        date: When it ran.
+        date: Time when it ran.
     """
     summary = summarise(traces, duration)
     rate = load.get("request_rate")

@@ -93,7 +93,7 @@ class Request:
             raise WorkloadError(f"max_tokens must be at least 1, not {self.max_tokens}")
 
     def body(self, model: str, api: Api) -> dict[str, Any]:
-        """The JSON body for `/v1/chat/completions` ("chat") or `/v1/completions`.
+        """Return the JSON body for `/v1/chat/completions` ("chat") or `/v1/completions`.
 
         Raises:
             WorkloadError: If the request cannot be expressed in that API.
@@ -170,11 +170,11 @@ class RequestOptions(TypedDict, total=False):
 def fixed(
     prompts: Iterable[str], *, count: int | None = None, **options: Unpack[RequestOptions]
 ) -> list[Request]:
-    """One request per prompt, or `count` requests that go round the prompts.
+    """Return one request per prompt, or `count` requests that go round the prompts.
 
     Args:
         prompts: Texts.
-        count: How many requests; default, as many as prompts.
+        count: Number of requests; default, as many as prompts.
         options: Further fields of `Request`.
     """
     texts = list(prompts)
@@ -252,7 +252,7 @@ def shared_prefix(
     The first request of a group is tagged "cold", the others "warm".
 
     Args:
-        groups: How many different prefixes.
+        groups: Number of different prefixes.
         per_group: Requests that share each.
         prefix_length: Length of the shared part (words, or tokens if a tokenizer is given).
         suffix_length: Length of each request's own part.

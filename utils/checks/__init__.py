@@ -1,4 +1,4 @@
-"""Checks: what an exercise must show. One file per lab, `lab_3_3_N.py`; base.py says how."""
+"""Checks of the exercises. One file per lab, `lab_3_3_N.py`; base.py explains how to write them."""
 
 from utils.checks.base import Check, CheckResult, check, checks_of
 from utils.checks.expect import expect, expect_close, expect_equal, expect_raises, expect_type

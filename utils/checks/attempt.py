@@ -56,7 +56,7 @@ class Stopped(BaseException):
 
 
 def out_of_time(seconds: float) -> Stopped:
-    """What an answer that does not end is stopped with."""
+    """Return the error that stops an answer without an end."""
     return Stopped(f"it did not finish in {seconds:g} s. Does a loop in it never end?", "time")
 
 
@@ -74,7 +74,7 @@ class ExpectedKind:
 
     @classmethod
     def like(cls, reference: Any) -> ExpectedKind:
-        """The kind of thing that the reference is."""
+        """Return the kind of thing that the reference is."""
         if isinstance(reference, type):
             return cls("class")
         if not callable(reference):
@@ -89,19 +89,19 @@ class LearnerResult(Protocol):
         """Why it is no attempt at all, as the rest of "not attempted (...)", or ""."""
 
     def stubs(self) -> list[str]:
-        """Names of its functions and methods that are still as they were handed out."""
+        """Return the names of its functions and methods that are still as they were handed out."""
 
     def untouched(self) -> bool:
-        """Whether all of it is still as it was handed out."""
+        """Return whether all of it is still as it was handed out."""
 
     def fault(self, wanted: ExpectedKind) -> str:
         """Why it is not the kind of thing that was asked for, or ""."""
 
     def subject(self, copy_inputs: bool, unfinished: list[Exception]) -> Any:
-        """What a check examines; errors of an unfinished stub are added to `unfinished`."""
+        """Return the object that a check examines; errors of an unfinished stub are added to `unfinished`."""
 
     def limit(self, seconds: float) -> AbstractContextManager[None]:
-        """Bounds what the body may ask of the answer; raises `Stopped` beyond."""
+        """Bound what the body may ask of the answer; raise `Stopped` beyond."""
 
     def place(self, error: BaseException) -> tuple[int, str]:
         """Number and text of the line of the learner's cell that raised, or (0, "")."""

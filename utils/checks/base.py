@@ -7,11 +7,11 @@ A lab's file, `utils/checks/lab_3_3_N.py`, declares one check per exercise:
         """Examines the learner's `ttft(scheduled, chunks)`."""
         expect_close(attempt(0.0, CHUNKS), 0.25, what="TTFT of the example", hint="In seconds?")
 
-The function's name is the exercise's id (its title and points stand in the lab's source). Its
-body receives the learner's function, class or value and says what is wrong with `expect_*`.
+The function's name is the exercise's id (its title and points are in the lab's source). Its
+body receives the learner's function, class or value and reports faults with `expect_*`.
 A function's arguments are deep copies, so a learner cannot change what the check compares with.
-Learners have this file. What a grade rests on, and the wrong solutions that must be refused, stand
-where they have not: `solutions/grading/lab_3_3_N.py` (tools/lab/judge/hidden_tests.py says how).
+Learners have this file. The hidden parts of a grade, and the wrong solutions that must be refused, are in a
+file that they don't have: `solutions/grading/lab_3_3_N.py` (tools/lab/judge/hidden_tests.py explains it).
 '''
 
 from __future__ import annotations
@@ -199,5 +199,5 @@ def check(
 
 
 def checks_of(module: ModuleType) -> dict[str, Check]:
-    """The checks that a lab's module declares, by the name they stand under."""
+    """Return the checks that a lab's module declares, by their names."""
     return {name: value for name, value in vars(module).items() if isinstance(value, Check)}

@@ -53,7 +53,7 @@ class _TypeDifference(str):
 
 
 def brief(value: object) -> str:
-    """A short `repr` that survives any object."""
+    """Return a short `repr` that survives any object."""
     try:
         return _brief.repr(value)
     except Exception as error:
@@ -164,7 +164,7 @@ def _expected_type(actual: object, kind: str) -> str:
 
 
 def _difference(actual: Any, expected: Any, at: str, same: SameNumber | None) -> str:
-    """The first difference in words, or "" when there is none."""
+    """Return the first difference in words, or "" when there is none."""
     actual, expected = _plain(actual), _plain(expected)
     where = f"at {at}: " if at else ""
     kind = type(expected)

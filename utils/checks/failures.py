@@ -1,4 +1,4 @@
-"""What a check raises, and how a notebook shows it."""
+"""Errors of a check, and their look in a notebook."""
 
 from __future__ import annotations
 

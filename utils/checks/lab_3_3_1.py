@@ -42,7 +42,7 @@ def _ttft_hint(got: object) -> str:
 
 @check(reference=_stream_metrics)
 def stream_metrics(attempt: Callable[[float, Events, int], dict[str, float]]) -> None:
-    """Examines `stream_metrics(sent, events, completion_tokens)`."""
+    """Examine `stream_metrics(sent, events, completion_tokens)`."""
     got = attempt(10.0, STREAM, 5)
     expect_type(got, dict, what="what stream_metrics returns")
     expect_equal(sorted(got), ["e2el", "tpot", "ttft"], what="the keys")
@@ -81,7 +81,7 @@ def _open_loop_latencies(arrivals: Sequence[float], service: float) -> list[floa
 
 @check(reference=_open_loop_latencies)
 def open_loop_latencies(attempt: Callable[[Sequence[float], float], list[float]]) -> None:
-    """Examines `open_loop_latencies(arrivals, service)`."""
+    """Examine `open_loop_latencies(arrivals, service)`."""
     slow = attempt([1.0, 2.0, 3.0], 0.5)
     waits_only = isinstance(slow, list) and slow == [0.0, 0.0, 0.0]
     expect_close(
@@ -113,7 +113,7 @@ def _p99_of_runs(runs: Sequence[Sequence[float]]) -> float:
 
 @check(reference=_p99_of_runs)
 def p99_of_runs(attempt: Callable[[Sequence[Sequence[float]]], float]) -> None:
-    """Examines `p99_of_runs(runs)`."""
+    """Examine `p99_of_runs(runs)`."""
     small, large = [50.0] * 10, [float(x) for x in range(1, 991)]
     got = attempt([small, large])
     together = np.concatenate([small, large])
@@ -151,7 +151,7 @@ REQUESTS = [
 
 @check(reference=_goodput)
 def goodput(attempt: Callable[[Sequence[dict[str, Any]], float, float, float], float]) -> None:
-    """Examines `goodput(requests, duration, ttft_limit, tpot_limit)`."""
+    """Examine `goodput(requests, duration, ttft_limit, tpot_limit)`."""
     expect_close(
         attempt(REQUESTS, 2.0, 0.55, 0.055),
         1.5,
@@ -186,7 +186,7 @@ def _mean_interval(values: Sequence[float], t: float) -> tuple[float, float]:
 
 @check(reference=_mean_interval)
 def mean_interval(attempt: Callable[[Sequence[float], float], tuple[float, float]]) -> None:
-    """Examines `mean_interval(values, t)`."""
+    """Examine `mean_interval(values, t)`."""
     values = [100.0, 104.0, 99.0, 109.0]
     got = attempt(values, 3.182)
     expect_type(got, tuple, what="what mean_interval returns")
@@ -215,7 +215,7 @@ def _decode_ceiling(
 
 @check(reference=_decode_ceiling)
 def decode_ceiling(attempt: Callable[[float, float, float, int, int], float]) -> None:
-    """Examines `decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch)`."""
+    """Examine `decode_ceiling(bandwidth, weight_bytes, kv_bytes_per_token, context, batch)`."""
     spark, llama = 273e9, 16.1e9
     expect_close(
         attempt(spark, llama, 131072, 0, 1),
@@ -263,7 +263,7 @@ ROWS = [
 
 @check(reference=recommend.best_for_api)
 def best_for_api(attempt: Callable[[Sequence[dict[str, Any]], float], str | None]) -> None:
-    """Examines `best_for_api(rows, ttft_limit_ms)`."""
+    """Examine `best_for_api(rows, ttft_limit_ms)`."""
     what = "the engine for an API with p95 TTFT within 500 ms"
     got = attempt(ROWS, 500.0)
     hint = (

@@ -20,7 +20,7 @@ Moves = Sequence[Mapping[int, int]]  # next state by byte, for each state
 
 
 def tree_of(*sequences: Tokens, page_size: int = 1) -> Node:
-    """A tree that holds these sequences; the first was used first."""
+    """Return a tree that holds these sequences; the first was used first."""
     root = Node([])
     for now, sequence in enumerate(sequences, 1):
         radix.insert(root, sequence, page_size, now)
@@ -34,7 +34,7 @@ def drawn(root: Node) -> list[tuple[Tokens, int, int]]:
 
 @check(reference=radix.shared_length)
 def shared_length(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `shared_length(key, tokens, start, page_size)`."""
+    """Examine the learner's `shared_length(key, tokens, start, page_size)`."""
     hint = "1 and 2 agree, 3 and 9 do not."
     expect_equal(attempt([1, 2, 3], [1, 2, 9], 0, 1), 2, what="[1, 2, 3] with [1, 2, 9]", hint=hint)
     hint = "Compare with what follows position `start` of tokens."
@@ -53,7 +53,7 @@ def shared_length(attempt: Callable[..., int]) -> None:
 
 @check(reference=radix.match_prefix, copy_inputs=False)
 def match_prefix(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `match_prefix(root, tokens, page_size)`."""
+    """Examine the learner's `match_prefix(root, tokens, page_size)`."""
     root = tree_of([1, 2, 3, 4], [1, 2, 5], [8, 9])
     before = drawn(root)
     held = "[1, 2, 3, 4], [1, 2, 5] and [8, 9] are stored"
@@ -88,7 +88,7 @@ def match_prefix(attempt: Callable[..., int]) -> None:
 
 @check(reference=radix.insert, copy_inputs=False)
 def insert(attempt: Callable[..., Node]) -> None:
-    """Examines the learner's `insert(root, tokens, page_size, now)`."""
+    """Examine the learner's `insert(root, tokens, page_size, now)`."""
     root = Node([])
     end = attempt(root, [1, 2, 3, 4], 1, 1)
     hint = "Nothing was there, so the root gets one child that holds all four tokens."
@@ -175,7 +175,7 @@ def _grows_alike(attempt: Callable[..., Node], rng: random.Random, trees: int) -
 
 @check(reference=radix.lock, copy_inputs=False)
 def lock(attempt: Callable[..., None]) -> None:
-    """Examines the learner's `lock(node, change)`."""
+    """Examine the learner's `lock(node, change)`."""
     root = tree_of([1, 2, 3], [1, 2, 4])
     leaf = next(node for node in walk(root) if node.key == [3])
     attempt(leaf, 1)
@@ -200,7 +200,7 @@ def lock(attempt: Callable[..., None]) -> None:
 
 @check(reference=radix.evict, copy_inputs=False)
 def evict(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `evict(root, num_tokens)`."""
+    """Examine the learner's `evict(root, num_tokens)`."""
     root = tree_of([1, 2, 3, 4], [1, 2, 5], [8, 9])
     removed = attempt(root, 1)
     hint = "[1, 2, 3, 4] was used first. Its leaf [3, 4] goes, whole; [1, 2] has another child."
@@ -267,7 +267,7 @@ def _predict_hit_rate(prompts: list[Tokens], cache: RadixCache) -> float:
 
 @check(reference=_predict_hit_rate, copy_inputs=False)
 def predict_hit_rate(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `predict_hit_rate(prompts, cache)`."""
+    """Examine the learner's `predict_hit_rate(prompts, cache)`."""
     hint = "Look each prompt up before you store it: the first finds an empty cache."
     expect_close(attempt([[1, 2, 3, 4]], RadixCache()), 0.0, what="one prompt", hint=hint)
     hint = "The second finds 2 of its 4 tokens: 2 of 8 in all. Prompts count as tokens, not as one each."
@@ -294,7 +294,7 @@ def _speedup(fraction: float, prefill_s: float, rest_s: float) -> float:
 
 @check(reference=_speedup)
 def predict_speedup(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `predict_speedup(fraction, prefill_s, rest_s)`."""
+    """Examine the learner's `predict_speedup(fraction, prefill_s, rest_s)`."""
     hint = "Nothing is cached: cold and warm take the same time."
     expect_close(attempt(0.0, 0.9, 0.1), 1.0, what="nothing cached", hint=hint)
     hint = "Half of 0.9 s is left, and the 0.1 s stay: 1.0 s against 0.55 s."
@@ -313,7 +313,7 @@ def _next_request(cached: list[int], passed_over: list[int], limit: int) -> int:
 
 @check(reference=_next_request)
 def next_request(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `next_request(cached, passed_over, limit)`."""
+    """Examine the learner's `next_request(cached, passed_over, limit)`."""
     hint = "The request at position 1 finds most of its prompt in the cache."
     expect_equal(attempt([0, 90, 40], [0, 0, 0], 5), 1, what="cached 0, 90, 40", hint=hint)
     hint = "Of equals, the one that came first."
@@ -375,12 +375,12 @@ BAD_ORDERS: tuple[tuple[object, str], ...] = (
 
 @check(reference=ORDER_SCHEMA)
 def order_schema(attempt: object) -> None:
-    """Examines the learner's `order_schema`, a JSON schema."""
+    """Examine the learner's `order_schema`, a JSON schema."""
     judge_schema(attempt, GOOD_ORDERS, BAD_ORDERS)
 
 
 def judge_schema(schema: object, good: Iterable[object], bad: Iterable[tuple[object, str]]) -> None:
-    """Whether a schema takes what is good and refuses what is bad."""
+    """Return whether a schema takes what is good and refuses what is bad."""
     expect(isinstance(schema, dict), "a JSON schema is a dictionary here.")
     assert isinstance(schema, dict)
     try:

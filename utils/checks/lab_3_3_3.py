@@ -62,7 +62,7 @@ def _kv_bytes(config: Config, value_bytes: int) -> int:
 
 @check(reference=_kv_bytes)
 def kv_bytes_per_token(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `kv_bytes_per_token(config, value_bytes)`."""
+    """Examine the learner's `kv_bytes_per_token(config, value_bytes)`."""
     plain = attempt(PLAIN, 2)
     hint = "A key and a value, in each layer, for each head? Without num_key_value_heads every "
     hint += "query head has its own; without head_dim it is hidden_size / num_attention_heads."
@@ -93,7 +93,7 @@ def _capacity(
 
 @check(reference=_capacity)
 def capacity(attempt: Callable[..., tuple[int, int]]) -> None:
-    """Examines the learner's `capacity(budget_bytes, token_bytes, block_size, request_tokens)`."""
+    """Examine the learner's `capacity(budget_bytes, token_bytes, block_size, request_tokens)`."""
     blocks, requests = _pair(attempt(1000, 10, 4, 9))
     expect_equal(blocks, 25, what="blocks of 4 tokens of 10 bytes in 1000 bytes")
     hint = "9 tokens need three blocks of 4; the rest of the third is nobody else's: "
@@ -116,7 +116,7 @@ def _pair(answer: object) -> tuple[int, int]:
 
 @check(reference=BlockPool)
 def block_pool(attempt: type[BlockPool]) -> None:
-    """Examines the learner's class `block_pool(num_blocks, block_size)`."""
+    """Examine the learner's class `block_pool(num_blocks, block_size)`."""
     pool = attempt(3, 4)
     first, second = pool.allocate(), pool.allocate()
     what = "two blocks of a pool of three"
@@ -176,7 +176,7 @@ def _append_slot(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[in
 
 @check(reference=_append_slot, copy_inputs=False)
 def append_slot(attempt: Callable[..., tuple[int, int] | None]) -> None:
-    """Examines the learner's `append_slot(pool, table, num_tokens)`."""
+    """Examine the learner's `append_slot(pool, table, num_tokens)`."""
     pool = BlockPool(6, 4)
     table: list[int] = []
     for num_tokens in range(6):
@@ -257,7 +257,7 @@ def _unused(lengths: list[int], block_size: int) -> float:
 
 @check(reference=_unused)
 def unused_share(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `unused_share(lengths, block_size)`."""
+    """Examine the learner's `unused_share(lengths, block_size)`."""
     hint = "4 slots are held and 3 used: the answer is the share of the held slots, 0 to 1."
     expect_close(attempt([3], 4), 0.25, what="one request of 3 tokens, block of 4", hint=hint)
     hint = "Eight tokens fill two blocks of 4 exactly."
@@ -272,7 +272,7 @@ def unused_share(attempt: Callable[..., float]) -> None:
 
 @check(reference=_reference_schedule, copy_inputs=False)
 def schedule(attempt: Decide) -> None:
-    """Examines the learner's `schedule(waiting, running, limits)`."""
+    """Examine the learner's `schedule(waiting, running, limits)`."""
     _admission(attempt)
     _pressure(attempt)
     _room_for_all_tokens(attempt)
@@ -396,7 +396,7 @@ def _predict(concurrency: int, tpot_s: dict[int, float]) -> float:
 
 @check(reference=_predict)
 def predict_throughput(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `predict_throughput(concurrency, tpot_s)`."""
+    """Examine the learner's `predict_throughput(concurrency, tpot_s)`."""
     flat = attempt(10, {1: 0.01, 5: 0.01})
     hint = "A step of 10 ms gives one token to each of 10: tokens per second of all of them."
     expect_close(flat, 1000.0, what="10 requests, 10 ms a step at any batch", hint=hint)

@@ -31,7 +31,7 @@ def _accept_greedy(parents: list[int], tokens: list[int], best: list[int]) -> li
 
 @check(reference=_accept_greedy)
 def accept_greedy(attempt: Callable[..., list[int]]) -> None:
-    """Examines the learner's `accept_greedy(parents, tokens, best)`."""
+    """Examine the learner's `accept_greedy(parents, tokens, best)`."""
     hint = "The root is part of the text already: it is always accepted, and comes first."
     got = attempt([-1], [3], [5])
     expect_equal(got, [0], what="a root alone, as in plain decoding", hint=hint)
@@ -93,7 +93,7 @@ def _tree_mask(parents: list[int]) -> list[list[bool]]:
 
 @check(reference=_tree_mask)
 def tree_mask(attempt: Callable[..., list[list[bool]]]) -> None:
-    """Examines the learner's `tree_mask(parents)`."""
+    """Examine the learner's `tree_mask(parents)`."""
     expect_equal(attempt([-1]), [[True]], what="the mask of a root alone")
     hint = (
         "In a chain everything before a node is its ancestor: a triangle, as in plain attention. Does "
@@ -120,7 +120,7 @@ def _position_ids(parents: list[int], length: int) -> list[int]:
 
 @check(reference=_position_ids)
 def position_ids(attempt: Callable[..., list[int]]) -> None:
-    """Examines the learner's `position_ids(parents, length)`."""
+    """Examine the learner's `position_ids(parents, length)`."""
     hint = "The cache holds positions 0 to 9, so the root is at 10."
     expect_equal(attempt([-1], 10), [10], what="a root behind 10 cached tokens", hint=hint)
     hint = "In a chain each node comes one position after its parent."
@@ -146,7 +146,7 @@ def _head_logits(hidden: Array, weight: Array, bias: Array, lm_head: Array) -> A
 
 @check(reference=_head_logits)
 def head_logits(attempt: Callable[..., Array]) -> None:
-    """Examines the learner's `head_logits(hidden, weight, bias, lm_head)`."""
+    """Examine the learner's `head_logits(hidden, weight, bias, lm_head)`."""
     eye, noop = np.eye(2), np.zeros((2, 2))
     h = np.array([[1.0, -2.0]])
     hint = "With weights and bias 0 the block adds SiLU(0) = 0: what is left is the hidden state itself."
@@ -191,7 +191,7 @@ def _residual(p: Array, q: Array) -> Array:
 
 @check(reference=_residual)
 def residual(attempt: Callable[..., Array]) -> None:
-    """Examines the learner's `residual(p, q)`."""
+    """Examine the learner's `residual(p, q)`."""
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.7, 0.2, 0.1])
     hint = "p - q is [-0.2, 0.1, 0.1]. Nothing is owed to the first token; the rest is scaled to sum 1."
     what = "p = [0.5, 0.3, 0.2], q = [0.7, 0.2, 0.1]"
@@ -218,7 +218,7 @@ def _typical_accepts(p: Array, token: int, epsilon: float, alpha: float) -> bool
 
 @check(reference=_typical_accepts)
 def typical_accepts(attempt: Callable[..., bool]) -> None:
-    """Examines the learner's `typical_accepts(p, token, epsilon, alpha)`."""
+    """Examine the learner's `typical_accepts(p, token, epsilon, alpha)`."""
     sure = np.array([0.9, 0.06, 0.04])
     hint = "H = 0.395 and exp(-H) = 0.674, so the threshold is min(0.09, 0.202) = 0.09, and 0.06 is less."
     got = attempt(sure, 1, 0.09, 0.3)
@@ -267,7 +267,7 @@ def _expected_tokens(choices: Choices, accuracy: list[list[float]]) -> float:
 
 @check(reference=_expected_tokens)
 def expected_tokens(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `expected_tokens(choices, accuracy)`."""
+    """Examine the learner's `expected_tokens(choices, accuracy)`."""
     accuracy = [[0.6, 0.2, 0.1], [0.5, 0.3, 0.1]]
     hint = "Without a guess each step still gives the target's own token."
     expect_close(attempt([], accuracy), 1.0, what="no choices at all", hint=hint)
@@ -309,7 +309,7 @@ def _expected_speedup(tokens: float, step_s: float, plain_s: float, draft_s: flo
 
 @check(reference=_expected_speedup)
 def expected_speedup(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `expected_speedup(tokens, step_s, plain_s, draft_s)`."""
+    """Examine the learner's `expected_speedup(tokens, step_s, plain_s, draft_s)`."""
     hint = "One token a step, at the price of a plain step: nothing is gained."
     expect_close(attempt(1.0, 0.01, 0.01, 0.0), 1.0, what="plain decoding itself", hint=hint)
     hint = "3 tokens in the time of 1.5 plain steps."

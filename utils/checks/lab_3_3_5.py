@@ -29,7 +29,7 @@ def _fuse(hidden_states: Array, aux_layers: Sequence[int], fc: Array) -> Array:
 
 @check(reference=_fuse)
 def fuse(attempt: Callable[..., Array]) -> None:
-    """Examines the learner's `fuse(hidden_states, aux_layers, fc)`."""
+    """Examine the learner's `fuse(hidden_states, aux_layers, fc)`."""
     # State k is full of k: what fc picks out tells which state stood where.
     numbered = np.stack([np.full((2, 2), float(k)) for k in range(7)])
     identity = np.eye(6)
@@ -67,7 +67,7 @@ def _shift(features: list[Any], tokens: list[int]) -> list[Triple]:
 
 @check(reference=_shift)
 def shift(attempt: Callable[..., list[Triple]]) -> None:
-    """Examines the learner's `shift(features, tokens)`."""
+    """Examine the learner's `shift(features, tokens)`."""
     hint = "Feature 0 goes with token 1, and together they guess token 2."
     got = attempt(["f0", "f1"], [10, 11, 12])
     expect_type(got, list, what="what shift returns")
@@ -89,7 +89,7 @@ def _to_offsets(kept: list[int]) -> list[int]:
 
 @check(reference=_to_offsets)
 def to_offsets(attempt: Callable[..., list[int]]) -> None:
-    """Examines the learner's `to_offsets(kept)`."""
+    """Examine the learner's `to_offsets(kept)`."""
     hint = "Draft token 0 is target token 3, so its offset is 3; draft token 1 is 5, so 5 - 1."
     got = attempt([3, 5, 9])
     expect_type(got, list, what="what to_offsets returns")
@@ -114,7 +114,7 @@ def _to_target(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int
 
 @check(reference=_to_target)
 def to_target(attempt: Callable[..., list[int]]) -> None:
-    """Examines the learner's `to_target(draft_ids, offsets, vocab)`."""
+    """Examine the learner's `to_target(draft_ids, offsets, vocab)`."""
     hint = "target = draft + offset of the draft: 0 + 3, 2 + 7, 1 + 4."
     got = attempt([0, 2, 1], [3, 4, 7], 10)
     expect_type(got, list, what="what to_target returns")
@@ -143,7 +143,7 @@ def _refused(
 
 @check(reference=_ttt_mask)
 def ttt_mask(attempt: Callable[..., list[list[bool]]]) -> None:
-    """Examines the learner's `ttt_mask(rows, step)`."""
+    """Examine the learner's `ttt_mask(rows, step)`."""
     first = attempt(3, 0)
     expect_type(first, list, what="what ttt_mask returns")
     hint = "Step 0 is ordinary causal attention: row i sees keys 0 to i."
@@ -173,7 +173,7 @@ def _path_scores(parents: list[int], probabilities: list[float]) -> list[float]:
 
 @check(reference=_path_scores)
 def path_scores(attempt: Callable[..., list[float]]) -> None:
-    """Examines the learner's `path_scores(parents, probabilities)`."""
+    """Examine the learner's `path_scores(parents, probabilities)`."""
     hint = "The root is known: its probability is 1, and log 1 = 0."
     got = attempt([-1], [1.0])
     expect_type(got, list, what="what path_scores returns")
@@ -190,14 +190,14 @@ def path_scores(attempt: Callable[..., list[float]]) -> None:
 
 
 def grown(rng: random.Random, nodes: int) -> tuple[list[int], list[float]]:
-    """A random tree: parents, and the probability of each node behind its parent."""
+    """Return a random tree: parents, and the probability of each node given its parent."""
     parents = [-1] + [rng.randrange(max(0, node - 6), node) for node in range(1, nodes)]
     return parents, [1.0] + [rng.uniform(0.02, 0.95) for _ in range(1, nodes)]
 
 
 @check(reference=_rerank)
 def rerank(attempt: Callable[..., list[int]]) -> None:
-    """Examines the learner's `rerank(parents, scores, nodes)`."""
+    """Examine the learner's `rerank(parents, scores, nodes)`."""
     parents, scores = [-1, 0, 0, 1, 1], [0.0, -0.1, -2.0, -0.3, -3.0]
     got = attempt(parents, scores, 2)
     expect_type(got, list, what="what rerank returns")
@@ -232,7 +232,7 @@ def _expected_speedup(acceptance: float, k: int, draft_cost: float, verify_cost:
 
 @check(reference=_expected_speedup)
 def expected_speedup(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `expected_speedup(acceptance, k, draft_cost, verify_cost)`."""
+    """Examine the learner's `expected_speedup(acceptance, k, draft_cost, verify_cost)`."""
     hint = "No guess is right: one token per cycle, and the cycle costs 1 + 2 x 0.1."
     expect_close(attempt(0.0, 2, 0.1, 1.0), 1 / 1.2, what="a = 0, k = 2", hint=hint)
     hint = "One guess: 1 + a tokens, since the target adds its own token in any case."

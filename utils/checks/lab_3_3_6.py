@@ -26,7 +26,7 @@ def _layer_cost(
 
 @check(reference=_layer_cost)
 def layer_cost(attempt: Callable[..., dict[str, int]]) -> None:
-    """Examines the learner's `layer_cost(hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes)`."""
+    """Examine the learner's `layer_cost(hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes)`."""
     hint = (
         "q and o have 4 x 8 = 32 numbers each, k and v 4 x 2 = 8 each: 80. The three matrices of the "
         "feed-forward block have 4 x 10 each: 120. Together 200; each costs a multiplication "
@@ -67,7 +67,7 @@ def _ridge_point_tokens(flops_per_s: float, bytes_per_s: float, value_bytes: flo
 
 @check(reference=_ridge_point_tokens)
 def ridge_point_tokens(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `ridge_point_tokens(flops_per_s, bytes_per_s, value_bytes)`."""
+    """Examine the learner's `ridge_point_tokens(flops_per_s, bytes_per_s, value_bytes)`."""
     hint = (
         "Reading a weight of 2 bytes takes 2 / 10e9 s; multiplying it for a token 2 / 100e9 s. "
         "After how many "
@@ -100,7 +100,7 @@ def _step_seconds(flops: float, bytes_: float, flops_per_s: float, bytes_per_s: 
 
 @check(reference=_step_seconds)
 def step_seconds(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `step_seconds(flops, bytes_, flops_per_s, bytes_per_s)`."""
+    """Examine the learner's `step_seconds(flops, bytes_, flops_per_s, bytes_per_s)`."""
     hint = (
         "Reading takes 2 s, computing 1 s, and both go on at the same time: the longer one counts."
     )
@@ -134,7 +134,7 @@ ROWS: Measured = [(64, 2.0, 0.05), (256, 1.2, 0.15), (2048, 1.0, 0.9)]
 
 @check(reference=_chunk_for)
 def chunk_for(attempt: Callable[..., int | None]) -> None:
-    """Examines the learner's `chunk_for(measured, ttft_s, stall_s)`."""
+    """Examine the learner's `chunk_for(measured, ttft_s, stall_s)`."""
     what = f"measured {ROWS}"
     hint = "2048 makes others wait 0.9 s; of the two others, 256 answers first."
     got = attempt(ROWS, 3.0, 0.2)
@@ -177,7 +177,7 @@ def _requests_that_fit(
 
 @check(reference=_requests_that_fit)
 def requests_that_fit(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `requests_that_fit(memory, tokens, layers, ..., group, group_bytes)`."""
+    """Examine the learner's `requests_that_fit(memory, tokens, layers, ..., group, group_bytes)`."""
     hint = (
         "Keys and values: 2 x 2 layers x 1 head x 32 = 128 numbers a token, 256 bytes in f16. "
         "100 tokens take "
@@ -237,7 +237,7 @@ TABLE: Variants = {
 
 @check(reference=_choose_variant)
 def choose_variant(attempt: Callable[..., str]) -> None:
-    """Examines the learner's `choose_variant(variants, reference, most_rise, least_speed)`."""
+    """Examine the learner's `choose_variant(variants, reference, most_rise, least_speed)`."""
     what = f"variants {TABLE}, reference f16"
     hint = "q4_0 is 8 % worse than 10.0, q8_0 half a percent: of those allowed, the one with least memory."
     got = attempt(TABLE, "f16", 0.01, 0.5)
@@ -286,7 +286,7 @@ def _nearest_e2m1(x: float) -> float:
 
 @check(reference=_nearest_e2m1)
 def nearest_e2m1(attempt: Callable[[float], float]) -> None:
-    """Examines the learner's `nearest_e2m1(x)`."""
+    """Examine the learner's `nearest_e2m1(x)`."""
     hint = "The values are 0, 0.5, 1, 1.5, 2, 3, 4, 6: take the nearest."
     for x in (0.1, 0.6, 1.4, 2.2, 3.4, 4.9, 5.1):
         expect_equal(attempt(x), _nearest_e2m1(x), what=f"x = {x}", hint=hint)
@@ -317,7 +317,7 @@ def _nvfp4_block(block: list[float], unit: float) -> list[float]:
 
 @check(reference=_nvfp4_block)
 def nvfp4_block(attempt: Callable[..., list[float]]) -> None:
-    """Examines the learner's `nvfp4_block(block, unit)`."""
+    """Examine the learner's `nvfp4_block(block, unit)`."""
     block = [0.75, 1.75, 3.5, 6.0, 0.25, 1.25, 2.5, 5.0, 0.0, -6.0, -1.0, 0.5, 2.0, -3.0, 4.0, 1.0]
     hint = "The largest is 6, so the scale is 1 and each number goes to the nearest of E2M1."
     wanted = [_nearest_e2m1(x) for x in block]
@@ -383,7 +383,7 @@ def _repair_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 @check(reference=_repair_recipe)
 def repair_recipe(attempt: Callable[..., dict[str, Any]]) -> None:
-    """Examines the learner's `repair_recipe(recipe)`."""
+    """Examine the learner's `repair_recipe(recipe)`."""
     for recipe, hint in (
         (
             {"dtype": "bfloat16", "stream_interval": 10},
@@ -416,7 +416,7 @@ def repair_recipe(attempt: Callable[..., dict[str, Any]]) -> None:
 
 
 def old_recipe(rng: random.Random) -> dict[str, Any]:
-    """A random recipe with keys of 2025."""
+    """Return a random recipe with keys of 2025."""
     sizes = sorted(rng.sample([1, 2, 4, 8, 16, 32, 64, 128], 3))
     old = {
         "use_cuda_graph": True,
@@ -459,7 +459,7 @@ def _draft_length(schedule: Mapping[int, int], batch: int) -> int:
 
 @check(reference=_draft_length)
 def draft_length(attempt: Callable[..., int]) -> None:
-    """Examines the learner's `draft_length(schedule, batch)`."""
+    """Examine the learner's `draft_length(schedule, batch)`."""
     schedule = {4: 4, 8: 2, 32: 1}
     for batch, hint in (
         (1, "Up to 4 requests the engine drafts 4 tokens."),
@@ -493,7 +493,7 @@ def _padded_share(sizes: Sequence[int], batches: Sequence[int]) -> float:
 
 @check(reference=_padded_share)
 def padded_share(attempt: Callable[..., float]) -> None:
-    """Examines the learner's `padded_share(sizes, batches)`."""
+    """Examine the learner's `padded_share(sizes, batches)`."""
     sizes = [1, 2, 4, 8, 16, 32]
     hint = "9 requests run in the graph of 16: 7 of 16 rows are padding."
     expect_close(attempt(sizes, [9]), 7 / 16, what=f"sizes {sizes}, one step of 9", hint=hint)
@@ -539,7 +539,7 @@ def _prefix_places(
 
 @check(reference=_prefix_places)
 def prefix_places(attempt: Callable[..., list[str]]) -> None:
-    """Examines the learner's `prefix_places(visits, gpu_blocks, host_blocks)`."""
+    """Examine the learner's `prefix_places(visits, gpu_blocks, host_blocks)`."""
     visits = [("a", 4), ("b", 4), ("a", 4), ("c", 4), ("b", 4), ("a", 4)]
     hint = "All three fit into the GPU's 12 blocks, so only each first visit is computed."
     _expect_places(attempt, visits, 12, 0, hint)
@@ -596,7 +596,7 @@ def _serve_settings(
 
 @check(reference=_serve_settings)
 def serve_settings(attempt: Callable[..., dict[str, Any]]) -> None:
-    """Examines the learner's `serve_settings(requests, context, chunk, fp8, json)`."""
+    """Examine the learner's `serve_settings(requests, context, chunk, fp8, json)`."""
     same_settings(attempt, 16, 8192, 8192, False, False)
     same_settings(attempt, 64, 32768, 4096, True, False)
     same_settings(attempt, 8, 4096, 8192, True, True)

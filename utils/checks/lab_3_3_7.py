@@ -20,7 +20,7 @@ Feed = Callable[[bytes, bytes], tuple[list[str], bytes]]
 
 @check(reference=sse.encode)
 def encode(attempt: Callable[..., bytes]) -> None:
-    """Examines the learner's `encode(data, event)`."""
+    """Examine the learner's `encode(data, event)`."""
     got = attempt("hi")
     expect_type(
         got, bytes, what="encode('hi')", hint="A network carries bytes: .encode() the text."
@@ -41,7 +41,7 @@ def encode(attempt: Callable[..., bytes]) -> None:
 
 
 def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
-    """All events that the learner's `feed` finds in pieces, what is left handed on."""
+    """Return all events that the learner's `feed` finds in pieces, with the rest handed on."""
     found: list[str] = []
     buffer = b""
     for piece in pieces:
@@ -57,7 +57,7 @@ def fed(attempt: Feed, pieces: list[bytes]) -> list[str]:
 
 @check(reference=sse.feed)
 def feed(attempt: Feed) -> None:
-    """Examines the learner's `feed(buffer, piece)`."""
+    """Examine the learner's `feed(buffer, piece)`."""
 
     def same(pieces: list[bytes], expected: list[str], hint: str) -> None:
         expect_equal(fed(attempt, pieces), expected, what=f"events of {pieces}", hint=hint)
@@ -80,7 +80,7 @@ def feed(attempt: Feed) -> None:
 
 @check(reference=timing.on_message)
 def on_message(attempt: Callable[..., Timing]) -> None:
-    """Examines the learner's `on_message(timing, message, now)`."""
+    """Examine the learner's `on_message(timing, message, now)`."""
 
     def body(data: bytes, more: bool) -> Mapping[str, Any]:
         return {"type": "http.response.body", "body": data, "more_body": more}
@@ -126,7 +126,7 @@ def on_message(attempt: Callable[..., Timing]) -> None:
 
 @check(reference=bucket.take)
 def take(attempt: Callable[..., tuple[Bucket, float]]) -> None:
-    """Examines the learner's `take(bucket, cost, now)`."""
+    """Examine the learner's `take(bucket, cost, now)`."""
 
     def after(before: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
         got = attempt(before, cost, now)
@@ -161,7 +161,7 @@ def take(attempt: Callable[..., tuple[Bucket, float]]) -> None:
 
 @check(reference=balance.least_outstanding)
 def least_outstanding(attempt: Callable[..., str]) -> None:
-    """Examines the learner's `least_outstanding(outstanding, turn)`."""
+    """Examine the learner's `least_outstanding(outstanding, turn)`."""
     got = attempt({"a": 3, "b": 1, "c": 2}, 0)
     expect_equal(got, "b", what="of a: 3, b: 1, c: 2", hint="The fewest in flight.")
     idle = {"a": 0, "b": 0, "c": 0}
@@ -178,7 +178,7 @@ RING: Ring = [(10, "a"), (20, "b"), (30, "c"), (40, "a"), (50, "b")]
 
 @check(reference=balance.bounded_hash)
 def bounded_hash(attempt: Callable[..., str]) -> None:
-    """Examines the learner's `bounded_hash(ring, outstanding, place, slack)`."""
+    """Examine the learner's `bounded_hash(ring, outstanding, place, slack)`."""
     idle = {"a": 0, "b": 0, "c": 0}
 
     def chosen(place: int, outstanding: Mapping[str, int], slack: float) -> str:
@@ -208,7 +208,7 @@ def bounded_hash(attempt: Callable[..., str]) -> None:
 
 @check(reference=circuit.step)
 def step(attempt: Callable[..., Circuit]) -> None:
-    """Examines the learner's `step(circuit, event, now)`."""
+    """Examine the learner's `step(circuit, event, now)`."""
 
     def after(before: Circuit, *events: tuple[str, float]) -> Circuit:
         for event, now in events:
@@ -251,7 +251,7 @@ def step(attempt: Callable[..., Circuit]) -> None:
 
 @check(reference=drain.phase)
 def phase(attempt: Callable[..., str]) -> None:
-    """Examines the learner's `phase(since_s, in_flight, notice_s, limit_s)`."""
+    """Examine the learner's `phase(since_s, in_flight, notice_s, limit_s)`."""
 
     def same(since: float | None, flying: int, expected: str, hint: str) -> None:
         what = f"{since} s since SIGTERM, {flying} in flight, notice 2 s, limit 30 s"
@@ -268,7 +268,7 @@ def phase(attempt: Callable[..., str]) -> None:
 
 @check(reference=fair_queue.next_turn)
 def next_turn(attempt: Callable[..., tuple[str, list[Share]]]) -> None:
-    """Examines the learner's `next_turn(ring, costs, quantum)`."""
+    """Examine the learner's `next_turn(ring, costs, quantum)`."""
 
     def turn(ring: list[Share], costs: Mapping[str, float]) -> tuple[str, list[Share]]:
         got = attempt(ring, costs, 50.0)

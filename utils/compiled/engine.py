@@ -26,7 +26,7 @@ Step = Callable[..., Tensor]
 
 
 class CompileError(RuntimeError):
-    """An engine could not be built; the message says what to install or change."""
+    """Failed build of an engine; the message names the package or setting to change."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Steps:
 
 
 def require_compiler() -> str:
-    """The C++ compiler that PyTorch will call.
+    """Return the C++ compiler that PyTorch will call.
 
     Raises:
-        CompileError: There is none; says what to install.
+        CompileError: There is none; the message names the package to install.
     """
     try:
         return find_compiler()
@@ -79,12 +79,12 @@ def require_compiler() -> str:
 
 
 def eager(target: Target) -> Steps:
-    """The steps as PyTorch runs them operation by operation."""
+    """Return the steps as PyTorch runs them operation by operation."""
     return Steps(PrefillModule(target).eval(), DecodeModule(target).eval())
 
 
 def just_in_time(target: Target) -> Steps:
-    """The steps under torch.compile: compiled when they are first called, in this process only."""
+    """Return the steps under torch.compile: compiled when they are first called, in this process only."""
     require_compiler()
     steps = eager(target)
     return Steps(
@@ -93,11 +93,11 @@ def just_in_time(target: Target) -> Steps:
 
 
 def build_prefill(target: Target, folder: Path, slots: int) -> Built:
-    """Builds prefill, for prompts of 2 to `slots` tokens.
+    """Build prefill, for prompts of 2 to `slots` tokens.
 
     Args:
         target: The model; float32 on a CPU.
-        folder: Where the file goes.
+        folder: Folder for the file.
         slots: Tokens that the KV cache holds.
 
     Raises:
@@ -113,7 +113,7 @@ def build_prefill(target: Target, folder: Path, slots: int) -> Built:
 
 
 def build_decode(target: Target, folder: Path, slots: int) -> Built:
-    """Builds decode: one token, at any place of a cache of `slots`. See `build_prefill`."""
+    """Build decode: one token, at any place of a cache of `slots`. See `build_prefill`."""
     cache = Cache.empty(target.shape, slots, target.dtype)
     one, place = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     arguments = (one, place, cache.keys, cache.values)
@@ -124,10 +124,10 @@ def build_decode(target: Target, folder: Path, slots: int) -> Built:
 def build(
     module: nn.Module, arguments: tuple[Any, ...], path: Path, dynamic: tuple[Any, ...] | None
 ) -> Built:
-    """Exports a module, compiles it to a file, and loads the file.
+    """Export a module, compile it to a file, and load the file.
 
     Args:
-        module: What to build; its tensors that are arguments may be written in place.
+        module: Module to build; its tensors that are arguments may be written in place.
         arguments: Examples of its arguments; sizes that are not dynamic become fixed.
         path: The file, `.pt2`.
         dynamic: As torch.export's `dynamic_shapes`; None: all sizes fixed.

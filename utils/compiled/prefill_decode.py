@@ -1,6 +1,6 @@
-"""What is compiled: the two steps of serving, prefill and decode, as modules that torch.export can read.
+"""The two steps of serving, prefill and decode, as modules that torch.export can read.
 
-Weights and layers are those of `utils.speculative.target`; what is added is a KV cache that is handed in and
+Weights and layers are those of `utils.speculative.target`; the addition is a KV cache that is handed in and
 written in place, so that a built engine holds weights and code, and its caller the state.
 """
 
@@ -24,13 +24,13 @@ class Cache:
 
     @classmethod
     def empty(cls, shape: TargetShape, slots: int, dtype: torch.dtype = torch.float32) -> Cache:
-        """A cache for `slots` tokens."""
+        """Return a cache for `slots` tokens."""
         size = (1, shape.kv_heads, slots, shape.head_dim)
         keys, values = ([torch.zeros(size, dtype=dtype) for _ in range(shape.layers)] for _ in "kv")
         return cls(keys, values)
 
     def copy(self) -> Cache:
-        """The same contents in memory of its own."""
+        """Return the same contents in memory of its own."""
         return Cache([k.clone() for k in self.keys], [v.clone() for v in self.values])
 
 
@@ -42,15 +42,15 @@ class PrefillModule(nn.Module):
         self.target = target
 
     def forward(self, ids: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """Computes a prompt.
+        """Compute a prompt.
 
         Args:
             ids: int64 [1, n], 2 <= n <= slots.
-            keys: Of each layer; positions 0 to n - 1 are written.
+            keys: Keys of each layer; positions 0 to n - 1 are written.
             values: As keys.
 
         Returns:
-            Logits behind the last token, [1, vocab].
+            Logits after the last token, [1, vocab].
         """
         target, n = self.target, ids.shape[1]
         x = target.embed(ids)
@@ -66,7 +66,7 @@ class PrefillModule(nn.Module):
 
 
 class DecodeModule(nn.Module):
-    """One token behind those in the cache."""
+    """Decode step: one token after those in the cache."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
@@ -75,12 +75,12 @@ class DecodeModule(nn.Module):
     def forward(
         self, ids: Tensor, position: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> Tensor:
-        """Computes one token.
+        """Compute one token.
 
         Args:
             ids: int64 [1, 1].
             position: Tokens in the cache, int64 [1]; the place that is written.
-            keys: Of each layer.
+            keys: Keys of each layer.
             values: As keys.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Inference engines: what each is (one file an engine), and `launch` to run one."""
+"""Inference engines: one file describes each, and `launch` runs one."""
 
 from utils.engines.engine_errors import (
     EngineError,

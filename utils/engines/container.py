@@ -121,7 +121,7 @@ def _why_silent(message: str) -> str:
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """Turns what is raised when the daemon goes away in the middle into `DockerUnavailable`."""
+    """Turn what is raised when the daemon goes away in the middle into `DockerUnavailable`."""
     try:
         yield
     except docker.errors.APIError:  # a kind of RequestException, but it is an answer
@@ -299,7 +299,7 @@ def pull_events(
 
 
 def pull_line(image: str, event: Mapping[str, Any], layers: dict[str, tuple[int, int]]) -> str:
-    """What to tell after an event of a pull.
+    """Return the line to show after an event of a pull.
 
     Args:
         image: The image.
@@ -379,7 +379,7 @@ class ContainerHandle:
                 log.flush()
 
     def exit_code(self) -> int | None:
-        """The container's exit code, 137 if it was removed by others; None while it runs.
+        """Return the container's exit code, 137 if it was removed by others; None while it runs.
 
         Raises:
             DockerUnavailable: The daemon does not say.
@@ -418,7 +418,7 @@ class ContainerHandle:
         return max(0, int(memory.get("usage", 0)) - int(idle))
 
     def kill(self) -> None:
-        """Kills the container; `stop` removes it."""
+        """Kill the container; `stop` removes it."""
         with contextlib.suppress(docker.errors.APIError):
             self._container.kill()
 
@@ -433,7 +433,7 @@ class ContainerHandle:
             self._container.unpause()
 
     def stop(self) -> None:
-        """Stops and removes the container.
+        """Stop and remove the container.
 
         Raises:
             DockerUnavailable: The daemon went away; the watchdog goes on trying when this process ends.
@@ -455,7 +455,7 @@ class ContainerHandle:
 
 
 def make_folders(request: Mapping[str, Any]) -> None:
-    """Makes the folders that are mounted: docker would, but as root, and nobody else could write there."""
+    """Make the folders that are mounted: docker would, but as root, and nobody else could write there."""
     for source in map(Path, request.get("volumes", {})):
         if source.is_absolute() and not source.exists():
             source.mkdir(parents=True)
@@ -500,7 +500,7 @@ def hand_back(client: Any, request: Mapping[str, Any], user: int | None = None) 
 
 
 def refusal(title: str, message: str, request: Mapping[str, Any], log: Path) -> EngineError:
-    """The error for a container that docker did not create or start."""
+    """Return the error for a container that docker did not create or start."""
     with log.open("a") as file:
         file.write(message)
     taken = "port is already allocated" in message or "address already in use" in message

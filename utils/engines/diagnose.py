@@ -1,4 +1,4 @@
-"""Diagnosis of a failed start: from the end of an engine's log to what a person can try."""
+"""Diagnosis of a failed start: from the end of an engine's log to a remedy that a person can try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong when an engine is asked for, each with the next step in its message."""
+"""Errors of starting an engine, each with the next step in its message."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class NotRunHere(EngineError):
 
     @property
     def reason(self) -> str:
-        """Why, and what would change it."""
+        """Reason, and the remedy."""
         return self._reason
 
 
@@ -96,7 +96,7 @@ class EngineStartError(EngineError):
 
     Attributes:
         log_path: Its whole log.
-        hint: What to try.
+        hint: Remedy to try.
         tail: The last lines of its log.
     """
 
@@ -118,7 +118,7 @@ class EngineStartError(EngineError):
 
     @property
     def reason(self) -> str:
-        """What happened, and what to try."""
+        """Event, and the remedy to try."""
         return f"it {self._what.rstrip('.')} (log: {self.log_path}). What to try: {self.hint}"
 
 

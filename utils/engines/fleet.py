@@ -41,8 +41,8 @@ class Fleet:
         profile: Where.
         variants: Options of `launch`, and `engine`, its name, where that is not `engine`.
         engine: The engine of variants that name none.
-        together: Whether all have to run at the same time; on a GPU their options have to leave room.
-        one_by_one: Whether local processes start one after the other, so that their times until they are
+        together: True if all have to run at the same time; on a GPU their options have to leave room.
+        one_by_one: True if local processes start one after the other, so that their times until they are
             ready can be compared.
         running: Engines that run already, by variant. Those that can't run next to others are stopped.
         run: Run of the cell that wants them, where that isn't the one that calls this.
@@ -103,7 +103,7 @@ class Fleet:
             work: Called with a variant's name, its engine, and the turn, from 0 on.
             turns: Number of turns.
             only: Variants to use; None for all.
-            in_turn: Whether engines that can't run next to others take turns too. Each of them then starts
+            in_turn: True if engines that can't run next to others take turns too. Each of them then starts
                 once for every turn.
 
         Returns:
@@ -165,10 +165,10 @@ class Fleet:
 
     @contextmanager
     def one(self, name: str) -> Iterator[RunningEngine]:
-        """One of them, running.
+        """Start one of them.
 
         Raises:
-            EngineError: It does not run; says why.
+            EngineError: It does not run; the message has the reason.
         """
         with closing(self._batches([name])) as batches:
             running = next(batches)

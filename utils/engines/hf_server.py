@@ -1,4 +1,4 @@
-"""The naive baseline: `model.generate` behind an OpenAI-compatible endpoint, one request at a time.
+"""The naive baseline: `model.generate` with an OpenAI-compatible endpoint, one request at a time.
 
 No batching, no paged cache, no prefix cache: each request waits for the one before it. That is the point.
 """
@@ -52,7 +52,7 @@ class TokenStreamer(BaseStreamer):  # type: ignore[misc]
         self.prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt first, then one token at a time."""
+        """Take the prompt first, then one token at a time."""
         if self.prompt_seen:
             self.tokens.put(int(value))
         self.prompt_seen = True
@@ -104,7 +104,7 @@ class Baseline:
     def generate(
         self, request: GenerateRequest, ids: torch.Tensor, usage: dict[str, int]
     ) -> Iterator[str]:
-        """Yields the text of each token as it is generated; fills `usage` at the end.
+        """Yield the text of each token as it is generated; fill `usage` at the end.
 
         Raises:
             RuntimeError: Generation failed; the server's log has the reason.
@@ -146,7 +146,7 @@ class Baseline:
 
 
 def make_app(baseline: Baseline, served_name: str) -> FastAPI:
-    """The endpoints: /health, /version, /v1/models, /v1/completions, /v1/chat/completions."""
+    """Return the endpoints: /health, /version, /v1/models, /v1/completions, /v1/chat/completions."""
     app = FastAPI()
 
     @app.get("/health")

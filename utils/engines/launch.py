@@ -82,14 +82,14 @@ class RunningEngine:
         base_url: `http://127.0.0.1:PORT`; the OpenAI-compatible API is under `/v1`.
         model: Model name to send with requests.
         model_path: Folder, file or hub id that was loaded.
-        version: What the engine says its version is.
+        version: Version as the engine reports it.
         command: The command that runs it.
         options: The options it was started with.
         quantisation: Weight format, `BF16`, `FP32` or for instance `Q8_0`.
         log_path: Its log.
         start_seconds: Time from start to healthy, seconds.
         handicaps: Reasons why its speed says nothing about the engine on other machines.
-        origin: Origin of records about it, `measured`, or `rehearsal` for a stand-in.
+        origin: Origin of records about it, `measured`, or `rehearsal` for a stub.
     """
 
     def __init__(self, spec: EngineSpec, options: ServeOptions, port: int, handle: Handle) -> None:
@@ -113,7 +113,7 @@ class RunningEngine:
 
     @property
     def attached(self) -> bool:
-        """Whether somebody else has started it, so that it must not be stopped or killed."""
+        """True if somebody else has started it, so that it must not be stopped or killed."""
         return isinstance(self._handle, AttachedHandle)
 
     @property
@@ -122,7 +122,7 @@ class RunningEngine:
         return self._handle.identity
 
     def running(self) -> bool:
-        """Whether it is still there; False once it was stopped, or died."""
+        """Return whether it is still there; False once it was stopped, or died."""
         return not self._stopped and self._handle.exit_code() is None
 
     def exit_code(self) -> int | None:
@@ -138,11 +138,11 @@ class RunningEngine:
         return self._handle.memory_bytes()
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         return tail(self.log_path, lines)
 
     def kill(self) -> None:
-        """Kills it without warning; what it had in flight is lost. `stop` still has to clean up."""
+        """Kill it without warning, so its requests in flight are lost. `stop` still has to clean up."""
         self._handle.kill()
 
     def freeze(self) -> None:
@@ -154,7 +154,7 @@ class RunningEngine:
         self._handle.thaw()
 
     def stop(self) -> None:
-        """Stops it and everything it started. Twice does no harm."""
+        """Stop it and everything it started. Twice does no harm."""
         if not self._stopped:
             self._handle.stop()
             self._stopped = True
@@ -195,7 +195,7 @@ def quantisation_of(model: str, dtype: str) -> str:
 
 
 def stop_all() -> None:
-    """Stops every engine that this process started; also runs when the process ends."""
+    """Stop every engine that this process started; also runs when the process ends."""
     for engine in list(_alive):
         with contextlib.suppress(Exception):
             engine.stop()
@@ -215,12 +215,12 @@ def launch(
     progress: StartProgress | None = None,
     **choices: Any,
 ) -> RunningEngine:
-    """Starts an engine and waits until it is healthy.
+    """Start an engine and wait until it is healthy.
 
     Args:
         name: `vllm`, `sglang`, `tensorrt_llm`, `llama_cpp`, `ollama` or `transformers`. If the environment
             has `COURSE_VLLM_URL` (the same for each), the engine that runs there is returned.
-        profile: Where and how, or its name; None for this machine's.
+        profile: Profile of the machine, or its name; None for this machine's.
         model: Folder, file or hub id; None for the profile's model of this engine.
         port: Port of 127.0.0.1; None takes a free one.
         extra_arguments: Appended to the engine's command.
@@ -235,12 +235,12 @@ def launch(
 
     Raises:
         UnknownEngine: No engine of that name.
-        NotRunHere: This machine cannot run it; says why.
+        NotRunHere: This machine cannot run it; the message has the reason.
         UnsupportedOption: The engine has no such option, or could not start with it.
         ModelMissing: The local model is not there or not whole.
         PortTaken: `port` is in use.
         NotEnoughMemory: The GPU has too little free memory for it.
-        EngineStartError: It did not become healthy; holds the end of its log and what to try.
+        EngineStartError: It did not become healthy; holds the end of its log and a remedy.
         StartCancelled: `progress` cancelled it; nothing is left.
     """
     spec = get_spec(name)
@@ -320,7 +320,7 @@ def attach(
 
 
 class MissingEngine:
-    """What there is instead of an engine if none runs: every use of it raises `EngineError`."""
+    """Placeholder for an engine that does not run: every use of it raises `EngineError`."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -349,7 +349,7 @@ def launch_first(
         reasons: Gets the reason of each engine before it, by its title.
 
     Returns:
-        The engine, or a stand-in that raises `EngineError` at any use, so that `skip_on_failure` can skip it.
+        The engine, or a placeholder that raises `EngineError` at any use, which `skip_on_failure` can skip.
     """
     for name in names:
         with skip_on_failure(get_spec(name).title, reasons):
@@ -359,17 +359,17 @@ def launch_first(
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:
-    """The fields of `ServeOptions` that a profile gives."""
+    """Return the fields of `ServeOptions` that a profile gives."""
     return {field: getattr(profile, field) for field in _PROFILE_FIELDS}
 
 
 def served_name(model: str) -> str:
-    """The name that clients use for a model: the last part of its path or hub id, without `.gguf`."""
+    """Return the name that clients use for a model: the last part of its path or hub id, without `.gguf`."""
     return Path(model).name.removesuffix(".gguf")
 
 
 def check_choices(spec: EngineSpec, choices: dict[str, Any]) -> None:
-    """Refuses options that the engine does not have.
+    """Refuse options that the engine does not have.
 
     Raises:
         UnsupportedOption: Names the option and those the engine has.
@@ -404,7 +404,7 @@ def require_local(spec: EngineSpec, profile: Profile) -> str:
 
 
 def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
-    """Starts the engine as a local process."""
+    """Start the engine as a local process."""
     local, _ = spec.local_on(options.device)
     assert local is not None
     command = [*local.command, *spec.arguments(options)]
@@ -414,7 +414,7 @@ def start_process(spec: EngineSpec, options: ServeOptions) -> ProcessHandle:
 def start_container(
     spec: EngineSpec, options: ServeOptions, port: int, progress: StartProgress
 ) -> ContainerHandle:
-    """Starts the engine in its container; a local model folder is mounted into it."""
+    """Start the engine in its container; a local model folder is mounted into it."""
     assert spec.container is not None
     options = spec.settle(options)
     path = Path(options.model)
@@ -451,7 +451,7 @@ def below_course(config: Path) -> Path:
 
 
 def wait_until_healthy(engine: RunningEngine, timeout_s: float, progress: StartProgress) -> None:
-    """Polls the engine's health endpoint.
+    """Poll the engine's health endpoint.
 
     Raises:
         EngineStartError: The engine ended, or `timeout_s` seconds passed.
@@ -502,7 +502,7 @@ def require_gpu(engine: RunningEngine, progress: StartProgress) -> None:
 
 
 def warm_up(client: httpx.Client, engine: RunningEngine) -> None:
-    """Sends the first request of an engine that needs a certain one; a failure shows in its log."""
+    """Send the first request of an engine that needs a certain one; a failure shows in its log."""
     local = engine.spec.local
     if local is None or local.warm_up is None or engine.options.device != "cpu":
         return

@@ -59,7 +59,7 @@ def arguments(options: ServeOptions) -> list[str]:
 
 
 def local_environment(options: ServeOptions) -> Mapping[str, str]:
-    """Needs nothing set."""
+    """Need nothing set."""
     return {}
 
 

@@ -109,7 +109,7 @@ def planned(
 
     Args:
         spec: The engine.
-        options: What it would be started with.
+        options: Options for its start.
         choices: Options that the caller of `launch` gave.
         say: Shows a line of progress.
         check: Raises if the start was cancelled.

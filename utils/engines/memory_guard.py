@@ -23,7 +23,7 @@ class Engine(Protocol):
     """An engine that can be killed."""
 
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
 
     def kill(self) -> None:
         """Kill it at once."""
@@ -67,7 +67,7 @@ class MemoryGuard:
         """Kill all engines if too little memory is available.
 
         Returns:
-            Whether engines had to be killed.
+            True if engines had to be killed.
         """
         engines = [engine for engine in list(self._engines) if engine.running()]
         available = self._available()

@@ -12,7 +12,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_model(model: str) -> str:
-    """The absolute path of a local model that is whole, or a hub id as it is.
+    """Return the absolute path of a local model that is whole, or a hub id as it is.
 
     Args:
         model: Folder, `.gguf` file or hub id; with `.`, `/` or `~` in front, or `.gguf` at its end, a path.

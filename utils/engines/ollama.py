@@ -88,7 +88,7 @@ def prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) ->
 
 
 def refuse(model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]) -> None:
-    """Refuses a data type that Ollama would ignore without a word, and a model that it cannot take.
+    """Refuse a data type that Ollama would ignore without a word, and a model that it cannot take.
 
     Raises:
         UnsupportedOption: Such a data type, or a folder.

@@ -49,7 +49,7 @@ class ProcessHandle:
         self.identity = str(self._watchdog.pid)
 
     def exit_code(self) -> int | None:
-        """The engine's exit code (128 + signal number for a signal); None while it runs."""
+        """Return the engine's exit code (128 + signal number for a signal); None while it runs."""
         return self._watchdog.poll()
 
     def process_ids(self) -> set[int]:
@@ -69,7 +69,7 @@ class ProcessHandle:
         return total
 
     def kill(self) -> None:
-        """Kills the engine's processes, as the kernel does when memory runs out; `stop` cleans up."""
+        """Kill the engine's processes, as the kernel does when memory runs out; `stop` cleans up."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._watchdog.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):

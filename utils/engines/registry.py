@@ -13,7 +13,7 @@ ENGINES: dict[str, EngineSpec] = {
 
 
 def get_spec(name: str) -> EngineSpec:
-    """The specification of engine `name`.
+    """Return the specification of engine `name`.
 
     Raises:
         UnknownEngine: No such engine; the message lists those there are.

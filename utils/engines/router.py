@@ -46,7 +46,7 @@ def arguments(workers: Sequence[str], policy: str, port: int, metrics_port: int)
 
 @contextmanager
 def route(workers: Sequence[RunningEngine], policy: str) -> Iterator[str]:
-    """Starts the router, yields its address when it serves, and stops it at the end.
+    """Start the router, yield its address when it serves, and stop it at the end.
 
     Args:
         workers: Engines that serve the same model.

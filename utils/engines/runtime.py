@@ -1,4 +1,4 @@
-"""What the two runtimes have in common: a handle on something that serves and can be stopped."""
+"""The common part of the two runtimes: a handle on something that serves and can be stopped."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Handle(Protocol):
     """An engine that a runtime has started.
 
     Attributes:
-        command: What was run, for the record.
-        log_path: Where its output goes.
+        command: Command that was run, for the record.
+        log_path: File of its output.
         identity: Process id or container id.
     """
 
@@ -45,7 +45,7 @@ class Handle(Protocol):
         """Resident memory of all its processes, bytes; 0 once it ended."""
 
     def kill(self) -> None:
-        """Ends it at once and without warning, for a lab that wants to see what happens then."""
+        """End it at once and without warning, for a lab that wants to see what happens then."""
 
     def freeze(self) -> None:
         """Suspend it in the middle of its work. Its connections stay open."""
@@ -54,7 +54,7 @@ class Handle(Protocol):
         """Let a suspended engine go on."""
 
     def stop(self) -> None:
-        """Ends it and all it started; returns when nothing is left. Twice does no harm."""
+        """End it and all it started; return when nothing is left. Twice does no harm."""
 
 
 def wait_until_serves(
@@ -66,14 +66,14 @@ def wait_until_serves(
     timeout_s: float,
     poll_s: float,
 ) -> None:
-    """Returns when a program of ours that is no engine serves.
+    """Wait until a program of ours that isn't an engine serves.
 
     Args:
-        handle: Of the program.
-        title: What a person calls it.
+        handle: Handle of the program.
+        title: Name for people.
         serves: Asks it; is called again and again.
-        hint: What to look at if it does not.
-        timeout_s: How long it may take.
+        hint: Place to look at if it does not.
+        timeout_s: Patience, s.
         poll_s: Between two questions.
 
     Raises:
@@ -92,14 +92,14 @@ def wait_until_serves(
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
+    """Return a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_port(port: int) -> None:
-    """Refuses a port in use, and what is no port.
+    """Refuse a port in use, and a number that is not a port.
 
     Raises:
         PortTaken: Something listens there.
@@ -146,7 +146,7 @@ _MESSAGE = re.compile(r"INFO\b|^\d+\.\d+\.\d+\.\d+ I |^\[[\d-]{10} [\d:]{8}\] ")
 
 
 def last_log_line(path: Path) -> str:
-    """The last line of a log that its engine meant as a message, without colours, names and times."""
+    """Return the last line of a log that its engine meant as a message, without colours, names and times."""
     text = [line for line in tail(path, 40).splitlines() if _MESSAGE.search(line)]
     line = text[-1] if text else "loading"
     for _ in range(2):
@@ -155,7 +155,7 @@ def last_log_line(path: Path) -> str:
 
 
 def tail(path: Path, lines: int = 20, width: int = 240) -> str:
-    """The last lines of a log, each cut to `width` characters."""
+    """Return the last lines of a log, each cut to `width` characters."""
     if not path.is_file():
         return "(no log)"
     with path.open("rb") as file:

@@ -1,8 +1,8 @@
 """SGLang: RadixAttention, structured generation, a language for prompts.
 
 Sources: sglang 0.5.23 (srt/arg_groups, srt/entrypoints/openai/protocol.py, srt/observability),
-NVIDIA/dgx-spark-playbooks nvidia/sglang/README.md. What runs on a CPU is SGLang's own plain PyTorch path, for
-practice; tools/setup/sglang_cpu says what stands in there.
+NVIDIA/dgx-spark-playbooks nvidia/sglang/README.md. On a CPU it runs SGLang's own plain PyTorch path, for
+practice; tools/setup/sglang_cpu lists the replaced parts.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ whole `sglang` was imported before, it is used as it is.
         s += sgl.user(question)
         s += sgl.assistant(sgl.gen("text", max_tokens=32))
 
-Two traps of sglang 0.5.23 (sglang/lang/interpreter.py): `group += ...` on what `s.fork(n)` returns takes an
+Two traps of sglang 0.5.23 (sglang/lang/interpreter.py): `group += ...` on the result of `s.fork(n)` takes an
 expression, a callable or a list with one expression for each branch, but no plain string; and a program that
 ends in an exception while branches are open leaves their threads running, which keeps Python from ending.
 """
@@ -59,10 +59,10 @@ NAMES = {
 
 
 def enter_package() -> ModuleType:
-    """The package `sglang` in `sys.modules`: as it was imported before, or else unexecuted.
+    """Return the package `sglang` in `sys.modules`: as it was imported before, or else unexecuted.
 
     Raises:
-        ModuleNotFoundError: sglang is not installed; says how to set it up.
+        ModuleNotFoundError: sglang is not installed; the message has the command.
     """
     if PACKAGE in sys.modules:
         return sys.modules[PACKAGE]

@@ -1,4 +1,4 @@
-"""What an engine is: its image, arguments, ports, endpoints, metric names and abilities.
+"""Description of an engine: its image, arguments, ports, endpoints, metric names and abilities.
 
 A spec is data. It knows neither processes nor docker; the two runtimes know no engine.
 """
@@ -55,10 +55,10 @@ class MetricNames:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do, as its own documentation or parser says.
+    """Abilities of an engine, from its own documentation or parser.
 
     Attributes:
-        prefix_cache: Whether it reuses the KV cache of shared prefixes.
+        prefix_cache: True if it reuses the KV cache of shared prefixes.
         structured_output: Kinds of constraint: `json_schema`, `regex`, `choice`, `grammar`.
         speculation: Speculative-decoding methods it offers.
         kv_dtypes: Data types of the KV cache besides the model's own.
@@ -88,7 +88,7 @@ class ServeOptions:
         kv_cache_bytes: Exact size of the KV cache on a GPU, or None if it isn't planned.
         kv_cache_dtype: Data type of the KV cache; None for the model's own.
         kv_blocks: Exact number of KV blocks, for a deliberately small cache.
-        prefix_caching: Whether to reuse shared prefixes.
+        prefix_caching: True if to reuse shared prefixes.
         eager: Run without compiled graphs; None leaves it to the engine's default on this device.
         config: File of settings in the engine's own words, as the engine will see it.
         extra_arguments: Appended to the command as they are.
@@ -142,19 +142,19 @@ CACHE_VARIABLES = {
 
 @dataclass(frozen=True)
 class Container:
-    """How an engine's container is run.
+    """Settings of an engine's container.
 
     Attributes:
         image: Image with a pinned tag.
         port: Port inside the container.
-        command: What is put before the serving arguments (after the image's entrypoint).
-        gpus: Whether the GPU is handed in (`--gpus`).
+        command: Words before the serving arguments (after the image's entrypoint).
+        gpus: True if the GPU is handed in (`--gpus`).
         ipc: Value of `--ipc`; None for docker's default.
         ulimits: Limit name to value, -1 for none.
         mounts: Folder of the host (`~` allowed) or volume name to folder in the container.
         pass_environment: Variables handed on from the user's environment where they are set.
         environment: Variables set always.
-        probe: What asks for health inside the image, with a program it has; `{url}` stands for the endpoint.
+        probe: Command that asks for health with a program of the image; `{url}` stands for the endpoint.
     """
 
     image: str
@@ -171,7 +171,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Local:
-    """How an engine runs as a process of this machine.
+    """Settings of an engine as a process of this machine.
 
     Attributes:
         command: Program and first arguments, put before the serving arguments.
@@ -180,7 +180,7 @@ class Local:
         version: Version that is installed by that step.
         environment: Variables for a given set of options.
         warm_up: Prompt to send once before any other, or None if the engine doesn't need it.
-        tells_version: Whether the running program tells its version. If not, `version` counts.
+        tells_version: True if the running program tells its version. If not, `version` counts.
         handicap: Reason why its speed here says nothing about the engine elsewhere, or "" if there is none.
             Records carry it, and such an engine is never ranked.
     """
@@ -198,11 +198,11 @@ class Local:
 def refuse_nothing(
     model: str | None, choices: Mapping[str, Any], extra_arguments: Sequence[str]
 ) -> None:
-    """Of an engine that says for itself, as it starts, what it cannot do."""
+    """Refuse nothing, because the engine reports unsupported options itself at its start."""
 
 
 def no_environment(options: ServeOptions) -> Mapping[str, str]:
-    """Of an engine whose container needs nothing set for certain options."""
+    """Return no variables, because the engine's container needs none for its options."""
     return {}
 
 
@@ -217,7 +217,7 @@ def usage_stats_off(variable: str) -> Callable[[ServeOptions], Mapping[str, str]
 
 
 def nothing_to_prepare(base_url: str, options: ServeOptions, say: Callable[[str], None]) -> None:
-    """Of an engine that has its model when it is healthy."""
+    """Do nothing, because the engine has its model when it is healthy."""
 
 
 def keep_options(options: ServeOptions) -> ServeOptions:
@@ -237,7 +237,7 @@ class EngineSpec:
     Attributes:
         name: Name in code, `vllm`.
         title: Name for people, `vLLM`.
-        container: How it runs in a container; None: it has none in this course.
+        container: Settings of its container; None if it has none in this course.
         local: How it runs without one; None: it does not, see `not_local`.
         local_cuda: How it runs without a container on a GPU; None: there it runs as `local` does, on the CPU.
         no_thinking: Fields of a chat request whose answer is to begin without thinking.
@@ -250,12 +250,12 @@ class EngineSpec:
         version_path: JSON with the engine's version; None: not offered.
         version_key: Key in that JSON.
         metrics: Its metric names.
-        capabilities: What it can do.
-        refuse: Raises UnsupportedOption for what this engine could not start with, before anything starts:
+        capabilities: Its abilities.
+        refuse: Raises UnsupportedOption for options that this engine can't start with, before any start:
             called with the model, the profile's fields with the choices over them, and the extra arguments.
         environment: Variables of its container for a set of options, over the container's own.
-        prepare: What is done when it is healthy, before anybody else's request: called with its address, its
-            options, and what shows progress.
+        prepare: Called once it is healthy, before anybody else's request, with its address, its
+            options, and the progress display.
         settle: Makes the arguments and the engine's own file of settings agree, before its container starts.
         device_fault: Returns why a healthy engine isn't on the GPU by its own statement, or "". It is called
             with its address and its log.

@@ -60,12 +60,12 @@ def running_kernel() -> Any:
 
 
 class StartProgress:
-    """What one engine's start is doing, told to a line; and the place where the start can be cancelled.
+    """Progress of one engine's start, shown in a line; and the place where the start can be cancelled.
 
     Args:
         title: Name of the engine for people.
         say: Gets each text; None for a status line of its own.
-        quiet: Whether nothing is shown.
+        quiet: True if nothing is shown.
         stop: Set by somebody who no longer wants the engine. Each step of a start then ends with
             `StartCancelled`.
     """
@@ -128,8 +128,8 @@ class FleetProgress:
     """One line for several engines that start at the same time.
 
     Args:
-        names: Of the engines, in order.
-        line: Where it is shown.
+        names: Names of the engines, in order.
+        line: Line that shows it.
     """
 
     def __init__(self, names: list[str], line: StatusLine) -> None:

@@ -30,7 +30,7 @@ COMPACT_JSON: Mapping[str, tuple[str, ...]] = {
 
 
 def request_fields(spec: EngineSpec, constraint: Constraint) -> dict[str, Any]:
-    """What a request's JSON body needs so that the answer obeys; empty for no constraint.
+    """Return the fields of a request's JSON body that make the answer obey; empty for no constraint.
 
     Args:
         spec: The engine.

@@ -37,7 +37,7 @@ DEFAULT_GRAPH_LIMIT = 128
 
 
 class Effect(StrEnum):
-    """What the engine does with a setting."""
+    """The engine's reaction to a setting."""
 
     REFUSES = "refuses to start"
     REJECTS = "rejects such requests"
@@ -51,7 +51,7 @@ class SettingNote:
     """Remark on a file of settings.
 
     Attributes:
-        effect: What the engine does.
+        effect: The engine's reaction.
         text: The setting, the reason, and a proposal.
         source: Place in NVIDIA/TensorRT-LLM.
     """

@@ -1,4 +1,4 @@
-"""Hugging Face `transformers`, one request at a time: what serving is like without an inference engine.
+"""Hugging Face `transformers`, one request at a time: serving without an inference engine.
 
 It runs in the course's own environment, on the profile's device. The server is `hf_server.py`.
 """

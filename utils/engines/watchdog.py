@@ -1,4 +1,4 @@
-"""Ends an engine when whoever started it is gone, so that no kernel leaves one behind.
+"""Ends an engine when the process that started it is gone, so that no kernel leaves an engine running.
 
 Run as a file, so that it loads nothing of the course. `watchdog.py process PARENT PIDFILE -- COMMAND...`
 runs the command in a process group of its own and passes on its exit code; `watchdog.py container PARENT
@@ -38,7 +38,7 @@ def _orphaned(parent: int) -> bool:
 
 
 def end_group(leader: int, grace_s: float = GRACE_S) -> None:
-    """Ends a process, its group and its descendants: SIGTERM, then SIGKILL after `grace_s` seconds."""
+    """End a process, its group and its descendants: SIGTERM, then SIGKILL after `grace_s` seconds."""
     family: list[psutil.Process] = []
     try:
         head = psutil.Process(leader)
@@ -95,14 +95,14 @@ def watch_process(parent: int, pid_file: str, command: Sequence[str]) -> int:
 
 
 def remove_container(client: Any, name: str) -> bool:
-    """Removes a container and its unnamed volumes, running or not.
+    """Remove a container and its unnamed volumes, running or not.
 
     Args:
-        client: Of the docker daemon.
+        client: Client of the docker daemon.
         name: The container's.
 
     Returns:
-        Whether there was one.
+        True if there was one.
     """
     import docker
 

@@ -1,8 +1,8 @@
 """The gateway's commands.
 
 python -m utils.gateway [--config gateway.yaml]     serves
-python -m utils.gateway new-key NAME                makes a key: prints it once, and what goes into the file
-python -m utils.gateway check [--config ...]        reads the settings and says what is wrong
+python -m utils.gateway new-key NAME                makes a key: prints it once, and the lines for the file
+python -m utils.gateway check [--config ...]        reads the settings and reports errors
 
 At SIGHUP a running gateway reads its settings again, and goes on if they are wrong.
 
@@ -22,7 +22,7 @@ from utils.gateway.settings import SettingsError, load_settings
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.gateway", description="Serves an API.")
     parser.add_argument(
         "command", nargs="?", default="serve", choices=["serve", "check", "new-key"]

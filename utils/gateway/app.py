@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: routes, who may, and what becomes of each request."""
+"""The gateway as an ASGI application: routes, permissions, and the way of each request."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Gateway:
 
     Attributes:
         settings: As loaded.
-        metrics: What `/metrics` says.
+        metrics: Numbers for `/metrics`.
         auth: Keys and rates.
         pools: The backends, by model.
         contexts: Requests that are being answered.
-        drain_began: When SIGTERM came, s; None: it did not.
+        drain_began: Time when SIGTERM came, s; None: it did not.
         load: Loads the settings again, for `reload`; None if there is nowhere to load them from.
     """
 
@@ -133,7 +133,7 @@ class Gateway:
 
     @property
     def phase(self) -> str:
-        """What the server does now; see `drain.phase`."""
+        """Phase of the server; see `drain.phase`."""
         since = None if self.drain_began is None else time.monotonic() - self.drain_began
         limits = self.settings.drain
         return drain.phase(since, len(self.contexts), limits.notice_s, limits.limit_s)
@@ -154,7 +154,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watches backends and requests meanwhile."""
+        """Watch backends and requests meanwhile."""
         self._running = True
         for pool in self.pools.values():
             pool.start()
@@ -168,7 +168,7 @@ class Gateway:
                 await pool.stop()
 
     async def _sweep(self) -> None:
-        """Cuts what takes too long. One look at all of them costs less than a timer for each piece."""
+        """Cut requests that take too long. One look at all of them costs less than a timer for each piece."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now, limits = time.monotonic(), self.settings.timeouts
@@ -235,7 +235,7 @@ def _overdue(context: RequestContext, limits: Timeouts, cutting: bool, now: floa
 
 
 def _silent(context: RequestContext, limits: Timeouts, now: float) -> bool:
-    """Whether a client that waits for a stream has got nothing for `ping_s`."""
+    """Return whether a client that waits for a stream has got nothing for `ping_s`."""
     last = max(context.timing.began, context.pinged)
     if context.stage == "read":
         last = max(context.since, context.pinged)
@@ -523,7 +523,7 @@ def _request_id(headers: Mapping[str, str]) -> str:
 
 
 def _span(context: RequestContext) -> AbstractContextManager[object]:
-    """A span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
+    """Return a span of this request where OpenTelemetry is set up; FastAPI makes its own on the long way."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return nullcontext()
     return trace.get_tracer(__name__).start_as_current_span(
@@ -560,12 +560,12 @@ def _describe(span: trace.Span, context: RequestContext) -> None:
 class Application(FastAPI):
     """FastAPI, with a short way to the engines.
 
-    What a request passes on the way to a route (ten layers, routing, dependencies) takes four times as long
+    FastAPI's way to a route (ten layers, routing, dependencies) takes four times as long
     as `Observe`, and each piece of a stream passes most of it again on its way out. `GatewayEndpoint` needs
     none of that: it catches what goes wrong and reads the body by itself.
 
     Attributes:
-        outer: What each request passes first, on either way.
+        outer: Layers that each request passes first, on either way.
     """
 
     def __init__(self, gateway: Gateway, **options: Any) -> None:
@@ -598,7 +598,7 @@ class Application(FastAPI):
 
 
 def create_app(settings: GatewaySettings) -> Application:
-    """The application; `app.state.gateway` is its `Gateway`."""
+    """Return the application; `app.state.gateway` is its `Gateway`."""
     gateway = Gateway(settings)
 
     @asynccontextmanager
@@ -630,7 +630,7 @@ def create_app(settings: GatewaySettings) -> Application:
 
 
 def _describe_engine_route(app: Application, path: str, api: Api) -> None:
-    """For the OpenAPI document, and for who asks with another method."""
+    """Describe a route for the OpenAPI document, and answer other methods."""
     schema = schemas.BODIES[api].model_json_schema()
     schema["properties"]["model"]["enum"] = list(app.state.gateway.pools)
     body = {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}
@@ -658,7 +658,7 @@ def _describe_engine_route(app: Application, path: str, api: Api) -> None:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without `$defs`, whose references would point nowhere inside an OpenAPI document."""
+    """Return a schema without `$defs`, whose references would point nowhere inside an OpenAPI document."""
     defined = schema.pop("$defs", {})
 
     def resolve(value: Any) -> Any:

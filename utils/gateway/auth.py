@@ -1,4 +1,4 @@
-"""Who may ask, and how much: API keys, with two token buckets and a limit of parallel requests for each."""
+"""Permissions and limits: API keys, with two token buckets and a limit of parallel requests for each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_ADDRESSES = 10_000  # that are remembered; the one that failed longest ago
 
 
 def new_key() -> tuple[str, str]:
-    """A new API key and its SHA-256. 256 random bits need no slow hash: nobody can try them all."""
+    """Return a new API key and its SHA-256. 256 random bits need no slow hash: nobody can try them all."""
     key = "gw-" + secrets.token_urlsafe(_KEY_BYTES)
     return key, digest(key)
 
@@ -36,7 +36,7 @@ def digest(key: str) -> str:
 
 
 class Caller:
-    """One key, and what it may still use.
+    """One key, and the rest of its limits.
 
     Attributes:
         name: Name of the key.

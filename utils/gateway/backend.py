@@ -49,15 +49,15 @@ class Backend:
         name: Its name in metrics and logs.
         engine: Name of the engine.
         outstanding: Requests in flight there.
-        up: Whether its health check answers. Taken for healthy until the first check.
-        circuit: What its answers say about it.
+        up: True if its health check answers. Taken for healthy until the first check.
+        circuit: State that follows from its answers.
         waiting: Requests that wait for the first token of their answer; they go elsewhere if it goes down.
         busy_until: Until then it gets no requests, because it asked for a pause (429 or 503), s.
-        answered_at: When an answer began last, s.
-        answer_s: How long that one had taken to begin, s.
-        timed_out_at: When a request there last waited too long for its beginning, s.
-        heard_at: When anything but a comment came from it last, s.
-        leaving: Whether it gets no more requests, because it is to be removed.
+        answered_at: Time when an answer began last, s.
+        answer_s: Time for which that one had taken to begin, s.
+        timed_out_at: Time when a request there last waited too long for its beginning, s.
+        heard_at: Time when anything but a comment came from it last, s.
+        leaving: True if it gets no more requests, because it is to be removed.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Backend:
         self._m_up.set(1)
 
     def usable(self, now: float) -> bool:
-        """Whether it may get a request now, room aside."""
+        """Return whether it may get a request now, room aside."""
         return (
             self.up
             and not self.leaving
@@ -224,7 +224,7 @@ class Backend:
             context.abandon("down")
 
     def _doubtful(self, now: float) -> bool:
-        """Whether one token should be asked for: the circuit is open for long enough, or nothing comes.
+        """Return whether to ask for one token: the circuit is open for long enough, or nothing comes.
 
         An engine can hang and keep its health check well. If it has room and work, but nothing has come from
         it for `silence_s`, it has to show that it can still answer.

@@ -17,7 +17,7 @@ POINTS = 64  # of each backend on the ring: more points, more even shares
 
 
 def least_outstanding(outstanding: Mapping[str, int], turn: int) -> str:
-    """The backend with the fewest requests in flight.
+    """Return the backend with the fewest requests in flight.
 
     Equals take turns: always the first of them would get every request of an idle pool.
 
@@ -31,7 +31,7 @@ def least_outstanding(outstanding: Mapping[str, int], turn: int) -> str:
 
 
 def power_of_two(outstanding: Mapping[str, int], rng: random.Random) -> str:
-    """Of two backends drawn at random, the one with fewer requests in flight."""
+    """Draw two backends at random, and return the one with fewer requests in flight."""
     names = list(outstanding)
     if len(names) == 1:
         return names[0]
@@ -40,27 +40,27 @@ def power_of_two(outstanding: Mapping[str, int], rng: random.Random) -> str:
 
 
 def point(key: str) -> int:
-    """Where a key lies on the ring, 0 to 2^64 - 1; the same in every process, unlike `hash`."""
+    """Return a key's place on the ring, 0 to 2^64 - 1; the same in every process, unlike `hash`."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def make_ring(names: Sequence[str], points: int = POINTS) -> list[tuple[int, str]]:
-    """The ring: `points` places of each backend, `point("NAME#0")` and so on, sorted."""
+    """Return the ring: `points` places of each backend, `point("NAME#0")` and so on, sorted."""
     return sorted((point(f"{name}#{i}"), name) for name in names for i in range(points))
 
 
 def bounded_hash(
     ring: Sequence[tuple[int, str]], outstanding: Mapping[str, int], place: int, slack: float
 ) -> str:
-    """The first backend at or behind a key's place on the ring that has room; the ring is round.
+    """Return the first backend with room, from a key's place on the ring onwards; the ring is round.
 
     With m requests in flight and this one, each of n backends may have `ceil(slack * (m + 1) / n)`. So a key
     finds the same backend again while loads are even, and a popular key cannot overload it.
 
     Args:
-        ring: Of `make_ring`; backends that are not in `outstanding` are passed over.
+        ring: Result of `make_ring`; backends that are not in `outstanding` are passed over.
         outstanding: Requests in flight of the backends that may be chosen; not empty.
-        place: Where the key lies, `point(key)`: the same key finds the same backend again.
+        place: Key's place on the ring, `point(key)`: the same key finds the same backend again.
         slack: 1 or more; 1.25 allows a quarter more than the mean.
     """
     limit = math.ceil(slack * (sum(outstanding.values()) + 1) / len(outstanding))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Bucket:
-    """What is in a bucket, and since when.
+    """Level of a bucket, and the time of its last change.
 
     Attributes:
         rate: Units that flow in, per second.
@@ -27,12 +27,12 @@ class Bucket:
 
 
 def full(rate: float, capacity: float, now: float) -> Bucket:
-    """A new bucket, full."""
+    """Return a new bucket, full."""
     return Bucket(rate, capacity, capacity, now)
 
 
 def take(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
-    """Takes `cost` units out, if they are there.
+    """Take `cost` units out, if they are there.
 
     A cost above the capacity would wait for ever: it is admitted when the bucket is full, and leaves a debt.
 

@@ -21,10 +21,10 @@ class Circuit:
 
     Attributes:
         threshold: Failures in a row that open it.
-        open_s: How long it stays open before a probe may go, s.
+        open_s: Time for which it stays open before a probe may go, s.
         state: `closed`, `open` or `half_open` (a probe is on its way).
         failures: Failures in a row, while closed.
-        opened_at: When it opened last, s.
+        opened_at: Time when it opened last, s.
     """
 
     threshold: int = 3
@@ -35,14 +35,14 @@ class Circuit:
 
 
 def admits(circuit: Circuit, now: float) -> bool:
-    """Whether a request may be sent: closed, or open for long enough that one may try."""
+    """Return whether a request may be sent: closed, or open for long enough that one may try."""
     if circuit.state == OPEN:
         return now - circuit.opened_at >= circuit.open_s
     return circuit.state == CLOSED
 
 
 def step(circuit: Circuit, event: str, now: float) -> Circuit:
-    """The state after an event.
+    """Return the state after an event.
 
     Args:
         circuit: Before.

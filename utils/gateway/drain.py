@@ -1,4 +1,4 @@
-"""Draining: what a server does between SIGTERM and its end, so that nobody is cut off."""
+"""Draining: the phases of a server from SIGTERM to its end, so that nobody is cut off."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ SERVING, LEAVING, FINISHING, CUTTING, DONE = "serving", "leaving", "finishing", 
 
 
 def phase(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
-    """What to do now.
+    """Return the phase to be in now.
 
     Args:
         since_s: Seconds since SIGTERM; None: there was none.
         in_flight: Requests that are being answered.
-        notice_s: How long the server says "not ready" and still serves, until load balancers have noticed.
-        limit_s: How long after SIGTERM requests in flight may take.
+        notice_s: Time for which the server is "not ready" but still serves, until load balancers notice.
+        limit_s: Longest time of requests in flight after SIGTERM.
 
     Returns:
         `serving`; `leaving`: not ready, but new requests are still served; `finishing`: no new requests,

@@ -12,12 +12,12 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: For people: what is wrong, and the next step.
+        message: Text for people, with the error and the next step.
         kind: OpenAI's `type`, for instance `invalid_request_error`.
         code: OpenAI's `code`, for instance `model_not_found`; for programs.
-        outcome: How metrics and logs count the request.
+        outcome: Name under which metrics and logs count the request.
         param: The field that is wrong.
-        retry_after_s: When to try again, s; None: not said.
+        retry_after_s: Time when to try again, s; None: not said.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def fields(self) -> dict[str, Any]:
-        """The object under the key `error`."""
+        """Return the object under the key `error`."""
         return {
             "message": self.message,
             "type": self.kind,
@@ -50,11 +50,11 @@ class ApiError(Exception):
         }
 
     def body(self) -> bytes:
-        """The answer's body."""
+        """Return the answer's body."""
         return json.dumps({"error": self.fields()}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return `Retry-After` in whole seconds if it is known; 401 says how to authenticate.
+        """Return `Retry-After` in whole seconds if it is known; for 401, return the way to authenticate.
 
         After a failure of engines, `x-should-retry` tells OpenAI's clients not to try again: the gateway has
         done that already, and retries at two layers multiply.
@@ -70,12 +70,12 @@ class ApiError(Exception):
 
 
 def upstream_error(message: str, outcome: str = "upstream_error", status: int = 502) -> ApiError:
-    """The engine, not the client, is at fault."""
+    """Return the error for a fault of the engine, not of the client."""
     return ApiError(status, message, kind="server_error", code="upstream_error", outcome=outcome)
 
 
 def unavailable(message: str, code: str, outcome: str, retry_after_s: float) -> ApiError:
-    """Nobody can answer now; trying again later may help."""
+    """Return the error for a time when nobody can answer; a later try may help."""
     return ApiError(
         503, message, kind="server_error", code=code, outcome=outcome, retry_after_s=retry_after_s
     )

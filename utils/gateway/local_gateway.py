@@ -35,7 +35,7 @@ class LocalGateway:
     Attributes:
         base_url: `http://127.0.0.1:PORT`.
         log_path: Its log, one JSON object a line.
-        command: What was run.
+        command: Command that was run.
         name, version, model_path, quantisation: For records of runs against it.
     """
 
@@ -64,7 +64,7 @@ class LocalGateway:
         return found[0]
 
     def terminate(self) -> None:
-        """Sends SIGTERM, as whoever deploys a new version does: it drains, then ends."""
+        """Send SIGTERM, as the deployment of a new version does: it drains, then ends."""
         self.process.send_signal(signal.SIGTERM)
 
     def reload(self, **settings: Any) -> None:
@@ -75,7 +75,7 @@ class LocalGateway:
         self.process.send_signal(signal.SIGHUP)
 
     def running(self) -> bool:
-        """Whether it is there."""
+        """Return whether it is there."""
         return self._handle.exit_code() is None
 
     def get(self, path: str) -> Any:
@@ -87,7 +87,7 @@ class LocalGateway:
         return loopback.get(f"{self.base_url}/metrics", timeout=10.0).text
 
     def stop(self) -> None:
-        """Ends it. Twice does no harm."""
+        """End it. Twice does no harm."""
         self._handle.stop()
         self._config.unlink(missing_ok=True)
 
@@ -97,11 +97,11 @@ def models_of(
     policy: str = "least_outstanding",
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """The setting `models` for running engines.
+    """Return the setting `models` for running engines.
 
     Args:
         engines: Engines that serve the same model, by the name under which clients ask for it.
-        policy: How one of them is chosen.
+        policy: Rule that chooses one of them.
         **options: Further settings of each backend, such as `max_outstanding`.
     """
     return [
@@ -125,7 +125,7 @@ def models_of(
 
 @contextmanager
 def serve(models: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[LocalGateway]:
-    """Starts a gateway on a free port, yields it when it answers, and stops it at the end.
+    """Start a gateway on a free port, yield it when it answers, and stop it at the end.
 
     Args:
         models: The setting `models`.
@@ -143,7 +143,7 @@ def serve(models: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[Loca
 
 
 def start(models: Sequence[Mapping[str, Any]], **settings: Any) -> LocalGateway:
-    """As `serve`, for who stops it himself."""
+    """Start it as `serve` does, for callers that stop it themselves."""
     port = settings.pop("port", 0) or free_port()
     chosen: dict[str, Any] = {
         "models": [dict(model) for model in models],

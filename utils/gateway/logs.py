@@ -18,10 +18,10 @@ _FLUSH_S = 1.0
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; what `extra={"fields": {...}}` holds stands beside the message."""
+    """Log record as one JSON object; `extra={"fields": {...}}` adds fields next to the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`."""
+"""Numbers that Prometheus reads at `/metrics`."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ class Metrics:
             self._cost_of_key(key, model).inc(cost / 1e6)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """Return all of them, in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -218,7 +218,7 @@ class Pool:
         )
 
     def release(self, backend: Backend, seconds: float) -> None:
-        """Gives a backend back after a request that took `seconds`."""
+        """Give a backend back after a request that took `seconds`."""
         backend.outstanding -= 1
         if backend.leaving and not backend.outstanding:
             backend.idle.set()
@@ -236,11 +236,11 @@ class Pool:
         return wait == 0.0
 
     def retried(self, backend: str, reason: str) -> None:
-        """Counts an attempt that failed there and is repeated."""
+        """Count an attempt that failed there and is repeated."""
         self._metrics.retries.labels(self.model, backend, reason).inc()
 
     def failed(self, backend: str, reason: str) -> None:
-        """Counts an attempt that failed there, repeated or not."""
+        """Count an attempt that failed there, repeated or not."""
         self._metrics.failed_attempts.labels(self.model, backend, reason).inc()
 
     def wake(self) -> None:
@@ -389,5 +389,5 @@ class Pool:
 
 
 def _plain(settings: BackendSettings) -> BackendSettings:
-    """The settings of a backend, whether it drains or not."""
+    """Return the settings of a backend, whether it drains or not."""
     return settings.model_copy(update={"draining": False})

@@ -72,9 +72,9 @@ class UpstreamError(Exception):
     """Failure of an attempt before the first token of its answer.
 
     Args:
-        reason: For metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
-        error: What the client gets if there is no other chance.
-        against: When it counts against the backend.
+        reason: Word for metrics: `connect`, `timeout`, `cut`, `http_500` and so on.
+        error: Answer for the client if there is no other chance.
+        against: Condition under which it counts against the backend.
     """
 
     def __init__(self, reason: str, error: ApiError, against: Against = Against.UNLESS_ALL) -> None:
@@ -91,8 +91,8 @@ class FailedAttempt:
     Attributes:
         backend: Where.
         number: The request's number there.
-        waited_s: How long it was waited for.
-        against: When it counts against the backend.
+        waited_s: Time that it was waited for.
+        against: Condition under which it counts against the backend.
     """
 
     backend: Backend
@@ -169,7 +169,7 @@ class Relay:
 
         Raises:
             ApiError: The client gets it as the answer, or as the event that ends its stream.
-            asyncio.CancelledError: The request was cut; `context.cut_by` says why.
+            asyncio.CancelledError: The request was cut; `context.cut_by` has the reason.
         """
         self.headers |= trace
         if self.parsed.stream:
@@ -264,7 +264,7 @@ class Relay:
     async def _acquire(
         self, engine: str | None, failed: dict[str, UpstreamError]
     ) -> tuple[Backend, int]:
-        """A backend that has not failed; the same one again only if that can help.
+        """Return a backend that has not failed; the same one again only if that can help.
 
         Raises:
             ApiError: There is none. After a failure its error says more than "no backend".
@@ -554,7 +554,7 @@ class Relay:
         )
 
     def _taken(self, event: sse.Event, backend: Backend) -> bytes:
-        """The bytes that go to the client for an event: almost always its own."""
+        """Return the bytes that go to the client for an event: almost always its own."""
         raw = event.raw
         if self.parsed.api in OPTIONAL and _USAGE[0][:7] in raw:
             self._count(event.data.encode(), backend)
@@ -582,7 +582,7 @@ class Relay:
         return self._release_last() + raw if self._last is not None else raw
 
     def _release_last(self, usage: sse.Event | None = None) -> bytes:
-        """The event that was held back, with what the usage block holds besides the usage.
+        """Return the event that was held back, with the other fields of the usage block.
 
         Without `include_usage`, which only the gateway asked for, llama.cpp has its `timings` there.
         """
@@ -663,7 +663,7 @@ def _is_plain(piece: bytes) -> bool:
 
 
 def _closed(parser: sse.SSEParser) -> sse.Event | None:
-    """The event that a stream ended with, with the empty line that it lacked."""
+    """Return the event that a stream ended with, with the empty line that it lacked."""
     event = parser.close()
     if event is not None:
         event.raw = event.raw.rstrip(b"\r\n") + b"\n\n"
@@ -675,7 +675,7 @@ def _finishes(raw: bytes) -> bool:
 
 
 def _error_in(event: sse.Event) -> Any:
-    """The error that an event tells of; None if it tells of none.
+    """Return the error that an event tells of; None if it tells of none.
 
     A text cannot look like it, because quotes in it are escaped.
     """
@@ -689,7 +689,7 @@ def _error_in(event: sse.Event) -> Any:
 
 
 def _plain_error(error: Any) -> bytes:
-    """An error event in OpenAI's form; clients overlook other forms."""
+    """Return an error event in OpenAI's form; clients overlook other forms."""
     fields = error if isinstance(error, dict) and "message" in error else {"message": str(error)}
     return sse.error_event({"type": "server_error", "param": None, "code": None} | fields)
 

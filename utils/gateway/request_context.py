@@ -1,4 +1,4 @@
-"""One request being answered: what is known of it, and how it is ended from outside."""
+"""Facts about one request that is being answered, and the way to end it from outside."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class RequestContext:
 
     Attributes:
         request_id: The client's own, or a new one; engines get it too.
-        timing: When its answer began and ended.
+        timing: Beginning and end of its answer.
         request_headers: Headers of the request, with names in lower case. The first of a name counts.
         route: The path, for metrics.
         client: IP address of the client.
-        caller, model, backend: Who asked what, and who answered; names only.
+        caller, model, backend: Names of the key, the model and the backend that answers.
         headers: Headers that its answer gets, whoever makes it.
-        outcome: What became of it.
-        stage: What it waits for: `engine`, `read` (the next piece) or `send` (the client).
-        since: Since when, s.
+        outcome: Its end.
+        stage: Event that it waits for: `engine`, `read` (the next piece) or `send` (the client).
+        since: Time since when it waits, s.
         prompt_tokens, completion_tokens: As the engine counted them.
         pieces: Pieces of its stream that were relayed; no count of tokens, but a lower bound.
-        retries: How often it was sent again.
-        stream: Whether the client asked for a stream.
+        retries: Number of times it was sent again.
+        stream: True if the client asked for a stream.
         cut_by: Why it was ended from outside; "" if it was not.
         finished: Its answer is complete and only has to be taken: nothing but `slow_client` ends it now.
         task: The task to cancel; None once nothing can be cut any more.
-        deadline: When it has to be done at the latest, s.
-        opens_by: When the first token of its answer has to be there, s; else another backend is tried.
+        deadline: Time when it has to be done at the latest, s.
+        opens_by: Time when the first token of its answer has to be there, s; else another backend is tried.
         abandoned: Why the attempt at a backend was given up; "" if it was not.
         ping: Sends a comment to a client that waits for a stream; None if there is nothing to keep open.
-        pinged: When it was called last, s.
+        pinged: Time when it was called last, s.
     """
 
     request_id: str
@@ -67,7 +67,7 @@ class RequestContext:
     pinged: float = 0.0
 
     def cut(self, reason: str) -> None:
-        """Ends it, once: `client_gone`, `idle`, `slow_client`, `deadline` or `draining`."""
+        """End it, once: `client_gone`, `idle`, `slow_client`, `deadline` or `draining`."""
         if self.finished and reason != "slow_client":
             return
         if self.task is not None and not self.cut_by:

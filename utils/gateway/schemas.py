@@ -1,4 +1,4 @@
-"""What a request asks for: its JSON checked, within the limits, ready to be sent on.
+"""Bodies of requests: JSON that is checked, within the limits, and ready to be sent on.
 
 Fields that the gateway does not know pass through: engines have many of their own.
 """
@@ -108,7 +108,7 @@ class ContentPart(_Body):
 
 
 class Function(_Body):
-    """What a tool is called."""
+    """Name of a tool."""
 
     name: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
     parameters: dict[str, Any] | None = None
@@ -210,11 +210,11 @@ class ParsedRequest:
     Attributes:
         api: Name of the API.
         model: The model's name, as the client wrote it.
-        stream: Whether the answer is streamed.
-        wants_usage: Whether the client asked for the stream's usage block.
+        stream: True if the answer is streamed.
+        wants_usage: True if the client asked for the stream's usage block.
         affinity_key: Key that the policy `prefix_affinity` hashes.
         prompt_estimate: Prompt tokens, estimated.
-        estimate: Prompt and answer tokens, estimated: what a key is charged at first.
+        estimate: Prompt and answer tokens, estimated; a key is charged this number at first.
         body: The body as it came.
         clamped: Fields that asked for more than the limit, with the values that the engine gets.
     """
@@ -352,7 +352,7 @@ def _messages_prompt(messages: Sequence[tuple[str, Any]]) -> _Prompt:
 
 
 def _text_of(content: Any) -> tuple[str, float]:
-    """Return the text of a message's content, and the tokens of what else is in it."""
+    """Return the text of a message's content, and the tokens of its other parts."""
     if not isinstance(content, list):
         return content or "", 0.0
     parts = [part if isinstance(part, dict) else vars(part) for part in content]

@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         self.private: uvicorn.Server | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listens, and says where."""
+        """Listen, and say where."""
         self._loop = asyncio.get_running_loop()
         await self._open_private_port()
         await super().startup(sockets)

@@ -2,7 +2,7 @@
 
     GATEWAY_CONFIG=gateway.yaml GATEWAY_PORT=9000 GATEWAY_TIMEOUTS__IDLE_S=20 python -m utils.gateway
 
-A variable is `GATEWAY_` and the key in capitals, `__` for a dot. What is wrong is refused before anything
+A variable is `GATEWAY_` and the key in capitals, `__` for a dot. A wrong value is refused before anything
 listens, with the key's name.
 """
 
@@ -51,16 +51,16 @@ class BackendSettings(SettingsGroup):
     """One running engine.
 
     Attributes:
-        name: Unique name; it stands in metrics and logs.
+        name: Unique name, for metrics and logs.
         engine: Name of the engine in `utils.engines`; tells the path of its health check.
         url: `http://HOST:PORT`, without `/v1`.
         model: The model's name there; None: as clients call it.
         max_outstanding: Most requests in flight there; more wait in the queue.
         api_key_file: File with the key that the engine asks for (`--api-key`). It never gets clients' keys.
         ca_file: Certificate authorities for an https:// address; None takes the system's.
-        discover: Whether the host is a DNS name of several engines. Then each of its addresses is a backend,
+        discover: True if the host is a DNS name of several engines. Then each of its addresses is a backend,
             and the name is looked up again all the time: replicas come and go while the gateway runs.
-        draining: Whether it gets no new requests. Those in flight there end as usual.
+        draining: True if it gets no new requests. Those in flight there end as usual.
     """
 
     name: Name
@@ -142,7 +142,7 @@ class Price(SettingsGroup):
     """Price of a million tokens, in a currency of your choice; 0 for what isn't charged.
 
     Attributes:
-        prompt: Of a million prompt tokens.
+        prompt: Price of a million prompt tokens.
         completion: Of a million tokens of answers.
     """
 
@@ -156,7 +156,7 @@ class ModelSettings(SettingsGroup):
     Attributes:
         name: The name in requests.
         backends: Its replicas.
-        policy: How one of them is chosen.
+        policy: Rule that chooses one of them.
         price: Price of its tokens, for the metric of each key's cost.
     """
 
@@ -177,7 +177,7 @@ class KeySettings(SettingsGroup):
     """One API key. The key itself is nowhere: `python -m utils.gateway new-key NAME` prints it once.
 
     Attributes:
-        name: Whose it is; it stands in logs.
+        name: Owner's name, for logs.
         sha256: SHA-256 of the key, in hexadecimal.
         requests_per_minute: Requests allowed in the long run; a minute's worth may come at once.
         tokens_per_minute: The same for prompt and answer tokens.
@@ -192,7 +192,7 @@ class KeySettings(SettingsGroup):
 
 
 class GatewayLimits(SettingsGroup):
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
         body_bytes: Size of the body. Images and long documents need megabytes.
@@ -223,7 +223,7 @@ class Queue(SettingsGroup):
 
 
 class Timeouts(SettingsGroup):
-    """How long things may take, s.
+    """Longest times, s.
 
     A long prompt or a long answer isn't a fault. So two of the limits grow by the time that a request may
     need at the slowest rates that you promise.
@@ -257,13 +257,13 @@ class Health(SettingsGroup):
 
     Attributes:
         every_s: Between two checks of a backend.
-        timeout_s: What one check may take.
+        timeout_s: Longest time of one check.
         failures: Failed checks in a row that take a backend out; one good check takes it back.
         circuit_failures: Failed requests in a row that open its circuit. The last backend's never opens.
-        circuit_open_s: How long it then gets no request. After it, the gateway asks for one token itself.
+        circuit_open_s: Time without requests after that. Then the gateway asks for one token itself.
         silence_s: A backend with work and room from which nothing came for so long is asked for one token.
-        probe_s: What the answer to such a question may take.
-        retries: How often a request is sent to another backend, as long as its client has got nothing.
+        probe_s: Longest time of the answer to such a question.
+        retries: Number of times a request is sent to another backend, as long as its client has got nothing.
         retry_share: Retries for each request, in the long run. More would multiply the load of an outage.
         retry_reserve: Retries that may come at once, for example when a backend dies with many requests.
     """
@@ -281,7 +281,7 @@ class Health(SettingsGroup):
 
 
 class Drain(SettingsGroup):
-    """What happens at SIGTERM.
+    """Phases after SIGTERM.
 
     Attributes:
         notice_s: Not ready, but still serving: until load balancers have noticed.
@@ -310,10 +310,10 @@ class Affinity(SettingsGroup):
     """The policy `prefix_affinity`.
 
     Attributes:
-        characters: How much of the first text after the system message makes the key, with that message.
+        characters: Length of the first text after the system message that makes the key, with that message.
         header: Header in which clients name their session; it is the key then. The field `prompt_cache_key`
             is the second choice.
-        slack: How much more than the mean a backend may have in flight, as a factor.
+        slack: Largest number of a backend's requests in flight, as a factor of the mean.
     """
 
     characters: Count = 512
@@ -327,8 +327,8 @@ class GatewaySettings(BaseSettings):
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        models: What is served.
-        keys: Who may.
+        models: Models to serve.
+        keys: Keys of the callers.
         hosts: Names under which a gateway without keys is reached, in addition to localhost and IP addresses.
             It refuses others, because a foreign web page could use them (DNS rebinding).
         allow_anonymous: Serve without keys. Without keys and without this, the gateway does not start.
@@ -371,7 +371,7 @@ class GatewaySettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes over what the file says (which comes as arguments)."""
+        """Let the environment override the file, whose values come as arguments."""
         assert isinstance(env_settings, EnvSettingsSource)
         env_settings.env_vars = {
             name: value
@@ -404,7 +404,7 @@ def check_consistent(settings: GatewaySettings) -> None:
 
 
 def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySettings:
-    """Reads the settings.
+    """Read the settings.
 
     Args:
         path: The YAML file; None: the one that GATEWAY_CONFIG names, or none.
@@ -446,7 +446,7 @@ def load_settings(path: str | Path | None = None, **values: Any) -> GatewaySetti
 
 
 def _of_kubernetes(variable: str, value: str | None) -> bool:
-    """Whether Kubernetes set it: each container gets such variables for a Service named `gateway`."""
+    """Return whether Kubernetes set it: each container gets such variables for a Service named `gateway`."""
     name = variable.upper()
     if name == "GATEWAY_PORT":
         return "://" in (value or "")

@@ -1,4 +1,4 @@
-"""When an answer began and ended, from the ASGI messages that pass by."""
+"""Beginning and end of an answer, from the ASGI messages that pass by."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from utils.http.answers import has_text
 
 @dataclass(frozen=True)
 class Timing:
-    """What is known of one answer; times in seconds of one clock.
+    """Timing of one answer so far, in seconds of one clock.
 
     Attributes:
-        began: When the request came.
+        began: Time when the request came.
         status: HTTP status; None: the answer has not begun.
-        first_token: When the first body with text was sent (answer, reasoning or tool call), or None.
-        ended: When the last message was sent; None: not yet.
+        first_token: Time when the first body with text was sent (answer, reasoning or tool call), or None.
+        ended: Time when the last message was sent; None: not yet.
     """
 
     began: float
@@ -32,7 +32,7 @@ class Timing:
 
 
 def on_message(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
-    """What is known after one more message to the client.
+    """Return the timing after one more message to the client.
 
     Neither the head of an answer nor a comment such as `: ping` is a token, because servers send both
     before the model has said anything. A chunk that holds only the role is none either.

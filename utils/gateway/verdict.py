@@ -39,7 +39,7 @@ def of_status(status: int) -> Verdict:
 
 
 class Ending(StrEnum):
-    """How a request ended after its failed attempts."""
+    """End of a request after its failed attempts."""
 
     ANSWERED = "answered"  # by another backend
     REFUSED = "refused"  # by another backend, as the client's error
@@ -66,9 +66,9 @@ def counts(against: Against, ending: Ending, failed: int, others_quicker: bool) 
 
     Args:
         against: The kind of failure.
-        ending: How the request ended.
+        ending: End of the request.
         failed: Number of backends that failed on this request in a way that is `COMPARED`.
-        others_quicker: Whether another backend has answered lately, and in less time.
+        others_quicker: True if another backend has answered lately, and in less time.
     """
     if against in COMPARED:
         alone = ending is Ending.NOTHING and failed == 1

@@ -29,7 +29,7 @@ class Names:
 
     Args:
         timeout_s: Limit for one look-up. The next caller waits for the same look-up if it still runs.
-        fresh_s: How long an answer is used before the name is looked up again, s.
+        fresh_s: Time for which an answer is used before the name is looked up again, s.
     """
 
     def __init__(self, timeout_s: float = 2.0, fresh_s: float = 5.0) -> None:

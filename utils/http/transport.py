@@ -49,8 +49,8 @@ class ResponseParser:
     Attributes:
         status: Status code, or 0 until the head is complete.
         headers: Names and values as received.
-        complete: Whether the whole response was seen.
-        keep_alive: Whether the connection may be used again afterwards.
+        complete: True if the whole response was seen.
+        keep_alive: True if the connection may be used again afterwards.
     """
 
     __slots__ = (
@@ -159,7 +159,7 @@ class DroppedBeforeResponse(httpx.RemoteProtocolError):
     """The connection broke before any byte of a response: the request may be sent again.
 
     Attributes:
-        reused: Whether it was a kept connection, which the server may have closed while it was idle.
+        reused: True if it was a kept connection, which the server may have closed while it was idle.
     """
 
     reused = False
@@ -214,7 +214,7 @@ class TimedStream(httpx.AsyncByteStream):
             await connection.news()
 
     async def read(self) -> bytes:
-        """All of the body that has arrived and was not read, as soon as there is some; b"" at its end.
+        """Return all of the body that has arrived and was not read, as soon as there is some; b"" at its end.
 
         Raises:
             httpx.RemoteProtocolError: As `timed` does, after what came before.
@@ -231,13 +231,13 @@ class TimedStream(httpx.AsyncByteStream):
         return b"".join([connection.take()[1] for _ in range(len(connection.pieces))])
 
     async def aclose(self) -> None:
-        """Gives the connection back, or closes it if the body was not read to its end."""
+        """Give the connection back, or close it if the body was not read to its end."""
         self._pool.release(self._connection)
 
     def finish(self) -> None:
         """Give the connection back, although the end of the body may still be on its way.
 
-        Use it when the content says that it is complete, for example after an event `[DONE]`. Bytes that
+        Use it when the content is complete by itself, for example after an event `[DONE]`. Bytes that
         come are thrown away. The connection is closed if the end doesn't come within a tenth of a second.
         """
         self._pool.finish(self._connection)
@@ -277,7 +277,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         self._names = Names(connect_timeout_s)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends a request whose body is in memory and returns when the response's head is here.
+        """Send a request whose body is in memory and return when the response's head is here.
 
         Raises:
             DroppedBeforeResponse: If the connection broke before any byte of a response.
@@ -326,7 +326,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         return TimedStream(connection, self)
 
     def release(self, connection: _Connection) -> None:
-        """Keeps a connection for the next request, or closes it."""
+        """Keep a connection for the next request, or close it."""
         if connection.reusable and perf_counter() >= self._keep_after:
             connection.idle_since = perf_counter()
             self._idle.setdefault(connection.address, deque()).append(connection)
@@ -349,7 +349,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         connection.on_end = ended
 
     async def aclose(self) -> None:
-        """Closes every idle connection."""
+        """Close every idle connection."""
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
@@ -442,7 +442,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._fail("the connection was closed", None)
 
     async def news(self) -> None:
-        """Waits until bytes arrive or the connection breaks."""
+        """Wait until bytes arrive or the connection breaks."""
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -450,7 +450,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiter = None
 
     def take(self) -> tuple[float, bytes]:
-        """The oldest piece that was not taken."""
+        """Return the oldest piece that was not taken."""
         at, piece = self.pieces.popleft()
         if self._queued > self.high_water >= self._queued - len(piece):
             self._transport.resume_reading()

@@ -34,7 +34,7 @@ def common(first: Tokens, second: Tokens) -> int:
 
 
 def spelled(node: Node) -> Tokens:
-    """All tokens from the root to the end of a node."""
+    """Return all tokens from the root to the end of a node."""
     parts: list[Tokens] = []
     while node.parent is not None:
         parts.append(node.key)
@@ -48,7 +48,7 @@ def total(root: Node) -> int:
 
 
 def damage(root: Node, page_size: int) -> str:
-    """What is wrong with the links of a tree, in words; "" if nothing."""
+    """Return the fault in the links of a tree, in words; "" if there is none."""
     for node in walk(root):
         for page, child in node.children.items():
             if not isinstance(child, Node) or not isinstance(child.key, list):
@@ -63,7 +63,7 @@ def damage(root: Node, page_size: int) -> str:
 
 
 def evicted_by_hand(root: Node, num_tokens: int) -> set[Node]:
-    """The nodes that must go: the least recently used leaf, looked up anew for every single one."""
+    """Return the nodes that must go: the least recently used leaf, looked up anew for every single one."""
     alive, gone = set(walk(root)) - {root}, set[Node]()
     while sum(len(node.key) for node in gone) < num_tokens:
         leaves = [n for n in alive if not n.lock_ref and not alive & set(n.children.values())]
@@ -81,7 +81,7 @@ def machine(
     lock: Callable[..., None],
     evict: Callable[..., int],
 ) -> type[RuleBasedStateMachine]:
-    """Random use of a tree beside plain lists of what it must hold.
+    """Compare random use of a tree with plain lists of its expected content.
 
     The four functions are ``match_prefix``, ``insert``, ``lock`` and ``evict`` of
     :mod:`utils.kvcache.radix`, or stand in for them.
@@ -168,7 +168,7 @@ def audit(
     evict: Callable[..., int],
     traces: int = 300,
 ) -> str:
-    """Tries an implementation on generated traces of up to 20 steps.
+    """Try an implementation on generated traces of up to 20 steps.
 
     Returns:
         In words: that every invariant held, or the shortest trace found that breaks one.

@@ -3,7 +3,7 @@
 PagedAttention (arXiv 2309.06180, sections 4.2 to 4.4) cuts the KV cache into blocks of a few
 tokens. A sequence's *block table* maps its logical blocks to physical ones, which need not be
 neighbours; two sequences with a common prefix point at the same physical blocks, and a reference
-count per block says how many tables do. Who writes to a shared block copies it first.
+count per block tells how many tables do. A sequence that writes to a shared block copies it first.
 
 In vLLM 0.32 (``v1/core/block_pool.py``) ``get_new_blocks`` takes from the free queue, ``touch``
 adds a reference and ``free_blocks`` drops one. There prefixes are shared in full blocks only,
@@ -43,7 +43,7 @@ class BlockPool:
         self.references = [0] * num_blocks
 
     def allocate(self) -> int:
-        """Takes a free block, with one reference.
+        """Take a free block, with one reference.
 
         Raises:
             OutOfBlocks: All blocks are in use.
@@ -56,7 +56,7 @@ class BlockPool:
         return block
 
     def share(self, block: int) -> None:
-        """Adds a reference to a block in use (vLLM: ``touch``).
+        """Add a reference to a block in use (vLLM: ``touch``).
 
         Raises:
             ValueError: The block is free.
@@ -66,7 +66,7 @@ class BlockPool:
         self.references[block] += 1
 
     def release(self, block: int) -> None:
-        """Drops a reference; the last one returns the block to the free list.
+        """Drop a reference; the last one returns the block to the free list.
 
         Raises:
             ValueError: The block is free already.
@@ -93,7 +93,7 @@ class BlockTable:
     """The blocks of one sequence, in order.
 
     Attributes:
-        pool: Where the blocks come from.
+        pool: Pool of the blocks.
         blocks: Physical block of each logical block.
         num_tokens: Tokens stored; the last block may be partly filled.
     """
@@ -110,12 +110,12 @@ class BlockTable:
         return new + self._writes_to_shared_block()
 
     def grow(self, tokens: int = 1) -> tuple[int, int] | None:
-        """Makes room for ``tokens`` more tokens.
+        """Make room for ``tokens`` more tokens.
 
         All or nothing: where blocks run out, the table stays as it was.
 
         Args:
-            tokens: How many.
+            tokens: Number of tokens.
 
         Returns:
             ``(source, copy)`` if the last block was shared and had to be copied before writing;
@@ -139,19 +139,19 @@ class BlockTable:
         return copied
 
     def fork(self) -> BlockTable:
-        """A second sequence with the same tokens: shares every block, copies none."""
+        """Return a second sequence with the same tokens: shares every block, copies none."""
         for block in self.blocks:
             self.pool.share(block)
         return BlockTable(self.pool, list(self.blocks), self.num_tokens)
 
     def release(self) -> None:
-        """Gives all blocks back, the last first, as vLLM does: prefixes live longest."""
+        """Give all blocks back, the last first, as vLLM does: prefixes live longest."""
         for block in reversed(self.blocks):
             self.pool.release(block)
         self.blocks, self.num_tokens = [], 0
 
     def slot(self, position: int) -> tuple[int, int]:
-        """Where a token lives: ``(physical block, offset in it)``."""
+        """Return a token's place: `(physical block, offset in it)`."""
         if not 0 <= position < self.num_tokens:
             raise IndexError(f"Token {position} of {self.num_tokens}.")
         return self.blocks[position // self.pool.block_size], position % self.pool.block_size
@@ -173,7 +173,7 @@ class PagedStore:
         self.cells: NDArray[np.int64] = np.full((pool.num_blocks, pool.block_size), -1)
 
     def append(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Writes tokens at the end of a sequence, copying a shared block first."""
+        """Write tokens at the end of a sequence, copying a shared block first."""
         start = table.num_tokens
         copied = table.grow(len(tokens))
         if copied:
@@ -183,5 +183,5 @@ class PagedStore:
             self.cells[table.slot(position)] = token
 
     def read(self, table: BlockTable) -> list[int]:
-        """The tokens of a sequence, gathered through its block table."""
+        """Return the tokens of a sequence, gathered through its block table."""
         return [int(self.cells[table.slot(i)]) for i in range(table.num_tokens)]

@@ -1,6 +1,6 @@
 """Contiguous KV memory: each request reserves one unbroken range for its longest possible output.
 
-That is how serving systems before PagedAttention did it, and what the paper measures in its
+Serving systems before PagedAttention did it in this way, and the paper measures it in its
 figures 2 and 3 (arXiv 2309.06180, section 3.1). A slot (room for one token) is then one of:
 
 * **used**: holds the key and value of a token;
@@ -24,7 +24,7 @@ class OutOfSlots(RuntimeError):
 
 @dataclass(frozen=True)
 class SlotUse:
-    """What the slots of a KV cache hold at one moment; the five add up to all slots."""
+    """Use of the slots of a KV cache at one moment; the five numbers add up to all slots."""
 
     used: int
     reserved: int
@@ -108,7 +108,7 @@ class ContiguousPool:
         return gaps
 
     def allocate(self, request: int, length: int, used: int, final: int) -> Region:
-        """Reserves the first gap that is long enough.
+        """Reserve the first gap that is long enough.
 
         Args:
             request: Its id.
@@ -131,18 +131,18 @@ class ContiguousPool:
         raise OutOfSlots(f"No gap of {length} slots.")
 
     def grow(self, request: int, tokens: int = 1) -> None:
-        """Records tokens written to a request's range."""
+        """Record tokens written to a request's range."""
         region = self.regions[request]
         if region.used + tokens > region.final:
             raise ValueError(f"Request {request} ends at {region.final} tokens.")
         region.used += tokens
 
     def release(self, request: int) -> None:
-        """Frees a request's range."""
+        """Free a request's range."""
         del self.regions[request]
 
     def slot_use(self, next_length: int) -> SlotUse:
-        """Accounts for every slot.
+        """Account for every slot.
 
         Args:
             next_length: Slots that the next waiting request would reserve: free gaps shorter than

@@ -22,12 +22,12 @@ Tokens = list[int]
 
 @dataclass(eq=False)
 class Node:
-    """A run of tokens that is cached behind its parent's.
+    """Run of tokens that is cached after its parent's.
 
     Attributes:
         key: The tokens, whole pages of them; empty at the root only.
         parent: The node whose tokens come before; None at the root.
-        children: What follows, by its first page.
+        children: Nodes that follow, by their first page.
         lock_ref: Requests in flight that use these tokens; above 0 they may not be evicted.
         last_used: Time of the last request that passed here, on any clock that does not go back.
     """
@@ -43,7 +43,7 @@ class Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it, parents before children."""
+    """Return the node and all below it, parents before children."""
     stack = [node]
     while stack:
         node = stack.pop()
@@ -81,7 +81,7 @@ def match_prefix(root: Node, tokens: Tokens, page_size: int = 1) -> int:
 
 
 def split(node: Node, length: int, page_size: int = 1) -> Node:
-    """Cuts a node in two behind ``length`` tokens; returns the new upper half, its parent now."""
+    """Cut a node in two after `length` tokens, and return the new upper half, its parent now."""
     assert node.parent is not None
     upper = Node(node.key[:length], node.parent, {}, node.lock_ref, node.last_used)
     node.parent.children[tuple(node.key[:page_size])] = upper
@@ -91,7 +91,7 @@ def split(node: Node, length: int, page_size: int = 1) -> Node:
 
 
 def insert(root: Node, tokens: Tokens, page_size: int = 1, now: int = 0) -> Node:
-    """Stores the whole pages of ``tokens``; every node on their path was last used ``now``.
+    """Store the whole pages of ``tokens``; every node on their path was last used ``now``.
 
     Returns:
         The node that they end with; the root if there is no whole page.
@@ -115,7 +115,7 @@ def insert(root: Node, tokens: Tokens, page_size: int = 1, now: int = 0) -> Node
 
 
 def lock(node: Node, change: int = 1) -> None:
-    """Adds ``change`` (1, or -1 to unlock) to the locks of a node and all above it but the root."""
+    """Add ``change`` (1, or -1 to unlock) to the locks of a node and all above it but the root."""
     while node.parent is not None:
         node.lock_ref += change
         assert node.lock_ref >= 0, "unlocked more often than locked"
@@ -123,7 +123,7 @@ def lock(node: Node, change: int = 1) -> None:
 
 
 def evict(root: Node, num_tokens: int) -> int:
-    """Removes unlocked leaves, the least recently used first, until ``num_tokens`` are gone.
+    """Remove unlocked leaves, the least recently used first, until ``num_tokens`` are gone.
 
     Returns:
         Tokens removed: fewer where everything left is locked, more where the last leaf was longer.
@@ -172,7 +172,7 @@ class RadixCache:
         return self._match(self.root, tokens[:-1], self.page_size)
 
     def insert(self, tokens: Tokens) -> Node:
-        """Stores a sequence; what the pool has no room for is evicted first.
+        """Store a sequence, and evict others first if the pool has no room for it.
 
         Raises:
             ValueError: The sequence alone is longer than the pool.
@@ -195,7 +195,7 @@ class RadixCache:
 def cache_with(
     match: Callable[..., int], store: Callable[..., Node], drop: Callable[..., int]
 ) -> type[RadixCache]:
-    """A :class:`RadixCache` on other functions than those of this module, a learner's for instance."""
+    """Return a :class:`RadixCache` on other functions than those of this module, a learner's for instance."""
 
     class OwnCache(RadixCache):
         _match = staticmethod(match)

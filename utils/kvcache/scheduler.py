@@ -43,7 +43,7 @@ class SchedulerLimits:
     Attributes:
         token_budget: Most tokens computed in one step.
         max_running: Most requests that run at once.
-        chunked_prefill: Whether a prompt may be computed over several steps.
+        chunked_prefill: True if a prompt may be computed over several steps.
     """
 
     token_budget: int = 2048

@@ -190,7 +190,7 @@ def simulate_static(
         num_slots: Number of tokens that the KV memory holds.
         max_length: Slots reserved per request.
         max_batch: Most requests in a batch.
-        padding: Whether padding is computed. Without it, only the wait for the longest is left.
+        padding: True if padding is computed. Without it, only the wait for the longest is left.
 
     Returns:
         Predicted run.

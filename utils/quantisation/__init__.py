@@ -1,1 +1,1 @@
-"""Quantised weights and KV caches: what they save, how fast they are, and what they cost in quality."""
+"""Quantised weights and KV caches: their savings, their speed, and their cost in quality."""

@@ -1,4 +1,4 @@
-"""How well an engine predicts a text, token by token, from the probabilities that it gives.
+"""Quality of an engine's prediction of a text, token by token, from the probabilities that it gives.
 
 The engine is handed the text so far and asked for one token, with the probabilities of the likeliest: teacher
 forcing, so that every variant judges the same text. Its KV cache holds the earlier tokens, in its own type.
@@ -26,10 +26,10 @@ Distribution = dict[int, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """What an engine thought of some texts.
+    """Probabilities that an engine gave to some texts.
 
     Attributes:
-        tokens: The token that stood at each judged place.
+        tokens: True token at each judged place.
         distributions: Probabilities by token, at each place.
     """
 
@@ -52,12 +52,12 @@ class Judged:
 def judge_texts(
     engine: RunningEngine, texts: Sequence[tuple[str, str]], tokens: int, timeout_s: float = 120.0
 ) -> Judged:
-    """Lets a running llama.cpp judge texts.
+    """Let a running llama.cpp judge texts.
 
     Args:
-        engine: What serves.
+        engine: Engine that serves.
         texts: Beginnings, which are only read, and continuations, which are judged.
-        tokens: Of each continuation, the first ones.
+        tokens: Number of first tokens of each continuation.
         timeout_s: For one answer.
 
     Raises:

@@ -48,8 +48,8 @@ def decode_ceiling(
     (with speculation, several).
 
     Args:
-        weights: What a step reads.
-        machine: What it runs on.
+        weights: Weights that a step reads.
+        machine: Machine that runs it.
         batch: Requests that decode together.
         context: Mean tokens in each request's KV cache; needs `config` if not 0.
         config: The model's Hugging Face config, for the KV cache.
@@ -105,8 +105,8 @@ def prefill_ceiling(
     2 × layers × heads × head_dim × T per token (scores and values, half of the square).
 
     Args:
-        weights: What is multiplied.
-        machine: What it runs on.
+        weights: Weights to multiply.
+        machine: Machine that runs it.
         prompt_tokens: Length of the prompt, for the attention; needs `config` if not 0.
         config: The model's Hugging Face config.
         weight_bits: Width of the operands, for a cited accelerator.
@@ -154,10 +154,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class CeilingVerdict:
-    """A claim beside its ceiling.
+    """Claim with its ceiling.
 
     Attributes:
-        claim: What was claimed.
+        claim: Claim under test.
         verdict: "above the ceiling", "at the ceiling" (over 90 % of it, which no engine is known
             to reach), "possible", or "not given", also if there is no ceiling.
         share: The number as a part of the ceiling; NaN if not given.
@@ -169,12 +169,12 @@ class CeilingVerdict:
 
     @property
     def flagged(self) -> bool:
-        """Whether the number cannot be what it claims to be."""
+        """True if the number cannot be what it claims to be."""
         return self.verdict == "above the ceiling"
 
 
 def judge(claims: Iterable[Claim]) -> list[CeilingVerdict]:
-    """Compares every number, ours or cited, with its ceiling."""
+    """Compare every number, ours or cited, with its ceiling."""
     judgements = []
     for claim in claims:
         value = claim.tokens_per_s

@@ -1,4 +1,4 @@
-"""How fast a machine reads memory and multiplies: measured (`rates`), or cited."""
+"""A machine's rates of reading memory and multiplying: measured (`rates`), or cited."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Machine:
         flops: Dense matrix operations per second at `flops_dtype`.
         flops_dtype: "bfloat16" and the like.
         origin: "measured" or "cited".
-        source: How it was measured, or who says so.
+        source: Method of the measurement, or the source of the figure.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Machine:
         return "\n".join(lines)
 
     def bandwidth_for(self, working_set: float) -> Bandwidth:
-        """The bandwidth that bounds reading this many bytes again and again.
+        """Return the bandwidth that bounds reading this many bytes again and again.
 
-        Takes the next *smaller* measured working set, which is at least as fast: what follows
-        from it stays an upper bound.
+        Takes the next *smaller* measured working set, which is at least as fast, so a bound
+        that follows from it stays an upper bound.
         """
         below = [b for b in self.bandwidths if b.working_set <= working_set]
         return below[-1] if below else self.bandwidths[0]
@@ -69,7 +69,7 @@ class Machine:
     def flops_at(self, bits: float) -> float:
         """Operations per second with operands of fewer bits, at most twice as many per halving.
 
-        Only for cited accelerators, whose units double that way; what was measured is returned
+        Only for cited accelerators, whose units double that way. A measured rate is returned
         as it is, since a CPU widens quantised weights before it multiplies.
         """
         return self.flops if self.origin == "measured" else self.flops * 16 / min(bits, 16)

@@ -95,7 +95,7 @@ class RowVerdict:
     """One published row against the ceilings of the quantisations it could be about.
 
     Attributes:
-        row: What was published.
+        row: Published row.
         by_quantisation: Judgements of prefill and decode for each quantisation.
     """
 
@@ -135,11 +135,11 @@ def judge_rows(
     machine: Machine = DGX_SPARK,
     config: Mapping[str, Any] = LLAMA_3_1_8B,
 ) -> list[RowVerdict]:
-    """Judges published rows of one model at the quantisation they name, or at each common one.
+    """Judge published rows of one model at the quantisation they name, or at each common one.
 
     Args:
-        rows: What was published.
-        machine: Where it is said to have run.
+        rows: Published rows.
+        machine: Machine that is said to have run them.
         config: The model's Hugging Face config.
     """
     verdicts = []

@@ -30,7 +30,7 @@ def measure_machine(
     seconds: float = 8.0,
     dtype: str = "bfloat16",
 ) -> Machine:
-    """Measures this machine's read bandwidth by working set, and its matrix rate in one data type.
+    """Measure this machine's read bandwidth by working set, and its matrix rate in one data type.
 
     On the GPU where torch can use one, else on the CPU, with a warning if there is a GPU. A busy
     machine measures low; run it when nothing else runs.
@@ -41,7 +41,7 @@ def measure_machine(
             least 256 MiB, at most a quarter of the free memory).
         threads: Most threads to use; default, torch's own number.
         seconds: About how long it may take.
-        dtype: Of the matrix products: the one that engines compute in.
+        dtype: Data type of the matrix products, in which engines compute.
     """
     device = _device()
     most = threads or torch.get_num_threads()
@@ -153,7 +153,7 @@ def _best_matmul_rate(
     device: Device,
     dtype: torch.dtype,
 ) -> float:
-    """The best rate of several products, FLOP/s, from small to large.
+    """Return the best rate of several products, FLOP/s, from small to large.
 
     A product that would take longer than its share of the time by itself is left out: a CPU
     without bfloat16 instructions emulates them, and a large product takes minutes.
@@ -209,7 +209,7 @@ def _repeat(kernel: Callable[[], object], seconds: float, threads: int, device: 
 
 
 def synchronizer(device: str) -> Callable[[], None]:
-    """What waits until the kernels of a device ("cpu", "cuda") are done."""
+    """Return a function that waits until the kernels of a device ("cpu", "cuda") are done."""
     return torch.cuda.synchronize if device == "cuda" else _nothing
 
 

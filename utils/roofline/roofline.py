@@ -56,7 +56,7 @@ CeilingFunction = Callable[[float, float, float, int, int], float]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a model costs per token.
+    """Cost of a model per token.
 
     Attributes:
         name: Path or hub id.
@@ -92,11 +92,11 @@ class PrefillLike(Protocol):
 
 
 def describe_model(model: str | Path, dtype: str = "bfloat16") -> Model:
-    """Reads what a model costs: from its files if they are here, else from its config.
+    """Read the costs of a model: from its files if they are here, else from its config.
 
     Args:
         model: A folder with `config.json` and weights, or a hub id.
-        dtype: What an engine holds its weights and KV cache in, whatever the files' own dtype.
+        dtype: Data type in which an engine holds its weights and KV cache, whatever that of the files.
 
     Raises:
         ConfigError: If there is no config.
@@ -118,7 +118,7 @@ def record_claim(
     tokens_per_step: float = 1.0,
     ceiling: CeilingFunction | None = None,
 ) -> Claim:
-    """A record's output throughput beside its decode ceiling.
+    """Compare a record's output throughput with its decode ceiling.
 
     Weights are those of the record's file if it is on this machine, in the dtype that the engine held them
     in, else the model's at the size of the record's quantisation. If that size isn't known, there is no
@@ -126,7 +126,7 @@ def record_claim(
 
     Args:
         record: A measured run.
-        machine: Where it ran.
+        machine: Machine that ran it.
         model: The model, for the shape of its KV cache.
         tokens_per_step: Mean acceptance length of speculative decoding; 1 without it.
         ceiling: A learner's own bound by bandwidth, in place of `decode_ceiling`.
@@ -182,8 +182,8 @@ def compare(
     Args:
         records: Closed-loop runs.
         prefills: Label to measured prefill.
-        machine: Where they ran.
-        model: What they served.
+        machine: Machine that ran them.
+        model: Model that they served.
         ceiling: A learner's own decode ceiling, in place of `decode_ceiling`.
         cited: Results of other tools, judged as if they were about this machine and this model.
     """
@@ -230,7 +230,7 @@ def judgements_table(judgements: Iterable[CeilingVerdict]) -> pd.DataFrame:
 
 
 def judge_published(rows: Iterable[Cited] | None = None) -> pd.DataFrame:
-    """The published DGX Spark rows for Llama-3.1-8B, judged by the roofline.
+    """Return the published DGX Spark rows for Llama-3.1-8B, judged by the roofline.
 
     Args:
         rows: Other rows for the same model and machine.
@@ -260,7 +260,7 @@ def _mean(group: Sequence[Record]) -> Record:
 
 
 def _kv_dtype(record: Record) -> str:
-    """What an engine keeps keys and values in by default: llama.cpp, also inside Ollama, in float16."""
+    """Return an engine's default data type of keys and values: for llama.cpp, also inside Ollama, float16."""
     return "float16" if record.engine in ("llama_cpp", "ollama") else record.dtype
 
 

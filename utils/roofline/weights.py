@@ -1,4 +1,4 @@
-"""What a model's weights cost per token: bytes to read and operations to do.
+"""The cost of a model's weights per token: bytes to read and operations to do.
 
 Counted from the tensors of a safetensors or GGUF file. One row of the embedding table is read per
 token, so the table is no decode traffic; where the output head shares it (tied), the whole table
@@ -38,14 +38,14 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WeightTraffic:
-    """What one decode step and one prompt token use of the weights.
+    """Use of the weights by one decode step and one prompt token.
 
     Attributes:
         total_bytes: All weights.
         decode_bytes: Read once per decode step, whatever the batch: all but a lookup table.
         decode_parameters: Parameters multiplied per generated token.
         prefill_parameters: Parameters multiplied per prompt token (the head only sees the last).
-        note: How the embedding was counted.
+        note: Way of counting the embedding.
     """
 
     total_bytes: int
@@ -56,11 +56,11 @@ class WeightTraffic:
 
 
 def read_weights(path: str | Path, dtype: str | None = None) -> WeightTraffic:
-    """Counts a model's weights from its file headers; no tensor is loaded.
+    """Count a model's weights from its file headers; no tensor is loaded.
 
     Args:
         path: A folder with safetensors (or one GGUF) files, or one such file.
-        dtype: What an engine converts them to as it loads them; None as they are stored. A GGUF file, and
+        dtype: Data type to which an engine converts them; None keeps the stored one. A GGUF file, and
             quantised tensors, are served as they are.
 
     Raises:
@@ -102,7 +102,7 @@ def count_tensors(tensors: Iterable[Tensor]) -> WeightTraffic:
 
 
 def weights_of_config(config: Mapping[str, Any], bits_per_weight: float = 16) -> WeightTraffic:
-    """The same from a Hugging Face config of the Llama and Qwen3 kind, for a model not at hand.
+    """Return the same from a Hugging Face config of the Llama and Qwen3 kind, for a model not at hand.
 
     Args:
         config: The parsed `config.json` of a dense decoder.

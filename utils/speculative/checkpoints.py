@@ -51,17 +51,17 @@ def save_heads(
     dtype: torch.dtype = torch.bfloat16,
     engine: str = "vllm",
 ) -> None:
-    """Writes `config.json` and `model.safetensors` into a folder.
+    """Write `config.json` and `model.safetensors` into a folder.
 
     SGLang 0.5.23 takes `eagle_aux_hidden_state_layer_ids` one layer further than vLLM does, without an error
     (`set_eagle3_layers_to_capture` adds 1; sglang pull request 25454 tells the two conventions apart). So
-    EAGLE-3 heads for SGLang are a copy with ids one lower, which says so in its configuration.
+    EAGLE-3 heads for SGLang are a copy with ids one lower, and its configuration records that.
 
     Args:
-        heads: What to write.
-        target: Whose heads they are; gives the configuration of positions.
+        heads: Heads to write.
+        target: Their model; gives the configuration of positions.
         folder: Made if needed.
-        dtype: Of the stored weights.
+        dtype: Data type of the stored weights.
         engine: "vllm" or "sglang": whose layer ids EAGLE-3's configuration holds.
 
     Raises:
@@ -88,14 +88,14 @@ def save_heads(
 
 
 def load_heads(path: str | Path, target: Target) -> Heads:
-    """Reads draft heads for a target: a folder, or an id of the model hub.
+    """Read draft heads for a target: a folder, or an id of the model hub.
 
     Args:
         path: Folder with a config.json and weights, or hub id.
         target: Whose hidden states they are going to read; decides device and data type.
 
     Returns:
-        What the folder holds; the configuration says which kind.
+        The folder's heads, of the kind that the configuration names.
 
     Raises:
         SpeculationError: No heads there, an incomplete file, or heads that are not for this target.
@@ -154,7 +154,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name."""
+    """Return the tensors of a file by name."""
     if file.suffix != ".safetensors":
         tensors = read_torch(file)
         if not isinstance(tensors, dict) or not all(
@@ -185,7 +185,7 @@ def _count(config: Mapping[str, Any], names: Sequence[str], folder: Path, defaul
 
 
 def _fill(heads: Heads, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Loads a state, and says what is missing or of another size."""
+    """Load a state, and report missing entries and other sizes."""
     wanted = heads.state_dict()
     missing = sorted(set(wanted) - set(state))
     if missing:
@@ -318,12 +318,12 @@ def _eagle3_out(
 
 
 def to_offsets(d2t: Tensor) -> Tensor:
-    """The target's ids of draft tokens as EAGLE-3 stores them: less the draft's own, int64."""
+    """Return the target's ids of draft tokens as EAGLE-3 stores them: less the draft's own, int64."""
     return d2t - torch.arange(len(d2t))
 
 
 def from_offsets(offsets: Tensor, vocab: int, where: object) -> Tensor:
-    """The inverse of `to_offsets`.
+    """Return the inverse of `to_offsets`.
 
     Raises:
         SpeculationError: An id beyond the target's vocabulary, one twice, or none.
@@ -347,7 +347,7 @@ def from_offsets(offsets: Tensor, vocab: int, where: object) -> Tensor:
 
 
 def _aux_layers(config: Mapping[str, Any], layers: int, folder: Path) -> tuple[int, ...]:
-    """The hidden states that an EAGLE-3 draft fuses."""
+    """Return the hidden states that an EAGLE-3 draft fuses."""
     settings = config.get("eagle_config") or {}
     ids = settings.get("eagle_aux_hidden_state_layer_ids")
     if ids is None:
@@ -372,7 +372,7 @@ def _aux_layers(config: Mapping[str, Any], layers: int, folder: Path) -> tuple[i
 
 
 def _draft_ids(tensors: Mapping[str, Tensor], size: int, vocab: int, folder: Path) -> Tensor:
-    """The target's id of each draft token, checked against `t2d` where that is there."""
+    """Return the target's id of each draft token, checked against `t2d` where that is there."""
     if "d2t" not in tensors:
         if size != vocab:
             raise SpeculationError(

@@ -159,10 +159,10 @@ def compare(
         target: The model.
         drafters: By name; "plain" is added in front.
         prompts: Token ids.
-        label: Of the record that is written to records/speculative.
+        label: Label of the record that is written to records/speculative.
         max_new_tokens: Of each answer.
         repeats: Times that all of it is done.
-        rule: Of acceptance; None is greedy.
+        rule: Rule of acceptance; None is greedy.
         profile: Named in the record.
 
     Returns:
@@ -300,7 +300,7 @@ def step_costs(
         target: The model.
         sizes: Nodes, the root included.
         context: Tokens in the KV cache.
-        repeats: Of each size.
+        repeats: Repeats of each size.
     """
     cache = target.cache(1, context + max(sizes))
     target.aux_layers = ()
@@ -381,7 +381,7 @@ def measure_served(
     max_tokens: int = 128,
     temperature: float = 0.0,
 ) -> ServedSpeculation:
-    """Sends prompts to a running engine, and reads its counters of speculation before and after.
+    """Send prompts to a running engine, and read its counters of speculation before and after.
 
     Raises:
         EngineError: A request failed.

@@ -61,14 +61,14 @@ def record(
     *,
     max_new_tokens: int,
 ) -> list[Recorded]:
-    """Answers prompts greedily, and keeps what the target computed on the way.
+    """Answer prompts greedily, and keep the values that the target computed on the way.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         prompts: Token ids.
-        answers: What it will probably write, to save time; what it does write is kept, the same or not.
-        aux_layers: Whose hidden states are features, see `Target`.
-        max_new_tokens: Of each answer.
+        answers: Its probable texts, to save time; its real texts are kept, the same or not.
+        aux_layers: Layers whose hidden states are features, see `Target`.
+        max_new_tokens: Largest number of tokens of each answer.
 
     Returns:
         One sequence per prompt.
@@ -127,11 +127,11 @@ def self_generated(
     """`record` for many prompts, in batches, with a progress bar; goes on where it was stopped.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         prompts: Token ids; neighbours should be of similar length.
         answers: See `record`.
         aux_layers: See `Target`.
-        max_new_tokens: Of each answer.
+        max_new_tokens: Largest number of tokens of each answer.
         batch: Prompts answered together.
         folder: Keeps each finished batch as a file; None keeps nothing.
 
@@ -163,12 +163,12 @@ def self_generated(
 
 
 def tokenizer_of(target: Target) -> Any:
-    """The tokenizer that lies beside a target's weights."""
+    """Return the tokenizer in the folder of a target's weights."""
     return load_tokenizer(target.path)
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
+    """Return the tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
@@ -208,7 +208,7 @@ def held_out(tokenizer: Any, text: str, count: int, seed: int = 0) -> list[Promp
         tokenizer: The target's.
         text: A kind of text: "code", "list", "data", "questions" (about engines), or "prose": documentation
             to go on with, which is *unlike* what the heads were trained on and has no known answer.
-        count: How many.
+        count: Number of prompts.
         seed: Same seed, same prompts.
 
     Raises:

@@ -28,7 +28,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class News:
-    """What a sequence gained since the last draft.
+    """Gain of a sequence since the last draft.
 
     Attributes:
         tokens: All of the sequence, its newest token (the root of the next draft) included.
@@ -42,18 +42,18 @@ class News:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter."""
+    """Interface between the loop and a drafter."""
 
     name: str
     aux_layers: tuple[int, ...]
     nodes: int  # most nodes of a draft, the root included
 
     def start(self, target: Target, rows: int, slots: int) -> None:
-        """Forgets everything, and prepares for `rows` sequences of up to `slots` tokens."""
+        """Forget everything, and prepare for `rows` sequences of up to `slots` tokens."""
         ...
 
     def draft(self, row: int, news: News) -> Draft:
-        """Takes in what is new of a row, and guesses on."""
+        """Take in the news of a row, and guess on."""
         ...
 
 
@@ -103,7 +103,7 @@ class Reference:
 
 
 class NGramDrafter:
-    """N-gram lookup: what followed the last few tokens the last time they occurred, if they did.
+    """N-gram lookup: drafts the tokens that followed the last few tokens when these occurred before.
 
     The control for every other drafter: it needs no training and costs nothing.
 
@@ -150,9 +150,9 @@ class MedusaDrafter:
     """Medusa's heads over a static tree.
 
     Args:
-        heads: Trained for this target.
-        choices: Paths of ranks, see `ChoiceTree`; None for each head's best guess, one behind the other. The
-            root is the target's own next token, known already: (r,) is head 0's guess behind it.
+        heads: Heads that were trained for this target.
+        choices: Paths of ranks, see `ChoiceTree`; None for each head's best guess, one after the other. The
+            root is the target's own next token, known already: (r,) is head 0's guess after it.
 
     Raises:
         SpeculationError: The tree has no node, is deeper than there are heads, or asks for a rank that no
@@ -285,7 +285,7 @@ class EagleDrafter:
     def _draft_compiled(
         self, compiled: CompiledEagle, tokens: Sequence[int], feature: Tensor, cache: KVCache
     ) -> Draft:
-        """A draft by the compiled step, whose C++ has the same three steps: take in, expand, keep."""
+        """Return a draft by the compiled step, whose C++ has the same three steps: take in, expand, keep."""
         if self.width == 1:
             guesses = compiled.chain(tokens, feature, cache, self.depth, self.threshold)
             return Draft(chain(len(guesses)), [tokens[-1], *guesses])
@@ -294,7 +294,7 @@ class EagleDrafter:
         return Draft(DraftTree(parents), nodes)
 
     def _run(self, ids: Tensor, feature: Tensor, tree: DraftTree, cache: KVCache) -> Tensor:
-        """The draft layer on n nodes; ids [1, n], feature [1, n, hidden]; returns [1, n, hidden]."""
+        """Run the draft layer on n nodes: ids [1, n] and feature [1, n, hidden] give [1, n, hidden]."""
         start, n = cache.lengths[0], ids.shape[1]
         position = positions_of([tree], cache.lengths, n).to(ids.device)
         group = self.eagle.shape.layer.group
@@ -340,7 +340,7 @@ class EagleDrafter:
         return Draft(chain(len(tokens) - 1), tokens)
 
     def _tree(self, root: int, output: Tensor, cache: KVCache) -> Draft:
-        """Expands the `width` most probable nodes of each level, then keeps the `kept` best of all."""
+        """Expand the `width` most probable nodes of each level, then keep the `kept` best of all."""
         parents, scores, tokens = [-1], [0.0], [root]
         frontier = [0]  # nodes whose outputs `output` holds
         in_cache: list[int] = []  # expanded nodes, in the order of their keys in the cache
@@ -376,7 +376,7 @@ class EagleDrafter:
         in_cache: list[int],
         cache: KVCache,
     ) -> Tensor:
-        """Outputs of the nodes of a level; their keys go behind those of the levels before."""
+        """Return the outputs of the nodes of a level; their keys follow those of the levels before."""
         target, start = self.target, cache.lengths[0]
         ids = torch.tensor([[tokens[node] for node in frontier]], device=target.device)
         in_cache += frontier
@@ -402,7 +402,7 @@ def _refuse_types(name: str, weight: Tensor, target: Target) -> None:
 
 
 def _ancestors(node: int, parents: Sequence[int]) -> set[int]:
-    """A node and all above it but the root."""
+    """Return a node and all above it but the root."""
     found = set()
     while node > 0:
         found.add(node)

@@ -83,16 +83,16 @@ def generate(
     ignore_end: bool = False,
     listen: Callable[[int, News], None] | None = None,
 ) -> GenerationRun:
-    """Answers a batch of prompts.
+    """Answer a batch of prompts.
 
     Args:
         target: The model whose answers these are.
         prompts: Token ids.
         drafter: Guesses.
-        max_new_tokens: Of each answer.
-        rule: Of acceptance; None is greedy.
-        ignore_end: Goes on behind an end-of-text token.
-        listen: Called with a row and what the target computed for it, for prompts and after each step.
+        max_new_tokens: Largest number of tokens of each answer.
+        rule: Rule of acceptance; None is greedy.
+        ignore_end: True to go on after an end-of-text token.
+        listen: Called with a row and the target's values for it, for prompts and after each step.
 
     Returns:
         Answers and times.
@@ -138,7 +138,7 @@ class _Loop:
         self.rows = list(range(len(prompts)))  # which answer each row of the cache belongs to
 
     def prefill(self) -> None:
-        """Computes the prompts, and the first token of each answer."""
+        """Compute the prompts, and the first token of each answer."""
         trees = [chain(len(text) - 1) for text in self.texts]
         seen = self.target(self._ids(self.texts), trees, self.cache)
         for row, text in enumerate(self.texts):
@@ -150,7 +150,7 @@ class _Loop:
             self.run.generations[row].accepted.clear()
 
     def step(self) -> None:
-        """Drafts for the rows that are not done, verifies all at once, keeps what is accepted."""
+        """Draft for the rows that are not done, verify all at once, and keep the accepted tokens."""
         if 2 * len(self.news) <= len(self.rows):
             left = [i for i, row in enumerate(self.rows) if row in self.news]
             self.cache.select(left)
@@ -178,7 +178,7 @@ class _Loop:
                 self.cache.lengths[i] = 0
 
     def _absorb(self, row: int, gained: list[int], states: tuple[Tensor, Tensor | None]) -> None:
-        """Adds tokens to an answer, up to its end; `states` are those of the tokens before each."""
+        """Add tokens to an answer, up to its end; `states` are those of the tokens before each."""
         answer = self.run.generations[row]
         gained = gained[: self.limit - len(answer.tokens)]
         ends = [i for i, token in enumerate(gained) if token in self.ends]

@@ -1,4 +1,4 @@
-"""What drafts: Medusa's heads, and EAGLE's one-layer models, with the forward passes that train them."""
+"""The drafters' networks: Medusa's heads, and EAGLE's one-layer models, and their training passes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class MedusaHeads(nn.Module):
     """K heads on the target's last hidden state; head k guesses the token k + 2 positions on.
 
     Head k: h + SiLU(W h + b), `layers` times, then a language-model head of its own (Medusa, section 2.1.1).
-    The target's own head guesses the next token; head 0 the one behind that.
+    The target's own head guesses the next token; head 0 guesses the one after that.
 
     Args:
-        heads: How many.
+        heads: Number of heads.
         hidden: Width of a hidden state.
         vocab: Tokens.
         layers: Residual blocks of a head.
@@ -33,7 +33,7 @@ class MedusaHeads(nn.Module):
 
     @torch.no_grad()
     def start_from(self, head: Tensor) -> None:
-        """Begins as the target's own head [vocab, hidden]: the blocks add nothing at first."""
+        """Begin as the target's own head [vocab, hidden]: the blocks add nothing at first."""
         self.lm_heads.copy_(head.t().expand_as(self.lm_heads))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Eagle3Draft(nn.Module):
         return fused
 
     def inputs(self, embedded: Tensor, feature: Tensor) -> Tensor:
-        """What queries, keys and values come from: [..., 2 x hidden]."""
+        """Return the input of queries, keys and values, [..., 2 x hidden]."""
         eps = self.shape.layer.eps
         return torch.cat(
             (
@@ -105,7 +105,7 @@ class Eagle3Draft(nn.Module):
         )
 
     def residual(self, embedded: Tensor, feature: Tensor) -> Tensor:
-        """What the layer adds its output to: the feature, before its norm."""
+        """Return the value to which the layer adds its output: the feature, before its norm."""
         return feature
 
     def logits(self, output: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Eagle1Draft(nn.Module):
         self.register_buffer("d2t", torch.arange(shape.layer.vocab), persistent=False)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """The feature itself."""
+        """Return the feature itself."""
         return features
 
     def inputs(self, embedded: Tensor, feature: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Eagle1Draft(nn.Module):
         return mixed
 
     def residual(self, embedded: Tensor, feature: Tensor) -> Tensor:
-        """The same: there is no norm in between."""
+        """Return the same: there is no norm in between."""
         return self.inputs(embedded, feature)
 
     def logits(self, output: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ def unroll(
     Args:
         eagle: The draft.
         embed: Embeddings of the target [vocab, hidden].
-        tables: Of `Rotary.at` for positions 0 to length + steps, [1, positions, 1, head_dim].
+        tables: Tables of `Rotary.at` for positions 0 to length + steps, [1, positions, 1, head_dim].
         ids: Tokens [batch, length].
-        features: Of the target at the same tokens, [batch, length, k x hidden].
+        features: Features of the target at the same tokens, [batch, length, k x hidden].
         steps: How many; 1 is training without it.
 
     Returns:

@@ -23,9 +23,9 @@ class ChiSquare:
 
     Attributes:
         statistic: Sum of (counted - expected)² / expected.
-        degrees: Of freedom: bins less one.
+        degrees: Degrees of freedom: bins less one.
         p_value: Probability of a statistic at least as large if the counts come from the probabilities.
-        draws: How many were counted.
+        draws: Number of draws that were counted.
     """
 
     statistic: float
@@ -35,11 +35,11 @@ class ChiSquare:
 
 
 def chi_square(counts: Sequence[int] | Array, probabilities: Sequence[float] | Array) -> ChiSquare:
-    """Tests counts against probabilities; bins that expect fewer than 5 draws count as one.
+    """Test counts against probabilities; bins that expect fewer than 5 draws count as one.
 
     Args:
         counts: Draws per bin [bins].
-        probabilities: Of the same bins, sum 1.
+        probabilities: Probabilities of the same bins, sum 1.
     """
     counted = np.asarray(counts, dtype=float)
     expected = np.asarray(probabilities, dtype=float) * counted.sum()
@@ -74,10 +74,10 @@ def draw_sampled(
 
     Args:
         p: The target's distribution [vocab].
-        q: The drafter's [vocab].
-        left_over: What is drawn from after a rejection: the residual, if it is to be exact.
-        draws: How many.
-        seed: Of chance.
+        q: The drafter's distribution, [vocab].
+        left_over: Distribution to draw from after a rejection: the residual, if it is to be exact.
+        draws: Number of draws.
+        seed: Seed of the draws.
 
     Returns:
         Counts [vocab].
@@ -92,7 +92,7 @@ def draw_sampled(
 def draws_to_refuse(
     p: Array, q: Array, left_over: Callable[[Array, Array], Array], level: float = 0.001
 ) -> int:
-    """How many draws the chi-square test needs to find a rule wrong: 100, 200, 400, ... are tried.
+    """Return the number of draws that the chi-square test needs to find a rule wrong (100, 200, 400, ...).
 
     Args:
         p: The target's distribution [vocab].
@@ -117,8 +117,8 @@ def draw_accepted(
     Args:
         p: The target's distribution [vocab].
         q: The drafter's, which tokens are drawn from [vocab].
-        accepts: Whether a token is accepted; typical acceptance, for one.
-        draws: How many.
+        accepts: True if a token is accepted; typical acceptance, for one.
+        draws: Number of draws.
         seed: Of chance.
 
     Returns:
@@ -159,7 +159,7 @@ class SmallLanguage:
 
 @torch.inference_mode()
 def small_language(target: Target, text: Sequence[int], size: int) -> SmallLanguage:
-    """Cuts a target down where it is least sure, so that a test can see every outcome many times.
+    """Cut a target down where it is least sure, so that a test can see every outcome many times.
 
     Args:
         target: Whose logits these are.
@@ -184,15 +184,15 @@ def small_language(target: Target, text: Sequence[int], size: int) -> SmallLangu
 
 
 def count_pairs(rule: Rule, language: SmallLanguage, draws: int, seed: int = 0) -> Array:
-    """The next two tokens, drawn with a rule of acceptance over a tree, counted.
+    """Return the next two tokens, drawn with a rule of acceptance over a tree, counted.
 
-    The tree holds the two most probable first tokens, and the most probable second token behind each. What a
-    step does not give is drawn from the target itself.
+    The tree holds the two most probable first tokens, and the most probable second token after each. Tokens
+    that a step does not give are drawn from the target itself.
 
     Args:
-        rule: Of acceptance; it has to draw from torch's own generator.
+        rule: Rule of acceptance; it has to draw from torch's own generator.
         language: The target.
-        draws: How many.
+        draws: Number of draws.
         seed: Of chance.
 
     Returns:

@@ -39,7 +39,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step, see `torch.optim.Optimizer.step`."""
+        """Take one step, see `torch.optim.Optimizer.step`."""
         if any(p.is_cuda for group in self.param_groups for p in group["params"]):
             return super().step(closure)  # type: ignore[no-untyped-call]
         for group in self.param_groups:

@@ -26,7 +26,7 @@ class Shipped:
 
 
 def load_shipped(target: Target, folder: Path = FOLDER) -> Shipped:
-    """Reads all of them.
+    """Read all of them.
 
     Raises:
         SpeculationError: They are not there, or are another model's.
@@ -38,7 +38,7 @@ def load_shipped(target: Target, folder: Path = FOLDER) -> Shipped:
 
 
 def load_medusa(target: Target, folder: Path = FOLDER) -> MedusaHeads:
-    """Reads Medusa's heads alone.
+    """Read Medusa's heads alone.
 
     Raises:
         SpeculationError: They are not there, or are another model's.
@@ -50,7 +50,7 @@ def load_medusa(target: Target, folder: Path = FOLDER) -> MedusaHeads:
 
 
 def calibration(folder: Path = FOLDER) -> list[list[float]]:
-    """How often each guess of Medusa's heads was right on prompts kept for this, [head][rank]."""
+    """Return the share of right guesses of Medusa's heads on prompts kept for this, [head][rank]."""
     accuracy: list[list[float]] = json.loads((folder / "medusa" / CALIBRATION).read_text())[
         "accuracy"
     ]

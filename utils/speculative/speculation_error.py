@@ -1,5 +1,5 @@
-"""What goes wrong in speculative decoding, said in words."""
+"""Errors of speculative decoding, in words."""
 
 
 class SpeculationError(ValueError):
-    """Heads, trees or settings that do not fit; the message says which, and what to do."""
+    """Heads, trees or settings that do not fit; the message names them, and the next step."""

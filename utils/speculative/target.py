@@ -37,8 +37,8 @@ class TargetShape:
         kv_heads: Key and value heads; divides `heads`.
         head_dim: Width of a head.
         vocab: Tokens.
-        eps: Of the norms.
-        qk_norm: Whether queries and keys are normed (Qwen3).
+        eps: Epsilon of the norms.
+        qk_norm: True if queries and keys are normed (Qwen3).
     """
 
     layers: int
@@ -58,7 +58,7 @@ class TargetShape:
 
     @classmethod
     def of(cls, config: Any) -> TargetShape:
-        """The shape in a transformers configuration of a Llama or Qwen3 model."""
+        """Return the shape in a transformers configuration of a Llama or Qwen3 model."""
         if config.model_type not in ("llama", "qwen3"):
             raise SpeculationError(
                 f"The target is a {config.model_type} model; this loop reads llama and qwen3."
@@ -151,7 +151,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             x: Normed input [batch, n, inputs].
-            table: Of `Rotary.at`.
+            table: Table of `Rotary.at`.
 
         Returns:
             [batch, n, heads, head_dim], and twice [batch, kv_heads, n, head_dim].
@@ -206,13 +206,13 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of every layer in one tensor, allocated once.
 
-    A slot is overwritten when its node was rejected; `lengths` says how many slots of a row count.
+    A slot is overwritten when its node was rejected; `lengths` tells how many slots of a row count.
 
     Args:
         shape: Sizes; `layers` of them are kept.
         rows: Sequences.
         slots: Tokens a sequence can hold, tree nodes under verification included.
-        compiled: Whether the compiled step reads it, which wants keys in panels of `PAD_ATTENTION` slots.
+        compiled: True if the compiled step reads it, which wants keys in panels of `PAD_ATTENTION` slots.
     """
 
     def __init__(
@@ -243,12 +243,12 @@ class KVCache:
         return min(self.slots, -(-tokens // PAD_ATTENTION) * PAD_ATTENTION)
 
     def select(self, rows: list[int]) -> None:
-        """Keeps some rows only, in this order."""
+        """Keep some rows only, in this order."""
         self.data = self.data[:, :, rows].contiguous()
         self.lengths = [self.lengths[row] for row in rows]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Stores n new keys and values of each row behind its length; k, v: [rows, kv_heads, n, d]."""
+        """Store n new keys and values of each row after its length; k, v: [rows, kv_heads, n, d]."""
         n, first = k.shape[2], self.lengths[0]
         keys, values = self.data[layer]
         if all(length == first for length in self.lengths):
@@ -260,7 +260,7 @@ class KVCache:
             values[row, :, length : length + n] = v[row]
 
     def keep(self, row: int, nodes: list[int]) -> None:
-        """Commits tree nodes of a row: their keys and values move together, the length grows.
+        """Commit tree nodes of a row: their keys and values move together, the length grows.
 
         Args:
             row: Which sequence.
@@ -295,7 +295,7 @@ def attention_mask(
     Args:
         trees: One per row.
         lengths: Tokens that each row's cache holds.
-        slots: Of the cache that take part.
+        slots: Slots of the cache that take part.
         group: Query heads that share a key head.
         like: Gives data type and device.
 
@@ -315,10 +315,10 @@ def attention_mask(
 
 @dataclass(frozen=True)
 class Seen:
-    """What the target computed for n nodes of each row.
+    """Values that the target computed for n nodes of each row.
 
     Attributes:
-        hidden: After the last norm, [rows, n, hidden]: what the language-model head reads.
+        hidden: States after the last norm, [rows, n, hidden], which the language-model head reads.
         features: Hidden states of the auxiliary layers side by side, [rows, n, k x hidden]; None if unasked.
     """
 
@@ -344,7 +344,7 @@ class Target(nn.Module):
         aux_layers: Whose hidden states `forward` returns as features: k is the output of layer k - 1, as in
             transformers' `hidden_states[k]` and vLLM's `eagle_aux_hidden_state_layer_ids`.
         end_of_text: Tokens that end an answer.
-        path: Where it was read from.
+        path: File from which it was read.
         compiled: The compiled step, if it runs (see `use_compiled_step`); None for the PyTorch loop.
     """
 
@@ -367,16 +367,16 @@ class Target(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.norm.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of the KV cache."""
+        """Data type of the weights and of the KV cache."""
         return self.norm.dtype
 
     def cache(self, rows: int, slots: int) -> KVCache:
-        """An empty KV cache for `rows` sequences of up to `slots` tokens.
+        """Return an empty KV cache for `rows` sequences of up to `slots` tokens.
 
         Raises:
             SpeculationError: More slots than the model has positions.
@@ -396,12 +396,12 @@ class Target(nn.Module):
         return logits
 
     def forward(self, ids: Tensor, trees: list[DraftTree], cache: KVCache) -> Seen:
-        """Computes the nodes of one tree per row behind what the cache holds; commits nothing.
+        """Compute the nodes of one tree per row after the cached tokens; commit nothing.
 
         Args:
             ids: Tokens of the nodes, int64 [rows, n].
             trees: One per row, of at most n nodes.
-            cache: Gets keys and values of the nodes behind each row's length.
+            cache: Gets keys and values of the nodes after each row's length.
         """
         n = ids.shape[1]
         longest = max(cache.lengths) + n
@@ -455,11 +455,11 @@ def positions_of(trees: list[DraftTree], lengths: list[int], n: int) -> Tensor:
 
 
 def load_target(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Target:
-    """Reads a Llama or Qwen3 model: a local folder, or an id of the model hub.
+    """Read a Llama or Qwen3 model: a local folder, or an id of the model hub.
 
     Args:
         path: As for transformers' `from_pretrained`, which reads it.
-        device: Where it runs.
+        device: Device that runs it.
         dtype: float32 for outputs that are the same in every batch and tree.
 
     Raises:
@@ -501,7 +501,7 @@ def _translate(tensors: dict[str, Tensor], shape: TargetShape) -> dict[str, Tens
 
 
 def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -> dict[str, Tensor]:
-    """One decoder layer of transformers' naming as a `DecoderLayer`'s state."""
+    """Return one decoder layer of transformers' naming as a `DecoderLayer`'s state."""
 
     def get(name: str) -> Tensor:
         return tensors[f"{prefix}{name}.weight"]
@@ -524,7 +524,7 @@ def layer_tensors(tensors: dict[str, Tensor], prefix: str, shape: TargetShape) -
 def layer_to_transformers(
     ours: dict[str, Tensor], prefix: str, shape: TargetShape
 ) -> dict[str, Tensor]:
-    """The inverse of `layer_tensors`, without norms of queries and keys."""
+    """Return the inverse of `layer_tensors`, without norms of queries and keys."""
     d = shape.head_dim
     sizes = [shape.heads * d, shape.kv_heads * d, shape.kv_heads * d]
     q, k, v = torch.split(ours["qkv.weight"], sizes)

@@ -35,7 +35,7 @@ HEADS = tuple(CONFIGS)
 def train(
     name: str, target: Target, data: Sequence[Recorded], run: Path, folder: Path
 ) -> list[LogLine]:
-    """Trains one kind of heads and writes them.
+    """Train one kind of heads and write them.
 
     Args:
         name: One of `HEADS`.

@@ -1,4 +1,4 @@
-"""Training of draft heads on what the target wrote: resumable, with a progress bar, refusing NaN."""
+"""Training of draft heads on the target's own texts: resumable, with a progress bar, refusing NaN."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrainingConfig:
         steps: Optimizer steps.
         rate: Highest learning rate: warm-up over a twentieth, then a cosine to zero.
         rows: Sequences (EAGLE) or positions (Medusa) of a step.
-        seed: Of initial weights and batches.
+        seed: Seed of initial weights and batches.
         folder: Keeps a checkpoint once a minute, from which the same call goes on; None keeps none.
     """
 
@@ -235,13 +235,13 @@ def _about(
 def _usable(
     data: Sequence[Recorded], answer: int, *, length: int = 0, width: int | None = None
 ) -> list[Recorded]:
-    """The sequences that have something to learn from.
+    """Return the sequences that have something to learn from.
 
     Args:
         data: Answers of the target.
         answer: Tokens that an answer has to have.
         length: Tokens that prompt and answer have to have.
-        width: Of the features; None if they are not read.
+        width: Width of the features; None if they are not read.
 
     Raises:
         SpeculationError: None has, or the features are those of other layers.
@@ -304,7 +304,7 @@ def train_medusa2(
         heads: Are copied; start of the training.
         data: The target's own answers, which keep it what it was (section 2.3.2).
         config: Steps, rate and checkpoints; `rows` are sequences.
-        weight: Of the heads' loss.
+        weight: Weight of the heads' loss.
 
     Returns:
         The new target, its heads, and the log; accuracy is the backbone's, then the heads'.
@@ -375,12 +375,12 @@ def medusa_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
 def medusa_accuracy(
     heads: MedusaHeads, data: Sequence[Recorded], ranks: int = 8
 ) -> list[list[float]]:
-    """How often each head's guess of each rank is right, 0 to 1, [head][rank].
+    """Return the share of right guesses by head and rank, 0 to 1, [head][rank].
 
     Args:
-        heads: What guesses.
+        heads: Heads that guess.
         data: Answers of the target, for choosing a tree not those that the heads were trained on.
-        ranks: How many guesses of a head are looked at.
+        ranks: Number of a head's guesses that are looked at.
 
     Raises:
         SpeculationError: No answer is long enough for the last head.
@@ -400,7 +400,7 @@ def medusa_accuracy(
 def eagle_accuracy(
     target: Target, eagle: Eagle3Draft | Eagle1Draft, data: Sequence[Recorded], steps: int
 ) -> list[float]:
-    """How often an EAGLE draft's best guess is right at each step of drafting on, 0 to 1."""
+    """Return the share of right best guesses of an EAGLE draft at each step of drafting on, 0 to 1."""
     width = len(eagle.shape.aux_layers) * target.shape.hidden or None
     data = _usable(data, 1, length=steps + 2, width=width)
     rows = batches(data, len(data), seed=0)(0)
@@ -411,7 +411,7 @@ def eagle_accuracy(
 
 
 def draft_vocabulary(data: Sequence[Recorded], size: int) -> Tensor:
-    """The `size` most frequent tokens of the answers, ascending: the map `d2t`, int64 [size]."""
+    """Return the `size` most frequent tokens of the answers, ascending: the map `d2t`, int64 [size]."""
     counts: Counter[int] = Counter()
     for s in data:
         counts.update(s.ids[s.prompt :].tolist())

@@ -1,7 +1,7 @@
 """Draft trees: candidate continuations that one forward pass of the target checks together.
 
 Node 0 is the root: the last token of the sequence, sampled already, whose keys and values the target has yet
-to compute. Every other node is a guess at the token behind its parent. Nodes are numbered so that a parent
+to compute. Every other node is a guess at the token after its parent. Nodes are numbered so that a parent
 comes before its children.
 """
 
@@ -19,7 +19,7 @@ Choice = tuple[int, ...]
 
 
 class DraftTree:
-    """The shape of a draft tree; which tokens its nodes hold is kept beside it.
+    """Shape of a draft tree; the tokens of its nodes are kept elsewhere.
 
     Args:
         parents: Parent of each node; -1 for the root, which is node 0.
@@ -52,7 +52,7 @@ class DraftTree:
 
     @property
     def depth(self) -> int:
-        """Of the deepest node."""
+        """Depth of the deepest node."""
         return int(self.depths.max())
 
     @cached_property
@@ -103,7 +103,7 @@ class DraftTree:
 
 @lru_cache(maxsize=4096)
 def chain(guesses: int) -> DraftTree:
-    """The trivial tree: the root and `guesses` nodes, one behind the other."""
+    """Return the trivial tree: the root and `guesses` nodes, one after the other."""
     return DraftTree(range(-1, guesses))
 
 
@@ -143,14 +143,14 @@ class ChoiceTree(DraftTree):
 
 
 def best_choices(accuracy: Sequence[Sequence[float]], nodes: int) -> list[Choice]:
-    """The `nodes` choices that a static tree gains most from.
+    """Return the `nodes` choices that a static tree gains most from.
 
     A choice is right if every guess on its path is; heads taken as independent, that is the product of their
     accuracies (Medusa, section 2.3.3). Each choice adds its product to the expected accepted tokens.
 
     Args:
         accuracy: [head][rank]: how often head's guess of this rank is right.
-        nodes: How many choices, the root not counted.
+        nodes: Number of choices, the root not counted.
 
     Returns:
         Choices by falling gain; every beginning of one is among them.
@@ -170,9 +170,9 @@ def rerank(parents: Sequence[int], scores: Sequence[float], nodes: int) -> list[
     """EAGLE-2's choice of nodes: the most probable of an expanded tree.
 
     Args:
-        parents: Of the expanded tree's nodes, -1 for the root, node 0.
+        parents: Parents of the expanded tree's nodes, -1 for the root, node 0.
         scores: Log-probability of each node's path: never above its parent's.
-        nodes: How many to keep, the root not counted.
+        nodes: Number of nodes to keep, the root not counted.
 
     Returns:
         Kept nodes in ascending order, the root first. With a node its parent is kept: a tie goes to the
@@ -183,6 +183,6 @@ def rerank(parents: Sequence[int], scores: Sequence[float], nodes: int) -> list[
 
 
 def subtree(parents: Sequence[int], kept: Sequence[int]) -> DraftTree:
-    """The tree of some nodes of a larger one, numbered anew in their order."""
+    """Return the tree of some nodes of a larger one, numbered anew in their order."""
     at = {node: i for i, node in enumerate(kept)}
     return DraftTree([at.get(parents[node], -1) for node in kept])

@@ -1,4 +1,4 @@
-"""What a draft sees while it is trained as it is used: the attention of training-time test as one mask."""
+"""The view of a draft that is trained as it is used: the attention of training-time test as one mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ttt_mask(rows: int, step: int) -> list[list[bool]]:
 
     Args:
         rows: Queries, and keys of each step.
-        step: Of the queries, from 0 on.
+        step: Step of the queries, from 0 on.
 
     Returns:
         [rows][rows x (step + 1)], true for a key that is seen.
@@ -34,13 +34,13 @@ def ttt_mask(rows: int, step: int) -> list[list[bool]]:
 def attend_masked(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], mask: Sequence[Sequence[bool]]
 ) -> Tensor:
-    """Attention of one step under a mask, written plainly: what `heads.unroll` computes in less time.
+    """Attention of one step under a mask, written plainly; `heads.unroll` computes the same in less time.
 
     Args:
         q: [batch, heads, rows, head_dim].
-        keys: Per step [batch, heads, at least rows, head_dim]; what lies behind `rows` is not used.
-        values: As keys.
-        mask: Of `ttt_mask`.
+        keys: Per step [batch, heads, at least rows, head_dim]; entries after `rows` are not used.
+        values: Same shapes as the keys.
+        mask: Mask of `ttt_mask`.
 
     Returns:
         [batch, heads, rows, head_dim].
@@ -52,12 +52,12 @@ def attend_masked(
 
 
 def attention_gap(mask_of: Callable[[int, int], list[list[bool]]], rows: int, step: int) -> float:
-    """Greatest difference between attention under a mask and what `heads.unroll` computes, on random values.
+    """Greatest difference between attention under a mask and `heads.unroll`, on random values.
 
     Args:
         mask_of: Mask of rows and step, such as `ttt_mask`.
         rows: Queries.
-        step: Of the queries.
+        step: Step of the queries.
     """
     generator = torch.Generator().manual_seed(rows + step)
 

@@ -1,4 +1,4 @@
-"""What the target makes of a draft: which path of the tree is accepted, and which token follows it.
+"""Verification of a draft: the accepted path of the tree, and the token that follows it.
 
 Two rules change nothing in the output: `Greedy`, and `SpeculativeSampling`, which keeps the distribution.
 `Typical`, Medusa's, is faster at higher temperatures and *not* lossless.
@@ -22,7 +22,7 @@ LEAST_TEMPERATURE = 1e-6  # below it logits over temperature may leave float32
 
 @dataclass(frozen=True)
 class Verdict:
-    """Nodes accepted, root first, and the token behind the last of them, which the target itself chose."""
+    """Nodes accepted, root first, and the token after the last of them, which the target itself chose."""
 
     path: list[int]
     token: int
@@ -37,11 +37,11 @@ class Rule(Protocol):
     def __call__(
         self, tree: DraftTree, tokens: Sequence[int], logits: Tensor, draft: Tensor | None = None
     ) -> Verdict:
-        """Walks the tree.
+        """Walk the tree.
 
         Args:
             tree: Shape.
-            tokens: Of the nodes; tokens[0] is the root's.
+            tokens: Tokens of the nodes; tokens[0] is the root's.
             logits: The target's at each node, [size, vocab].
             draft: Distribution that each node's token was drawn from, [size, vocab], row 0 unused; None if
                 the tokens were chosen deterministically. Children of one node have to be drawn
@@ -51,11 +51,11 @@ class Rule(Protocol):
 
 
 def accept_greedy(tree: DraftTree, tokens: Sequence[int], best: Sequence[int]) -> list[int]:
-    """The longest path whose every token is the target's own best one.
+    """Return the longest path whose every token is the target's own best one.
 
     Args:
         tree: Shape.
-        tokens: Of the nodes.
+        tokens: Tokens of the nodes.
         best: The target's most probable next token at each node.
 
     Returns:
@@ -85,7 +85,7 @@ class Greedy:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is left of p once q has been tried: max(0, p - q), scaled to sum 1 (Leviathan 2023, section 2.3).
+    """Return the rest of p after q was tried: max(0, p - q), scaled to sum 1 (Leviathan 2023, section 2.3).
 
     Args:
         p: Target's distribution [vocab].
@@ -163,11 +163,11 @@ class Typical:
 
     A token is accepted if p(token) > min(epsilon, alpha x exp(-H(p))), H the entropy of the target's
     distribution (Medusa, section 2.3.1). The longest path so accepted is kept, of several the one that the
-    target finds likeliest, as in Medusa's `evaluate_posterior`; the token behind it is the target's best.
+    target finds likeliest, as in Medusa's `evaluate_posterior`; the token after it is the target's best.
 
     Attributes:
-        temperature: Of the distribution.
-        epsilon: What always suffices, above 0 to 1.
+        temperature: Temperature of the distribution.
+        epsilon: Probability that always suffices, above 0 to 1.
         alpha: Scale of the threshold where the target is unsure, above 0.
     """
 

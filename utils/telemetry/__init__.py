@@ -1,4 +1,4 @@
-"""What an engine says about itself: its Prometheus metrics in one schema, sampled through a run."""
+"""An engine's account of itself: its Prometheus metrics in one schema, sampled through a run."""
 
 from utils.telemetry.histogram import Histogram
 from utils.telemetry.sampler import Sampler, Series

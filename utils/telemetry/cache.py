@@ -1,4 +1,4 @@
-"""What engines say about the size of their KV cache.
+"""The size of an engine's KV cache, by its own account.
 
 vLLM: the labels of ``vllm:cache_config_info`` (``v1/metrics/loggers.py``, ``log_metrics_info``); the
 same numbers are in the line "KV cache size: ... tokens" of its log. llama.cpp: its log.
@@ -37,7 +37,7 @@ class CacheReport:
 
 
 def cache_report(engine: Scrapable, timeout_s: float = 5.0) -> CacheReport:
-    """Asks a running vLLM for its KV cache.
+    """Ask a running vLLM for its KV cache.
 
     Raises:
         ScrapeError: It does not answer, or is another engine: only vLLM reports this.
@@ -47,7 +47,7 @@ def cache_report(engine: Scrapable, timeout_s: float = 5.0) -> CacheReport:
 
 
 def parse_cache_report(text: str) -> CacheReport:
-    """Reads the report from a metrics text.
+    """Read the report from a metrics text.
 
     Raises:
         ScrapeError: The text has no such line, or the line lacks numbers.
@@ -88,7 +88,7 @@ def kv_budget_bytes(engine: RunningEngine) -> float:
 
 
 def llama_cpp_cache_bytes(engine: RunningEngine) -> float:
-    """The size of llama.cpp's KV cache, in bytes, from its log.
+    """Return the size of llama.cpp's KV cache, in bytes, from its log.
 
     It is there when the engine was started with ``-lv 4``: "llama_kv_cache: size = 51.00 MiB (...)".
 

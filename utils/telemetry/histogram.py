@@ -39,7 +39,7 @@ class Histogram:
         return self.sum / self.count if self.count else None
 
     def quantile(self, q: float) -> float | None:
-        """Estimates a quantile as PromQL's ``histogram_quantile`` does.
+        """Estimate a quantile as PromQL's ``histogram_quantile`` does.
 
         Observations are taken to be spread evenly within their bucket, so the error is up to the
         width of that bucket; beyond the last finite bound, that bound is returned.
@@ -67,7 +67,7 @@ class Histogram:
         return start + (self.bounds[index] - start) * share
 
     def since(self, earlier: Histogram) -> Histogram:
-        """The observations made after an earlier reading of the same histogram.
+        """Return the observations made after an earlier reading of the same histogram.
 
         Raises:
             ValueError: Other buckets, or counts that went down: the engine was restarted.

@@ -19,7 +19,7 @@ from utils.telemetry.snapshot import Scrapable, ScrapeError, Snapshot
 
 
 def read_iterations(engine: Scrapable, timeout_s: float = 5.0) -> Series:
-    """The steps since the last reading, as a series.
+    """Return the steps since the last reading, as a series.
 
     Raises:
         ScrapeError: The engine does not answer, or sends no list of steps.
@@ -40,7 +40,7 @@ def series_of(rows: Any, time: float) -> Series:
 
     Args:
         rows: The parsed answer.
-        time: When it was read, `perf_counter` seconds.
+        time: Time when it was read, `perf_counter` seconds.
 
     Raises:
         ScrapeError: It is no list of steps.

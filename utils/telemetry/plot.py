@@ -1,4 +1,4 @@
-"""A run in one picture: the requests, and beside them what the engine said meanwhile."""
+"""A run in one picture: the requests, and the engine's metrics meanwhile."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9
 
 
 class Traced(Protocol):
-    """What is drawn of a request; ``utils.benchmark`` traces have it. Times: ``perf_counter``, s."""
+    """Fields of a request that are drawn; traces of `utils.benchmark` have them. Times: `perf_counter`, s."""
 
     @property
     def sent(self) -> float:
-        """When it was sent."""
+        """Time when it was sent."""
 
     @property
     def first_token(self) -> float | None:
-        """When its first token came."""
+        """Time when its first token came."""
 
     @property
     def finished(self) -> float:
-        """When it ended."""
+        """Time when it ended."""
 
 
 def plot_run(series: Series, traces: Sequence[Traced] = (), title: str = "") -> Figure:
-    """Draws requests, queue and KV use over the same seconds.
+    """Draw requests, queue and KV use over the same seconds.
 
     Args:
         series: The engine's readings.
         traces: Requests of the same run, as ``LoadResult.traces``.
-        title: What was run.
+        title: Title of the picture.
 
     Returns:
         The figure.

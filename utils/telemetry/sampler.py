@@ -72,7 +72,7 @@ class Series:
         )
 
     def values(self, name: str) -> list[float]:
-        """A field of every reading that has it, in order of time.
+        """Return a field of every reading that has it, in order of time.
 
         Args:
             name: A key of :meth:`Snapshot.numbers`.
@@ -84,7 +84,7 @@ class Series:
         return [value for value in found if value is not None]
 
     def peak(self, name: str) -> float | None:
-        """The largest value of a field; None where the engine does not offer it."""
+        """Return the largest value of a field; None where the engine does not offer it."""
         return max(self.values(name), default=None)
 
     def increase(self, name: str) -> float | None:
@@ -113,7 +113,7 @@ class Series:
         return {"note": self.note, "interval_s": self.interval_s, **columns}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per reading, indexed by seconds since the start.
+        """Return one row per reading, indexed by seconds since the start.
 
         Columns are the keys of :meth:`Snapshot.numbers`, NaN where the engine offers nothing, and
         ``generated_per_s``, tokens per second since the reading before.
@@ -142,7 +142,7 @@ class Sampler:
     the middle, the load goes on; the gaps are kept and `Series.note` tells.
 
     Args:
-        engine: What ``launch`` yields.
+        engine: Engine from `launch`.
         interval_s: Seconds between readings.
         max_samples: Readings held, at most.
         timeout_s: Seconds that one reading may take.
@@ -239,7 +239,7 @@ class Sampler:
             self._texts.append((perf_counter(), data))
 
     def _thinned(self, gaps: Sequence[Gap]) -> list[Gap]:
-        """Keeps the first gap of a silence, which tells when it began, and the latest ones."""
+        """Keep the first gap of a silence, which tells when it began, and the latest ones."""
         keep = self.max_samples - 1
         return list(gaps) if len(gaps) <= keep else [gaps[0], *gaps[-keep + 1 :]]
 

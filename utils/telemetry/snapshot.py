@@ -1,6 +1,6 @@
 """One reading of an engine's metrics, in the same words for every engine.
 
-An engine names its metrics in its spec (:class:`utils.engines.spec.MetricNames`). What it does not
+An engine names its metrics in its spec (`utils.engines.spec.MetricNames`). A metric that it does not
 offer is None here, never 0. Sources of the names: ``vllm/v1/metrics/loggers.py`` (0.32.0),
 ``sglang/srt/observability`` (0.5.23), TensorRT-LLM ``/prometheus/metrics``, llama.cpp
 ``tools/server/README.md``.
@@ -28,11 +28,11 @@ HISTOGRAMS = frozenset({"ttft", "itl", "tpot", "e2e"})
 
 
 class ScrapeError(EngineError):
-    """The metrics could not be read; the message says what to try."""
+    """Metrics that could not be read; the message has a remedy."""
 
 
 class Scrapable(Protocol):
-    """What a running engine has to offer; ``utils.engines.launch`` yields one."""
+    """Fields of a running engine that are needed; `utils.engines.launch` yields one."""
 
     @property
     def base_url(self) -> str:
@@ -45,7 +45,7 @@ class Scrapable(Protocol):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What an engine said about itself at one moment.
+    """An engine's account of itself at one moment.
 
     Gauges and counters add up over an engine's label sets (data-parallel ranks); shares are their
     mean; counters run from the engine's start.
@@ -103,16 +103,16 @@ class Snapshot:
         return 1 + self.accepted_tokens / self.drafts
 
     def numbers(self) -> dict[str, float | None]:
-        """All fields but the histograms, and the two ratios derived from them."""
+        """Return all fields but the histograms, and the two ratios derived from them."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in HISTOGRAMS}
         return {**plain, "hit_rate": self.hit_rate, "acceptance_length": self.acceptance_length}
 
 
 def scrape(engine: Scrapable, timeout_s: float = 5.0) -> Snapshot:
-    """Reads a running engine's metrics once.
+    """Read a running engine's metrics once.
 
     Args:
-        engine: What ``launch`` yields.
+        engine: Engine from `launch`.
         timeout_s: Seconds to wait for the answer.
 
     Returns:
@@ -160,12 +160,12 @@ def read_bytes(engine: Scrapable, client: httpx.Client) -> bytes:
 
 
 def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
-    """Reads a Prometheus text into the schema.
+    """Read a Prometheus text into the schema.
 
     Args:
         text: The exposition format.
         names: The engine's names for the schema's fields.
-        time: When it was read (``perf_counter``); now, if left out.
+        time: Time when it was read (`perf_counter`); now, if left out.
 
     Returns:
         The reading; fields that the text lacks are None.
@@ -189,14 +189,14 @@ def parse(text: str, names: MetricNames, time: float | None = None) -> Snapshot:
 
 
 def samples_by_name(text: str, wanted: tuple[str, ...]) -> Mapping[str, list[Sample]]:
-    """Samples of an exposition, by sample name (``..._total``, ``..._bucket``).
+    """Sample of an exposition, by sample name (``..._total``, ``..._bucket``).
 
     Other lines are skipped unread: an engine may send hundreds, and parsing them all would take
     milliseconds from a client that is measuring in the same process.
 
     Args:
         text: The exposition format.
-        wanted: What the names of interest begin with.
+        wanted: Beginnings of the names of interest.
 
     Raises:
         ScrapeError: The text is not in the exposition format.

@@ -59,12 +59,12 @@ def prose() -> tuple[CorpusDocument, ...]:
 
 
 def is_heldout(name: str, one_in: int = 20) -> bool:
-    """Whether the file or question of this name is kept out of training."""
+    """Return whether the file or question of this name is kept out of training."""
     return hashlib.blake2b(name.encode(), digest_size=2).digest()[0] % one_in == 0
 
 
 def vocabulary_texts(repeats: int) -> list[str]:
-    """What the tokenizer is trained on: training documents, and the word lists `repeats` times."""
+    """Return the texts to train the tokenizer on: training documents, and the word lists `repeats` times."""
     lists = (
         vocabulary.CLASSES,
         vocabulary.FIELDS,
@@ -101,7 +101,7 @@ class Topic:
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """The topics of qa.txt: `# name`, then lines `? question` and `= answer`."""
+    """Return the topics of qa.txt: `# name`, then lines `? question` and `= answer`."""
     found = []
     for block in QA_FILE.read_text("utf-8").split("# ")[1:]:
         name, *lines = block.strip().splitlines()
@@ -118,7 +118,7 @@ def topics() -> tuple[Topic, ...]:
 
 
 def question(rng: random.Random) -> list[dict[str, str]]:
-    """One to three turns of question and answer, in phrasings to train on."""
+    """Return one to three turns of question and answer, in phrasings to train on."""
     chat = []
     for topic in rng.sample(topics(), rng.choice([1, 1, 1, 2, 3])):
         chat.append({"role": "user", "content": rng.choice(topic.questions)})

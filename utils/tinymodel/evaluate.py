@@ -1,4 +1,4 @@
-"""What the model can do: tasks by kind, questions, stopping, loops, held-out prose, long context."""
+"""The model's abilities: tasks by kind, questions, stopping, loops, held-out prose, long context."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def repeated_share(tokens: Sequence[int], n: int = LOOP_NGRAM) -> float:
 
 
 def has_loop(tokens: Sequence[int], span: int = LOOP_SPAN) -> bool:
-    """Whether some block is written at least three times on end, over at least `span` tokens."""
+    """Return whether some block is written at least three times on end, over at least `span` tokens."""
     for period in range(1, len(tokens) // 3 + 1):
         run = 0
         for i in range(period, len(tokens)):
@@ -144,7 +144,7 @@ def _content(text: str) -> set[str]:
 
 
 def nearest_topic(text: str) -> str:
-    """The topic of qa.txt one of whose answers shares most words with `text` (Jaccard)."""
+    """Return the topic of qa.txt one of whose answers shares most words with `text` (Jaccard)."""
     words = _content(text)
 
     def likeness(topic: corpus.Topic) -> float:
@@ -214,7 +214,7 @@ def long_context(model: Any, tokenizer: Any, sizes: Sequence[int], n: int = 20) 
 
 
 def filled(tokenizer: Any, messages: Messages, size: int, seed: int) -> Messages:
-    """The chat with held-out turns put before it until it has about `size` tokens (never more)."""
+    """Return the chat with held-out turns put before it until it has about `size` tokens (never more)."""
     chat = list(messages)
     for before in tasks.heldout(200, seed=1000 + seed):
         turns = [m for m in before.messages if m["role"] != "system"]
@@ -229,7 +229,7 @@ def filled(tokenizer: Any, messages: Messages, size: int, seed: int) -> Messages
 
 
 def evaluate(folder: Path, n: int = 50) -> dict[str, Any]:
-    """All measurements of the model in `folder` (bf16 weights computed in float32, greedy)."""
+    """Return all measurements of the model in `folder` (bf16 weights computed in float32, greedy)."""
     torch.set_num_threads(1)  # so small a model is faster on one
     model, tokenizer = hub.load(folder)
     return {

@@ -63,7 +63,7 @@ def _write(
 
 
 def copy_tokenizer(run: Path, folder: Path) -> None:
-    """Put the training's tokenizer files beside the exported model."""
+    """Put the training's tokenizer files into the exported model's folder."""
 
     def write(part: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -26,11 +26,11 @@ REMAKE = (
 
 
 class ModelIncompleteError(Exception):
-    """A model folder lacks files or holds damaged ones; the message says which and what to run."""
+    """A model folder lacks files or holds damaged ones; the message names them and the command to run."""
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with one file of a model, or None."""
+    """Return the fault of one file of a model, or None."""
     if not path.is_file():
         return "missing"
     with path.open("rb") as file:
@@ -85,7 +85,7 @@ def verify(folder: Path | str = TINY, *, with_gguf: bool = False) -> Path:
 
 
 def load(folder: Path | str = TINY, dtype: str = "float32") -> tuple[Any, Any]:
-    """The transformers model (in evaluation mode) and tokenizer of a complete model folder.
+    """Return the transformers model (in evaluation mode) and tokenizer of a complete model folder.
 
     Raises:
         ModelIncompleteError: if files are missing or damaged.

@@ -23,7 +23,7 @@ class ModelShape:
     eps: float = 1e-6
 
     def config(self) -> dict[str, object]:
-        """The arguments of `transformers.Qwen3Config` for this shape."""
+        """Return the arguments of `transformers.Qwen3Config` for this shape."""
         return {
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,

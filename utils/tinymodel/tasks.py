@@ -539,7 +539,7 @@ FOLLOW_UPS: dict[str, list[tuple[str, Callable[[random.Random, Spec], tuple[str,
 
 
 def is_heldout(kind: str, spec: Spec) -> bool:
-    """Whether this spec belongs to the held-out share; decided by its content alone."""
+    """Return whether this spec belongs to the held-out share; decided by its content alone."""
     text = json.dumps(spec, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=2).digest()[0] % HELDOUT_SHARE == 0
 
@@ -558,7 +558,7 @@ def _first(rng: random.Random, kind: str, heldout: bool) -> Task:
 
 
 def _follow(rng: random.Random, task: Task, heldout: bool) -> Task | None:
-    """A follow-up turn on `task`, or None where its kind has none or the draw is on the wrong side."""
+    """Return a follow-up turn on `task`, or None where its kind has none or the draw is on the wrong side."""
     if task.kind not in FOLLOW_UPS:
         return None
     kind, ask = rng.choice(FOLLOW_UPS[task.kind])
@@ -590,7 +590,7 @@ def draw_task(rng: random.Random, kind: str, *, heldout: bool) -> Task:
 
 
 def draw_training(rng: random.Random) -> Task:
-    """A task of any kind to train on; never a held-out spec, in any of its turns."""
+    """Return a task of any kind to train on; never a held-out spec, in any of its turns."""
     kind = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])[0]
     return draw_task(rng, kind, heldout=False)
 
@@ -615,7 +615,7 @@ def heldout(n: int, kind: str | None = None, seed: int = 0) -> list[Task]:
 
 
 def check(task: Task, text: str) -> bool:
-    """Whether `text` does what the task asks: parsed and compared, not compared as a string."""
+    """Return whether `text` does what the task asks: parsed and compared, not compared as a string."""
     try:
         return KINDS[task.kind].check(text.strip(), task.spec)
     except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, IndexError):

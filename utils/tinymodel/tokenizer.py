@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer: trained so that a word is the same tokens wherever it stands.
+"""The byte-level BPE tokenizer: trained so that a word is the same tokens at any place.
 
 Qwen2's pre-tokenizer glues one leading space or sign to a word (" name", ".name", "_name"), so plain BPE
 gives `name` a different token in each place, and a small model must learn to copy from every form to every

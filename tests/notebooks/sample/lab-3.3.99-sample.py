@@ -22,7 +22,7 @@ from utils.checks import compare_prediction
 # </details>
 
 
-# %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 points=3
+# %% exercise="ttft" title="Time to first token" minutes=10 difficulty=2 importance=3 points=3
 def ttft(scheduled: float, chunks: list[tuple[float, str]]) -> float:
     """Seconds from `scheduled` to the first of `chunks` with text."""
     ### BEGIN SOLUTION
@@ -39,7 +39,7 @@ ttft = checks.ttft(ttft)
 # %% [markdown]
 # How many bytes does one token take in the KV cache?
 
-# %% exercise="kv_bytes" title="One token" minutes=5 difficulty=1 points=1
+# %% exercise="kv_bytes" title="One token" minutes=5 difficulty=1 importance=3 points=1
 layers, kv_heads, head_size = 12, 4, 64
 ### BEGIN SOLUTION
 #: kv_bytes = ...  # your formula

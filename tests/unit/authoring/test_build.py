@@ -17,7 +17,7 @@ from tools.authoring.lint_errors import SourceError
 from tools.authoring.notebook import render
 from tools.lab.course_error import CourseError
 from tools.lab.judge.cells import LabCells, read_lab_cells
-from tools.lab.labs import find_lab
+from tools.lab.labs import KERNEL, find_lab
 from utils.profiles import ROOT
 
 SOURCE = '''\
@@ -37,7 +37,7 @@ from utils.checks import lab_3_3_9 as checks
 # Try it.
 # </details>
 
-# %% exercise="f" title="Eff" minutes=5 difficulty=2 points=3
+# %% exercise="f" title="Eff" minutes=5 difficulty=2 importance=3 points=3
 def f(x):
     """Twice `x`."""
     scale = 2
@@ -97,7 +97,7 @@ def test_both_notebooks_are_written(course):
     for notebook in (lab, solved):
         nbformat.validate(notebook)
         assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-        assert notebook.metadata.kernelspec.name == "python3"
+        assert notebook.metadata.kernelspec.name == KERNEL
         for c in notebook.cells:
             if c.cell_type == "code":
                 assert (c.outputs, c.execution_count) == ([], None)
@@ -128,7 +128,8 @@ def test_the_facts_of_an_exercise_come_from_its_marker(course):
     lab = load(course / "labs" / "lab-3.3.9-sample.ipynb")
     task = cell(lab, "task-f").source
     assert task.startswith(
-        "### Exercise 1: Eff\n\n*★★☆☆☆ · about 5 minutes · 3 points*\n\nWrite `f`."
+        "### Exercise 1: Eff\n\n*difficulty ★★☆☆☆ · importance ★★★☆☆ · about 5 minutes · 3 points*"
+        "\n\nWrite `f`."
     )
     assert "<details>" in task
     assert lab.cells[0].source.endswith(
@@ -381,7 +382,9 @@ def labs(draw):
             text.append(f"# %% [markdown]\n# {words}\n\n")
             kept.append(words)
         text.append("# %% [markdown]\n# Task.\n\n")
-        text.append(f'# %% exercise="e{number}" title="T" minutes=1 difficulty=1 points=1\n')
+        text.append(
+            f'# %% exercise="e{number}" title="T" minutes=1 difficulty=1 importance=3 points=1\n'
+        )
         for part in range(draw(st.integers(1, 3))):
             own = f"own_{number}_{part} = {draw(WORDS)!r}"
             secret = f"secret_{number}_{part} = {draw(WORDS)!r}"

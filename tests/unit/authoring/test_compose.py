@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tools.authoring import compose
+from tools.lab.labs import KERNEL, KERNEL_TITLE
 from utils.engines import ENGINES
 from utils.profiles import ROOT
 
@@ -72,6 +73,10 @@ def test_nothing_is_published_beyond_this_machine_and_no_port_twice():
     assert on_the_host == ["jupyter"]
     dockerfile = (ROOT / "docker" / "jupyter.Dockerfile").read_text()
     assert '"--ServerApp.ip=127.0.0.1"' in dockerfile
+    assert (
+        f'ipykernel install --sys-prefix --name {KERNEL} --display-name "{KERNEL_TITLE}"'
+        in dockerfile
+    )
 
 
 def test_secrets_come_from_the_environment_and_none_is_written():

@@ -10,7 +10,7 @@ from tools.authoring.lint_errors import Problem, SourceError
 
 HEAD = "# %% [markdown]\n# # Lab 3.3.9: A sample\n\n"
 TASK = "# %% [markdown]\n# Write `f`.\n\n"
-MARKER = '# %% exercise="f" title="Eff" minutes=5 difficulty=2 points=3\n'
+MARKER = '# %% exercise="f" title="Eff" minutes=5 difficulty=2 importance=3 points=3\n'
 BODY = "def f(x):\n    ### BEGIN SOLUTION\n    return x\n    ### END SOLUTION\n\n"
 CHECK = '# %% check="f"\nf = checks.f(f)\n\n'
 GOOD = HEAD + TASK + MARKER + BODY + CHECK
@@ -81,7 +81,9 @@ def test_bad_regions_are_refused_at_their_line(tmp_path, name):
     assert found.fix
 
 
-@pytest.mark.parametrize("key", ["minutes=5 ", "difficulty=2 ", "points=3", 'title="Eff" '])
+@pytest.mark.parametrize(
+    "key", ["minutes=5 ", "difficulty=2 ", "importance=3 ", "points=3", 'title="Eff" ']
+)
 def test_a_missing_fact_is_refused(tmp_path, key):
     text = GOOD.replace(key, "")
     found = only_problem(tmp_path, text)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from tools.authoring import executed_page, site
 from tools.lab.course_error import CourseError
+from tools.lab.labs import KERNEL
 from utils.profiles import ROOT
 
 
@@ -59,7 +60,7 @@ def test_site_refuses_stale_notebook(tmp_path):
 def test_kernel_is_the_courses_python(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     site.write_kernel(tmp_path, {"COURSE_GRADING": "1"})
-    spec = json.loads((tmp_path / "kernels/python3/kernel.json").read_text())
+    spec = json.loads((tmp_path / "kernels" / KERNEL / "kernel.json").read_text())
     assert spec["argv"][0] == sys.executable
     assert spec["env"]["COURSE_GRADING"] == "1"
     assert spec["env"]["PYTHONPATH"] == str(ROOT)

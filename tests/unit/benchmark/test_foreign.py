@@ -42,21 +42,45 @@ def test_vllm_bench_serve():
 
 
 def test_sglang_has_the_mean_in_flight_by_littles_law():
-    first, second = read_foreign(FILES / "sglang.jsonl")
-    assert (first.engine, first.batch) == ("sglang", 8)  # 1 request/s x 8 s
-    assert second.batch == 17
-    assert second.decode_tok_s == 1024
-    assert "2.0 requests/s" in second.note
+    slow, fast = read_foreign(FILES / "sglang.jsonl")
+    assert (slow.engine, slow.batch) == ("sglang-oai-chat", 2)  # 8.0 requests/s for 0.23 s each
+    assert slow.decode_tok_s == pytest.approx(255.9, rel=1e-3)
+    assert slow.note == "8.0 requests/s, mean in flight"
+    assert (fast.batch, fast.note) == (8, "")
 
 
-def test_guidellm_and_aiperf():
-    concurrent, constant = read_foreign(FILES / "guidellm.json")
-    assert (concurrent.batch, concurrent.decode_tok_s, concurrent.model) == (8, 350.0, "org/model")
-    assert constant.batch == 3
-    assert concurrent.figures["p99_ttft_ms"] == 90
+def test_guidellm(tmp_path: Path):
+    (row,) = read_foreign(FILES / "guidellm.json")
+    values = json.loads((FILES / "guidellm.json").read_text())
+    metrics = values["benchmarks"][0]["metrics"]
+    assert (row.engine, row.model, row.batch, row.note) == ("openai", "paced", 8, "concurrent")
+    assert row.decode_tok_s == metrics["output_tokens_per_second"]["successful"]["mean"]
+    percentiles = metrics["time_to_first_token_ms"]["successful"]["percentiles"]
+    assert row.figures["p99_ttft_ms"] == percentiles["p99"]
+    # An open loop has no streams, so the row has the mean in flight. Version 0.3 named the model in `args`.
+    config = values["benchmarks"][0]["config"]
+    config |= {"strategy": {"type_": "constant", "streams": None}, "backend": None}
+    metrics["request_concurrency"]["successful"]["mean"] = 3.2
+    (tmp_path / "open.json").write_text(json.dumps(values | {"args": {"model": "org/model"}}))
+    (row,) = read_foreign(tmp_path / "open.json")
+    assert (row.model, row.batch, row.note) == ("org/model", 3, "constant")
+
+
+def test_aiperf(tmp_path: Path):
     (row,) = read_foreign(FILES / "aiperf.json")
-    assert (row.batch, row.decode_tok_s, row.model) == (2, 52.5, "org/model")
-    assert row.figures["median_ttft_ms"] == 175
+    values = json.loads((FILES / "aiperf.json").read_text())
+    assert (row.engine, row.model, row.batch) == ("openai", "paced", 8)
+    assert row.decode_tok_s == values["output_token_throughput"]["avg"]
+    assert row.figures["median_ttft_ms"] == values["time_to_first_token"]["p50"]
+    assert row.note == "counted 2560 tokens, but the server reported 1280"
+    values["input_config"] = {
+        "endpoint": {"model_names": ["org/model"]},
+        "loadgen": {"concurrency": 2},
+    }
+    del values["total_usage_completion_tokens"]
+    (tmp_path / "older.json").write_text(json.dumps(values))
+    (row,) = read_foreign(tmp_path / "older.json")
+    assert (row.model, row.batch, row.note) == ("org/model", 2, "")
 
 
 def test_folder_of_others_names_what_it_leaves_out(tmp_path: Path):
@@ -67,7 +91,7 @@ def test_folder_of_others_names_what_it_leaves_out(tmp_path: Path):
     (tmp_path / "broken.json").write_text('{"benchmarks": 5}')
     with pytest.warns(RecordWarning) as caught:
         found = load_foreign(tmp_path)
-    assert len(found) == 8
+    assert len(found) == 7
     text = " ".join(str(warning.message) for warning in caught)
     assert all(name in text for name in ("odd.json", "half.json", "broken.json"))
     assert load_foreign(tmp_path / "none") == []

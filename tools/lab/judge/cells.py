@@ -1,4 +1,4 @@
-"""What a learner wrote, picked out of whatever was handed in.
+"""A learner's own cells, picked out of a notebook that was handed in.
 
 Nothing else of a handed-in notebook is run: its exercises go into the instructors' own notebook. So
 this reads with patience (old formats, missing, split and doubled cells, lost metadata), and notes what
@@ -92,7 +92,7 @@ class LabCells:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabCells:
-        """Reads `to_dict`'s output."""
+        """Read `to_dict`'s output."""
         exercises, others = (
             tuple(Slot(**slot) for slot in values[name]) for name in ("exercises", "others")
         )
@@ -101,7 +101,7 @@ class LabCells:
 
 @dataclass
 class HandedIn:
-    """What was found.
+    """Cells that were found.
 
     Attributes:
         texts: of the cells that a learner fills, by cell id.
@@ -119,7 +119,7 @@ class HandedIn:
 
 
 def read_lab_cells(notebook: Mapping[str, Any], name: str) -> LabCells:
-    """The slots of a lab, from its untouched notebook."""
+    """Return the slots of a lab, from its untouched notebook."""
     cells = list(_cells(notebook))
     setup = next((cell.text for cell in cells if cell.kind == "code"), "")
     checks = {cell.id.removeprefix(CHECK): cell for cell in cells if cell.id.startswith(CHECK)}
@@ -230,7 +230,7 @@ def _parse(data: bytes) -> Mapping[str, Any]:
 
 
 def _cells(notebook: Mapping[str, Any]) -> Iterator[_Cell]:
-    """The cells; one is known by its grade id, which a copy keeps, or else by its own id."""
+    """Return the cells; one is known by its grade id, which a copy keeps, or else by its own id."""
     for cell in notebook["cells"]:
         if not isinstance(cell, dict):
             continue
@@ -271,7 +271,7 @@ def _take(handed: HandedIn, slot: Slot, found: list[_Cell]) -> None:
 
 
 def _by_name(handed: HandedIn, slot: Slot, defining: list[tuple[_Cell, set[str]]]) -> None:
-    """A cell that lost its id and metadata is known by what it defines."""
+    """Find a cell that lost its id and metadata by its definitions."""
     kept = [
         cell.text
         for cell, names in defining
@@ -287,7 +287,7 @@ def _by_name(handed: HandedIn, slot: Slot, defining: list[tuple[_Cell, set[str]]
 
 
 def _written_beside(handed: HandedIn, slot: Slot, cells: list[_Cell]) -> None:
-    """An answer that stands in another cell: one of the learner's own, or one that lost its marks."""
+    """Find an answer in another cell: one of the learner's own, or one that lost its marks."""
     if not same(handed.texts.get(slot.cell, slot.stub), slot.stub):
         return
     following: list[_Cell] = []
@@ -338,12 +338,12 @@ def _look_at_checks(handed: HandedIn, lab: LabCells, cells: list[_Cell]) -> None
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
-    """Names that any of these cells defines, sorted."""
+    """Return the names that any of these cells defines, sorted."""
     return sorted(set().union(*map(defined_names, texts)))
 
 
 def merge(lab: LabCells, notebook: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The instructors' notebook with a learner's texts in their cells; none of it is markup."""
+    """Return the instructors' notebook with a learner's texts in their cells; none of it is markup."""
     stubs = {slot.cell: slot.stub for slot in lab.slots}
     cells = []
     for cell in notebook["cells"]:

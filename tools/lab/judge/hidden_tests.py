@@ -1,4 +1,4 @@
-"""How an exercise is graded: hidden parts, wrong solutions, and what is kept out of reach.
+"""Grading of an exercise: hidden parts, wrong solutions, and names that are kept out of reach.
 
 A lab's file, `solutions/grading/lab_3_3_N.py`, is never released. It says per exercise:
 
@@ -25,7 +25,7 @@ A lab's file, `solutions/grading/lab_3_3_N.py`, is never released. It says per e
   all points, as the reference does.
 * **twins** are functions and classes of `utils` that answer the exercise. While it is graded they
   are not in reach of the learner's code. The check's reference is one without being named.
-* **returns** are classes of `utils` that an answer may return or hold, beside plain values.
+* **returns** are classes of `utils` that an answer may return or hold, in addition to plain values.
 
 What a part hands over (and a check, for a part of its messages) crosses to another process: plain
 values, containers, NumPy arrays, and objects of classes of `utils`. No function, no generator.
@@ -72,9 +72,9 @@ class GradedPart:
     """A part of an exercise that earns its points or does not.
 
     Attributes:
-        title: what it is about, as a noun phrase; learners read it.
-        points: what it is worth.
-        examine: what decides.
+        title: Subject, as a noun phrase; learners read it.
+        points: Points for it.
+        examine: Function that decides.
     """
 
     title: str
@@ -84,7 +84,7 @@ class GradedPart:
 
 @dataclass
 class Grading:
-    """How one exercise is graded; see the module."""
+    """Grading of one exercise; see the module."""
 
     check: Check
     wrong: Mapping[str, Any]
@@ -104,11 +104,11 @@ class Grading:
 
     @property
     def points(self) -> int:
-        """Of all parts."""
+        """Points of all parts."""
         return sum(part.points for part in self.parts)
 
     def wrongs(self) -> dict[str, Wrong]:
-        """The wrong solutions by name, each as a `Wrong`."""
+        """Return the wrong solutions by name, each as a `Wrong`."""
         return {
             name: solution if isinstance(solution, Wrong) else Wrong(solution)
             for name, solution in self.wrong.items()
@@ -119,7 +119,7 @@ class Grading:
         return seals_of(self.check, self.twins)
 
     def source(self, seed: str, part: GradedPart) -> random.Random:
-        """The random inputs of one part; the same for the same seed."""
+        """Return the random inputs of one part; the same for the same seed."""
         index = self.parts.index(part)
         return random.Random(f"{seed}/{self.check.exercise}/{index}")
 
@@ -145,7 +145,7 @@ def load_gradings(root: Path) -> dict[str, dict[str, Grading]]:
 
 
 def load_sample_class(root: Path) -> ModuleType:
-    """The module `solutions/grading/sample_class.py`."""
+    """Return the module `solutions/grading/sample_class.py`."""
     return _load(root / FOLDER / "sample_class.py")
 
 

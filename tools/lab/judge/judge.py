@@ -34,7 +34,7 @@ _UNUSUAL_NAMES = "__import__ compile eval exec get_ipython globals open"
 
 @dataclass(frozen=True)
 class PartResult:
-    """What came of one part: `message` says why it earned nothing."""
+    """Result of one part: `message` gives the reason why it earned nothing."""
 
     title: str
     points: int
@@ -44,7 +44,7 @@ class PartResult:
 
 @dataclass
 class ExerciseResult:
-    """What came of one exercise.
+    """Result of one exercise.
 
     Attributes:
         id: of the exercise.
@@ -70,7 +70,7 @@ class ExerciseResult:
 
 @dataclass
 class Judgement:
-    """What came of one notebook."""
+    """Result of one notebook."""
 
     lab: str
     exercises: list[ExerciseResult] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Judgement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Judgement:
-        """Reads `to_dict`'s output."""
+        """Read `to_dict`'s output."""
         exercises = [
             ExerciseResult(**{**e, "parts": [PartResult(**p) for p in e["parts"]]})
             for e in values["exercises"]
@@ -102,7 +102,7 @@ class Judge:
         lab: its cells.
         checks: its checks, by exercise.
         start: starts a worker; takes the processor seconds that are spent already.
-        root: the course's folder, for what is sealed.
+        root: The course's folder, for the sealed files.
         gradings: the hidden parts by exercise; without them (a learner's copy) the lab's own
             check is the only part.
         seed: of the hidden parts' inputs.
@@ -227,7 +227,7 @@ class _Worker:
         return self._session is not None and not self._session.closed
 
     def session(self) -> Session:
-        """The session; a new one where there is none, or where the last one died.
+        """Return the session; a new one where there is none, or where the last one died.
 
         Raises:
             Stopped: the notebook has used up its time.
@@ -246,7 +246,7 @@ class _Worker:
         return self._session
 
     def _blame(self, index: int, stopped: Stopped) -> None:
-        """Let the untouched cell stand for this one; if it does, for all: one left a thread behind."""
+        """Replace this cell by its stub. If it is the stub already, replace all, as one left a thread."""
         text, stub = self._cells[index]
         if text != stub:
             self._cells[index] = (stub, stub)
@@ -290,7 +290,7 @@ class _Worker:
         return check.judge_answer(answer, examine)
 
     def listens_now(self) -> bool:
-        """Whether a port was opened since this was asked last."""
+        """Return whether a port was opened since this was asked last."""
         before = self._listens
         self._listens = self.alive and self.session().listening()
         return self._listens and not before
@@ -309,7 +309,7 @@ class _Worker:
                 self._unseal(self.session(), seals)
 
     def _unseal(self, session: Session, seals: Iterable[str]) -> None:
-        """Give code back; what is still sealed of the same module does not travel with it."""
+        """Give code back; the parts of the same module that are still sealed do not travel with it."""
         root = self.judge.root
         every = [seal for seals in self.judge.seals.values() for seal in seals]
         still = by_module(root, [seal for seal in every if seal not in self._lifted])
@@ -340,7 +340,7 @@ def _no_answer(slot: Slot, error: LearnersError | None) -> str:
 
 
 def _left_out(slot: Slot, message: str, handed: HandedIn) -> Iterable[Note]:
-    """A name that only a cell defines that is not run."""
+    """Yield a complaint about each missing name that a cell defines which isn't run."""
     if "NameError" not in message:
         return
     missing = (
@@ -355,7 +355,7 @@ def _left_out(slot: Slot, message: str, handed: HandedIn) -> Iterable[Note]:
 
 
 def _unusual(slot: Slot, text: str) -> Iterable[Note]:
-    """What no exercise needs, for a person to look at; what the stub itself uses is no news."""
+    """Return names that no exercise needs, for a person to look at, but not those of the stub itself."""
     found = _unusual_uses(text) - _unusual_uses(slot.stub)
     if found:
         what = ", ".join(sorted(found))[:200]

@@ -1,6 +1,6 @@
 """Values between the grader and the process that runs a learner's code.
 
-Plain data only: JSON, no pickle, so that what comes from the learner's side can hold values and
+Plain data only: JSON, no pickle, so that data from the learner's side can hold values and
 nothing that acts. Exact types survive (a `bool` is no `int`, a NumPy scalar no `float`). Objects of
 classes of `utils` cross by value where the receiver has agreed to the class; whatever else the
 learner's side holds (its own classes, generators, functions) stays there, and a *handle* crosses.
@@ -37,17 +37,17 @@ class WireError(ValueError):
 
 
 class Handles(Protocol):
-    """What stays on the learner's side, and is named by a number."""
+    """Object that stays on the learner's side, and is named by a number."""
 
     def give(self, thing: object) -> dict[str, Any]:
         """Describe an object that stays here (or a handle that came from there)."""
 
     def take(self, described: dict[str, Any]) -> object:
-        """The object, or what stands for it, behind a description."""
+        """Return the object that a description means, or its proxy."""
 
 
 def to_bytes(message: object) -> bytes:
-    """One message: its length in 4 bytes, then JSON.
+    """Return one message: its length in 4 bytes, then JSON.
 
     Raises:
         WireError: it is too large.
@@ -59,7 +59,7 @@ def to_bytes(message: object) -> bytes:
 
 
 def from_bytes(text: bytes) -> dict[str, Any]:
-    """The message behind the length.
+    """Return the message that follows the length.
 
     Raises:
         WireError: it is no JSON object.
@@ -97,7 +97,7 @@ class Codec:
     # ---- to the wire
 
     def encode(self, value: Any) -> Any:
-        """A value as JSON; objects that were encoded or decoded before keep their numbers.
+        """Return a value as JSON; objects that were encoded or decoded before keep their numbers.
 
         Raises:
             WireError: nested too deeply, or (on the grader's side) of a type that cannot cross.
@@ -130,7 +130,7 @@ class Codec:
         return self._encode_object(value, kind, depth)
 
     def _encode_object(self, value: Any, kind: type, depth: int) -> Any:
-        """What has an identity."""
+        """Encode an object that has an identity."""
         crosses = kind in (list, dict, set, deque) or _plain_array(value) or self._known(kind)
         if not crosses:
             return {"t": "handle", **self.handles.give(value)}
@@ -165,7 +165,7 @@ class Codec:
     # ---- from the wire
 
     def decode(self, node: Any) -> Any:
-        """The value of a node. Objects of this call are updated and come back themselves.
+        """Return the value of a node. Objects of this call are updated and come back themselves.
 
         Raises:
             WireError: it does not follow the protocol, or names a class nobody agreed to.
@@ -212,7 +212,7 @@ class Codec:
     def _decode_object(
         self, node: dict[str, Any], kind: str, each: Callable[[Any], list[Any]]
     ) -> Any:
-        """Make (or find) the object first, then fill it: what is in it may point back to it."""
+        """Make (or find) the object first, then fill it, because its contents may point back to it."""
         number, before = node["n"], self._items
         fresh = number not in self._by_number
         actual: Any = None if fresh else self._by_number[number]
@@ -293,7 +293,7 @@ def _find(name: str) -> type:
 
 
 def _of_course(kind: type) -> bool:
-    """A class of the course whose objects are no more than their attributes."""
+    """Return a class of the course whose objects are no more than their attributes."""
     plain = kind.__module__.startswith("utils.") and not issubclass(kind, BaseException)
     return plain and (issubclass(kind, enum.Enum) or kind.__dictoffset__ != 0)
 

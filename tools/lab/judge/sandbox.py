@@ -1,4 +1,4 @@
-"""Where a learner's code runs: a bubblewrap sandbox, or, where that is asked for, a plain process.
+"""The sandbox of a learner's code: bubblewrap or, where that is asked for, a plain process.
 
 Bubblewrap (Debian, Ubuntu: package `bubblewrap`) gives the process its own view of the machine:
 Python and the course read-only, nothing else of the disk, no network but its own loopback, its own
@@ -33,12 +33,12 @@ _NEXT_STEP = (
 
 
 class SandboxError(Exception):
-    """No sandbox can be had; the message says what to do."""
+    """Missing sandbox; the message has the next step."""
 
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What a learner's code may take.
+    """Limits of a learner's code.
 
     Attributes:
         memory_bytes: of all processes of one notebook together, and data of each.
@@ -86,13 +86,13 @@ class Sandbox(Protocol):
     def temporary(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def command(self, python: Sequence[str]) -> list[str]:
-        """The command line that runs `python` (arguments of the interpreter) inside."""
+        """Return the command line that runs `python` (arguments of the interpreter) inside."""
 
     def environment(self) -> dict[str, str]:
-        """The environment of that command."""
+        """Return the environment of that command."""
 
     def protections(self) -> list[str]:
-        """What is in force, in words."""
+        """Return the limits in force, in words."""
 
 
 def _variables(course: str, home: str) -> dict[str, str]:
@@ -233,7 +233,7 @@ def _for_root() -> list[str]:
 
 
 def _parents(path: str, built: set[str]) -> list[str]:
-    """Makes the folders above a mount point, readable: bubblewrap's own would be root's alone."""
+    """Make the folders above a mount point, readable: bubblewrap's own would be root's alone."""
     words: list[str] = []
     for parent in reversed(Path(path).parents):
         if str(parent) != "/" and str(parent) not in built:
@@ -263,7 +263,7 @@ def version() -> str:
 
 
 def find_sandbox(kind: str, course: Path, models: Path, home: Path) -> Sandbox:
-    """The sandbox of this machine, tried out.
+    """Return the sandbox of this machine, tried out.
 
     Args:
         kind: "bubblewrap" or "none".

@@ -16,7 +16,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def harmless(nodes: Any) -> list[dict[str, Any]]:
-    """Keep what is text or a PNG picture of outputs in nbformat's form, whoever made them."""
+    """Keep the text and the PNG pictures of outputs in nbformat's form."""
     if not isinstance(nodes, list):
         return []
     kept = (_harmless(node) for node in nodes[:MAX_OUTPUTS] if isinstance(node, dict))
@@ -47,14 +47,14 @@ def _text(value: Any, most: int = MAX_TEXT) -> str:
 
 
 def plain(text: str, most: int = MAX_TEXT) -> str:
-    """A text without what only terminals understand: colours, a line that overwrites itself."""
+    """Return a text without what only terminals understand: colours, a line that overwrites itself."""
     lines = writable(text[:most]).replace("\r\n", "\n").split("\n")
     shown = "\n".join(line.rsplit("\r", 1)[-1] for line in lines)  # a progress bar's last state
     return _UNPRINTED.sub("", _COLOURS.sub("", shown))
 
 
 def writable(text: str) -> str:
-    """A text without half characters (lone surrogates), which JSON can hold and no file."""
+    """Return a text without half characters (lone surrogates), which JSON can hold and no file."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -37,7 +37,7 @@ def seals_of(check: Check, twins: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
-    """Write `target/utils`, sealed, and the judge that runs beside it in the worker.
+    """Write `target/utils`, sealed, and the judge that runs with it in the worker.
 
     Args:
         root: the course's folder.
@@ -61,7 +61,7 @@ def build_sealed(root: Path, target: Path, seals: Iterable[str]) -> None:
 
 
 def by_module(root: Path, seals: Iterable[str]) -> dict[Path, list[str]]:
-    """Names within each module's file (below `root`)."""
+    """Return the names within each module's file (below `root`)."""
     found: dict[Path, list[str]] = {}
     for seal in dict.fromkeys(seals):
         module, qualname = split_name(root, seal)
@@ -70,7 +70,7 @@ def by_module(root: Path, seals: Iterable[str]) -> dict[Path, list[str]]:
 
 
 def sealed_source(root: Path, module: Path, names: Iterable[str]) -> str:
-    """The text of one module with the named functions and classes sealed."""
+    """Return the text of one module with the named functions and classes sealed."""
     return _sealed((root / module).read_text(encoding="utf-8"), module, names)
 
 

@@ -144,7 +144,7 @@ class Session:
     def run(
         self, code: str, *, ours: bool = False
     ) -> tuple[list[dict[str, Any]], LearnersError | None]:
-        """Run a cell: what it showed (nbformat's outputs, text and pictures), what ended it.
+        """Run a cell. Return its outputs (nbformat's, text and pictures) and the error that ended it.
 
         Args:
             code: the cell.
@@ -157,7 +157,7 @@ class Session:
             return harmless(reply["outputs"]), None if error is None else _described(error)
 
     def look(self, variable: str, wanted: ExpectedKind) -> RemoteAnswer | None:
-        """What the cells made of a variable; None if there is none."""
+        """Return the cells' value of a variable; None if there is none."""
         asked = {"variable": variable, "kind": wanted.kind, "parameters": wanted.parameters}
         with self.budget(self.limits.cell_s):
             found = self._exchange("look", **asked)
@@ -178,7 +178,7 @@ class Session:
         self._ask("unseal", module=module, names=names, source=source)
 
     def read(self, node: Any) -> Any:
-        """A value that stands alone in a reply."""
+        """Return the only value of a reply."""
         with self._reading("your answer"):
             return Codec(self, self.classes, agree=True).decode(node)
 
@@ -191,7 +191,7 @@ class Session:
             self._end(f"{what} cannot be read ({error})")
 
     def use(self, handle: int, how: str, *args: Any, restore: bool = False, **kwargs: Any) -> Any:
-        """Call, read or change what is behind a handle.
+        """Call, read or change the object of a handle.
 
         Args:
             handle: its number.
@@ -216,12 +216,12 @@ class Session:
         return result
 
     def _ask(self, operation: str, **what: Any) -> dict[str, Any]:
-        """One request of the grader's own."""
+        """Send one request of the grader's own."""
         with self.budget(_START_S):
             return self._exchange(operation, **what)
 
     def _exchange(self, operation: str, **what: Any) -> dict[str, Any]:
-        """One request and its reply.
+        """Send one request, and return its reply.
 
         Raises:
             Died: there is no proper reply: the process ended, or wrote something else.
@@ -265,7 +265,7 @@ class Session:
                     raise self._gone() from None
 
     def _receive(self, number: int) -> dict[str, Any]:
-        """The reply of this number; late ones of earlier numbers are dropped."""
+        """Return the reply of this number; late ones of earlier numbers are dropped."""
         assert self._process.stderr is not None
         errors = self._process.stderr.fileno()
         sources = [self._from, errors]
@@ -355,7 +355,7 @@ class Session:
         raise Died(message, cause)
 
     def _gone(self) -> Died:
-        """The worker closed its end: why?"""
+        """Return the reason why the worker closed its end."""
         try:
             status = self._process.wait(2)
         except subprocess.TimeoutExpired:
@@ -367,13 +367,13 @@ class Session:
         return Died(f"your code ended the process it ran in{how}")
 
     def strays(self) -> bool:
-        """Whether more processes run than at the start."""
+        """Return whether more processes run than at the start."""
         with contextlib.suppress(psutil.Error):
             return len(self._tree.children(recursive=True)) > self._family
         return False
 
     def listening(self) -> bool:
-        """Whether the worker's side listens on a port."""
+        """Return whether the worker's side listens on a port."""
         with contextlib.suppress(psutil.Error, OSError):
             for process in self._tree.children(recursive=True):
                 for table in ("tcp", "tcp6"):
@@ -384,7 +384,7 @@ class Session:
 
 
 class Remote:
-    """A thing of the learner's, seen from here: what is asked of it is asked over there."""
+    """Proxy for an object of the learner's: questions to it are asked over there."""
 
     def __init__(self, session: Session, handle: int, shown: str) -> None:
         for name, value in (("_session", session), ("_handle", handle), ("_shown", shown)):
@@ -506,7 +506,7 @@ class LearnersError:
         return f"{self.name}: {self.text}" if self.text else self.name
 
     def rebuild(self) -> BaseException:
-        """An exception of the same name and kind, for a check to meet."""
+        """Return an exception of the same name and kind, for a check to meet."""
         base = next((kind for kind in map(_exception, self.kinds) if kind), Exception)
         text = self.text
         kind = type(self.name, (base,), {"__str__": lambda _: text})
@@ -517,7 +517,7 @@ class LearnersError:
 
 
 def _memory(process: psutil.Process, *, shared: bool) -> int:
-    """Bytes of a process: what it shares with others counted whole, or (slower) by its part."""
+    """Return the bytes of a process: shared ones counted whole, or (slower) by its part."""
     with contextlib.suppress(psutil.Error):
         if not shared:
             return int(process.memory_full_info().pss)
@@ -538,7 +538,7 @@ def _described(error: dict[str, Any]) -> LearnersError:
 
 
 def _exception(name: str) -> type[BaseException] | None:
-    """The exception class of that name, if a check may meet it."""
+    """Return the exception class of that name, if a check may meet it."""
     module, _, qualname = name.partition(":")
     holder: object = builtins if module == "builtins" else None
     if module.startswith("utils."):

@@ -40,7 +40,7 @@ _MAX_PICTURES = 3
 
 
 class Things:
-    """What stays here and has a number."""
+    """Objects that stay here and have a number."""
 
     def __init__(self) -> None:
         self.things: list[object] = []
@@ -56,7 +56,7 @@ class Things:
 
 
 class Cut(io.TextIOBase):
-    """Keeps the beginning of what is written, drops the rest."""
+    """File that keeps the beginning of the written text, and drops the rest."""
 
     def __init__(self) -> None:
         self.kept: list[str] = []
@@ -71,7 +71,7 @@ class Cut(io.TextIOBase):
         return len(text)
 
     def text(self) -> str:
-        """What was kept, with a note where something was dropped."""
+        """Return the kept text, with a note where something was dropped."""
         return "".join(self.kept) + (_CUT.format(TEXT_LIMIT) if self.cut else "")
 
 
@@ -102,7 +102,7 @@ class Worker:
         }
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Run one cell; reply with what it showed, and with the error that ended it."""
+        """Run one cell; reply with its outputs, and with the error that ended it."""
         out, err = Cut(), Cut()
         publisher = CapturingDisplayPublisher()  # type: ignore[no-untyped-call]
         keep, self.shell.display_pub = self.shell.display_pub, publisher
@@ -119,7 +119,7 @@ class Worker:
         return {"outputs": outputs, "error": None if error is None else self.describe(error, None)}
 
     def look(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Reply with what a variable of the cells is: a number to call it by, and its faults."""
+        """Reply with a variable of the cells: a number to call it by, and its faults."""
         if message["variable"] not in self.shell.user_ns:
             return {"found": False}
         thing = self.shell.user_ns[message["variable"]]
@@ -190,7 +190,7 @@ class Worker:
         return {}
 
     def describe(self, error: BaseException, learner: Any) -> dict[str, Any]:
-        """An exception in plain values."""
+        """Return an exception in plain values."""
         try:
             text = str(error.msg if isinstance(error, SyntaxError) else error)[:2000]
         except Exception:
@@ -227,7 +227,7 @@ def _line(error: BaseException) -> tuple[int, str]:
 
 
 def _pictures(outputs: list[Any]) -> Iterator[dict[str, Any]]:
-    """What a cell displayed, without anything that a browser would run."""
+    """Return a cell's display, without anything that a browser would run."""
     for output in outputs[:_MAX_PICTURES]:
         data = output["data"]
         kept = {"text/plain": str(data.get("text/plain", ""))[:2000]}

@@ -40,7 +40,7 @@ class Choice:
         value: Its figure, the mean over the rounds, with its unit.
         runner_up: Label of the second engine, or None if there is no other.
         difference: Interval of the difference between the two, in words.
-        decided: Whether the interval excludes zero, so that another measurement would name the same winner.
+        decided: True if the interval excludes zero, so that another measurement would name the same winner.
         not_ranked: Figures of handicapped engines.
         folklore: Engine that the usual table names.
     """

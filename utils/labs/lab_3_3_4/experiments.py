@@ -52,7 +52,7 @@ def states_of(target: Target, tokens: Sequence[int]) -> Tensor:
 
 
 def best_next(target: Target, tokens: Sequence[int]) -> list[int]:
-    """The target's most probable next token behind each token of a text, from one forward pass."""
+    """Return the target's most probable next token after each token of a text, from one forward pass."""
     best: list[int] = target.logits(states_of(target, tokens)).argmax(-1).tolist()
     return best
 
@@ -83,7 +83,7 @@ def own_tree(
     mask: Callable[[list[int]], list[list[bool]]],
     positions: Callable[[list[int], int], list[int]],
 ) -> DraftTree:
-    """Puts a learner's mask and positions into a tree, in place of those it would compute itself."""
+    """Put a learner's mask and positions into a tree, in place of those it would compute itself."""
     parents = list(tree.parents)
     tree.mask = torch.tensor(mask(parents))
     tree.depths = torch.tensor(positions(parents, 0))
@@ -94,13 +94,13 @@ def own_tree(
 def tree_error(
     target: Target, text: Sequence[int], tree: DraftTree, tokens: Sequence[int]
 ) -> float:
-    """What a tree's mask and positions change: logits of its nodes in one pass, and of each path by itself.
+    """Return the effect of mask and positions: logits of its nodes in one pass, and of each path by itself.
 
     Args:
         target: The model.
-        text: Token ids that stand in front; its last one is the root.
-        tree: Under test.
-        tokens: Of its nodes.
+        text: Token ids in front of the tree; the last one is its root.
+        tree: Tree under test.
+        tokens: Tokens of its nodes.
 
     Returns:
         Largest difference between two logits.
@@ -126,7 +126,7 @@ def answer_all(
     max_new_tokens: int,
     rule: Rule | None = None,
 ) -> dict[str, list[Generation]]:
-    """Answers of plain decoding, by the course's own greedy rule, and of every drafter by `rule`."""
+    """Return the answers of plain decoding, by the course's greedy rule, and of every drafter by `rule`."""
     found = {"plain": in_batches(target, PlainDrafter(), prompts, max_new_tokens)}
     for name, drafter in drafters.items():
         found[name] = in_batches(target, drafter, prompts, max_new_tokens, rule)
@@ -135,14 +135,14 @@ def answer_all(
 
 @dataclass(frozen=True)
 class KindAcceptance:
-    """What one kind of text makes of the drafters.
+    """Acceptance of the drafters on one kind of text.
 
     Attributes:
         asked: Prompts.
-        loop_free: Of them, those whose plain answer does not go round in circles; only they count.
+        loop_free: Those of them whose plain answer does not go round in circles; only they count.
         by_head: Share of verifications in which each head's guess was accepted, in a chain.
         medusa: Mean tokens per verification of the chain.
-        ngram: Of n-gram lookup on the same prompts.
+        ngram: Acceptance of n-gram lookup on the same prompts.
         repeated: Share of the answers' 8-grams that occurred in them before.
     """
 
@@ -160,9 +160,9 @@ def by_kind(
     """Acceptance per head and per kind of text, with n-gram lookup as the control.
 
     Args:
-        prompts: Of several kinds.
+        prompts: Prompts of several kinds.
         answers: To these prompts, by method: "plain", "n-gram" and `CHAIN` are looked at.
-        heads: Of the chain.
+        heads: Heads of the chain.
 
     Returns:
         By kind; one of which every plain answer has a loop is left out.
@@ -191,7 +191,7 @@ def fair_prompts(
     """Prompts to compare speeds on: of each kind the first few whose plain answer has no loop.
 
     Args:
-        prompts: Of several kinds.
+        prompts: Prompts of several kinds.
         plain: Their plain answers.
         each: Prompts of each kind.
         shortest: Answers of fewer tokens are left out: there is little to measure in them.
@@ -425,5 +425,5 @@ def same_texts(answers: Sequence[Generation], texts: Sequence[str], tokenizer: A
 
 
 def best_of(results: Mapping[str, SpeculationResult], names: Sequence[str]) -> str:
-    """The method with the highest measured speed-up."""
+    """Return the method with the highest measured speed-up."""
     return max(names, key=lambda name: results[name].speedup)

@@ -23,12 +23,12 @@ def plot_tree(
     labels: Sequence[str] | None = None,
     accepted: Sequence[int] = (),
 ) -> Figure:
-    """Draws a draft tree, and beside it the mask under which all its nodes are verified at once.
+    """Draw a draft tree, and next to it the mask under which all its nodes are verified at once.
 
     Args:
         parents: Parent of each node, -1 for the root.
-        mask: Which node (row) sees which (column); None draws the tree alone.
-        labels: What each node holds; None writes its number.
+        mask: True where a node (row) sees another (column); None draws the tree alone.
+        labels: Text of each node; None writes its number.
         accepted: Nodes drawn in orange.
     """
     size = len(parents)
@@ -97,7 +97,7 @@ def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> 
 
     Args:
         logs: By name.
-        part: What accuracies belong to: "head", or "step".
+        part: Owner of the accuracies: "head", or "step".
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
     for (name, log), style in zip(logs.items(), ("-", "--", ":", "-."), strict=False):
@@ -121,7 +121,7 @@ def plot_training(logs: Mapping[str, Sequence[LogLine]], part: str = "head") -> 
 def plot_accuracy(
     shares: Mapping[str, Sequence[float]], part: str = "head", what: str = "best guess right (%)"
 ) -> Figure:
-    """A line per name: a share for head 0, 1, ... or step 0, 1, ...
+    """Return a line per name: a share for head 0, 1, ... or step 0, 1, ...
 
     Args:
         shares: 0 to 1, by name.
@@ -143,7 +143,7 @@ def plot_accuracy(
 
 
 def plot_costs(costs: Mapping[int, float]) -> Figure:
-    """What a forward pass over n nodes costs, in forward passes over one; costs: seconds by n."""
+    """Plot the cost of a forward pass over n nodes, in forward passes over one; costs: seconds by n."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     nodes = sorted(costs)
     ratios = [costs[n] / costs[1] for n in nodes]
@@ -164,7 +164,7 @@ def plot_speedups(
     measured: Mapping[str, Sequence[float]],
     tokens: Mapping[str, float],
 ) -> Figure:
-    """Speed-up against the size of the tree: predicted, measured, and the accepted tokens beside it.
+    """Speed-up against the size of the tree: predicted and measured, with the accepted tokens.
 
     Args:
         nodes: Nodes of each method's tree, the root included.

@@ -142,7 +142,7 @@ def kinds_table(kinds: Mapping[str, KindAcceptance]) -> pd.DataFrame:
 
 
 def prediction_table(predicted: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Return a row per tree: the numbers behind the prediction, and the predicted speed-up."""
+    """Return a row per tree: the numbers that the prediction uses, and the predicted speed-up."""
     rows = {
         name: {
             "nodes": int(row["nodes"]),

@@ -99,7 +99,7 @@ def make_data(
 
 @torch.inference_mode()
 def hidden_states(target: Target, ids: Sequence[int]) -> Tensor:
-    """All hidden states of a text, [layers + 1, tokens, hidden], as float32 on the CPU."""
+    """Return all hidden states of a text, [layers + 1, tokens, hidden], as float32 on the CPU."""
     target.aux_layers = tuple(range(target.shape.layers + 1))
     given = torch.tensor([list(ids)], device=target.device)
     seen: Seen = target(given, [chain(len(ids) - 1)], target.cache(1, len(ids)))
@@ -124,7 +124,7 @@ def train_small(
     unrolled: int,
     looked_at: int,
 ) -> Trained:
-    """Trains a small EAGLE-3 draft.
+    """Train a small EAGLE-3 draft.
 
     Args:
         target: Its target.
@@ -148,10 +148,10 @@ class Expansion:
     """A dynamic tree before its re-ranking.
 
     Attributes:
-        parents: Of each node; -1 for the root, node 0.
-        probabilities: That the draft gives each node behind its parent; 1 for the root.
-        tokens: Of each node.
-        answer: What the target wrote in the end, from the root on.
+        parents: Parent of each node; -1 for the root, node 0.
+        probabilities: Draft's probability of each node given its parent; 1 for the root.
+        tokens: Token of each node.
+        answer: Target's final text, from the root on.
     """
 
     parents: list[int]
@@ -193,15 +193,15 @@ def expand(
     width: int,
     behind: Sequence[int] = range(1, 13),
 ) -> Expansion:
-    """The expanded tree of one draft, at a place of an answer where the draft hesitates.
+    """Return the expanded tree of one draft, at a place of an answer where the draft hesitates.
 
     Args:
-        target: Who answers.
+        target: Model that answers.
         eagle: Its draft.
         prompt: Token ids.
         depth: Levels.
         width: Children tried of a node, and nodes expanded of a level.
-        behind: How many tokens of the answer may stand before; that one is taken where the probability of
+        behind: Largest number of tokens of the answer before it; that one is taken where the probability of
             the best first guess is nearest to `HESITATES`.
     """
     limit = max(behind) + depth + 1
@@ -258,7 +258,7 @@ def fit_prompts(prompts: Sequence[Prompt], step_s: float, profile: Profile) -> l
     at an assumed `FASTER` times its speed, the repeats of the profile. The answers are not looked at.
 
     Args:
-        prompts: Those that can be asked, the kinds one behind the other.
+        prompts: Possible prompts, the kinds one after the other.
         step_s: Seconds of a plain step.
         profile: Gives time, repeats and lengths.
     """
@@ -303,7 +303,7 @@ def check_same(
     profile: Profile,
     batch: int = 16,
 ) -> dict[str, tuple[int, int]]:
-    """How many held-out answers are plain decoding's, token for token, in batches.
+    """Count the held-out answers that are plain decoding's, token for token, in batches.
 
     Args:
         target: In float32, where the result does not depend on how many rows are computed together.
@@ -331,9 +331,9 @@ def check_same(
 def acceptance_rate(generations: Sequence[Generation]) -> float:
     """Share of the guesses that were looked at which were right, 0 to 1.
 
-    Behind the first wrong guess of a chain the rest is not looked at: a verification that accepted j of k
+    The rest of a chain after its first wrong guess is not looked at: a verification that accepted j of k
     guesses looked at min(j + 1, k). The last verification of each answer is left out: the answer's end cuts
-    it off, and what was cut off was not found wrong.
+    it off, and the guesses after the cut were not found wrong.
     """
     correct = looked_at = 0
     for g in generations:
@@ -349,7 +349,7 @@ class Level:
 
     Attributes:
         concurrency: Requests in flight.
-        temperature: Of sampling.
+        temperature: Temperature of sampling.
         throughput: Output tokens per second, one number per turn.
         acceptance: Mean tokens per verification, of the last turn; 1 without speculation.
     """
@@ -445,10 +445,10 @@ def sglang_options(profile: Profile, guesses: int = 3) -> dict[str, Any]:
 
 
 def try_sglang(profile: Profile) -> str:
-    """Whether SGLang drafts with EAGLE-3 here, in words.
+    """Return whether SGLang drafts with EAGLE-3 here, in words.
 
     In containers it is started. As a local process it has no kernels of its own (tools/setup/sglang_cpu): the
-    one that builds a tree is called in its environment, and says so.
+    one that builds a tree is called in its environment, and reports that.
     """
     if "eagle3_heads" not in profile.models:
         return f"SGLang with EAGLE-3: {NO_HEADS} ({profile.models['sglang']})."

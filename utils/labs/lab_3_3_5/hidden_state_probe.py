@@ -1,4 +1,4 @@
-"""What a draft could know: the token after next, guessed from several inputs by a linear map."""
+"""Knowledge within a draft's reach: the token after next, guessed from several inputs by a linear map."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ RIDGE = 1e-2  # weight of the penalty, as a share of the mean variance of the in
 
 
 def probe(target: Target, learn: Sequence[Recorded], test: Sequence[Recorded]) -> dict[str, float]:
-    """How often a linear map guesses token i + 2 right, by what it reads at position i.
+    """Return the share of right guesses of token i + 2 by linear maps, by their input at position i.
 
     A map from inputs to one number per token is fitted by ridge regression to the tokens that came, and its
     highest number is its guess: no training loop, no settings to tune, the same for all inputs. Only tokens
     of answers count.
 
     Args:
-        target: Whose embeddings are read.
-        learn: What the map is fitted to.
+        target: Model whose embeddings are read.
+        learn: Answers to which the map is fitted.
         test: Other answers, on which guesses are counted.
 
     Returns:

@@ -23,7 +23,7 @@ def plot_mask(mask: Sequence[Sequence[bool]]) -> Figure:
     """Which keys each query sees: a row per query, the keys of the steps side by side.
 
     Args:
-        mask: Of `ttt.ttt_mask`.
+        mask: Mask of `ttt.ttt_mask`.
     """
     rows, columns = len(mask), len(mask[0])
     figure, axes = plt.subplots(figsize=(1 + 0.3 * columns, 0.9 + 0.3 * rows), layout="constrained")
@@ -68,12 +68,12 @@ def plot_steps(accuracies: Mapping[str, Sequence[float]]) -> Figure:
 def plot_expansion(
     tree: Expansion, kept: Sequence[int], text: Callable[[int], str] = str
 ) -> Figure:
-    """The expanded tree: what re-ranking keeps in blue, what the target accepts in green.
+    """Draw the expanded tree: nodes that re-ranking keeps in blue, nodes that the target accepts in green.
 
     Args:
         tree: Nodes and their probabilities.
         kept: Nodes that re-ranking keeps, the root among them.
-        text: How a token is written.
+        text: Function that writes a token.
     """
     depth, height, lines = tree_layout(tree.parents)
     accepted = set(tree.accepted(kept))

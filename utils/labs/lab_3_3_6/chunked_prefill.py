@@ -35,7 +35,7 @@ def variants(profile: Profile) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Waits:
-    """What one long prompt did to itself and to others.
+    """Waits of one long prompt, and of the other requests.
 
     Attributes:
         chunk: Most tokens in a step.
@@ -53,7 +53,7 @@ class Waits:
 
 
 def requests_for(profile: Profile) -> list[Request]:
-    """The others, who answer long, then one long prompt with a short answer; no prefix is shared."""
+    """Return the others, who answer long, then one long prompt with a short answer; no prefix is shared."""
     sizes = profile.load.inside
     short = prompts(profile, OTHERS, output=sizes.others_tokens)
     long = prompts(profile, 1, length=sizes.long_prompt, output=4)
@@ -64,7 +64,7 @@ def requests_for(profile: Profile) -> list[Request]:
 
 
 def measure_waits(engine: RunningEngine, profile: Profile, chunk: int, label: str) -> Waits:
-    """Lets a long prompt arrive while others decode; writes a record.
+    """Let a long prompt arrive while others decode; write a record.
 
     Raises:
         EngineError: A request failed, or nobody was decoding when the prompt came.
@@ -85,7 +85,7 @@ def measure_waits(engine: RunningEngine, profile: Profile, chunk: int, label: st
 
 
 def waits_of(traces: Sequence[RequestTrace], chunk: int) -> Waits:
-    """Reads the waits from a run's traces.
+    """Read the waits from a run's traces.
 
     Raises:
         EngineError: A request failed, or nobody was decoding when the prompt came.
@@ -124,7 +124,7 @@ def typical(found: Sequence[Waits]) -> Waits:
 
 
 def waits_table(found: Mapping[str, Sequence[Waits]]) -> pd.DataFrame:
-    """One row per chunk size: medians, and the range over the repeats."""
+    """Return one row per chunk size: medians, and the range over the repeats."""
     rows = {}
     for name, runs in found.items():
         one = typical(runs)

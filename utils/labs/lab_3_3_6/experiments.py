@@ -21,14 +21,14 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two ways of running the same model differ.
+    """Difference between two ways of running the same model.
 
     Attributes:
         logits: Largest difference of a logit, over prefill and all decode steps.
         scale: Largest logit, for comparison.
         cache: Largest difference of a key or value that was written.
-        same_tokens: Whether the greedy tokens are the same.
-        tokens: How many were compared.
+        same_tokens: True if the greedy tokens are the same.
+        tokens: Number of tokens that were compared.
     """
 
     logits: float
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def within(self) -> bool:
-        """Whether both are the same within `TOLERANCE`."""
+        """True if both are the same within `TOLERANCE`."""
         return self.logits <= TOLERANCE and self.cache <= TOLERANCE
 
 
@@ -47,14 +47,14 @@ class Agreement:
 def agreement(
     target: Target, one: Steps, other: Steps, prompt: Sequence[int], slots: int, count: int = 16
 ) -> Agreement:
-    """Answers a prompt greedily in two ways, both fed with the first one's tokens.
+    """Answer a prompt greedily in two ways, both fed with the first one's tokens.
 
     Args:
         target: Gives the sizes.
         one: The way that chooses tokens.
         other: The way that is compared.
         prompt: Token ids, at least 2.
-        slots: Of the KV cache; at least prompt and `count`.
+        slots: Slots of the KV cache; at least prompt and `count`.
         count: Tokens to generate.
     """
     ids = torch.tensor([list(prompt)])
@@ -95,10 +95,10 @@ def time_steps(
     """Times prefill at several lengths and decode, every way in turn, the first of them changing.
 
     Args:
-        target: Gives the sizes.
-        ways: What is compared, by name.
+        target: Model that gives the sizes.
+        ways: Ways to compare, by name.
         prompts: Prompt lengths, tokens.
-        slots: Of the KV cache.
+        slots: Slots of the KV cache.
         repeats: Of every measurement.
 
     Returns:
@@ -141,7 +141,7 @@ def alternate(
 
 
 def speedups(times: Mapping[str, Sequence[float]], base: str = "eager") -> dict[str, list[float]]:
-    """How many times as fast as `base` each way was, repeat by repeat."""
+    """Return each way's speed in multiples of `base`, repeat by repeat."""
     return {
         name: [b / actual for b, actual in zip(times[base], own, strict=True)]
         for name, own in times.items()

@@ -16,7 +16,7 @@ from utils.roofline.machine import Machine
 
 
 def plot_ridge_point(times: Mapping[int, float], work: Work, machine: Machine) -> Figure:
-    """Draws the time of a step against its tokens, with the roofline's two lines."""
+    """Draw the time of a step against its tokens, with the roofline's two lines."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     n = np.array(sorted(times), dtype=float)
     reading = np.full_like(n, work.bytes / machine.bandwidth)
@@ -34,7 +34,7 @@ def plot_ridge_point(times: Mapping[int, float], work: Work, machine: Machine) -
 
 
 def plot_waits(found: Mapping[str, Sequence[Waits]]) -> Figure:
-    """Draws the long request's TTFT against the longest wait of the others, a point per run."""
+    """Draw the long request's TTFT against the longest wait of the others, a point per run."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     marks = zip(found.items(), (BLUE, ORANGE, GREEN, RED), "os^D", strict=False)
     for (name, runs), colour, mark in marks:
@@ -52,7 +52,7 @@ def plot_waits(found: Mapping[str, Sequence[Waits]]) -> Figure:
 
 
 def plot_variants(found: Mapping[str, Variant]) -> Figure:
-    """Draws quality and speed of the variants side by side, in the same order."""
+    """Draw quality and speed of the variants side by side, in the same order."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
     names = list(found)
     left.plot([found[name].judged.perplexity for name in names], names, "o", color=BLUE, ms=9)

@@ -38,7 +38,7 @@ class Variant:
         weight_bytes: Size of the model file; 0 where it is not on this machine.
         kv_bytes: Size of the KV cache, as the engine's log says.
         speeds: Output tokens per second, one per repeat.
-        judged: What it thought of the texts.
+        judged: Its probabilities for the texts.
     """
 
     weights: str

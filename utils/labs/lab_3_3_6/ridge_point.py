@@ -22,11 +22,11 @@ from utils.speculative.tree import chain
 
 @dataclass(frozen=True)
 class Work:
-    """What a step over a model's matrices reads and computes.
+    """Bytes and operations of a step over a model's matrices.
 
     Attributes:
         parameters: In the matrices of all layers; embedding and head are left out.
-        bytes: Of these.
+        bytes: Bytes of these.
     """
 
     parameters: int
@@ -39,7 +39,7 @@ class Work:
 
 
 def layer_matrices(target: Target) -> list[Tensor]:
-    """The weight matrices of all layers, [out, in], in the order of their use."""
+    """Return the weight matrices of all layers, [out, in], in the order of their use."""
     return [
         matrix
         for layer in target.decoder_layers
@@ -56,7 +56,7 @@ def work_of(matrices: Iterable[Tensor]) -> Work:
 
 
 def measure_constants(work: Work, dtype: torch.dtype, seconds: float) -> Machine:
-    """The two constants of the roofline on this machine: reading as many bytes, and multiplying."""
+    """Return the two constants of the roofline on this machine: reading as many bytes, and multiplying."""
     name = str(dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
     return measure_machine(working_set=work.bytes, threads=threads, seconds=seconds, dtype=name)
@@ -65,7 +65,7 @@ def measure_constants(work: Work, dtype: torch.dtype, seconds: float) -> Machine
 def best_times(
     calls: Mapping[int, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[int, float]:
-    """Shortest time of each call, s, the calls in turn; what other programs do only lengthens times."""
+    """Return the shortest time of each call, s, with the calls in turn, since others only lengthen them."""
     wait = synchronizer(device.type)
     best = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():

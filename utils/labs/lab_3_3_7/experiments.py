@@ -1,4 +1,4 @@
-"""The measured runs of lab 3.3.7, on real engines behind the real gateway."""
+"""The measured runs of lab 3.3.7, on real engines with the real gateway in front."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ LEAST_PATIENCE_S = {"first_byte_s": 2.0, "idle_s": 1.0}
 
 
 def raw_pieces(engine: RunningEngine, prompt: str, tokens: int) -> list[bytes]:
-    """The bytes of a stream as they came from an engine."""
+    """Return the bytes of a stream as they came from an engine."""
     request = Request(prompt, max_tokens=tokens, ignore_eos=True)
     body = request.body(engine.model, "completions")
     with (
@@ -64,7 +64,7 @@ def raw_pieces(engine: RunningEngine, prompt: str, tokens: int) -> list[bytes]:
 
 
 def recut(stream: bytes, seed: int) -> list[bytes]:
-    """The same bytes in other pieces: 1 to 60 bytes each."""
+    """Return the same bytes in other pieces: 1 to 60 bytes each."""
     rng, pieces = random.Random(seed), []
     while stream:
         size = rng.randint(1, 60)
@@ -77,7 +77,7 @@ Observe = Callable[[Timing, Mapping[str, Any], float], Timing]
 
 
 def watched_answer(observe: Observe, first_s: float, gap_s: float) -> Timing:
-    """Runs a small ASGI app below a middleware that hands every message to `observe`.
+    """Run a small ASGI app below a middleware that hands every message to `observe`.
 
     The app sends the head and a comment at once, the first of three pieces after `first_s`, and the others
     `gap_s` apart.
@@ -106,7 +106,7 @@ def watched_answer(observe: Observe, first_s: float, gap_s: float) -> Timing:
 
 
 def burst(gateway: LocalGateway, key: str, count: int) -> tuple[list[int], float, str]:
-    """Sends small requests one after the other.
+    """Send small requests one after the other.
 
     Returns:
         The status of each, the seconds that it took, and the first `Retry-After`.
@@ -193,7 +193,7 @@ def grouped_prompts(profile: Profile, seed: int) -> list[Request]:
 
 
 def affinity_key(request: Request) -> str:
-    """What the gateway hashes of a prompt."""
+    """Return the part of a prompt that the gateway hashes."""
     assert isinstance(request.prompt, str)
     return request.prompt[: Affinity().characters]
 
@@ -218,8 +218,8 @@ def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
     """Share of requests that come to a replica which has seen their beginning, if no_fault is evicted.
 
     Args:
-        requests: Of `grouped_prompts`.
-        replicas: Where each of them goes.
+        requests: Requests of `grouped_prompts`.
+        replicas: Replica for each of them.
     """
     seen: set[tuple[str, str]] = set()
     warm = 0
@@ -232,7 +232,7 @@ def first_visits(requests: Sequence[Request], replicas: Sequence[str]) -> float:
 def measure_policy(
     engines: Sequence[RunningEngine], profile: Profile, policy: str, seed: int
 ) -> PolicyRun:
-    """Sends grouped prompts through a gateway with one policy, two at a time, and writes a record."""
+    """Send grouped prompts through a gateway with one policy, two at a time, and write a record."""
     requests = grouped_prompts(profile, seed)
     patient = {"timeout_s": 10.0}  # no_fault is broken here, and a busy engine must not look so
     models = models_of({MODEL: engines}, policy)
@@ -261,7 +261,7 @@ def _grown(before: Sequence[Any], after: Sequence[Any], what: str) -> float:
 
 
 def counted(gateway: LocalGateway, name: str, label: str) -> Counter[str]:
-    """A counter of `/metrics`, summed by one label."""
+    """Return a counter of `/metrics`, summed by one label."""
     found: Counter[str] = Counter()
     for family in text_string_to_metric_families(gateway.metrics()):
         for sample in family.samples:
@@ -384,10 +384,10 @@ def _texts(count: int, seed: int = 5) -> list[str]:
 
 
 def crowd(gateway: LocalGateway, count: int, tokens: int) -> tuple[Counter[int], list[str]]:
-    """Sends `count` requests at the same moment.
+    """Send `count` requests at the same moment.
 
     Returns:
-        How many got which status, and every `Retry-After`.
+        Number of answers by status, and every `Retry-After`.
     """
     waits: list[str] = []
 
@@ -472,12 +472,12 @@ class DrainRun:
     ended_s: float = 0.0
 
     def running_at(self, at_s: float) -> int:
-        """Streams that were still running then."""
+        """Return the streams that were still running then."""
         return sum(end is None or end > at_s for end in self.finished)
 
 
 def drain_under_load(gateway: LocalGateway, streams: int, tokens: int) -> DrainRun:
-    """Starts streams, sends SIGTERM, and looks on until the gateway has ended."""
+    """Start streams, send SIGTERM, and look on until the gateway has ended."""
     found = DrainRun()
     started, began = threading.Event(), [0.0]
 
@@ -561,7 +561,7 @@ def patience(traces: Sequence[RequestTrace]) -> dict[str, float]:
 def faulty_pool(
     engines: Sequence[RunningEngine], profile: Profile
 ) -> Iterator[tuple[LocalGateway, FaultProxy]]:
-    """A gateway in front of three engines, the second behind a proxy that can misbehave.
+    """Start a gateway in front of three engines, with a proxy that can misbehave in front of the second.
 
     Its limits come from a warm-up on this machine, and are printed.
     """
@@ -589,10 +589,10 @@ def faulty_pool(
 
 
 def misbehave(proxy: FaultProxy, mode: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How a fault of the proxy begins, and how it ends."""
+    """Return the beginning and the end of a fault of the proxy."""
     return (lambda: setattr(proxy, "mode", mode)), (lambda: setattr(proxy, "mode", PASS))
 
 
 def frozen(engine: RunningEngine) -> tuple[Callable[[], None], Callable[[], None]]:
-    """How an engine freezes, and how it goes on."""
+    """Return the beginning and the end of an engine's freeze."""
     return engine.freeze, engine.thaw

@@ -26,7 +26,7 @@ _START_S = 10.0
 
 
 class FaultProxy:
-    """Stands in front of an engine and hands on, slowly, or not at all.
+    """Proxy in front of an engine that hands on, slowly, or not at all.
 
     Attributes:
         mode: `pass`. In `slow`, each piece of an answer waits `delay_s`. In the others, health checks pass:
@@ -45,7 +45,7 @@ class FaultProxy:
         assert self._ready.wait(_START_S), "the proxy did not start"
 
     def stop(self) -> None:
-        """Ends it. Twice does no harm."""
+        """End it. Twice does no harm."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

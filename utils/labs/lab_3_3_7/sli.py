@@ -39,7 +39,7 @@ def judge_sli(query: str) -> pd.DataFrame | None:
         query: PromQL with one value for each `model`: the share of admitted requests that ended well.
 
     Returns:
-        One row per kind of traffic, or None if promtool isn't installed (it says so).
+        One row per kind of traffic, or None, after a printed line, if promtool isn't installed.
     """
     if shutil.which("promtool") is None:
         print(MISSING)
