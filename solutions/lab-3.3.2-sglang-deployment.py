@@ -615,7 +615,7 @@ order_schema = checks.order_schema(order_schema)
 # `moves[after].get(byte)` is `None` if there is no such move. Leave the inner loop at the first `None`.
 # </details>
 
-# %% exercise="token_mask" title="The mask of a state" minutes=12 difficulty=3 points=3
+# %% exercise="token_mask" title="The mask of a state" minutes=12 difficulty=3 importance=4 points=3
 def token_mask(moves: list[dict[int, int]], state: int, tokens: list[bytes]) -> list[int]:
     """Ids of the tokens whose bytes the automaton can read from `state` on."""
     ### BEGIN SOLUTION
@@ -676,8 +676,8 @@ display(steps_table(steps, again))
 # the few others are walked with the stack at each step (Dong et al., *XGrammar*, arXiv 2411.15100, adaptive token mask
 # cache).
 #
-# Your masks equal those of the engines' xgrammar bit for bit: the course's tests compare both at every step of answers to
-# five patterns (`tests/engines/test_grammar_masks.py`).
+# Your masks equal those of the engines' xgrammar bit for bit, because the course's tests compare both at every step of
+# the answers to five patterns.
 # </details>
 #
 # ### Two hundred answers
@@ -685,7 +685,7 @@ display(steps_table(steps, again))
 # Two hundred requests on each engine under three constraints, sampled at temperature 0.8, each answer checked by
 # libraries that the engines do not use (`jsonschema`, `re`). And some without a constraint, for the pace.
 #
-# **Predict**: what share of the pace of free decoding is left under the JSON schema, on SGLang?
+# **Predict** the share of the pace of free decoding that is left under the JSON schema on SGLang.
 
 # %% prediction="pace_left"
 ### BEGIN SOLUTION
