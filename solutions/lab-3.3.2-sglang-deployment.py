@@ -13,7 +13,7 @@
 # * predict how much of a workload SGLang finds in its cache, to the percent, and check it on the engine;
 # * say what a cached prefix buys in time to first token and in throughput, and where that ends;
 # * order a queue so that the cache is used well, and nobody starves;
-# * get answers that are valid by construction (JSON schema, regular expression, choice), and say what it costs;
+# * compute the token mask of a grammar, get answers that are valid by construction, and tell their cost;
 # * write programs in SGLang's language, with `gen`, `select` and `fork`;
 # * put a cache-aware router in front of two workers, and see what happens when one dies.
 #
@@ -41,13 +41,15 @@ from utils.checks import compare_prediction
 from utils.checks import lab_3_3_2 as checks
 from utils.engines import skip_on_failure
 from utils.engines.fleet import Fleet
-from utils.engines.structured import COMPACT_JSON
+from utils.engines.grammar import Masks, compile_pattern, schema_pattern, vocabulary
+from utils.engines.structured import COMPACT_JSON, fault
 from utils.labs.lab_3_3_2 import experiments, plots, tables
 from utils.kvcache.audit import audit
 from utils.kvcache.radix import Node, RadixCache, cache_with
 from utils.kvcache.replay import drain_queue, first_come, longest_prefix
 from utils.labs.lab_3_3_2.experiments import cold_and_warm, measure_curve, measure_hits, measure_order, measure_routed
 from utils.benchmark import fresh_seed
+from utils.labs.lab_3_3_2.masks import TinyModel, steps_table
 from utils.labs.lab_3_3_2.workloads import workloads
 from utils.profiles import load_profile
 from utils.telemetry.cache import cache_report
@@ -90,7 +92,8 @@ print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 #
 # A node here has `key` (a list of token ids), `parent`, `children` (a dictionary from the first *page* of a
 # child's key, a tuple of token ids, to the child), `lock_ref` and `last_used`. A **page** is the unit in which
-# memory is given out: 1 token in SGLang unless you say otherwise, 16 or more in vLLM, which calls it a block.
+# memory is given out: 1 token in SGLang by default (some attention
+# backends need 16 to 128), and 16 or more in vLLM, which calls it a block.
 # Only whole pages are shared.
 
 # %% [markdown]
@@ -302,8 +305,8 @@ plots.plot_tree(root, lambda key: repr("".join(map(chr, key))))
 #
 # ## 2. Predict what SGLang finds
 #
-# SGLang keeps such a tree (in 0.5.23 its core is in Rust; `srt/mem_cache/radix_cache.py` has the same in
-# Python). After a request, prompt and answer stay in it until the memory is needed; a
+# SGLang keeps such a tree (in 0.5.23 its core is in Rust; `srt/mem_cache/unified_cache/unified_tree_core.py`
+# has the same in Python). After a request, prompt and answer stay in it until the memory is needed; a
 # new request is matched first, and only what does not match is computed. Each answer reports in
 # `usage.prompt_tokens_details.cached_tokens` what was found, if the server runs with `--enable-cache-report`.
 #
@@ -345,7 +348,8 @@ predict_hit_rate = checks.predict_hit_rate(predict_hit_rate)
 # %% [markdown]
 # `cache_with` makes a cache of **your** functions. For vLLM the same tree is asked in pages of its block size:
 # vLLM has no tree but a table of block hashes, each made from the block's tokens and the hash of the block
-# before it. It finds the same thing, the longest beginning in whole blocks.
+# before it. It finds the same thing, the longest beginning in whole blocks, as long as nothing is evicted. SGLang
+# evicts whole leaves and vLLM single blocks, so after evictions they may differ.
 
 # %%
 OwnCache = cache_with(match_prefix, insert, evict)
@@ -401,7 +405,7 @@ else:
 # | difference | likely cause |
 # |---|---|
 # | half a point to five points | A few tokens per prompt. A prompt happens to begin with the same word as an older one, or the engine shares only whole pages. |
-# | over five points less than your tree | The prefix was still being computed when the next request arrived, or it was evicted because the memory was needed, or the engine's pages are larger than you assumed. |
+# | over five points less than your tree | The next request arrived while SGLang was still computing the prefix (vLLM shares it as soon as its request is scheduled), or it was evicted because the memory was needed, or the engine's pages are larger than you assumed. |
 # | over five points more than your tree | The engine had seen these prompts before. Run the cell that makes the workloads again, and then this one. |
 #
 # vLLM finds only whole blocks, so it loses up to a block less one token of every shared prefix. If the prefixes are
@@ -579,10 +583,109 @@ order_schema = {
 order_schema = checks.order_schema(order_schema)
 
 # %% [markdown]
+# ### The mask of one step
+#
+# How does an engine know which tokens can come next? The pattern becomes an **automaton** that reads bytes. It has a
+# state for every place in the pattern. `moves[state]` is a dictionary from each byte that may come next to the state
+# after it. The model doesn't write bytes but tokens, though, and a token may span several parts of the pattern: for
+# example, a blank and a quotation mark are one token. So the engine walks through the bytes of *every* token of its
+# vocabulary. If each byte has a move, the token is allowed. All other logits become minus infinity before a token is
+# sampled.
+#
+# An example: the pattern is `(true|false)`, and the model has written `tr`. Three tokens are walked from there:
+#
+# | token | walk | allowed? |
+# |---|---|---|
+# | `ue` | `u` leads to the state after `tru`, then `e` to the end | yes |
+# | `u` | `u` leads to the state after `tru` | yes, the answer can still be finished |
+# | `us` | `u` leads to the state after `tru`, but no move has an `s` there | no |
+
+# %% [markdown]
+# Write `token_mask`, which returns the ids of all tokens that are allowed in a state, in ascending order. `tokens[i]`
+# has the bytes of token `i`. Special tokens have no bytes (`b""`), and no grammar allows them. The token that ends the
+# answer isn't your concern, because the engine adds it where the text may end.
+#
+# <details><summary>Hint 1</summary>
+#
+# A loop over `b"abc"` gives numbers, and these are the keys of `moves[state]`. Begin each token at `state`, not where the
+# token before it ended.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `moves[after].get(byte)` is `None` if there is no such move. Leave the inner loop at the first `None`.
+# </details>
+
+# %% exercise="token_mask" title="The mask of a state" minutes=12 difficulty=3 importance=4 points=3
+def token_mask(moves: list[dict[int, int]], state: int, tokens: list[bytes]) -> list[int]:
+    """Ids of the tokens whose bytes the automaton can read from `state` on."""
+    ### BEGIN SOLUTION
+    allowed = []
+    for token, spelled in enumerate(tokens):
+        after = state
+        for byte in spelled:
+            after = moves[after].get(byte)
+            if after is None:
+                break
+        if spelled and after is not None:
+            allowed.append(token)
+    return allowed
+    ### END SOLUTION
+
+# %% check="token_mask"
+token_mask = checks.token_mask(token_mask)
+
+# %% [markdown]
+# Your masks steer the course's tiny model, which runs here in `transformers` on the CPU. The schema of `order_schema` is
+# rewritten as a regular expression first, and each mask is kept for the next time that its state is reached.
+
+# %%
+tiny = TinyModel()
+tokens = vocabulary(tiny.tokenizer)
+pattern = schema_pattern(order_schema)
+automaton = compile_pattern(pattern)
+print(f"The pattern: {pattern}\nIts automaton has {len(automaton.moves)} states.")
+masks = Masks(automaton, token_mask, tokens, tiny.tokenizer.eos_token_id)
+allowed = token_mask(automaton.moves, automaton.after(b'{"drink": "'), tokens)
+print(f"{len(allowed)} of {len(tokens)} tokens may follow {{\"drink\": \":", [tokens[token].decode() for token in allowed])
+question = "Take this order as JSON: one large tea to go, please."
+constraint = {"json_schema": order_schema}
+free, _ = tiny.answer(question)
+masked, steps = tiny.answer(question, masks)
+_, again = tiny.answer(question, masks)
+for name, text in (("free", free), ("masked", masked)):
+    print(f"{name:>7}: {text!r}  {fault(text, constraint) or 'valid'}")
+display(steps_table(steps, again))
+
+# %% [markdown]
+# **Read the table.** In how many steps did the model have no choice at all? How long does a mask take the first time, and
+# when its state is reached again? How would both grow with the 151,936 tokens of Qwen3's vocabulary?
+#
+# <details><summary>Our reading</summary>
+#
+# Most steps allow only a few tokens, because the schema leaves a choice only for the drink, the number, `to_go`, and how
+# a fixed text is cut into tokens. The answer is valid, but it isn't true: the model may order something that nobody asked
+# for. Where only one text can follow, an engine could even skip the model (*jump-forward decoding*).
+#
+# The first time, a mask takes about half a millisecond on our machine, since every token is walked. Later it is only
+# looked up. The walk grows with the vocabulary, so with 151,936 tokens it takes about 74 times as long (derived). That
+# is as long as a whole step of many models, and each request in the batch needs a mask of its own.
+#
+# This automaton has few states, so a table of masks is enough. But nested JSON needs a *stack*, and then there are too many states
+# for a table. Therefore XGrammar, which both engines use, looks at each position of the grammar before the first request. For
+# most tokens the position alone decides (they are *context-independent*), so their bits are computed in advance. Only
+# the few others are walked with the stack at each step (Dong et al., *XGrammar*, arXiv 2411.15100, adaptive token mask
+# cache).
+#
+# Your masks equal those of the engines' xgrammar bit for bit, because the course's tests compare both at every step of
+# the answers to five patterns.
+# </details>
+#
+# ### Two hundred answers
+#
 # Two hundred requests on each engine under three constraints, sampled at temperature 0.8, each answer checked by
 # libraries that the engines do not use (`jsonschema`, `re`). And some without a constraint, for the pace.
 #
-# **Predict**: what share of the pace of free decoding is left under the JSON schema, on SGLang?
+# **Predict** the share of the pace of free decoding that is left under the JSON schema on SGLang.
 
 # %% prediction="pace_left"
 ### BEGIN SOLUTION
@@ -658,7 +761,7 @@ _ = fleet.each(refused, only=pages)
 # ## 5. The SGLang language
 #
 # SGLang began as a *language*: a Python program in which the model fills in gaps. `gen` generates, `select` chooses
-# the most likely of several texts, `fork` goes on in several directions from the same beginning, at the same time.
+# the text with the highest *mean* log-probability for each token, because a sum would favour short texts, and `fork` goes on in several directions from the same beginning, at the same time.
 # The front end (`sglang.lang`, unmodified) talks to the server that is running. Every branch of a fork begins with the same
 # tokens, so they are computed once: the language and the radix cache were made for each other.
 
@@ -694,7 +797,9 @@ with skip_on_failure("SGLang"), fleet.one("SGLang") as engine:
 # Now the cache is **too small**. Three groups of requests wait, members in turn: A B C A B C ... Served first come,
 # first served, each evicts what the next but two could have used. SGLang can order its queue by the **longest cached
 # prefix** (`--schedule-policy lpm`): the request with most of its prompt in the cache goes first. But then a
-# request that shares nothing waits until no cached ones are left, and if cached ones keep coming, it waits forever. A bound
+# request that shares nothing waits until no cached ones are left, and if cached ones keep coming, it waits forever.
+# SGLang has an escape for long queues only: while more than 128 requests wait, `lpm` orders them first come, first
+# served, since matching each of them would take too long (`_determine_active_policy`). A bound
 # helps: a request that was passed over `limit` times goes next.
 
 # %% [markdown]
@@ -878,8 +983,11 @@ pair.stop()
 # </details>
 # <details><summary>3. Two requests with the same new prefix arrive in the same millisecond. How much do they share?</summary>
 #
-# In the tree there is nothing yet, so both would compute it. SGLang's `lpm` looks for that and holds the second one
-# back a little; with `fcfs` both are computed, and one of the two copies is thrown away afterwards.
+# In SGLang a prefix can be reused when its prefill is done. So there is nothing in the tree yet, and both would compute
+# it. Its `lpm` looks for that and holds the second one back a little. With `fcfs` both are computed, and one of the two
+# copies is thrown away afterwards. In vLLM a prefix can be reused when its request is *scheduled*, even by the next
+# request of the same step, because the step writes all new keys and values before its attention reads them. So the
+# second request computes only its own end (`KVCacheManager.allocate_slots`).
 # </details>
 # <details><summary>4. Larger pages make the tree smaller and the memory access more regular. What do they cost?</summary>
 #

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 from utils.checks import CheckFailed, expect, expect_close, expect_equal
 from utils.checks import lab_3_3_2 as lab
 from tools.lab.judge.hidden_tests import Grading, Wrong
+from utils.engines.grammar import compile_pattern
 from utils.kvcache import radix
 from utils.kvcache.audit import damage, spelled
 from utils.kvcache.radix import Node, RadixCache, Tokens, walk
@@ -18,6 +20,7 @@ _speedup = lab.predict_speedup.reference
 _next = lab.next_request.reference
 _hits = lab.predict_hit_rate.reference
 _schema = lab.ORDER_SCHEMA
+_mask = lab.token_mask.reference
 
 
 def _from_the_start(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
@@ -732,3 +735,120 @@ def _(attempt: object, rng: random.Random) -> None:
     for added in ("note", "name", "sugar"):
         bad.append(({**rng.choice(good), added: rng.choice(["x", 1, None])}, ""))
     lab.judge_schema(attempt, good, [*bad, ([], ""), ("tea", ""), (None, "")])
+
+
+def _walk(moves: lab.Moves, state: int | None, text: bytes) -> int | None:
+    for byte in text:
+        state = None if state is None else moves[state].get(byte)
+    return state
+
+
+def _by_recursion(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    def fits(at: int | None, text: bytes) -> bool:
+        return at is not None and (not text or fits(moves[at].get(text[0]), text[1:]))
+
+    return [token for token, text in enumerate(tokens) if text and fits(state, text)]
+
+
+def _by_exception(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    allowed = []
+    for token, text in enumerate(tokens):
+        try:
+            reduce(lambda at, byte: moves[at][byte], text, state)
+        except KeyError:
+            continue
+        if text:
+            allowed.append(token)
+    return allowed
+
+
+def _by_prefixes(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    """Remember the state after each prefix, so that tokens share the moves of their beginnings."""
+    states: dict[bytes, int | None] = {b"": state}
+    allowed = []
+    for token, text in enumerate(tokens):
+        for end in range(1, len(text) + 1):
+            states[text[:end]] = _walk(moves, states[text[: end - 1]], text[end - 1 : end])
+        if text and states[text] is not None:
+            allowed.append(token)
+    return allowed
+
+
+def _special_tokens_too(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    return [t for t, text in enumerate(tokens) if _walk(moves, state, text) is not None]
+
+
+def _first_byte(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    return [t for t, text in enumerate(tokens) if text[:1] and text[0] in moves[state]]
+
+
+def _each_byte_alone(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    return [t for t, text in enumerate(tokens) if text and set(text) <= set(moves[state])]
+
+
+def _whole_answers(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    allowed = _mask(moves, state, tokens)
+    return [token for token in allowed if not moves[_walk(moves, state, tokens[token]) or 0]]
+
+
+def _one_bit_each(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[bool]:
+    allowed = _mask(moves, state, tokens)
+    return [token in allowed for token in range(len(tokens))]
+
+
+def _from_the_first_state(moves: lab.Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    return _mask(moves, 0, tokens)
+
+
+token_mask = Grading(
+    lab.token_mask,
+    wrong={
+        "special tokens too": Wrong(_special_tokens_too, says="without bytes"),
+        "only the first byte": Wrong(_first_byte, says="after the end of true"),
+        "each byte from the same state": Wrong(_each_byte_alone, says="begin true or false"),
+        "only tokens that end the answer": Wrong(_whole_answers, says="begin true or false"),
+        "a bit for each token": Wrong(_one_bit_each, says="begin true or false"),
+        "always from the first state": Wrong(_from_the_first_state, says="that you are given"),
+    },
+    right={
+        "by recursion": _by_recursion,
+        "with an exception": _by_exception,
+        "with the states of prefixes": _by_prefixes,
+    },
+    twins=("utils.engines.grammar.Automaton.after",),
+)
+
+_PATTERNS = ("(left|right|lift)( [0-9]{2})?", "[a-c]+d?", "20[2-3][0-9]-(0[1-9]|1[0-2])", "(caf\u00e9|cake)s*")
+
+
+def _same_masks(attempt: Callable[..., list[int]], rng: random.Random, steps: int) -> None:
+    for pattern in _PATTERNS:
+        moves = compile_pattern(pattern).moves
+        state = 0
+        for _ in range(steps):
+            state = rng.choice([*moves[state].values()] or [state])
+        # Walks through the automaton, half of them with a byte at their end that may be wrong.
+        bytes_used = sorted({byte for by_byte in moves for byte in by_byte})
+        tokens = [b""]
+        for _ in range(60):
+            text, at = b"", state
+            for _ in range(rng.randint(1, 4)):
+                if moves[at]:
+                    byte = rng.choice([*moves[at]])
+                    text, at = text + bytes([byte]), moves[at][byte]
+            tokens.append(text + bytes(rng.choices(bytes_used, k=rng.randint(0, 1))))
+        rng.shuffle(tokens)
+        what = f"the allowed tokens of {tokens} in state {state} of {pattern}"
+        expect_equal(attempt(moves, state, tokens), _mask(moves, state, tokens), what=what)
+
+
+@token_mask.part("tokens that may begin an answer", points=2)
+def _(attempt: Callable[..., list[int]], rng: random.Random) -> None:
+    for _ in range(5):
+        _same_masks(attempt, rng, steps=0)
+
+
+@token_mask.part("tokens that may go on in the middle", points=1)
+def _(attempt: Callable[..., list[int]], rng: random.Random) -> None:
+    for _ in range(5):
+        _same_masks(attempt, rng, steps=2)

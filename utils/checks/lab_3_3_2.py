@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jsonschema
 
 from utils.checks import CheckFailed, check, expect, expect_close, expect_equal, expect_type
+from utils.engines.grammar import compile_pattern
 from utils.kvcache import radix
 from utils.kvcache.audit import damage, spelled
 from utils.kvcache.radix import Node, RadixCache, Tokens, walk
 from utils.kvcache.replay import drain_queue, hit_rate
 
 Json = Mapping[str, Any]
+Moves = Sequence[Mapping[int, int]]  # next state by byte, for each state
 
 
 def tree_of(*sequences: Tokens, page_size: int = 1) -> Node:
@@ -396,3 +398,37 @@ def judge_schema(schema: object, good: Iterable[object], bad: Iterable[tuple[obj
         except jsonschema.ValidationError:
             continue
         raise CheckFailed(f"it accepts {order!r}. {hint}")
+
+
+def _token_mask(moves: Moves, state: int, tokens: Sequence[bytes]) -> list[int]:
+    allowed = []
+    for token, text in enumerate(tokens):
+        after: int | None = state
+        for byte in text:
+            after = moves[after].get(byte) if after is not None else None
+        if text and after is not None:
+            allowed.append(token)
+    return allowed
+
+
+@check(reference=_token_mask)
+def token_mask(attempt: Callable[..., list[int]]) -> None:
+    """Examine the learner's `token_mask(moves, state, tokens)`."""
+    tokens = [b"t", b"true", b"tru", b"trust", b"rue", b"false", b"", b"e", b"true false"]
+    automaton = compile_pattern("(true|false)")
+    hint = "t, true, tru and false begin true or false. trust and rue don't."
+    got = attempt(automaton.moves, 0, tokens)
+    expect_type(got, list, what="the allowed tokens")
+    expect(6 not in got, "a token without bytes is a special token, and the grammar forbids those.")
+    expect(8 not in got, "b'true false' goes on after the end of true, so no text has it.")
+    expect_equal(got, [0, 1, 2, 5], what=f"the tokens of {tokens} before (true|false)", hint=hint)
+    hint = "Begin at the state that you are given. After tru only e can follow."
+    got = attempt(automaton.moves, automaton.after(b"tru"), tokens)
+    expect_equal(got, [7], what="the tokens that are allowed after tru", hint=hint)
+    hint = "After the end of the text no token is left. The engine adds the end token itself."
+    got = attempt(automaton.moves, automaton.after(b"true"), tokens)
+    expect_equal(got, [], what="the tokens after a complete answer", hint=hint)
+    hint = "A token has several bytes: each move begins where the last one ended."
+    digits = [b"1", b"12", b"123", b"x1", b"1x"]
+    got = attempt(compile_pattern("[0-9]{2}").moves, 0, digits)
+    expect_equal(got, [0, 1], what=f"the tokens of {digits} before [0-9]{{2}}", hint=hint)
