@@ -17,7 +17,7 @@
 # * write programs in SGLang's language, with `gen`, `select` and `fork`;
 # * put a cache-aware router in front of two workers, and see what happens when one dies.
 #
-# **Time**: about 2 hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
+# **Time**: about 2½ hours. *Run All* is meant to take at most 5 minutes of them on a quiet CPU, more with a large
 # model on a GPU.
 #
 # **It starts** SGLang four times, vLLM once and SGLang's router three times, on free ports of 127.0.0.1, and
@@ -92,8 +92,8 @@ print("Running, or starting when it is their turn:", ", ".join(ready) or "none")
 #
 # A node here has `key` (a list of token ids), `parent`, `children` (a dictionary from the first *page* of a
 # child's key, a tuple of token ids, to the child), `lock_ref` and `last_used`. A **page** is the unit in which
-# memory is given out: 1 token in SGLang by default (some attention
-# backends need 16 to 128), and 16 or more in vLLM, which calls it a block.
+# memory is given out: 1 token in SGLang by default (some attention backends need 16
+# to 128), and 16 or more in vLLM, which calls it a block.
 # Only whole pages are shared.
 
 # %% [markdown]

@@ -2,8 +2,7 @@ r"""Grammar masks: a regular expression as an automaton over bytes, and the toke
 
 A pattern is parsed into a term. The *derivative* of a term by a byte is the term for the rest of the text
 (Brzozowski, "Derivatives of Regular Expressions", 1964), so the terms that are found by derivatives are the
-automaton's states. Left out: `.`, classes
-with `^`, shorthands such as `\d`, anchors and look-around.
+automaton's states. `.`, classes with `^`, shorthands such as `\d`, anchors and look-around are left out.
 """
 
 from __future__ import annotations
