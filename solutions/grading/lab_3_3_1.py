@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,6 +23,7 @@ _p99_of_runs = lab.p99_of_runs.reference
 _goodput = lab.goodput.reference
 _mean_interval = lab.mean_interval.reference
 _decode_ceiling = lab.decode_ceiling.reference
+
 
 def _chunks_as_tokens(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
     return _stream_metrics(sent, events, sum(bool(text) for _, text in events))
@@ -65,8 +67,29 @@ def _zero_for_one_chunk(sent: float, events: Events, completion_tokens: int) -> 
     return {"ttft": ttft, "tpot": tpot, "e2el": e2el}
 
 
+def _one_pass(sent: float, events: Events, completion_tokens: int) -> dict[str, np.float64]:
+    first = last = None
+    for at, text in events:
+        if text != "":
+            first, last = at if first is None else first, at
+    return {
+        "e2el": np.float64(last - sent),
+        "tpot": np.float64(last - first) / max(completion_tokens - 1, 1),
+        "ttft": np.float64(first - sent),
+    }
+
+
+def _filtered(sent: float, events: Events, completion_tokens: int) -> dict[str, float]:
+    answered = list(filter(lambda event: len(event[1]) > 0, events))
+    ttft, e2el = answered[0][0] - sent, answered[-1][0] - sent
+    if completion_tokens == 1:
+        return dict(ttft=ttft, e2el=e2el, tpot=0)
+    return dict(ttft=ttft, e2el=e2el, tpot=(e2el - ttft) / (completion_tokens - 1))
+
+
 stream_metrics = Grading(
     lab.stream_metrics,
+    right={"one pass, NumPy scalars, other order": _one_pass, "filter, and the integer 0": _filtered},
     wrong={
         "counts chunks as tokens": Wrong(_chunks_as_tokens, says="TPOT"),
         "takes the role-only delta for a token": Wrong(_role_counts, says="TTFT"),
@@ -194,8 +217,7 @@ open_loop_latencies = Grading(
         ],
         "leaves out the service": Wrong(
             lambda arrivals, service: [
-                max(0.0, round(latency - service, 9))
-                for latency in _open_loop_latencies(arrivals, service)
+                max(0.0, round(latency - service, 9)) for latency in _open_loop_latencies(arrivals, service)
             ],
             says="includes the service",
         ),
@@ -238,9 +260,7 @@ p99_of_runs = Grading(
         "averages the runs' percentiles": Wrong(
             lambda runs: float(np.mean([np.percentile(run, 99) for run in runs])), says="average"
         ),
-        "the worst run's percentile": lambda runs: float(
-            max(np.percentile(run, 99) for run in runs)
-        ),
+        "the worst run's percentile": lambda runs: float(max(np.percentile(run, 99) for run in runs)),
         "the maximum": lambda runs: float(max(max(run) for run in runs)),
         "the last run only": lambda runs: float(np.percentile(runs[-1], 99)),
         "the median": lambda runs: float(np.median(np.concatenate(runs))),
@@ -264,19 +284,43 @@ def _(attempt: Callable[..., float], rng: random.Random) -> None:
         expect_close(attempt(runs), _p99_of_runs(runs), what=f"p99 of runs of {sizes} requests")
 
 
+def _with_a_mask(
+    requests: list[dict[str, Any]], duration: float, ttft_limit: float, tpot_limit: float
+) -> np.float64:
+    ok = np.array([request["ok"] for request in requests], bool)
+    times = np.array(
+        [
+            [request["ttft"] if request["ok"] else 0, request["tpot"] if request["ok"] else 0]
+            for request in requests
+        ],
+        float,
+    )
+    return (ok & (times.reshape(-1, 2) <= [ttft_limit, tpot_limit]).all(axis=1)).sum() / duration
+
+
+def _counts_up(
+    requests: list[dict[str, Any]], duration: float, ttft_limit: float, tpot_limit: float
+) -> float:
+    met = 0
+    for request in requests:
+        if not request["ok"]:
+            continue
+        met += request["ttft"] <= ttft_limit and request["tpot"] <= tpot_limit
+    return met / duration
+
+
 goodput = Grading(
     lab.goodput,
+    right={"with a mask": _with_a_mask, "counts up": _counts_up},
     wrong={
         "counts failed requests": Wrong(
             lambda requests, duration, ttft_limit, tpot_limit: (
-                sum(r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit for r in requests)
-                / duration
+                sum(r["ttft"] <= ttft_limit and r["tpot"] <= tpot_limit for r in requests) / duration
             ),
             says="failed",
         ),
         "one limit is enough": lambda requests, duration, ttft_limit, tpot_limit: (
-            sum(r["ok"] and (r["ttft"] <= ttft_limit or r["tpot"] <= tpot_limit) for r in requests)
-            / duration
+            sum(r["ok"] and (r["ttft"] <= ttft_limit or r["tpot"] <= tpot_limit) for r in requests) / duration
         ),
         "a share instead of a rate": Wrong(
             lambda requests, duration, ttft_limit, tpot_limit: (
@@ -296,10 +340,7 @@ goodput = Grading(
         ),
         "takes an unknown value for a good one": Wrong(
             lambda requests, duration, ttft_limit, tpot_limit: (
-                sum(
-                    r["ok"] and not r["ttft"] > ttft_limit and not r["tpot"] > tpot_limit
-                    for r in requests
-                )
+                sum(r["ok"] and not r["ttft"] > ttft_limit and not r["tpot"] > tpot_limit for r in requests)
                 / duration
             ),
             says="NaN",
@@ -345,8 +386,22 @@ def _spread(values: Sequence[float], reach: float) -> tuple[float, float]:
     return mean - reach, mean + reach
 
 
+def _by_statistics(values: Sequence[float], t: float) -> tuple[float, float]:
+    reach = t * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - reach, statistics.fmean(values) + reach
+
+
+def _by_hand(values: Sequence[float], t: float) -> tuple[float, float]:
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    low, high = (mean + sign * t * (variance / n) ** 0.5 for sign in (-1, 1))
+    return low, high
+
+
 mean_interval = Grading(
     lab.mean_interval,
+    right={"statistics": _by_statistics, "by hand": _by_hand},
     wrong={
         "standard deviation instead of standard error": Wrong(
             lambda values, t: _spread(values, t * float(np.std(values, ddof=1))),
@@ -360,14 +415,10 @@ mean_interval = Grading(
             lambda values, t: _spread(values, t * float(np.std(values, ddof=1)) / 2), says="nine"
         ),
         "divides by n / 2": Wrong(
-            lambda values, t: _spread(
-                values, t * float(np.std(values, ddof=1)) / (len(values) / 2)
-            ),
+            lambda values, t: _spread(values, t * float(np.std(values, ddof=1)) / (len(values) / 2)),
             says="nine",
         ),
-        "leaves out t": lambda values, t: _spread(
-            values, float(np.std(values, ddof=1)) / len(values) ** 0.5
-        ),
+        "leaves out t": lambda values, t: _spread(values, float(np.std(values, ddof=1)) / len(values) ** 0.5),
         "smallest and largest": lambda values, t: (min(values), max(values)),
         "around the median": lambda values, t: tuple(
             x - float(np.mean(values)) + float(np.median(values)) for x in _mean_interval(values, t)
@@ -397,6 +448,14 @@ def _(attempt: Callable[..., tuple[float, float]], rng: random.Random) -> None:
 
 decode_ceiling = Grading(
     lab.decode_ceiling,
+    right={
+        "one request's share": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            bandwidth / (weight_bytes / batch + context * kv_bytes_per_token)
+        ),
+        "from the step's time": lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
+            batch * (1 / (weight_bytes / bandwidth + batch * context * kv_bytes_per_token / bandwidth))
+        ),
+    },
     wrong={
         "forgets that a batch shares the weights": Wrong(
             lambda bandwidth, weight_bytes, kv_bytes_per_token, context, batch: (
@@ -458,8 +517,26 @@ def _highest_of_the_rest(rows: Sequence[dict[str, Any]], ttft_limit_ms: float) -
     return recommend.best_for_api(good, ttft_limit_ms) if good else None
 
 
+def _by_sorting(rows: list[dict[str, Any]], ttft_limit_ms: float) -> str | None:
+    top = sorted({row["concurrency"] for row in rows})[-1]
+    for row in sorted(rows, key=lambda row: row["output_throughput"], reverse=True):
+        if row["concurrency"] == top and row["failed"] == 0 and not row["p95_ttft_ms"] > ttft_limit_ms:
+            return str(row["label"])
+    return None
+
+
+def _best_so_far(rows: list[dict[str, Any]], ttft_limit_ms: float) -> str | None:
+    top, best = max(row["concurrency"] for row in rows), None
+    for row in rows:
+        fits = row["p95_ttft_ms"] <= ttft_limit_ms and row["concurrency"] >= top and not row["failed"]
+        if fits and (best is None or row["output_throughput"] > best["output_throughput"]):
+            best = row
+    return best and best["label"]
+
+
 best_for_api = Grading(
     lab.best_for_api,
+    right={"by sorting": _by_sorting, "the best so far": _best_so_far},
     wrong={
         "one failed run bars an engine at every level": Wrong(_bars_labels, says="other runs"),
         "filters, then looks for the highest concurrency": Wrong(
@@ -486,9 +563,7 @@ best_for_api = Grading(
         "assumes 32": lambda rows, ttft_limit_ms: _top(
             rows,
             lambda row: (
-                row["concurrency"] == 32
-                and row["p95_ttft_ms"] <= ttft_limit_ms
-                and not row["failed"]
+                row["concurrency"] == 32 and row["p95_ttft_ms"] <= ttft_limit_ms and not row["failed"]
             ),
         ),
         "drops failed runs, then looks for the highest concurrency": Wrong(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import takewhile
 from typing import Any
 
 from utils.checks import CheckFailed, expect, expect_close, expect_equal
@@ -47,8 +49,24 @@ def _runs_over(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
     return length // page_size * page_size
 
 
+def _page_by_page(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    length = 0
+    while length + page_size <= len(key):
+        page = list(key[length : length + page_size])
+        if list(tokens[start + length : start + length + page_size]) != page:
+            break
+        length += page_size
+    return length
+
+
+def _with_takewhile(key: Tokens, tokens: Tokens, start: int, page_size: int) -> int:
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(key, tokens[start:], strict=False))
+    return (count := len(list(same))) - count % page_size
+
+
 shared_length = Grading(
     lab.shared_length,
+    right={"page by page": _page_by_page, "with takewhile": _with_takewhile},
     wrong={
         "compares with the beginning of tokens": Wrong(_from_the_start, says="start"),
         "counts all that is equal": Wrong(_counts_all_equal, says="first that differs"),
@@ -124,8 +142,33 @@ def _first_token_is_the_page(root: Node, tokens: Tokens, page_size: int) -> int:
     return radix.match_prefix(root, tokens, page_size) if page_size == 1 else 0
 
 
+def _by_recursion_down(root: Node, tokens: Tokens, page_size: int, done: int = 0) -> int:
+    child = root.children.get(tuple(tokens[done : done + page_size]))
+    if child is None:
+        return done
+    length = radix.shared_length(child.key, tokens, done, page_size)
+    if length == len(child.key):
+        return _by_recursion_down(child, tokens, page_size, done + length)
+    return done + length
+
+
+def _tries_each_child(root: Node, tokens: Tokens, page_size: int) -> int:
+    node, done = root, 0
+    while True:
+        lengths = [
+            (radix.shared_length(child.key, tokens, done, page_size), child)
+            for child in node.children.values()
+        ]
+        length, best = max(lengths, key=lambda pair: pair[0], default=(0, None))
+        done += length
+        if best is None or length < len(best.key):
+            return done
+        node = best
+
+
 match_prefix = Grading(
     lab.match_prefix,
+    right={"by recursion": _by_recursion_down, "tries each child": _tries_each_child},
     wrong={
         "looks at one node": Wrong(_first_node_only, says="Add up"),
         "takes whole nodes only": Wrong(_whole_nodes, says="inside a node"),
@@ -252,8 +295,25 @@ def _uses_up_the_tokens(root: Node, tokens: Tokens, page_size: int, now: int) ->
     return end
 
 
+def _by_recursion_from(root: Node, tokens: Tokens, page_size: int, now: int, done: int = 0) -> Node:
+    end = len(tokens) - len(tokens) % page_size
+    if done >= end:
+        return root
+    page = tuple(tokens[done : done + page_size])
+    child = root.children.setdefault(page, Node(list(tokens[done:end]), root, {}, 0, now))
+    length = radix.shared_length(child.key, tokens, done, page_size)
+    if length < len(child.key):
+        upper = Node(child.key[:length], root, {}, child.lock_ref, child.last_used)
+        root.children[page], child.parent, child.key = upper, upper, child.key[length:]
+        upper.children = {tuple(child.key[:page_size]): child}
+        child = upper
+    child.last_used = now
+    return _by_recursion_from(child, tokens, page_size, now, done + length)
+
+
 insert = Grading(
     lab.insert,
+    right={"by recursion": _by_recursion_from, "the course's own": radix.insert},
     wrong={
         "uses up the tokens": Wrong(_uses_up_the_tokens, says="handed in"),
         "never cuts a node": Wrong(_never_cuts, says="Cut"),
@@ -268,9 +328,7 @@ insert = Grading(
 )
 
 
-def _same_trees(
-    attempt: Callable[..., Node], rng: random.Random, page_sizes: list[int], locks: bool
-) -> None:
+def _same_trees(attempt: Callable[..., Node], rng: random.Random, page_sizes: list[int], locks: bool) -> None:
     for _ in range(15):
         page_size, stored = rng.choice(page_sizes), _some(rng, 7, 12)
         actual, expected = Node([]), Node([])
@@ -342,8 +400,23 @@ def _locks_the_subtree(node: Node, change: int) -> None:
         below.lock_ref += change
 
 
+def _by_recursion_up(node: Node, change: int) -> None:
+    if node.parent:
+        node.lock_ref = node.lock_ref + change
+        _by_recursion_up(node.parent, change)
+
+
+def _collects_first(node: Node, change: int) -> None:
+    path = [node]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    for each in path[:-1]:
+        each.lock_ref += change
+
+
 lock = Grading(
     lab.lock,
+    right={"by recursion": _by_recursion_up, "collects the path first": _collects_first},
     wrong={
         "locks one node": Wrong(_locks_one, says="as well"),
         "locks the root": Wrong(_locks_the_root, says="root"),
@@ -366,9 +439,7 @@ def _(attempt: Callable[..., None], rng: random.Random) -> None:
             held += [tokens] if change > 0 else []
             attempt(radix.insert(actual, tokens, 1, 9), change)
             radix.lock(radix.insert(expected, tokens, 1, 9), change)
-            what = (
-                f"(tokens, lock_ref, last_used) of {stored} after {tokens} was changed by {change}"
-            )
+            what = f"(tokens, lock_ref, last_used) of {stored} after {tokens} was changed by {change}"
             expect_equal(lab.drawn(actual), lab.drawn(expected), what=what)
             expect_equal(actual.lock_ref, 0, what="lock_ref of the root")
 
@@ -441,19 +512,41 @@ def _parent_without_a_look(root: Node, num_tokens: int) -> int:
     return removed
 
 
+def _with_a_heap(root: Node, num_tokens: int) -> int:
+    leaves = [n for n in walk(root) if n.parent and not n.children and not n.lock_ref]
+    heap, removed = [(leaf.last_used, id(leaf), leaf) for leaf in leaves], 0
+    heapq.heapify(heap)
+    while heap and removed < num_tokens:
+        _, _, leaf = heapq.heappop(heap)
+        parent = leaf.parent
+        parent.children = {page: n for page, n in parent.children.items() if n is not leaf}
+        removed += len(leaf.key)
+        if parent.parent and not parent.children and not parent.lock_ref:
+            heapq.heappush(heap, (parent.last_used, id(parent), parent))
+    return removed
+
+
+def _evicts_one_by_recursion(root: Node, num_tokens: int) -> int:
+    if num_tokens <= 0:
+        return 0
+    leaves = [n for n in walk(root) if n is not root and not n.children and n.lock_ref == 0]
+    if not leaves:
+        return 0
+    oldest = sorted(leaves, key=lambda n: n.last_used)[0]
+    for page, node in list(oldest.parent.children.items()):
+        if node is oldest:
+            oldest.parent.children.pop(page)
+    return len(oldest.key) + _evicts_one_by_recursion(root, num_tokens - len(oldest.key))
+
+
 evict = Grading(
     lab.evict,
+    right={"with a heap": _with_a_heap, "by recursion": _evicts_one_by_recursion},
     wrong={
         "a parent that is locked": Wrong(_parent_without_a_look, says="lock_ref there, too"),
-        "the most recently used first": Wrong(
-            _evict_by(lambda n: -n.last_used, _leaves), says="first"
-        ),
-        "evicts what is locked": Wrong(
-            _evict_by(lambda n: n.last_used, _ignores_locks), says="in use"
-        ),
-        "evicts nodes with children": Wrong(
-            _evict_by(lambda n: n.last_used, _inner_nodes_too), says="leaf"
-        ),
+        "the most recently used first": Wrong(_evict_by(lambda n: -n.last_used, _leaves), says="first"),
+        "evicts what is locked": Wrong(_evict_by(lambda n: n.last_used, _ignores_locks), says="in use"),
+        "evicts nodes with children": Wrong(_evict_by(lambda n: n.last_used, _inner_nodes_too), says="leaf"),
         "never looks at new leaves": Wrong(
             _evict_by(lambda n: n.last_used, _leaves, again=False), says="is a leaf"
         ),
@@ -480,9 +573,7 @@ def _same_evictions(attempt: Callable[..., int], rng: random.Random, locks: int)
             case = f"{num_tokens} tokens where {stored} were stored, pages of {page_size}, {locks} locked"
             wanted = radix.evict(expected, num_tokens)
             expect_equal(attempt(actual, num_tokens), wanted, what=f"tokens removed of {case}")
-            what = (
-                f"the tree, as (tokens from the root, lock_ref, last_used), after evicting {case}"
-            )
+            what = f"the tree, as (tokens from the root, lock_ref, last_used), after evicting {case}"
             expect_equal(lab.drawn(actual), lab.drawn(expected), what=what)
 
 
@@ -536,8 +627,26 @@ def _forgets_the_capacity(prompts: list[Tokens], cache: RadixCache) -> float:
     return _hits(prompts, RadixCache(page_size=cache.page_size))
 
 
+def _as_a_sum(prompts: list[Tokens], cache: RadixCache) -> float:
+    def found(prompt: Tokens) -> int:
+        matched = cache.match(prompt)
+        cache.insert(prompt)
+        return matched
+
+    return sum(map(found, prompts)) / sum(map(len, prompts))
+
+
+def _counts_what_is_new(prompts: list[Tokens], cache: RadixCache) -> float:
+    new = total = 0
+    for prompt in prompts:
+        new, total = new + len(prompt) - cache.match(prompt), total + len(prompt)
+        cache.insert(prompt)
+    return 1 - new / total
+
+
 predict_hit_rate = Grading(
     lab.predict_hit_rate,
+    right={"as a sum": _as_a_sum, "counts the new tokens": _counts_what_is_new},
     wrong={
         "forgets the capacity": Wrong(_forgets_the_capacity, says="took its room"),
         "stores before it looks up": Wrong(_stores_first, says="before you store"),
@@ -555,9 +664,7 @@ def _same_rates(attempt: Callable[..., float], rng: random.Random, capacity: int
     for _ in range(8):
         page_size = rng.choice([1, 2, 4])
         prefixes = [[rng.randrange(50) for _ in range(rng.randint(5, 20))] for _ in range(3)]
-        prompts = [
-            rng.choice(prefixes) + _some(rng, 1, 6)[0] + [rng.randrange(50)] for _ in range(9)
-        ]
+        prompts = [rng.choice(prefixes) + _some(rng, 1, 6)[0] + [rng.randrange(50)] for _ in range(9)]
         what = f"{prompts} in pages of {page_size}, a pool of {capacity or 'any size'}"
         wanted = _hits(prompts, RadixCache(capacity, page_size))
         expect_close(attempt(prompts, RadixCache(capacity, page_size)), wanted, what=what)
@@ -578,6 +685,14 @@ def _(attempt: Callable[..., float], rng: random.Random) -> None:
 
 predict_speedup = Grading(
     lab.predict_speedup,
+    right={
+        "1 over the share that is left": lambda fraction, prefill_s, rest_s: (
+            1 / (1 - fraction * prefill_s / (prefill_s + rest_s))
+        ),
+        "the saved time first": lambda fraction, prefill_s, rest_s: (
+            (prefill_s + rest_s) / (prefill_s + rest_s - fraction * prefill_s)
+        ),
+    },
     wrong={
         "forgets the rest": Wrong(
             lambda fraction, prefill_s, rest_s: 1 / max(1e-9, 1 - fraction), says="stay"
@@ -591,9 +706,7 @@ predict_speedup = Grading(
         "takes the fraction for what is left": Wrong(
             lambda fraction, prefill_s, rest_s: _speedup(1 - fraction, prefill_s, rest_s)
         ),
-        "returns seconds": Wrong(
-            lambda fraction, prefill_s, rest_s: (1 - fraction) * prefill_s + rest_s
-        ),
+        "returns seconds": Wrong(lambda fraction, prefill_s, rest_s: (1 - fraction) * prefill_s + rest_s),
         "cold without the rest": Wrong(
             lambda fraction, prefill_s, rest_s: prefill_s / ((1 - fraction) * prefill_s + rest_s)
         ),
@@ -622,8 +735,22 @@ def _most_passed_over(cached: list[int], passed_over: list[int], limit: int) -> 
     return cached.index(max(cached))
 
 
+def _starving_first(cached: list[int], passed_over: list[int], limit: int) -> int:
+    starving = [place for place, times in enumerate(passed_over) if times >= limit]
+    return (starving or sorted(range(len(cached)), key=lambda place: -cached[place]))[0]
+
+
+def _by_key(cached: list[int], passed_over: list[int], limit: int) -> int:
+    def rank(place: int) -> tuple[bool, int, int]:
+        waits = passed_over[place] >= limit
+        return not waits, 0 if waits else -cached[place], place
+
+    return min(range(len(cached)), key=rank)
+
+
 next_request = Grading(
     lab.next_request,
+    right={"those that starve first": _starving_first, "one key for all": _by_key},
     wrong={
         "first come, first served": Wrong(lambda cached, passed_over, limit: 0, says="position 1"),
         "lets requests starve": Wrong(
@@ -680,6 +807,22 @@ def _with_property(name: str, value: Any) -> dict[str, Any]:
 
 order_schema = Grading(
     lab.order_schema,
+    right={
+        "const and oneOf": {
+            **_schema,
+            "properties": {
+                **_schema["properties"],
+                "drink": {"oneOf": [{"const": name} for name in ("espresso", "latte", "tea")]},
+            },
+        },
+        "other order, more keywords": {
+            "additionalProperties": False,
+            "required": ["to_go", "drink", "count"],
+            "title": "Order",
+            "properties": dict(reversed(_schema["properties"].items())),
+            "type": "object",
+        },
+    },
     wrong={
         "any object": Wrong({"type": "object"}, says="beer"),
         "lets fields be missing": Wrong(_without("required"), says="missing"),
@@ -818,7 +961,12 @@ token_mask = Grading(
     twins=("utils.engines.grammar.Automaton.after",),
 )
 
-_PATTERNS = ("(left|right|lift)( [0-9]{2})?", "[a-c]+d?", "20[2-3][0-9]-(0[1-9]|1[0-2])", "(caf\u00e9|cake)s*")
+_PATTERNS = (
+    "(left|right|lift)( [0-9]{2})?",
+    "[a-c]+d?",
+    "20[2-3][0-9]-(0[1-9]|1[0-2])",
+    "(caf\u00e9|cake)s*",
+)
 
 
 def _same_masks(attempt: Callable[..., list[int]], rng: random.Random, steps: int) -> None:

@@ -26,6 +26,7 @@ _append_slot = lab.append_slot.reference
 _unused = lab.unused_share.reference
 _predict = lab.predict_throughput.reference
 
+
 def _all_heads(config: Config, value_bytes: int) -> int:
     return _kv_bytes({**config, "num_key_value_heads": config["num_attention_heads"]}, value_bytes)
 
@@ -52,9 +53,17 @@ def _true_division(config: Config, value_bytes: int) -> float:
     return 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim * value_bytes
 
 
+def _with_if(config: Config, value_bytes: int) -> int:
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    size = config["head_dim"] if "head_dim" in config else int(config["hidden_size"] / heads)
+    return sum(kv_heads * size * value_bytes * 2 for _ in range(config["num_hidden_layers"]))
+
+
 kv_bytes_per_token = Grading(
     lab.kv_bytes_per_token,
     right={
+        "layer by layer": _with_if,
         "/ in place of //": _true_division,
         "NumPy": lambda config, value_bytes: np.int64(_kv_bytes(config, value_bytes)),
     },
@@ -132,8 +141,20 @@ def _one_block_more(
     return blocks, blocks // (request_tokens // block_size + 1)
 
 
+def _with_ceil(budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int) -> tuple[int, int]:
+    blocks = budget_bytes // token_bytes // block_size
+    return blocks, int(blocks / math.ceil(request_tokens / block_size))
+
+
+def _fills_up(budget_bytes: int, token_bytes: int, block_size: int, request_tokens: int) -> tuple[int, int]:
+    blocks, _ = divmod(budget_bytes, token_bytes * block_size)
+    each, rest = divmod(request_tokens, block_size)
+    return blocks, blocks // (each + (rest > 0))
+
+
 capacity = Grading(
     lab.capacity,
+    right={"with ceil": _with_ceil, "with divmod": _fills_up},
     wrong={
         "lets requests share a block": Wrong(_shares_blocks, says="block of its own"),
         "rounds the blocks up": Wrong(_rounds_blocks_up, says="budget"),
@@ -214,8 +235,45 @@ class _WrapsAround(BlockPool):
         return super().allocate()
 
 
+class _DequePool(BlockPool):
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.free = deque(range(num_blocks))
+        self.references = num_blocks * [0]
+
+    def allocate(self) -> int:
+        try:
+            block = self.free.popleft()
+        except IndexError:
+            raise OutOfBlocks("no block is free") from None
+        self.references[block] += 1
+        return block
+
+    def share(self, block: int) -> None:
+        if block in self.free:
+            raise ValueError(block)
+        self.references[block] += 1
+
+    def release(self, block: int) -> None:
+        if block in self.free:
+            raise ValueError(block)
+        self.references[block] -= 1
+        if not self.references[block]:
+            self.free.append(block)
+
+
+class _StackPool(_DequePool):
+    def allocate(self) -> int:
+        if not self.free:
+            raise OutOfBlocks("no block is free")
+        block = self.free.pop()
+        self.references[block] = 1
+        return block
+
+
 block_pool = Grading(
     lab.block_pool,
+    right={"with a deque": _DequePool, "the block that was freed last": _StackPool},
     wrong={
         "frees a block that others still use": Wrong(_FreesShared, says="still"),
         "never gives a block back": Wrong(_NeverFrees, says="free list"),
@@ -372,8 +430,34 @@ def _makes_a_new_list(pool: BlockPool, table: list[int], num_tokens: int) -> tup
     return _append_slot(pool, table, num_tokens)
 
 
+def _asks_first(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    full = len(table) * pool.block_size == num_tokens
+    if not full and pool.references[table[-1]] < 2:
+        return None
+    block = pool.allocate()
+    if full:
+        table += [block]
+        return None
+    shared, table[-1] = table[-1], block
+    pool.release(shared)
+    return shared, block
+
+
+def _by_table_length(pool: BlockPool, table: list[int], num_tokens: int) -> tuple[int, int] | None:
+    if num_tokens // pool.block_size >= len(table):
+        table.insert(len(table), pool.allocate())
+    elif pool.references[table[-1]] > 1:
+        old = table[-1]
+        new = pool.allocate()
+        pool.release(table.pop())
+        table.append(new)
+        return (old, new)
+    return None
+
+
 append_slot = Grading(
     lab.append_slot,
+    right={"asks first": _asks_first, "by the table's length": _by_table_length},
     wrong={
         "the pair the wrong way round": Wrong(_swapped, says="wrong way round"),
         "makes a new list": Wrong(_makes_a_new_list, says="with append"),
@@ -468,13 +552,21 @@ def _rounds_once(lengths: list[int], block_size: int) -> float:
     return (held - sum(lengths)) / held
 
 
+def _mean_of_free(lengths: list[int], block_size: int) -> float:
+    slots = (np.ceil(np.asarray(lengths) / block_size) * block_size).sum()
+    return 1 - np.sum(lengths) / slots
+
+
 unused_share = Grading(
     lab.unused_share,
     right={
-        "with math.ceil": lambda lengths, block_size: 1
-        - sum(lengths) / (block_size * sum(math.ceil(length / block_size) for length in lengths)),
-        "with NumPy": lambda lengths, block_size: 1
-        - np.sum(lengths) / np.sum(np.ceil(np.array(lengths) / block_size) * block_size),
+        "vectorised": _mean_of_free,
+        "with math.ceil": lambda lengths, block_size: (
+            1 - sum(lengths) / (block_size * sum(math.ceil(length / block_size) for length in lengths))
+        ),
+        "with NumPy": lambda lengths, block_size: (
+            1 - np.sum(lengths) / np.sum(np.ceil(np.array(lengths) / block_size) * block_size)
+        ),
     },
     wrong={
         "divides by tokens": Wrong(_per_token, says="held"),
@@ -561,8 +653,43 @@ def _schedule_with(
     return schedule
 
 
+def _with_helpers(waiting: Queue, running: list[Sequence], limits: SchedulerLimits) -> dict[int, int]:
+    plan: dict[int, int] = {}
+
+    def left() -> int:
+        return limits.token_budget - sum(plan.values())
+
+    def give(request: Sequence, tokens: int) -> None:
+        request.take(tokens)
+        plan[request.job.job_id] = tokens
+
+    preempted = len(waiting)
+    for request in list(running):
+        tokens = min(request.remaining, left())
+        if tokens == 0 or not any(other is request for other in running):
+            break
+        while running and not request.fits(tokens):
+            victim = running.pop()
+            victim.preempt()
+            waiting.appendleft(victim)
+            if victim is request:
+                return plan
+        give(request, tokens)
+    if len(waiting) > preempted:
+        return plan
+    while waiting and left() and len(running) < limits.max_running:
+        request, tokens = waiting[0], min(waiting[0].remaining, left())
+        whole = tokens == request.remaining or limits.chunked_prefill
+        if not (whole and request.fits(request.remaining)):
+            break
+        running.append(waiting.popleft())
+        give(request, tokens)
+    return plan
+
+
 schedule = Grading(
     lab.schedule,
+    right={"with helpers": _with_helpers, "the course's own": _reference_schedule},
     wrong={
         "preempts the oldest": Wrong(_schedule_with(victim=0), says="youngest"),
         "sends the preempted to the end": Wrong(_schedule_with(requeue="back"), says="front"),
@@ -571,9 +698,7 @@ schedule = Grading(
         "static: admits only when nobody runs": Wrong(
             _schedule_with(only_when_idle=True), says="place is free"
         ),
-        "admits a prompt that will not fit": Wrong(
-            _schedule_with(whole_prompt=False), says="whole prompt"
-        ),
+        "admits a prompt that will not fit": Wrong(_schedule_with(whole_prompt=False), says="whole prompt"),
         "skips a prompt that is too long for the step": Wrong(
             _schedule_with(admit="skips the long"), says="overtakes"
         ),
@@ -616,9 +741,7 @@ def _same_step(attempt: Decide, seed: int, **size: int) -> None:
     waiting, running, limits = actual
     free = len(waiting[0].table.pool.free)
     runs, waits = ([(s.job.job_id, s.remaining) for s in group] for group in (running, waiting))
-    case = (
-        f"(id, remaining) running {runs}, waiting {waits}, {free} blocks of 4 free, {limits}"
-    )
+    case = f"(id, remaining) running {runs}, waiting {waits}, {free} blocks of 4 free, {limits}"
     wanted = _reference_schedule(*expected)
     try:
         plan = attempt(waiting, running, limits)
@@ -701,9 +824,15 @@ def _with_polyfit(concurrency: int, tpot_s: dict[int, float]) -> float:
     return concurrency / (base + slope * concurrency)
 
 
+def _two_unknowns(concurrency: int, tpot_s: dict[int, float]) -> float:
+    (n, slow), (m, fast) = sorted(tpot_s.items(), reverse=True)
+    share = (concurrency - m) / (n - m)
+    return concurrency / (fast + share * (slow - fast))
+
+
 predict_throughput = Grading(
     lab.predict_throughput,
-    right={"with polyfit": _with_polyfit},
+    right={"between the two points": _two_unknowns, "with polyfit": _with_polyfit},
     wrong={
         "clamps at the last level": Wrong(_interpolates, says="numpy.interp does not go on"),
         "a step costs the same at any batch": Wrong(_proportional, says="longer"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from utils.checks import expect_close, expect_equal
 from utils.checks import lab_3_3_4 as lab
@@ -67,13 +68,27 @@ def _own_best(parents: list[int], tokens: list[int], best: list[int]) -> list[in
     return path
 
 
+def _by_recursion(parents: list[int], tokens: list[int], best: list[int], node: int = 0) -> list[int]:
+    for child, parent in enumerate(parents):
+        if parent == node and tokens[child] == best[node]:
+            return [node, *_by_recursion(parents, tokens, best, child)]
+    return [node]
+
+
+def _by_children(parents: list[int], tokens: list[int], best: list[int]) -> list[int]:
+    child_of = {(parents[n], tokens[n]): n for n in reversed(range(1, len(parents)))}
+    path = [0]
+    while (found := child_of.get((path[-1], best[path[-1]]))) is not None:
+        path.append(found)
+    return path
+
+
 accept_greedy = Grading(
     lab.accept_greedy,
+    right={"by recursion": _by_recursion, "from a dictionary of children": _by_children},
     wrong={
         "looks at the first child alone": Wrong(_first_child_only, says="all children"),
-        "counts what is right behind a wrong guess": Wrong(
-            _counts_all_right, says="nothing counts"
-        ),
+        "counts what is right behind a wrong guess": Wrong(_counts_all_right, says="nothing counts"),
         "takes every tree for a chain": Wrong(_takes_it_for_a_chain, says="children"),
         "looks at all nodes, not at children": Wrong(_any_node_below, says="accepted last"),
         "compares a node with its own best": Wrong(_own_best),
@@ -122,16 +137,33 @@ def _changed(parents: list[int], change: Callable[[list[list[bool]]], Any]) -> A
     return change(_mask(parents))
 
 
+def _climbs(parents: list[int]) -> list[list[bool]]:
+    mask = [[False] * len(parents) for _ in parents]
+    for node in range(len(parents)):
+        seen = node
+        while seen >= 0:
+            mask[node][seen] = True
+            seen = parents[seen]
+    return mask
+
+
+def _by_powers(parents: list[int]) -> list[list[bool]]:
+    step = np.eye(len(parents), dtype=int)
+    for node, parent in enumerate(parents[1:], 1):
+        step[node, parent] = 1
+    return (np.linalg.matrix_power(step, len(parents)) > 0).tolist()
+
+
 tree_mask = Grading(
     lab.tree_mask,
+    right={"climbs from each node": _climbs, "by powers of a matrix": _by_powers},
     wrong={
         "the triangle of plain attention": Wrong(_triangle, says="different futures"),
         "parent and node only": Wrong(_parent_and_self, says="triangle"),
         "the parent's own row, not a copy": Wrong(_one_row_for_all, says="Copy the parent's row"),
         "forgets the node itself": Wrong(
             lambda parents: [
-                [seen and i != j for j, seen in enumerate(row)]
-                for i, row in enumerate(_mask(parents))
+                [seen and i != j for j, seen in enumerate(row)] for i, row in enumerate(_mask(parents))
             ]
         ),
         "columns for rows": Wrong(
@@ -162,8 +194,20 @@ def _(attempt: Callable[..., list[list[bool]]], rng: random.Random) -> None:
         expect_equal(attempt(parents), _mask(parents), what=f"the mask for {parents}")
 
 
+def _from_the_mask(parents: list[int], length: int) -> list[int]:
+    return [length + sum(row) - 1 for row in _mask(parents)]
+
+
+def _depth_by_recursion(parents: list[int], length: int) -> tuple[int, ...]:
+    def depth(node: int) -> int:
+        return 0 if node == 0 else 1 + depth(parents[node])
+
+    return tuple(length + depth(node) for node in range(len(parents)))
+
+
 position_ids = Grading(
     lab.position_ids,
+    right={"from the mask": _from_the_mask, "by recursion, a tuple": _depth_by_recursion},
     wrong={
         "numbers the nodes": Wrong(
             lambda parents, length: list(range(length, length + len(parents))), says="Siblings"
@@ -192,8 +236,22 @@ def _silu(x: Array) -> Array:
     return y
 
 
+def _with_torch(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_head: np.ndarray) -> np.ndarray:
+    h, w, b, out = (torch.from_numpy(np.asarray(x)) for x in (hidden, weight, bias, lm_head))
+    return ((h + torch.nn.functional.silu(torch.nn.functional.linear(h, w, b))) @ out.T).numpy()
+
+
+def _row_by_row(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray, lm_head: np.ndarray) -> np.ndarray:
+    def logits(h: np.ndarray) -> np.ndarray:
+        x = weight @ h + bias
+        return lm_head @ (h + x * (1 / (1 + np.exp(-x))))
+
+    return np.stack([logits(row) for row in hidden])
+
+
 head_logits = Grading(
     lab.head_logits,
+    right={"PyTorch's SiLU": _with_torch, "row by row": _row_by_row},
     wrong={
         "no residual": Wrong(
             lambda hidden, weight, bias, lm_head: _silu(hidden @ weight.T + bias) @ lm_head.T,
@@ -217,15 +275,11 @@ head_logits = Grading(
             says="SiLU",
         ),
         "stops before the LM head": Wrong(
-            lambda hidden, weight, bias, lm_head: _head(
-                hidden, weight, bias, np.eye(hidden.shape[1])
-            ),
+            lambda hidden, weight, bias, lm_head: _head(hidden, weight, bias, np.eye(hidden.shape[1])),
             says="three logits",
         ),
         "SiLU around the sum": Wrong(
-            lambda hidden, weight, bias, lm_head: (
-                _silu(hidden + hidden @ weight.T + bias) @ lm_head.T
-            ),
+            lambda hidden, weight, bias, lm_head: _silu(hidden + hidden @ weight.T + bias) @ lm_head.T,
         ),
     },
     twins=("utils.speculative.heads.MedusaHeads.forward",),
@@ -266,8 +320,19 @@ def _divides_by_nothing(p: Array, q: Array) -> Array:
     return quotient
 
 
+def _by_clip(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    left = (p - q).clip(min=0)
+    return p.copy() if left.sum() == 0 else left / left.sum()
+
+
+def _where_larger(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    left = np.where(p > q, p - q, 0.0)
+    return left / left.sum() if left.any() else p
+
+
 residual = Grading(
     lab.residual,
+    right={"by clip": _by_clip, "where p is larger": _where_larger},
     wrong={
         "p again": Wrong(lambda p, q: p, says="Nothing is owed"),
         "not scaled": Wrong(_not_scaled, says="sum 1"),
@@ -316,16 +381,27 @@ def _log_of_zero(p: Array, token: int, epsilon: float, alpha: float) -> bool:
         return bool(p[token] > np.minimum(epsilon, alpha * np.exp(-entropy)))
 
 
+def _with_a_loop(p: np.ndarray, token: int, epsilon: float, alpha: float) -> bool:
+    entropy = 0.0
+    for share in p:
+        if share > 0:
+            entropy -= share * math.log(share)
+    threshold = alpha / math.exp(entropy)
+    return float(p[token]) > (threshold if threshold < epsilon else epsilon)
+
+
+def _by_either_limit(p: np.ndarray, token: int, epsilon: float, alpha: float) -> np.bool_:
+    logs = np.log(p, out=np.zeros_like(p, dtype=float), where=p > 0)
+    return (p[token] > epsilon) | (p[token] > alpha * np.exp((p * logs).sum()))
+
+
 typical_accepts = Grading(
     lab.typical_accepts,
+    right={"with a loop": _with_a_loop, "by either limit": _by_either_limit},
     wrong={
-        "epsilon alone": Wrong(
-            lambda p, token, epsilon, alpha: bool(p[token] > epsilon), says="unsure"
-        ),
+        "epsilon alone": Wrong(lambda p, token, epsilon, alpha: bool(p[token] > epsilon), says="unsure"),
         "the larger threshold": Wrong(
-            lambda p, token, epsilon, alpha: bool(
-                p[token] > max(epsilon, alpha * math.exp(-_entropy(p)))
-            ),
+            lambda p, token, epsilon, alpha: bool(p[token] > max(epsilon, alpha * math.exp(-_entropy(p)))),
             says="unsure",
         ),
         "no minimum": Wrong(
@@ -338,15 +414,11 @@ typical_accepts = Grading(
             says="natural logarithm",
         ),
         "the sign of the entropy": Wrong(
-            lambda p, token, epsilon, alpha: bool(
-                p[token] > min(epsilon, alpha * math.exp(_entropy(p)))
-            ),
+            lambda p, token, epsilon, alpha: bool(p[token] > min(epsilon, alpha * math.exp(_entropy(p)))),
             says="unsure",
         ),
         "log of zero": Wrong(_log_of_zero, says="adds nothing"),
-        "at least as probable as the best": Wrong(
-            lambda p, token, epsilon, alpha: bool(p[token] == p.max())
-        ),
+        "at least as probable as the best": Wrong(lambda p, token, epsilon, alpha: bool(p[token] == p.max())),
     },
     twins=("utils.speculative.verify.Typical",),
 )
@@ -393,8 +465,18 @@ def _head_zero_always(choices: lab.Choices, accuracy: list[list[float]]) -> floa
     return _tokens(choices, [accuracy[0]] * len(accuracy))
 
 
+def _with_products(choices: list[tuple[int, ...]], accuracy: list[list[float]]) -> float:
+    return 1 + sum(math.prod(accuracy[k][rank] for k, rank in enumerate(path)) for path in choices)
+
+
+def _grows(choices: list[tuple[int, ...]], accuracy: list[list[float]]) -> np.float64:
+    reached = [np.prod([accuracy[head][path[head]] for head in range(len(path))]) for path in choices]
+    return np.float64(1) + np.sum(reached)
+
+
 expected_tokens = Grading(
     lab.expected_tokens,
+    right={"with products": _with_products, "NumPy": _grows},
     wrong={
         "forgets the target's own token": Wrong(
             lambda choices, accuracy: _tokens(choices, accuracy) - 1, says="own token"
@@ -403,9 +485,7 @@ expected_tokens = Grading(
         "every guess a best guess": Wrong(_ranks_for_heads, says="Siblings"),
         "the depth of the tree": Wrong(_longest_path, says="6 of 10"),
         "one head's accuracy for all": Wrong(_head_zero_always, says="only if the first"),
-        "nodes, however probable": Wrong(
-            lambda choices, accuracy: 1.0 + len(choices), says="6 of 10"
-        ),
+        "nodes, however probable": Wrong(lambda choices, accuracy: 1.0 + len(choices), says="6 of 10"),
     },
 )
 
@@ -431,6 +511,14 @@ def _(attempt: Callable[..., float], rng: random.Random) -> None:
 
 expected_speedup = Grading(
     lab.expected_speedup,
+    right={
+        "tokens a second over tokens a second": lambda tokens, step_s, plain_s, draft_s: (
+            tokens / (step_s + draft_s) / (1 / plain_s)
+        ),
+        "plain time first": lambda tokens, step_s, plain_s, draft_s: (
+            tokens * plain_s / sum([step_s, draft_s])
+        ),
+    },
     wrong={
         "forgets the draft": Wrong(
             lambda tokens, step_s, plain_s, draft_s: tokens * plain_s / step_s, says="Drafting"
@@ -445,9 +533,7 @@ expected_speedup = Grading(
             lambda tokens, step_s, plain_s, draft_s: tokens / (step_s + draft_s), says="plain"
         ),
         "a draft for each token": Wrong(
-            lambda tokens, step_s, plain_s, draft_s: _speedup(
-                tokens, step_s, plain_s, tokens * draft_s
-            ),
+            lambda tokens, step_s, plain_s, draft_s: _speedup(tokens, step_s, plain_s, tokens * draft_s),
         ),
     },
 )

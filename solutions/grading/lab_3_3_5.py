@@ -52,8 +52,19 @@ def _along_tokens(hidden_states: Array, aux_layers: Any, fc: Array) -> Array:
     return stacked
 
 
+def _token_by_token(hidden_states: np.ndarray, aux_layers: list[int], fc: np.ndarray) -> np.ndarray:
+    rows = [np.hstack([hidden_states[k][i] for k in aux_layers]) for i in range(hidden_states.shape[1])]
+    return np.array([fc @ row for row in rows])
+
+
+def _sum_of_parts(hidden_states: np.ndarray, aux_layers: list[int], fc: np.ndarray) -> np.ndarray:
+    parts = np.split(fc, len(aux_layers), axis=1)
+    return sum(hidden_states[k] @ part.T for k, part in zip(aux_layers, parts, strict=True))
+
+
 fuse = Grading(
     lab.fuse,
+    right={"token by token": _token_by_token, "a sum of parts": _sum_of_parts},
     wrong={
         "one layer further": Wrong(_one_layer_on, says="hidden_states[k]"),
         "high comes first": Wrong(_high_first, says="Low comes first"),
@@ -107,8 +118,21 @@ def _wraps_around(features: list[Any], tokens: list[int]) -> list[Any]:
     return [(f, tokens[(i + 1) % n], tokens[(i + 2) % n]) for i, f in enumerate(features)]
 
 
+def _by_index(features: list[Any], tokens: list[int]) -> list[tuple[Any, ...]]:
+    last = len(tokens) - 1
+    return [(features[i], tokens[i + 1], tokens[i + 2] if i + 2 <= last else None) for i in range(last)]
+
+
+def _appends(features: list[Any], tokens: list[int]) -> list[tuple[Any, ...]]:
+    triples, longer = [], [*tokens, None]
+    for at, feature in enumerate(features):
+        triples.append((feature, *longer[at + 1 : at + 3]))
+    return triples
+
+
 shift = Grading(
     lab.shift,
+    right={"by index": _by_index, "slices of a longer list": _appends},
     wrong={
         "pairs a feature with its own token": Wrong(_not_shifted, says="token 1"),
         "guesses what it reads": Wrong(_guesses_what_it_reads, says="guess token 2"),
@@ -142,13 +166,25 @@ def _(attempt: Callable[..., list[Any]], rng: random.Random) -> None:
         expect_equal(attempt(features, tokens), _shift(features, tokens), what=what)
 
 
+def _with_numpy(kept: list[int]) -> np.ndarray:
+    ids = np.sort(np.asarray(kept, dtype=int))
+    return ids - np.arange(len(ids))
+
+
+def _removes_the_least(kept: list[int]) -> list[int]:
+    left, offsets = list(kept), []
+    while left:
+        left.remove(least := min(left))
+        offsets.append(least - len(offsets))
+    return offsets
+
+
 to_offsets = Grading(
     lab.to_offsets,
+    right={"an array": _with_numpy, "the least first": _removes_the_least},
     wrong={
         "the target's ids themselves": Wrong(lambda kept: sorted(kept), says="5 - 1"),
-        "does not sort": Wrong(
-            lambda kept: [token - i for i, token in enumerate(kept)], says="sort"
-        ),
+        "does not sort": Wrong(lambda kept: [token - i for i, token in enumerate(kept)], says="sort"),
         "the other way round": Wrong(
             lambda kept: [i - token for i, token in enumerate(sorted(kept))], says="offset"
         ),
@@ -205,8 +241,26 @@ def _checks_all_offsets(draft_ids: list[int], offsets: list[int], vocab: int) ->
     return _to_target(draft_ids, offsets, vocab)  # type: ignore[no-any-return]
 
 
+def _checks_first(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int]:
+    if any(draft not in range(len(offsets)) for draft in draft_ids):
+        raise ValueError("an id outside of the draft's vocabulary")
+    tokens = [draft + offsets[draft] for draft in draft_ids]
+    if any(token < 0 or token >= vocab for token in tokens):
+        raise ValueError("an id outside of the target's vocabulary")
+    return tokens
+
+
+def _by_a_table(draft_ids: list[int], offsets: list[int], vocab: int) -> list[int]:
+    table = {draft: draft + offset for draft, offset in enumerate(offsets) if 0 <= draft + offset < vocab}
+    try:
+        return [table[draft] for draft in draft_ids]
+    except KeyError as error:
+        raise ValueError(f"{error} is no draft id") from None
+
+
 to_target = Grading(
     lab.to_target,
+    right={"checks first": _checks_first, "by a table": _by_a_table},
     wrong={
         "takes the offset for the token": Wrong(_adds_nothing, says="draft + offset"),
         "refuses nothing": Wrong(_refuses_nothing, says="draft id 3"),
@@ -270,13 +324,24 @@ def _only_the_last_step(rows: int, step: int) -> list[list[bool]]:
     ]
 
 
+def _by_numpy(rows: int, step: int) -> list[list[bool]]:
+    parts = [np.tril(np.ones((rows, rows), bool)), *[np.eye(rows, dtype=bool)] * step]
+    return np.concatenate(parts, axis=1).tolist()
+
+
+def _by_rule(rows: int, step: int) -> list[list[bool]]:
+    return [
+        [key % rows <= row if key < rows else key % rows == row for key in range(rows * (step + 1))]
+        for row in range(rows)
+    ]
+
+
 ttt_mask = Grading(
     lab.ttt_mask,
+    right={"NumPy": _by_numpy, "by one rule": _by_rule},
     wrong={
         "causal in every step": Wrong(_mask_by(lambda r, s, k: k <= r), says="own one only"),
-        "does not see itself": Wrong(
-            _mask_by(lambda r, s, k: k < r if s == 0 else k == r), says="causal"
-        ),
+        "does not see itself": Wrong(_mask_by(lambda r, s, k: k < r if s == 0 else k == r), says="causal"),
         "the diagonal everywhere": Wrong(_mask_by(lambda r, s, k: k == r), says="causal"),
         "sees the future": Wrong(_mask_by(lambda r, s, k: s == 0 or k == r), says="causal"),
         "forgets the steps between": Wrong(_only_the_last_step, says="every later step"),
@@ -329,8 +394,23 @@ def _log2(parents: list[int], probabilities: list[float]) -> list[float]:
     return [score / math.log(2) for score in _path_scores(parents, probabilities)]
 
 
+def _climbs_up(parents: list[int], probabilities: list[float]) -> tuple[float, ...]:
+    def score(node: int) -> float:
+        return 0.0 if node == 0 else math.log(probabilities[node]) + score(parents[node])
+
+    return tuple(map(score, range(len(parents))))
+
+
+def _logs_of_products(parents: list[int], probabilities: list[float]) -> np.ndarray:
+    products = [1.0]
+    for node in range(1, len(parents)):
+        products.append(products[parents[node]] * probabilities[node])
+    return np.log(products)
+
+
 path_scores = Grading(
     lab.path_scores,
+    right={"by recursion, a tuple": _climbs_up, "the logarithm of products": _logs_of_products},
     wrong={
         "a node's own probability": Wrong(_own_only, says="all its steps"),
         "goes by the order of nodes": Wrong(_running_sum, says="parents"),
@@ -374,8 +454,21 @@ def _later_of_equals(parents: list[int], scores: list[float], nodes: int) -> lis
     return [0, *sorted(order[:nodes])]
 
 
+def _stable_argsort(parents: list[int], scores: list[float], nodes: int) -> list[int]:
+    order = np.argsort([-score for score in scores[1:]], kind="stable")[:nodes] + 1
+    return [0, *sorted(order.tolist())]
+
+
+def _drops_the_worst(parents: list[int], scores: list[float], nodes: int) -> list[int]:
+    kept = list(range(1, len(parents)))
+    while len(kept) > nodes:
+        kept.remove(min(kept, key=lambda node: (scores[node], -node)))
+    return [0, *kept]
+
+
 rerank = Grading(
     lab.rerank,
+    right={"a stable argsort": _stable_argsort, "drops the worst": _drops_the_worst},
     wrong={
         "in the order of scores": Wrong(_by_score, says="ascending order"),
         "the least probable": Wrong(_lowest, says="highest scores"),
@@ -429,8 +522,23 @@ def _divides(acceptance: float, k: int, draft_cost: float, verify_cost: float) -
     return (1 - acceptance ** (k + 1)) / (1 - acceptance) / (k * draft_cost + verify_cost)
 
 
+def _closed_form(acceptance: float, k: int, draft_cost: float, verify_cost: float) -> float:
+    a = acceptance
+    tokens = k + 1 if a == 1 else (1 - a ** (k + 1)) / (1 - a)
+    return tokens / (verify_cost + k * draft_cost)
+
+
+def _guess_by_guess(acceptance: float, k: int, draft_cost: float, verify_cost: float) -> np.float64:
+    tokens, reached, cost = np.float64(1), 1.0, verify_cost
+    for _ in range(k):
+        reached *= acceptance
+        tokens, cost = tokens + reached, cost + draft_cost
+    return tokens / cost
+
+
 expected_speedup = Grading(
     lab.expected_speedup,
+    right={"the closed form": _closed_form, "guess by guess": _guess_by_guess},
     wrong={
         "forgets the target's own token": Wrong(_no_bonus, says="one token per cycle"),
         "counts guesses as independent of those before": Wrong(_linear, says="both guesses"),

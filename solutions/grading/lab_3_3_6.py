@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from utils.checks import lab_3_3_6 as lab
 from tools.lab.judge.hidden_tests import Grading, Wrong
+from utils.quantisation.number_formats import nearest_e4m3
 
 _cost = lab.layer_cost.reference
 _ridge_point = lab.ridge_point_tokens.reference
@@ -24,8 +28,34 @@ _length = lab.draft_length.reference
 _padding = lab.padded_share.reference
 _places = lab.prefix_places.reference
 
+
+def _by_matrices(
+    hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int
+) -> dict[str, int]:
+    q, kv = heads * head_dim, kv_heads * head_dim
+    shapes = [
+        (q, hidden),
+        (kv, hidden),
+        (kv, hidden),
+        (hidden, q),
+        (ffn, hidden),
+        (ffn, hidden),
+        (hidden, ffn),
+    ]
+    weights = sum(rows * columns for rows, columns in shapes)
+    return {"bytes": weights * value_bytes, "flops": 2 * tokens * weights}
+
+
+def _in_floats(
+    hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, tokens: int, value_bytes: int
+) -> dict[str, float]:
+    n = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * ffn
+    return {"flops": 2.0 * n * tokens, "bytes": 1.0 * n * value_bytes}
+
+
 layer_cost = Grading(
     lab.layer_cost,
+    right={"by matrices": _by_matrices, "in floats": _in_floats},
     wrong={
         "an operation per weight": Wrong(
             lambda hidden, ffn, heads, kv_heads, head_dim, tokens, value_bytes: {
@@ -88,6 +118,14 @@ def _(attempt: Callable[..., dict[str, int]], rng: random.Random) -> None:
 
 ridge_point_tokens = Grading(
     lab.ridge_point_tokens,
+    right={
+        "the time of one token": lambda flops_per_s, bytes_per_s, value_bytes: (
+            (value_bytes / bytes_per_s) / (2 / flops_per_s)
+        ),
+        "the intensity first": lambda flops_per_s, bytes_per_s, value_bytes: (
+            flops_per_s / bytes_per_s / (2 / value_bytes)
+        ),
+    },
     wrong={
         "forgets that a token costs two operations": Wrong(
             lambda flops_per_s, bytes_per_s, value_bytes: flops_per_s * value_bytes / bytes_per_s,
@@ -98,14 +136,10 @@ ridge_point_tokens = Grading(
             says="Twice the bytes",
         ),
         "upside down": Wrong(
-            lambda flops_per_s, bytes_per_s, value_bytes: (
-                2 * bytes_per_s / (flops_per_s * value_bytes)
-            ),
+            lambda flops_per_s, bytes_per_s, value_bytes: 2 * bytes_per_s / (flops_per_s * value_bytes),
         ),
         "divides by the width": Wrong(
-            lambda flops_per_s, bytes_per_s, value_bytes: (
-                flops_per_s / (2 * bytes_per_s * value_bytes)
-            ),
+            lambda flops_per_s, bytes_per_s, value_bytes: flops_per_s / (2 * bytes_per_s * value_bytes),
         ),
     },
 )
@@ -119,17 +153,21 @@ def _(attempt: Callable[..., float], rng: random.Random) -> None:
 
 step_seconds = Grading(
     lab.step_seconds,
+    right={
+        "with if": lambda flops, bytes_, flops_per_s, bytes_per_s: (
+            flops / flops_per_s if flops * bytes_per_s > bytes_ * flops_per_s else bytes_ / bytes_per_s
+        ),
+        "sorted": lambda flops, bytes_, flops_per_s, bytes_per_s: sorted(
+            [flops / flops_per_s, bytes_ / bytes_per_s]
+        )[-1],
+    },
     wrong={
         "one after the other": Wrong(
-            lambda flops, bytes_, flops_per_s, bytes_per_s: (
-                flops / flops_per_s + bytes_ / bytes_per_s
-            ),
+            lambda flops, bytes_, flops_per_s, bytes_per_s: flops / flops_per_s + bytes_ / bytes_per_s,
             says="same time",
         ),
         "the shorter one": Wrong(
-            lambda flops, bytes_, flops_per_s, bytes_per_s: min(
-                flops / flops_per_s, bytes_ / bytes_per_s
-            ),
+            lambda flops, bytes_, flops_per_s, bytes_per_s: min(flops / flops_per_s, bytes_ / bytes_per_s),
             says="longer one",
         ),
         "computing alone": Wrong(
@@ -172,8 +210,22 @@ def _strictly(measured: lab.Measured, ttft_s: float, stall_s: float) -> int | No
     return min(fitting, key=lambda row: row[1])[0] if fitting else None
 
 
+def _best_chunk_so_far(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: float) -> int | None:
+    best, shortest = None, math.inf
+    for chunk, ttft, stall in measured:
+        if ttft <= ttft_s and stall <= stall_s and ttft < shortest:
+            best, shortest = chunk, ttft
+    return best
+
+
+def _sorted_by_ttft(measured: list[tuple[int, float, float]], ttft_s: float, stall_s: float) -> int | None:
+    by_ttft = sorted(measured, key=lambda row: row[1])
+    return next((chunk for chunk, ttft, stall in by_ttft if not (ttft > ttft_s or stall > stall_s)), None)
+
+
 chunk_for = Grading(
     lab.chunk_for,
+    right={"the best so far": _best_chunk_so_far, "sorted by TTFT": _sorted_by_ttft},
     wrong={
         "others may wait": Wrong(_ignores_stalls, says="wait 0.9 s"),
         "the smallest chunk": Wrong(_smallest, says="answers first"),
@@ -200,8 +252,24 @@ def _(attempt: Callable[..., int | None], rng: random.Random) -> None:
         lab.expect_equal(got, None, what=f"measured {rows}, 0.9 of its TTFT")
 
 
+def _bytes_first(
+    memory: int, tokens: int, layers: int, kv_heads: int, head_dim: int, group: int, group_bytes: int
+) -> int:
+    token_bytes = layers * kv_heads * head_dim * 2 * group_bytes // group
+    return int(memory / (token_bytes * tokens))
+
+
+def _adds_requests(
+    memory: int, tokens: int, layers: int, kv_heads: int, head_dim: int, group: int, group_bytes: int
+) -> int:
+    groups = 2 * layers * kv_heads * head_dim // group
+    whole, _ = divmod(memory, tokens * groups * group_bytes)
+    return whole
+
+
 requests_that_fit = Grading(
     lab.requests_that_fit,
+    right={"bytes of a token first": _bytes_first, "with divmod": _adds_requests},
     wrong={
         "keys alone": Wrong(
             lambda memory, tokens, layers, kv_heads, head_dim, group, group_bytes: (
@@ -287,8 +355,33 @@ def _first_of_twins(variants: Any, reference: str, most_rise: float, least_speed
     return min(slower, key=lambda name: slower[name]["kv_bytes"])
 
 
+def _by_sort(
+    variants: dict[str, dict[str, float]], reference: str, most_rise: float, least_speed: float
+) -> str:
+    base = variants[reference]
+    for name, row in sorted(
+        variants.items(), key=lambda item: (item[1]["kv_bytes"], -item[1]["tokens_per_s"])
+    ):
+        rise = row["perplexity"] / base["perplexity"] - 1
+        if rise <= most_rise and row["tokens_per_s"] / base["tokens_per_s"] >= least_speed:
+            return name
+    raise AssertionError("the reference itself is allowed")
+
+
+def _filters_twice(
+    variants: dict[str, dict[str, float]], reference: str, most_rise: float, least_speed: float
+) -> str:
+    limit = (1 + most_rise) * variants[reference]["perplexity"]
+    slowest = least_speed * variants[reference]["tokens_per_s"]
+    good = {n: r for n, r in variants.items() if r["perplexity"] <= limit and r["tokens_per_s"] >= slowest}
+    least = min(row["kv_bytes"] for row in good.values())
+    small = {name: row["tokens_per_s"] for name, row in good.items() if row["kv_bytes"] == least}
+    return max(small, key=small.__getitem__)
+
+
 choose_variant = Grading(
     lab.choose_variant,
+    right={"by sorting": _by_sort, "filters twice": _filters_twice},
     wrong={
         "the best quality": Wrong(_best_quality, says="least memory"),
         "whatever its speed": Wrong(_any_speed, says="0.9 is asked for"),
@@ -321,9 +414,7 @@ def _without(key: str) -> Callable[..., dict[str, Any]]:
     return wrong
 
 
-def _dtype_at_the_top(
-    requests: int, context: int, chunk: int, fp8: bool, json: bool
-) -> dict[str, Any]:
+def _dtype_at_the_top(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
     settings: dict[str, Any] = _settings(requests, context, chunk, fp8, json)
     del settings["kv_cache_config"]
     return {**settings, "kv_cache_dtype": "fp8" if fp8 else "auto"}
@@ -334,9 +425,7 @@ def _fp8_weights(requests: int, context: int, chunk: int, fp8: bool, json: bool)
     return {**settings, "dtype": "fp8" if fp8 else "bfloat16"}
 
 
-def _never_chunked(
-    requests: int, context: int, chunk: int, fp8: bool, json: bool
-) -> dict[str, Any]:
+def _never_chunked(requests: int, context: int, chunk: int, fp8: bool, json: bool) -> dict[str, Any]:
     return _with(enable_chunked_prefill=False)(requests, context, chunk, fp8, json)
 
 
@@ -346,6 +435,17 @@ def _no_backend(requests: int, context: int, chunk: int, fp8: bool, json: bool) 
 
 serve_settings = Grading(
     lab.serve_settings,
+    right={
+        "the file's own names for lengths": lambda requests, context, chunk, fp8, json: {
+            **_settings(requests, context, chunk, fp8, json),
+            "max_seq_len": context,
+            "tensor_parallel_size": 1,
+        },
+        "block reuse spelled out": lambda requests, context, chunk, fp8, json: {
+            **_settings(requests, context, chunk, fp8, json),
+            "kv_cache_config": {"enable_block_reuse": True, "dtype": "fp8" if fp8 else "auto"},
+        },
+    },
     wrong={
         "the KV type at the top level": Wrong(_dtype_at_the_top, says="older recipes"),
         "FP8 weights instead of FP8 keys": Wrong(_fp8_weights, says="property of the checkpoint"),
@@ -386,8 +486,27 @@ def _ties_down(x: float) -> float:
     return -value if x < 0 else value
 
 
+def _by_thresholds(x: float) -> float:
+    size = abs(x)
+    for limit, value in ((0.25, 0.0), (1.25, 1.0), (2.5, 2.0), (5.0, 4.0)):
+        half = {0.0: 0.75, 1.0: 1.75, 2.0: 3.5, 4.0: math.inf}[value]
+        following = {0.0: 0.5, 1.0: 1.5, 2.0: 3.0, 4.0: 6.0}[value]
+        if size <= limit:
+            return math.copysign(value, x)
+        if size < half:
+            return math.copysign(following, x)
+    return math.copysign(6.0, x)
+
+
+def _by_rounding(x: float) -> float:
+    size = min(abs(x), 6.0)
+    step = 0.5 if size < 2 else 1.0 if size < 4 else 2.0
+    return math.copysign(round(size / step) * step, x)
+
+
 nearest_e2m1 = Grading(
     lab.nearest_e2m1,
+    right={"by thresholds": _by_thresholds, "by rounding to even": _by_rounding},
     wrong={
         "a tie goes up": Wrong(_ties_up, says="even mantissa"),
         "a tie goes down": Wrong(_ties_down, says="even mantissa"),
@@ -443,8 +562,23 @@ def _divides_by_zero(block: list[float], unit: float) -> list[float]:
     return [_e2m1(x / scale) * scale for x in block]
 
 
+def _scaled_up(block: list[float], unit: float) -> tuple[float, ...]:
+    largest = max(map(abs, block))
+    scale = nearest_e4m3(largest / (6 * unit)) * unit
+    return tuple(scale * _e2m1(x / scale) if scale else 0.0 for x in block)
+
+
+def _value_by_value(block: list[float], unit: float) -> list[float]:
+    scale = unit * nearest_e4m3(max(-min(block), max(block)) / 6 / unit)
+    rounded = []
+    for x in block:
+        rounded.append(0.0 if scale == 0 else _e2m1(x / scale) * scale)
+    return rounded
+
+
 nvfp4_block = Grading(
     lab.nvfp4_block,
+    right={"a tuple": _scaled_up, "value by value": _value_by_value},
     wrong={
         "the scale is not rounded": Wrong(_exact_scale, says="E4M3"),
         "leaves the unit out": Wrong(_forgets_unit, says="unit"),
@@ -507,8 +641,37 @@ def _drops_what_is_old(recipe: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def _renames_by_table(recipe: dict[str, Any]) -> dict[str, Any]:
+    new = {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.items()}
+    new |= new.pop("pytorch_backend_config", {})
+    moves = {
+        "kv_cache_dtype": ("kv_cache_config", "dtype"),
+        "kv_cache_free_gpu_memory_fraction": ("kv_cache_config", "free_gpu_memory_fraction"),
+        "scheduler_policy": ("scheduler_config", "capacity_scheduler_policy"),
+        "cuda_graph_padding_enabled": ("cuda_graph_config", "enable_padding"),
+        "cuda_graph_batch_sizes": ("cuda_graph_config", "batch_sizes"),
+        "cuda_graph_max_batch_size": ("cuda_graph_config", "max_batch_size"),
+    }
+    for name, (group, key) in moves.items():
+        if name in new:
+            new[group] = {**(new.get(group) or {}), key: new.pop(name)}
+    graphs = new.pop("use_cuda_graph", None)
+    if graphs is not None:
+        new["cuda_graph_config"] = (new.get("cuda_graph_config") or {}) if graphs else None
+    if "enable_overlap_scheduler" in new:
+        new["disable_overlap_scheduler"] = not new.pop("enable_overlap_scheduler")
+    method = new.get("speculative_config", {})
+    if "num_nextn_predict_layers" in method:
+        method["max_draft_len"] = method.pop("num_nextn_predict_layers")
+    return new
+
+
 repair_recipe = Grading(
     lab.repair_recipe,
+    right={
+        "by a table of names": _renames_by_table,
+        "keys in another order": lambda recipe: dict(reversed(_repair(recipe).items())),
+    },
     wrong={
         "leaves the file as it is": Wrong(lambda recipe: dict(recipe), says="older recipes"),
         "keeps the old section": Wrong(_only_the_top, says="top level"),
@@ -527,8 +690,19 @@ def _(attempt: Callable[..., dict[str, Any]], rng: random.Random) -> None:
         lab.same_repair(attempt, lab.old_recipe(rng))
 
 
+def _smallest_that_holds(schedule: dict[int, int], batch: int) -> int:
+    return schedule.get(min((size for size in schedule if size >= batch), default=0), 0)
+
+
+def _by_bisect(schedule: dict[int, int], batch: int) -> int:
+    sizes = sorted(schedule)
+    at = bisect.bisect_left(sizes, batch)
+    return schedule[sizes[at]] if at < len(sizes) else 0
+
+
 draft_length = Grading(
     lab.draft_length,
+    right={"the smallest that holds": _smallest_that_holds, "by bisection": _by_bisect},
     wrong={
         "the row below": Wrong(
             lambda schedule, batch: next(
@@ -540,9 +714,7 @@ draft_length = Grading(
             lambda schedule, batch: _length(schedule, min(batch, max(schedule))), says="nothing"
         ),
         "strictly below": Wrong(
-            lambda schedule, batch: next(
-                (schedule[size] for size in sorted(schedule) if batch < size), 0
-            ),
+            lambda schedule, batch: next((schedule[size] for size in sorted(schedule) if batch < size), 0),
             says="its own row",
         ),
         "only exact sizes": Wrong(lambda schedule, batch: schedule.get(batch, 0), says="Up to 4"),
@@ -564,38 +736,47 @@ def _rows(sizes: Any, batch: int) -> int:
     return int(min((size for size in sizes if size >= batch), default=batch))
 
 
+def _row_by_row(sizes: list[int], batches: list[int]) -> float:
+    padded = rows = 0
+    for batch in batches:
+        larger = [size for size in sizes if not size < batch]
+        rows += min(larger) if larger else batch
+        padded += min(larger) - batch if larger else 0
+    return padded / rows
+
+
+def _by_searchsorted(sizes: list[int], batches: list[int]) -> np.float64:
+    known, wanted = np.sort(sizes), np.asarray(batches)
+    at = np.searchsorted(known, wanted)
+    rows = np.where(at < len(known), known[np.minimum(at, len(known) - 1)], wanted)
+    return 1 - wanted.sum() / rows.sum()
+
+
 padded_share = Grading(
     lab.padded_share,
+    right={"row by row": _row_by_row, "with searchsorted": _by_searchsorted},
     wrong={
         "share of the requests": Wrong(
             lambda sizes, batches: sum(_rows(sizes, b) - b for b in batches) / sum(batches),
             says="7 of 16",
         ),
         "mean of the steps": Wrong(
-            lambda sizes, batches: (
-                sum(1 - b / _rows(sizes, b) for b in batches) / len(batches)
-            ),
+            lambda sizes, batches: sum(1 - b / _rows(sizes, b) for b in batches) / len(batches),
             says="7 of 24",
         ),
         "the largest graph for all": Wrong(
-            lambda sizes, batches: (
-                1 - sum(batches) / sum(max(max(sizes), b) for b in batches)
-            ),
+            lambda sizes, batches: 1 - sum(batches) / sum(max(max(sizes), b) for b in batches),
             says="7 of 16",
         ),
         "the next graph although one fits": Wrong(
             lambda sizes, batches: (
-                1
-                - sum(batches)
-                / sum(min((s for s in sizes if s > b), default=b) for b in batches)
+                1 - sum(batches) / sum(min((s for s in sizes if s > b), default=b) for b in batches)
             ),
             says="exactly",
         ),
         "cut off above the largest": Wrong(
             lambda sizes, batches: (
-                1
-                - sum(batches)
-                / sum(min((s for s in sizes if s >= b), default=max(sizes)) for b in batches)
+                1 - sum(batches) / sum(min((s for s in sizes if s >= b), default=max(sizes)) for b in batches)
             ),
             says="without padding",
         ),
@@ -637,8 +818,38 @@ def _all_traffic(visits: Any, gpu_blocks: int, host_blocks: int) -> list[str]:
     return places
 
 
+def _from_the_newest(visits: list[tuple[str, int]], gpu_blocks: int, host_blocks: int) -> list[str]:
+    newest, places = [], []
+    for user, blocks in visits:
+        needed, place = 0, "recompute"
+        for other, held in newest:
+            needed += held
+            if other == user:
+                if needed <= gpu_blocks + host_blocks:
+                    place = "gpu" if needed <= gpu_blocks else "host"
+                break
+        places.append(place)
+        newest = [(user, blocks), *(pair for pair in newest if pair[0] != user)]
+    return places
+
+
+def _looks_back(visits: list[tuple[str, int]], gpu_blocks: int, host_blocks: int) -> tuple[str, ...]:
+    def place(at: int) -> str:
+        user, seen = visits[at][0], {}
+        for other, blocks in reversed(visits[:at]):
+            seen.setdefault(other, blocks)
+            if other == user:
+                total = sum(seen.values())
+                both = "host" if total <= gpu_blocks + host_blocks else "recompute"
+                return "gpu" if total <= gpu_blocks else both
+        return "recompute"
+
+    return tuple(map(place, range(len(visits))))
+
+
 prefix_places = Grading(
     lab.prefix_places,
+    right={"from the newest": _from_the_newest, "looks back": _looks_back},
     wrong={
         "no host memory": Wrong(
             lambda visits, gpu_blocks, host_blocks: _places(visits, gpu_blocks, 0),
@@ -655,9 +866,7 @@ prefix_places = Grading(
         "counts users": Wrong(_counts_users),
         "counts a prefix each time": Wrong(_all_traffic, says="after its last visit"),
         "leaves out its own blocks": Wrong(
-            lambda visits, gpu_blocks, host_blocks: _places(
-                visits, gpu_blocks + 1, host_blocks
-            ),
+            lambda visits, gpu_blocks, host_blocks: _places(visits, gpu_blocks + 1, host_blocks),
         ),
     },
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import random
+import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,16 +56,37 @@ def _smuggles(data: str, event: str = "") -> bytes:
     return name.encode() + _encode(data)
 
 
+def _with_splitlines(data: str, event: str = "") -> bytes:
+    if set(event) & {"\r", "\n"}:
+        raise ValueError(event)
+    body = b"".join(b"data: %s\n" % line.encode() for line in re.split(r"\r\n|\r|\n", data))
+    return (b"event: %s\n" % event.encode() if event else b"") + body + b"\n"
+
+
+def _letter_by_letter(data: str, event: str = "") -> bytes:
+    if "\n" in event or "\r" in event:
+        raise ValueError("one line")
+    text, before = "data: ", ""
+    for letter in data:
+        if letter == "\n" and before == "\r":
+            pass
+        elif letter in "\r\n":
+            text += "\ndata: "
+        else:
+            text += letter
+        before = letter
+    return f"{'event: ' + event + chr(10) if event else ''}{text}\n\n".encode()
+
+
 encode = Grading(
     lab.encode,
+    right={"with re.split": _with_splitlines, "letter by letter": _letter_by_letter},
     wrong={
         "one data line for all": Wrong(_one_line, says="of its own"),
         "no empty line": Wrong(_no_empty_line, says="empty line"),
         "knows only LF": Wrong(_lf_only, says="CR"),
         "lets a name smuggle a field": Wrong(_smuggles, says="ValueError"),
-        "text in place of bytes": Wrong(
-            lambda data, event="": _encode(data, event).decode(), says="bytes"
-        ),
+        "text in place of bytes": Wrong(lambda data, event="": _encode(data, event).decode(), says="bytes"),
     },
     twins=("utils.http.sse.error_event",),
 )
@@ -125,8 +149,37 @@ def _cr_at_once(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
     return _no_crlf(b"", (buffer + piece).replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
 
+def _line_by_line(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
+    text, found, data, done, at = buffer + piece, [], [], 0, 0
+    for line in re.finditer(rb"([^\r\n]*)(\r\n|\n|\r(?=[^\n]))", text):
+        if line.start() != at:
+            break
+        at = line.end()
+        if line[1].startswith(b"data:"):
+            value = line[1][5:]
+            data.append((value[1:] if value[:1] == b" " else value).decode())
+        if not line[1]:
+            found += ["\n".join(data)] if data else []
+            data, done = [], at
+    return found, text[done:]
+
+
+def _event_by_event(buffer: bytes, piece: bytes) -> tuple[list[str], bytes]:
+    left = (buffer + piece).replace(b"\r\n", b"\n")
+    cut = left[-1:] == b"\r"
+    left = left.removesuffix(b"\r").replace(b"\r", b"\n")
+    found = []
+    while (end := left.find(b"\n\n")) >= 0:
+        lines, left = left[:end].decode().split("\n"), left[end + 2 :]
+        values = [line.removeprefix("data:") for line in lines if line.startswith("data:")]
+        if values:
+            found.append("\n".join(value.removeprefix(" ") for value in values))
+    return found, left + b"\r" * cut
+
+
 feed = Grading(
     lab.feed,
+    right={"event by event": _event_by_event, "line by line": _line_by_line},
     wrong={
         "keeps nothing": Wrong(_no_buffer, says="Keep"),
         "knows no CRLF": Wrong(_no_crlf, says="CRLF"),
@@ -215,7 +268,9 @@ def _any_data_counts(timing: Timing, message: Mapping[str, Any], now: float) -> 
 
 def _content_only(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
     after = _note(timing, message, now)
-    return after if b'"content"' in message.get("body", b"") else replace(after, first_token=timing.first_token)
+    return (
+        after if b'"content"' in message.get("body", b"") else replace(after, first_token=timing.first_token)
+    )
 
 
 def _strict(timing: Timing, message: Mapping[str, Any], now: float) -> Timing:
@@ -228,8 +283,34 @@ def _always_ends(timing: Timing, message: Mapping[str, Any], now: float) -> Timi
     return replace(_note(timing, message, now), ended=now)
 
 
+def _with_fields(timing: Timing, message: dict[str, Any], now: float) -> Timing:
+    fields: dict[str, Any] = {}
+    if message["type"] == "http.response.start":
+        fields["status"] = message["status"]
+    elif message["type"] == "http.response.body":
+        if timing.first_token is None and has_text(message.get("body") or b""):
+            fields["first_token"] = now
+        if message.get("more_body") is not True:
+            fields["ended"] = now
+    return replace(timing, **fields)
+
+
+def _with_match(timing: Timing, message: dict[str, Any], now: float) -> Timing:
+    match message:
+        case {"type": "http.response.start", "status": status}:
+            return replace(timing, status=status)
+        case {"type": "http.response.body"}:
+            first = timing.first_token
+            if first is None and has_text(message.get("body", b"")):
+                first = now
+            ended = timing.ended if message.get("more_body") else now
+            return replace(timing, first_token=first, ended=ended)
+    return timing
+
+
 on_message = Grading(
     lab.on_message,
+    right={"collects the fields": _with_fields, "with match": _with_match},
     wrong={
         "takes the head for the first token": Wrong(_head_counts, says="head"),
         "takes an empty body for a token": Wrong(_empty_counts, says="empty"),
@@ -322,8 +403,30 @@ def _back_in_time(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, floa
     return filled, (needed - level) / bucket.rate
 
 
+def _early_return(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
+    flowed = bucket.rate * (now - bucket.at) if now > bucket.at else 0
+    level = bucket.level + flowed
+    if level > bucket.capacity:
+        level = bucket.capacity
+    at = now if now > bucket.at else bucket.at
+    missing = min(cost, bucket.capacity) - level
+    if missing > 0:
+        return replace(bucket, level=level, at=at), missing / bucket.rate
+    return replace(bucket, level=level - cost, at=at), 0.0
+
+
+def _by_clip(bucket: Bucket, cost: float, now: float) -> tuple[Bucket, float]:
+    at = max(now, bucket.at)
+    full = bucket.level + (at - bucket.at) * bucket.rate
+    level = sorted([full, bucket.capacity])[0]
+    admitted = level >= cost or level >= bucket.capacity
+    wait = 0.0 if admitted else (min(cost, bucket.capacity) - level) / bucket.rate
+    return replace(bucket, level=level - cost if admitted else level, at=at), wait
+
+
 take = Grading(
     lab.take,
+    right={"with sorted": _by_clip, "by the missing amount": _early_return},
     wrong={
         "overflows": Wrong(_overflows, says="capacity"),
         "takes from who is refused": Wrong(_takes_anyway, says="refused"),
@@ -375,12 +478,29 @@ def _turn_by_all(outstanding: dict[str, int], turn: int) -> str:
     return equals[turn % len(outstanding) % len(equals)]
 
 
+def _by_filter(outstanding: dict[str, int], turn: int) -> str:
+    groups: dict[int, list[str]] = {}
+    for name, count in outstanding.items():
+        groups.setdefault(count, []).append(name)
+    equals = groups[min(groups)]
+    return equals[turn % len(equals)]
+
+
+def _by_sorted(outstanding: dict[str, int], turn: int) -> str:
+    order = sorted(outstanding, key=lambda name: outstanding[name])
+    equals = [name for name in order if outstanding[name] == outstanding[order[0]]]
+    return equals[turn - len(equals) * (turn // len(equals))]
+
+
 least_outstanding = Grading(
     lab.least_outstanding,
+    right={"groups": _by_filter, "sorted": _by_sorted},
     wrong={
         "always the first of equals": Wrong(_first_of_equals, says="turns"),
         "round robin": Wrong(_turns_of_all, says="fewest"),
-        "the most": Wrong(lambda outstanding, turn: max(outstanding, key=lambda n: outstanding[n]), says="fewest"),
+        "the most": Wrong(
+            lambda outstanding, turn: max(outstanding, key=lambda n: outstanding[n]), says="fewest"
+        ),
         "counts turns by all": Wrong(_turn_by_all, says="fewest take turns"),
     },
 )
@@ -417,9 +537,7 @@ def _unbounded(ring: lab.Ring, outstanding: Mapping[str, int], place: int, slack
 
 
 def _without_one(ring: lab.Ring, outstanding: Mapping[str, int], place: int, slack: float) -> str:
-    return _limited(
-        ring, outstanding, place, math.ceil(slack * sum(outstanding.values()) / len(outstanding))
-    )
+    return _limited(ring, outstanding, place, math.ceil(slack * sum(outstanding.values()) / len(outstanding)))
 
 
 def _at_the_limit(ring: lab.Ring, outstanding: Mapping[str, int], place: int, slack: float) -> str:
@@ -443,8 +561,25 @@ def _anybody(ring: lab.Ring, outstanding: Mapping[str, int], place: int, slack: 
     return next(n for n in ahead if outstanding.get(n, 0) < limit)
 
 
+def _by_bisection(ring: list[tuple[int, str]], outstanding: dict[str, int], place: int, slack: float) -> str:
+    limit = math.ceil(slack * (1 + sum(outstanding.values())) / len(outstanding))
+    start = bisect.bisect_left(ring, (place, ""))
+    for step in range(len(ring)):
+        name = ring[(start + step) % len(ring)][1]
+        if outstanding.get(name, limit) < limit:
+            return name
+    raise ValueError(place)
+
+
+def _by_distance(ring: list[tuple[int, str]], outstanding: dict[str, int], place: int, slack: float) -> str:
+    limit = math.ceil(slack * (sum(outstanding.values()) + 1) / len(outstanding))
+    room = [(at, name) for at, name in ring if name in outstanding and outstanding[name] < limit]
+    return min(room, key=lambda point: (point[0] < place, point[0]))[1]
+
+
 bounded_hash = Grading(
     lab.bounded_hash,
+    right={"by bisection": _by_bisection, "those with room first": _by_distance},
     wrong={
         "no bound": Wrong(_unbounded, says="limit"),
         "forgets this request": Wrong(_without_one, says="StopIteration"),
@@ -516,8 +651,45 @@ def _knows_all(circuit: Circuit, event: str, now: float) -> Circuit:
     return _step(circuit, event, now) if event in known else circuit
 
 
+def _by_state(circuit: Circuit, event: str, now: float) -> Circuit:
+    opened = replace(circuit, state="open", failures=0, opened_at=now)
+    match circuit.state, event:
+        case "open", "sent":
+            return replace(circuit, state="half_open")
+        case (_, "sent") | ("open", "success" | "failure" | "cancelled") | ("closed", "cancelled"):
+            return circuit
+        case _, "success":
+            return replace(circuit, state="closed", failures=0)
+        case "half_open", "cancelled":
+            return replace(circuit, state="open")
+        case "half_open", "failure":
+            return opened
+        case "closed", "failure":
+            more = replace(circuit, failures=circuit.failures + 1)
+            return opened if more.failures >= circuit.threshold else more
+    raise ValueError(event)
+
+
+def _by_event(circuit: Circuit, event: str, now: float) -> Circuit:
+    state, failures, opened_at = circuit.state, circuit.failures, circuit.opened_at
+    if event == "sent":
+        state = "half_open" if state == "open" else state
+    elif event == "success":
+        state, failures = (state, failures) if state == "open" else ("closed", 0)
+    elif event == "cancelled":
+        state = "open" if state == "half_open" else state
+    elif event == "failure":
+        failures += state == "closed"
+        if state == "half_open" or (state == "closed" and failures >= circuit.threshold):
+            state, failures, opened_at = "open", 0, now
+    else:
+        raise ValueError(f"unknown event {event!r}")
+    return replace(circuit, state=state, failures=failures, opened_at=opened_at)
+
+
 step = Grading(
     lab.step,
+    right={"by event": _by_event, "by state and event": _by_state},
     wrong={
         "counts failures that are not in a row": Wrong(_not_in_a_row, says="in a row"),
         "believes late results": Wrong(_late_results, says="nothing changes"),
@@ -560,9 +732,7 @@ def _(attempt: Callable[..., Circuit], rng: random.Random) -> None:
     _walks(attempt, rng, ["sent", "cancelled", "failure", "failure"])
     for state in ("closed", "open", "half_open"):
         c = Circuit(2, 1.0, state)
-        expect_equal(
-            attempt(c, "cancelled", 9.0), _step(c, "cancelled", 9.0), what=f"{c} cancelled"
-        )
+        expect_equal(attempt(c, "cancelled", 9.0), _step(c, "cancelled", 9.0), what=f"{c} cancelled")
         name = f"event {rng.randrange(99)}"
         expect_raises(ValueError, lambda: attempt(c, name, 9.0), what=name)  # noqa: B023
 
@@ -588,11 +758,37 @@ def _never_cuts(since_s: float | None, in_flight: int, notice_s: float, limit_s:
 
 
 def _cuts_nobody(since_s: float | None, in_flight: int, notice_s: float, limit_s: float) -> str:
-    return "cutting" if since_s is not None and since_s >= limit_s else _phase(since_s, in_flight, notice_s, limit_s)
+    return (
+        "cutting"
+        if since_s is not None and since_s >= limit_s
+        else _phase(since_s, in_flight, notice_s, limit_s)
+    )
 
 
 phase = Grading(
     lab.phase,
+    right={
+        "one expression": lambda since_s, in_flight, notice_s, limit_s: (
+            "serving"
+            if since_s is None
+            else "leaving"
+            if since_s < notice_s
+            else "done"
+            if not in_flight
+            else "finishing"
+            if since_s < limit_s
+            else "cutting"
+        ),
+        "from the end": lambda since_s, in_flight, notice_s, limit_s: (
+            "serving"
+            if since_s is None
+            else ("cutting" if since_s >= limit_s else "finishing")
+            if since_s >= notice_s and in_flight > 0
+            else "done"
+            if since_s >= notice_s
+            else "leaving"
+        ),
+    },
     wrong={
         "takes 0.0 for None": Wrong(_falsy, says="0.0"),
         "leaves when idle": Wrong(_leaves_when_idle, says="idle or not"),
@@ -671,8 +867,31 @@ def _changes_the_ring(ring: list[Share], costs: Mapping[str, float], quantum: fl
     return key, ring
 
 
+def _with_a_deque(ring: list[Share], costs: dict[str, float], quantum: float) -> tuple[str, list[Share]]:
+    waiting = deque(ring)
+    while waiting[0].key not in costs or waiting[0].deficit < costs[waiting[0].key]:
+        share = waiting[0]
+        if share.key in costs:
+            waiting[0] = replace(share, deficit=share.deficit + quantum)
+        waiting.rotate(-1)
+    share = waiting[0]
+    waiting[0] = replace(share, deficit=share.deficit - costs[share.key])
+    return share.key, list(waiting)
+
+
+def _by_place(ring: list[Share], costs: dict[str, float], quantum: float) -> tuple[str, list[Share]]:
+    shares, place = ring[:], 0
+    while shares[place].deficit < costs.get(shares[place].key, math.inf):
+        share = shares[place]
+        shares[place] = replace(share, deficit=share.deficit + quantum * (share.key in costs))
+        place = (place + 1) % len(shares)
+    paid = replace(shares[place], deficit=shares[place].deficit - costs[shares[place].key])
+    return paid.key, [paid, *shares[place + 1 :], *shares[:place]]
+
+
 next_turn = Grading(
     lab.next_turn,
+    right={"by place": _by_place, "with a deque": _with_a_deque},
     wrong={
         "forgets to pay": Wrong(_forgets_to_pay, says="paid"),
         "idle keys earn": Wrong(_idle_earn, says="earns nothing"),

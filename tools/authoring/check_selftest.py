@@ -25,6 +25,7 @@ from utils.checks import Check, checks_of
 from utils.checks.attempt import LocalAnswer
 
 MIN_WRONG = 3
+MIN_RIGHT = 3  # with the reference
 SEEDS = (DEFAULT_SEED, "spring", "autumn")
 Gradings = Mapping[str, Mapping[str, Grading]]
 
@@ -81,6 +82,9 @@ def try_check(lab: str, name: str, check: Check, grading: Grading | None) -> Ite
     wrongs = grading.wrongs()
     if len(wrongs) < MIN_WRONG:
         fault = f"{len(wrongs)} wrong solutions, fewer than {MIN_WRONG}"
+        yield case("(declaration)", "", "", "", fault)
+    if len(grading.right) + 1 < MIN_RIGHT:
+        fault = f"{len(grading.right) + 1} right solutions, fewer than {MIN_RIGHT}"
         yield case("(declaration)", "", "", "", fault)
     yield from _try_right(case, check, grading)
     for title, wrong in wrongs.items():

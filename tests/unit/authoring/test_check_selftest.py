@@ -27,8 +27,11 @@ def hidden_double(attempt, rng):
     expect_equal(attempt(number), 2 * number, what=f"twice {number}")
 
 
-def graded(declared, wrong, *parts):
-    grading = Grading(declared, wrong)
+RIGHT = {"a sum": lambda x: x + x, "a float": lambda x: 2.0 * x}
+
+
+def graded(declared, wrong, *parts, right=RIGHT):
+    grading = Grading(declared, wrong, right)
     for examine in parts:
         grading.part("a part", points=1)(examine)
     return grading
@@ -54,11 +57,11 @@ def test_a_check_that_does_its_duty():
     trials = declare()
     assert faults(trials) == []
     titles = [t.solution for t in trials]
-    assert titles[:2] == ["reference", "empty stub"]
-    assert titles[5:] == ["stored answers to the check", "stored answers of another seed"]
-    verdicts = ["right", "not attempted", "wrong", "wrong", "wrong", "right", ""]
+    assert titles[:4] == ["reference", "a sum", "a float", "empty stub"]
+    assert titles[7:] == ["stored answers to the check", "stored answers of another seed"]
+    verdicts = ["right", "right", "right", "not attempted", "wrong", "wrong", "wrong", "right", ""]
     assert [t.verdict for t in trials] == verdicts
-    assert [t.points for t in trials] == ["1/1", *["0/1"] * 6]
+    assert [t.points for t in trials] == ["1/1", "1/1", "1/1", *["0/1"] * 6]
 
 
 def test_a_check_that_accepts_a_wrong_solution():
@@ -72,6 +75,14 @@ def test_a_reference_that_fails():
 
 def test_fewer_than_three_wrong_solutions():
     assert faults(declare(wrong={"same": lambda x: x})) == ["1 wrong solutions, fewer than 3"]
+
+
+def test_fewer_than_three_right_solutions():
+    declared = check(reference=double_of)(double)
+    wrong = {"same": lambda x: x, "square": lambda x: x * x, "constant": lambda x: 6}
+    grading = graded(declared, wrong, hidden_double, right={"a sum": RIGHT["a sum"]})
+    trials = list(check_selftest.try_check("3.3.9", "double", declared, grading))
+    assert "2 right solutions, fewer than 3" in faults(trials)
 
 
 def test_a_check_that_looks_at_nothing():
@@ -112,7 +123,7 @@ def test_hidden_parts_that_the_reference_fails():
     def demanding(attempt, rng):
         expect_equal(attempt(3), 7, what="twice 3")
 
-    assert faults(declare(parts=(demanding,))) == ["a right solution does not earn all points"]
+    assert faults(declare(parts=(demanding,))) == ["a right solution does not earn all points"] * 3
 
 
 def test_stored_answers_of_a_class_are_seen_through():
@@ -144,10 +155,10 @@ def test_stored_answers_of_a_class_are_seen_through():
             return 0
 
     wrong = {"a": Wrongs, "b": type("B", (Wrongs,), {}), "c": type("C", (Wrongs,), {})}
+    right = {name: type(name, (Counter,), {}) for name in "de"}
     declared = check(reference=Counter)(counter)
-    trials = list(
-        check_selftest.try_check("3.3.9", "counter", declared, graded(declared, wrong, hidden))
-    )
+    grading = graded(declared, wrong, hidden, right=right)
+    trials = list(check_selftest.try_check("3.3.9", "counter", declared, grading))
     assert faults(trials) == []
     assert [t.verdict for t in trials[-2:]] == ["right", ""]
 
@@ -201,19 +212,18 @@ def test_empty_stubs_of_values_and_classes():
         expect_equal(attempt(size).double(), 2 * size, what="twice its size")
 
     wrong = {"a": Zero, "b": type("B", (Zero,), {}), "c": type("C", (Zero,), {})}
+    right = {name: type(name, (Thing,), {}) for name in "de"}
     declared = check(reference=Thing)(thing)
-    assert (
-        faults(
-            check_selftest.try_check("3.3.9", "thing", declared, graded(declared, wrong, hidden))
-        )
-        == []
-    )
+    grading = graded(declared, wrong, hidden, right=right)
+    assert faults(check_selftest.try_check("3.3.9", "thing", declared, grading)) == []
 
     def value(answer, rng=None):
         expect_equal(answer, 3, what="it")
 
     declared = check(reference=3)(value)
-    grading = graded(declared, {"a": 1, "b": 3.5, "c": True}, value)
+    grading = graded(
+        declared, {"a": 1, "b": 3.5, "c": True}, value, right={"a float": 3.0, "again": 3}
+    )
     assert faults(check_selftest.try_check("3.3.9", "value", declared, grading)) == []
 
 
@@ -245,6 +255,6 @@ def test_the_report_shows_messages_on_request(one_check, monkeypatch, capsys, tm
     one_check({"same": lambda x: x, "none": lambda x: None, "zero": lambda x: 0})
     assert check_selftest.report(tmp_path) == 0
     output = capsys.readouterr().out
-    assert "1 checks, 7 trials, 0 faults" in output and "twice 3" not in output
+    assert "1 checks, 9 trials, 0 faults" in output and "twice 3" not in output
     assert check_selftest.report(tmp_path, messages=True) == 0
     assert capsys.readouterr().out.count("twice 3: got") == 3
