@@ -396,7 +396,7 @@ def _positive(config: Mapping[str, Any], key: str) -> int:
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = config.get("text_config") or config
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"The config's text_config is no object (found {inner!r}).")
+        raise ConfigError(f"The config's text_config isn't an object (found {inner!r}).")
     return inner
 
 

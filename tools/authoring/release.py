@@ -58,7 +58,7 @@ def write_release(root: Path, target: Path) -> list[str]:
         _fill(root, beside, labs)
         if leaks := list(find_leaks(beside, labs)):
             raise CourseError(
-                "Not released. What learners must not have was in it:\n" + "\n".join(leaks)
+                "Not released, because learners must not have this:\n" + "\n".join(leaks)
             )
         beside.chmod(0o755)
         if target.exists():

@@ -94,7 +94,7 @@ def grade(root: Path, submissions: Path, out: Path, options: Options | None = No
     """
     options = options or Options()
     if out.is_relative_to(submissions) or submissions.is_relative_to(out):
-        raise CourseError(f"{out} and {submissions} lie one in the other. Keep them apart.")
+        raise CourseError(f"{out} and {submissions} must not contain one another. Keep them apart.")
     labs = read_graded_labs(root, options)
     found = collect(submissions, labs)
     with _hold(out, options) as scratch:

@@ -80,7 +80,9 @@ def print_summary(
     for complaint in facts["complaints"]:
         print(f"  {complaint}")
     for name in facts["outdated"]:
-        print(f"  {name}: handed in anew; points given by hand are of the earlier one, look again")
+        print(
+            f"  {name}: handed in again; points given by hand are those of the earlier one, so look again"
+        )
     for name, reason in facts["failed"].items():
         print(f"  NOT GRADED {name}: {reason.splitlines()[0]}")
     for name in facts["earlier"]:

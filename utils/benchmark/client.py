@@ -233,7 +233,7 @@ class Client:
             collector.event(last, perf_counter())
         if not events:
             raise ResponseError(
-                f"the answer is no event stream, but {kind or 'of no content type'}: "
+                f"the answer isn't an event stream, but {kind or 'of no content type'}: "
                 f"{start.decode('utf-8', 'replace')!r}"
             )
         collector.end()
@@ -331,7 +331,7 @@ def _api_url(base_url: str, path: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"base_url {base_url!r} is no address: {error}") from error
+        raise ValueError(f"base_url {base_url!r} isn't an address: {error}") from error
     port = 80 if url.port is None else url.port
     if not url.host or not 0 < port < 65536:
         raise ValueError(f"base_url {base_url!r} needs a host, and a port from 1 to 65535")

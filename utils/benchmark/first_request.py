@@ -58,7 +58,7 @@ def described(engine: RunningEngine, trace: RequestTrace) -> str:
     return (
         f"{trace.text.strip()}\n\n"
         f"{engine.spec.title} {engine.version}, {engine.quantisation}: "
-        f"there after {engine.start_seconds:.0f} s; "
+        f"ready after {engine.start_seconds:.0f} s; "
         f"first token after {ttft:.0f} ms (TTFT), then {tpot:.1f} ms a token (TPOT), "
         f"{trace.completion_tokens} tokens in all."
     )

@@ -148,5 +148,5 @@ class RequestTrace:
         if not all(isinstance(time, int | float) for time in times) or not all(
             isinstance(count, int | float | None) for count in counts
         ):
-            raise ValueError("a trace has times or token counts that are no numbers")
+            raise ValueError("a trace has times or token counts that aren't numbers")
         return trace

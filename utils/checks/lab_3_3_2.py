@@ -386,7 +386,7 @@ def judge_schema(schema: object, good: Iterable[object], bad: Iterable[tuple[obj
     try:
         jsonschema.validators.validator_for(schema).check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise CheckFailed(f"this is no JSON schema: {error.message}.") from error
+        raise CheckFailed(f"this isn't a JSON schema: {error.message}.") from error
     for order in good:
         try:
             jsonschema.validate(order, schema)

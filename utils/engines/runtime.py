@@ -106,7 +106,7 @@ def check_port(port: int) -> None:
         UnsupportedOption: Not a whole number from 1 to 65535.
     """
     if not isinstance(port, int) or not 0 < port < 65536:
-        raise UnsupportedOption(f"port={port!r} is no port: give a number from 1024 to 65535.")
+        raise UnsupportedOption(f"port={port!r} isn't a port: give a number from 1024 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

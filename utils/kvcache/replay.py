@@ -104,7 +104,7 @@ def drain_queue(
     while waiting:
         position = choose([cache.match(prompts[i]) for i in waiting], [passed[i] for i in waiting])
         if not hasattr(position, "__index__") or not 0 <= position < len(waiting):
-            raise ValueError(f"{position!r} is no position in a queue of {len(waiting)}")
+            raise ValueError(f"{position!r} isn't a position in a queue of {len(waiting)}")
         position = operator.index(position)
         for overtaken in waiting[:position]:
             passed[overtaken] += 1

@@ -113,7 +113,7 @@ def load_heads(path: str | Path, target: Target) -> Heads:
         raise SpeculationError(f"{folder} holds neither Medusa heads nor an EAGLE draft: {kinds}.")
     bad = [name for name, p in heads.named_parameters() if not torch.isfinite(p).all()]
     if bad:
-        raise SpeculationError(f"{folder}: {bad[0]} holds values that are no numbers.")
+        raise SpeculationError(f"{folder}: {bad[0]} holds values that aren't numbers.")
     heads.requires_grad_(False).eval()
     return heads.to(device=target.device, dtype=target.dtype)
 
@@ -123,7 +123,7 @@ def _folder(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise SpeculationError(f"There is no folder {path}, and it is no id of the model hub.")
+        raise SpeculationError(f"There is no folder {path}, and it isn't an id of the model hub.")
     from huggingface_hub import snapshot_download
 
     try:

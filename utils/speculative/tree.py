@@ -32,7 +32,7 @@ class DraftTree:
         good = all(0 <= p < i for i, p in enumerate(parents) if i)
         if not parents or parents[0] != -1 or not good:
             raise SpeculationError(
-                f"{list(parents)[:12]} are no parents of a tree: node 0 is the root (-1), "
+                f"{list(parents)[:12]} aren't the parents of a tree: node 0 is the root (-1), "
                 "and every other parent comes before its child."
             )
         self.parents = tuple(parents)

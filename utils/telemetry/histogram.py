@@ -54,7 +54,7 @@ class Histogram:
             ValueError: ``q`` outside 0 to 1.
         """
         if not 0 <= q <= 1:
-            raise ValueError(f"A quantile lies between 0 and 1, not at {q}.")
+            raise ValueError(f"A quantile is between 0 and 1, but got {q}.")
         if not self.count:
             return None
         rank = q * self.count

@@ -38,7 +38,7 @@ def test_an_answer_is_shown_with_what_it_took():
     text = first_request.described(engine, trace)
     assert trace.error is None
     assert text.startswith(trace.text.strip())
-    assert "Fake 1.0, BF16: there after 2 s; first token after " in text
+    assert "Fake 1.0, BF16: ready after 2 s; first token after " in text
     assert f"{trace.completion_tokens} tokens in all" in text
 
 

@@ -284,7 +284,7 @@ SUMMARY = {"completed": 1, "failed": 0, "request_throughput": 1.0, "mean_ttft_ms
         ("engine_version", 5, "'engine_version' is a int"),
         ("extra", [1], "'extra' is a list"),
         ("model_sha256", 5, "'model_sha256' is a int"),
-        *[("traces", [{**TIMES, **bad}], "no numbers") for bad in BAD_TIMES],
+        *[("traces", [{**TIMES, **bad}], "aren't numbers") for bad in BAD_TIMES],
     ],
 )
 def test_a_record_without_usable_figures_is_refused(

@@ -91,7 +91,7 @@ def test_drain_queue_follows_rule_and_counts_waits():
 
 @pytest.mark.parametrize("answer", [7, -1, None, "0"])
 def test_drain_queue_refuses_rule_that_names_no_request(answer):
-    with pytest.raises(ValueError, match="no position in a queue of 1"):
+    with pytest.raises(ValueError, match="a position in a queue of 1"):
         drain_queue([[1]], RadixCache(), lambda cached, passed_over: answer)
 
 

@@ -158,7 +158,7 @@ def test_values_that_are_no_numbers_are_refused(target, tmp_path):
     heads = make_heads(target)["medusa"]
     heads.biases.data[0, 1, 0, 0] = float("nan")
     save_heads(heads, target, tmp_path)
-    with pytest.raises(SpeculationError, match="biases holds values that are no numbers"):
+    with pytest.raises(SpeculationError, match="biases holds values that aren't numbers"):
         load_heads(tmp_path, target)
 
 
