@@ -282,7 +282,7 @@ def test_a_profile_may_be_given_by_name_and_a_port_must_be_one(fake, profile):
     with pytest.raises(NotRunHere):
         launch("tensorrt_llm", "cpu")
     for port in (0, 99999, "8000"):
-        with pytest.raises(UnsupportedOption, match="no port"):
+        with pytest.raises(UnsupportedOption, match="a port"):
             launch("fake", profile, port=port)
 
 
