@@ -57,7 +57,7 @@ def test_its_memory_is_what_docker_counts_and_none_when_it_is_gone(engine):
     assert engine.memory_bytes() == 0
 
 
-def test_it_stops_when_it_is_asked_to_and_its_port_is_free(engine, left):
+def test_container_stops_and_frees_its_port(engine, left):
     began = time.monotonic()
     engine.stop()
     assert time.monotonic() - began < 10, "it was killed instead"
@@ -170,7 +170,7 @@ def test_docker_takes_what_each_engine_asks_for(name, image, client, monkeypatch
     assert message == ("HF_TOKEN" in container.pass_environment)
 
 
-def test_who_may_not_use_docker_is_told_so(daemon):
+def test_docker_permission_is_reported(daemon):
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(65534)

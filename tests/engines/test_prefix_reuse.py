@@ -120,7 +120,7 @@ def test_every_constrained_answer_is_valid(engine, profile, constraint):
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"], indirect=True)
-def test_what_cannot_be_served_is_refused_and_the_engine_lives(engine, profile):
+def test_unservable_request_is_refused_and_engine_lives(engine, profile):
     text = {
         what: experiments.say(engine, fields)
         for what, fields in experiments.impossible_requests(engine, profile)
@@ -134,7 +134,7 @@ def test_what_cannot_be_served_is_refused_and_the_engine_lives(engine, profile):
     )
 
 
-def test_a_router_sends_a_prefix_where_it_is_known_and_survives_a_dead_worker(sglang, profile):
+def test_router_follows_prefix_and_survives_dead_worker(sglang, profile):
     small = 8 * profile.load.prompt_tokens * 2
     with launch("sglang", profile, quiet=True, kv_blocks=small) as second:
         pair = [sglang, second]

@@ -45,7 +45,7 @@ def test_the_first_request_to_vllm_may_be_a_single_token(vllm):
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
-def test_it_streams_and_counts_its_tokens(engine):
+def test_engine_streams_and_counts_its_tokens(engine):
     result = ask(engine)
     assert [trace.error for trace in result.traces] == [None] * 3
     for trace in result.traces:
@@ -78,13 +78,13 @@ def test_without_streaming_it_answers_the_same_way(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
-def test_it_knows_its_version_and_memory(engine):
+def test_engine_knows_its_version_and_memory(engine):
     assert engine.version not in ("", "unknown")
     assert engine.memory_bytes() > 10_000_000
 
 
 @pytest.mark.parametrize("engine", [*PAGED, "llama_cpp"], indirect=True)
-def test_it_is_the_version_that_was_set_up(engine, profile):
+def test_engine_has_version_of_set_up(engine, profile):
     if profile.name == "cpu":
         assert engine.version == engine.spec.local.version
 
@@ -183,9 +183,7 @@ def test_an_idle_sglang_leaves_the_cores_alone(sglang):
     assert used() - before < 1.5, "seconds of a core in 3 s without a request"
 
 
-def test_requests_to_sglang_wait_when_its_cache_is_too_small_for_all_and_nothing_is_left(
-    profile, stops_without_a_trace
-):
+def test_sglang_queues_requests_if_cache_is_small(profile, stops_without_a_trace):
     before = {p.pid for p in psutil.process_iter()}
     with launch("sglang", profile, quiet=True, kv_blocks=400) as engine:
         client = Client(engine.base_url, engine.model, "completions")

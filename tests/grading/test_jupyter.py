@@ -76,7 +76,7 @@ def test_a_right_notebook_passes_without_an_engine(lab_server):
     assert time.monotonic() - began < 60
 
 
-def test_what_is_wrong_is_told_in_the_exercises_terms(lab_server):
+def test_validate_reports_faults_in_terms_of_exercise(lab_server):
     failed = validate(lab_server, "partial")["value"]["failed"]
     assert failed[0]["source"] == "4 of 7 exercises right (2, 3, 6, 7), 11 of 18 points"
     assert failed[0]["raw_error"].startswith("Not attempted yet: 4.")
@@ -118,7 +118,7 @@ def test_paths_outside_the_course_are_refused(lab_server):
     assert lab_server("/assignments/validate", {"path": "../../etc/passwd"})[0] == 403
 
 
-def test_of_nbgrader_learners_see_the_validate_button_alone(lab_server):
+def test_learners_see_only_validate_button_of_nbgrader(lab_server):
     from nbgrader import __version__
 
     status, text = lab_server(f"/nbgrader_version?version={__version__}")

@@ -88,7 +88,7 @@ def test_a_second_grading_does_nothing_again_and_changes_nothing(submissions, un
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("feedback/*/*/*")} == pages
 
 
-def test_from_nothing_the_same_submissions_get_the_same_grades(submissions, undisturbed, tmp_path):
+def test_same_submissions_get_same_grades(submissions, undisturbed, tmp_path):
     assert grade(ROOT, submissions, tmp_path / "out", Options(jobs=1)) == 0
     assert contents(tmp_path / "out") == contents(undisturbed)
 

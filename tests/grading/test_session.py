@@ -44,7 +44,7 @@ def value(session, code):
     return json.loads(answer.subject(True, []))
 
 
-def test_it_sees_python_and_the_course_and_nothing_else(session):
+def test_sandbox_shows_python_and_course_only(session):
     roots = value(session, "import os\nseen = sorted(os.listdir('/'))")
     usual = {
         "bin",
@@ -73,7 +73,7 @@ def test_it_sees_python_and_the_course_and_nothing_else(session):
         assert value(session, f"seen = os.path.exists({str(path)!r})") is False
 
 
-def test_it_is_nobody_and_alone(session):
+def test_sandbox_runs_as_nobody_and_alone(session):
     facts = "seen = [os.getuid(), [p for p in os.listdir('/proc') if p.isdigit()]]"
     uid, processes = value(session, f"import os\n{facts}")
     assert uid != 0 or os.geteuid() != 0
@@ -83,7 +83,7 @@ def test_it_is_nobody_and_alone(session):
     assert "NoNewPrivs:\t1" in status
 
 
-def test_it_can_write_in_its_own_folder_and_nowhere_else(session):
+def test_sandbox_writes_in_its_own_folder_only(session):
     assert (
         value(session, "import os\nopen('mine', 'w').write('x')\nseen = os.getcwd()")
         == "/course/labs"
@@ -178,7 +178,7 @@ def test_faults_and_stubs_are_seen(session):
     assert len(unfinished) == 1
 
 
-def test_what_cells_show_is_cut_and_made_harmless(session):
+def test_outputs_of_cells_are_cut_and_made_harmless(session):
     code = (
         "import sys\nfrom IPython.display import HTML, display\n"
         "print('a' * 100_000)\nprint('b' * 10, file=sys.stderr)\n"
@@ -196,7 +196,7 @@ def test_what_cells_show_is_cut_and_made_harmless(session):
     assert "image/png" in outputs[3]["data"]
 
 
-def test_what_only_terminals_understand_is_dropped(session):
+def test_terminal_codes_are_dropped(session):
     outputs, error = session.run("print('\\x1b[31mred\\x1b[0m \\x1b[38m \\x07!', '1 %\\r99 %')")
     assert (error, outputs[0]["text"]) == (None, "99 %\n")
     outputs, error = session.run(

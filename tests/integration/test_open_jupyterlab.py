@@ -19,7 +19,7 @@ def course(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_serves_the_lab_and_ends_with_ctrl_c(course):
+def test_jupyterlab_serves_lab_and_ends_with_ctrl_c(course):
     argv = [
         sys.executable,
         "-m",

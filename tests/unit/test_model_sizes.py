@@ -101,7 +101,7 @@ def test_blocks_for_is_the_smallest_number_that_holds(tokens, block):
 
 
 @given(budget=st.integers(1, 2**40), block=st.sampled_from([1, 16, 32, 128]))
-def test_what_fits_fits_and_one_more_does_not(budget, block):
+def test_largest_fitting_load_fits_and_one_more_does_not(budget, block):
     blocks = model_sizes.blocks_in(budget, QWEN3_8B, block)
     page = block * model_sizes.bytes_per_token(QWEN3_8B)
     assert blocks * page <= budget

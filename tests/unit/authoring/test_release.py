@@ -27,7 +27,7 @@ def released(tmp_path_factory):
     return folder
 
 
-def test_what_a_learner_gets_is_there(released, labs):
+def test_release_has_all_files_of_learners(released, labs):
     names = {path.name for path in released.iterdir()}
     assert {
         "labs",
@@ -53,7 +53,7 @@ def test_release_ships_learners_tools_only(released):
     }
 
 
-def test_what_a_learner_should_not_have_is_not(released, labs):
+def test_release_has_no_file_of_instructors(released, labs):
     names = {path.name for path in released.iterdir()}
     assert names.isdisjoint(
         {"solutions", "tests", "benchmarks", ".ci", ".git", "records", "release"}
@@ -94,7 +94,7 @@ def test_the_documents_name_nothing_that_is_not_there(released):
     assert "make progress" in text
 
 
-def test_what_is_left_within_reach_is_told(capsys, tmp_path):
+def test_release_reports_answers_within_reach(capsys, tmp_path):
     assert main(["release", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
     assert "utils.checks.lab_3_3_1" in output and "utils.kvcache.blocks.BlockPool" in output

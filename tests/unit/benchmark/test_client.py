@@ -46,7 +46,7 @@ def test_a_well_behaved_stream() -> None:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_what_is_sent(api: str) -> None:
+def test_request_has_right_body_and_headers(api: str) -> None:
     seen: list[Exchange] = []
 
     async def script(exchange: Exchange) -> None:
@@ -396,7 +396,7 @@ def test_connection_that_breaks_when_fresh_is_a_failure_and_not_resent() -> None
     assert not any(trace.ok or trace.resends for trace in traces)
 
 
-def test_a_server_that_breaks_its_keep_alive_promise_gets_fresh_connections() -> None:
+def test_broken_keep_alive_leads_to_fresh_connections() -> None:
     async def script(exchange: Exchange) -> None:
         if exchange.on_connection:
             exchange.reset()
@@ -649,7 +649,7 @@ def test_odd_error_bodies(body: bytes) -> None:
     assert str(trace.error).encode()
 
 
-def test_what_nobody_thought_of_is_a_failed_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unforeseen_error_is_a_failed_request(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("surprise")
 

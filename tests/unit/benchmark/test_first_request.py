@@ -89,7 +89,7 @@ def test_the_first_engine_that_runs_here_is_taken(monkeypatch):
     ]
 
 
-def test_if_none_runs_every_reason_is_told(monkeypatch, capsys):
+def test_first_request_reports_every_reason(monkeypatch, capsys):
     def launch(name, profile):
         raise NotRunHere(name, f"no {name} here")
 

@@ -138,7 +138,7 @@ def test_failed_requests_stay_in_the_count_and_out_of_latencies() -> None:
     assert summary["mean_e2el_ms"] > 25
 
 
-def test_an_engine_that_dies_fails_the_rest_fast_and_keeps_what_was_measured() -> None:
+def test_dead_engine_fails_rest_fast_and_keeps_results() -> None:
     server = Adversary(quick)
 
     async def dies(exchange: Exchange) -> None:
@@ -160,7 +160,7 @@ def test_an_engine_that_dies_fails_the_rest_fast_and_keeps_what_was_measured() -
     assert "engine.tail()" in str(caught.value)
 
 
-def test_an_engine_that_dies_in_an_open_loop_does_not_wait_for_the_schedule() -> None:
+def test_dead_engine_in_open_loop_ends_schedule() -> None:
     server = Adversary(quick)
 
     async def dies(exchange: Exchange) -> None:
@@ -466,7 +466,7 @@ def test_run_by_duration_takes_requests_without_end(load: ClosedLoop | OpenLoop)
     assert result.planned is None
 
 
-def test_next_turn_of_a_conversation_holds_the_last_answer_after_a_think_time() -> None:
+def test_next_turn_holds_last_answer_after_think_time() -> None:
     system = ({"role": "system", "content": "be short"},)
     talk = Conversation(("one", "two", "three"), (0.05, 0.1), Request(messages=system))
 

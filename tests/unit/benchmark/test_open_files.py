@@ -58,7 +58,7 @@ def test_load_that_cannot_fit_is_refused_before_it_is_sent(server):
     assert len(server.requests) == 2
 
 
-def test_limit_costs_the_failed_requests_but_neither_the_run_nor_the_next_one(server):
+def test_open_file_limit_fails_requests_but_not_runs(server):
     burst, small = lines(server, 64, 64, "open:80", "closed:2")
     completed, failed = map(int, burst.split()[:2])
     assert completed + failed == 80

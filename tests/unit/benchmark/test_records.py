@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
         json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
-def test_what_a_record_says() -> None:
+def test_record_describes_its_run() -> None:
     one = record()
     assert one.origin == "measured"
     assert one.engine_version == "0.32.0"
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         write_record(record(), tmp_path / "file" / "records")
 
 
-def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_go_to_chosen_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COURSE_RECORDS", str(tmp_path / "mine"))
     assert records_dir() == tmp_path / "mine"
     assert write_record(record()).parent == tmp_path / "mine"

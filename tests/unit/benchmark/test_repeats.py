@@ -75,7 +75,7 @@ def run(tokens: int = 10, count: int = 4, cached: int | None = None, **workload:
         (lambda r: replace(r, command=("vllm", "serve", "--enforce-eager")), "settings"),
     ],
 )
-def test_runs_that_differ_are_rows_of_their_own_with_the_column_that_differs(changed, column):
+def test_different_runs_are_rows_with_differing_column(changed, column):
     one = run()
     other = replace(changed(run()), id="other")
     frame = table([one, other])

@@ -64,7 +64,7 @@ def test_table(records: list[Record]) -> None:
         table([])
 
 
-def test_what_was_not_measured_is_no_number(records: list[Record]) -> None:
+def test_missing_figure_is_not_a_number(records: list[Record]) -> None:
     unknown = replace(records[0], summary={**records[0].summary, "output_throughput": None})
     assert pd.isna(table([unknown, records[1]]).loc[("vLLM", "1 in flight")]["output tok/s"])
     assert "1" in alt_text(plot_throughput([unknown, *records[1:]]))

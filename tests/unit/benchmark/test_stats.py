@@ -134,7 +134,7 @@ def test_goodput_needs_every_objective() -> None:
     assert summarise(traces, 2.0, slo=Slo())["request_goodput"] == 1.5
 
 
-def test_what_is_unknown_does_not_meet_an_objective() -> None:
+def test_unknown_value_misses_objective() -> None:
     assert not Slo(tpot_ms=1e9).met_by(trace(completion_tokens=None))
     assert not Slo(ttft_ms=1e9).met_by(trace(first_token=None, chunk_times=()))
 

@@ -199,7 +199,7 @@ def test_an_unfinished_stub_does_not_count_as_raising():
         expect_raises(RuntimeError, stub, what="it")
 
 
-def test_what_cannot_be_compared_is_the_authors_fault():
+def test_incomparable_value_is_authors_fault():
     with pytest.raises(TypeError, match="cannot compare object"):
         expect_equal(object(), object(), what="it")
 

@@ -50,7 +50,7 @@ def test_prefill_and_decode_compute_what_the_decoder_does(target):
         assert torch.allclose(logits[0], wanted[place], atol=1e-5)
 
 
-def test_what_lies_behind_the_position_is_not_seen(target):
+def test_decode_ignores_slots_after_position(target):
     clean, dirty = Cache.empty(SHAPE, 16), Cache.empty(SHAPE, 16)
     for tensor in dirty.keys + dirty.values:
         tensor[:, :, 5:] = 100.0

@@ -182,7 +182,7 @@ def test_gb10_says_which_ptxas_triton_should_take():
         ("laptop", {"machine": "riscv64"}, "packages", "Linux machine"),
     ],
 )
-def test_what_stops_labs_and_its_fix(name, changed, topic, fix):
+def test_doctor_reports_blocker_and_fix(name, changed, topic, fix):
     facts = facts_of(name)
     if isinstance(changed.get("docker"), dict):
         changed = {"docker": replace(facts.docker, **changed["docker"])}
@@ -231,7 +231,7 @@ def test_doctor_ignores_libgomp_when_engines_run_in_containers():
     assert "libgomp" not in topics(examine(change(facts_of("h100"), libgomp=False)), BLOCKER)
 
 
-def test_a_gpu_that_another_program_fills_is_told_from_one_that_is_too_small():
+def test_full_gpu_is_distinguished_from_small_one():
     facts = facts_of("h100")
     busy = change(facts, gpus=(replace(facts.gpus[0], free_bytes=10e9),))
     small = change(facts, gpus=(replace(facts.gpus[0], memory_bytes=4e9, free_bytes=4e9),))
@@ -292,7 +292,7 @@ def test_gpu_without_docker_gets_local_engines():
     ]
 
 
-def test_on_arm_the_sglang_lab_runs_in_part_on_a_cpu():
+def test_sglang_lab_runs_in_part_on_arm_cpu():
     facts = facts_of("gb10", COURSE_PROFILE="cpu")
     page = render(facts, examine(facts))
     assert re.search(r"3\.3\.2  SGLang +runs in part, after set-up; without SGLang", page)
@@ -382,7 +382,7 @@ def test_every_engine_that_a_lab_names_is_among_its_needs():
         assert wanted <= {*lab.engines, *lab.optional}, source.name
 
 
-def test_it_runs_here_on_the_standard_library_alone_within_seconds():
+def test_doctor_runs_on_standard_library_alone():
     began = time.monotonic()
     command = [sys.executable, "-I", "-S", "-c"]
     program = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r})\n"

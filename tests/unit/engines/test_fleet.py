@@ -287,7 +287,7 @@ def test_start_later_takes_together(log):
     pair.stop()
 
 
-def test_what_died_is_cleaned_up_too(log):
+def test_fleet_cleans_up_dead_engine(log):
     with Fleet(CPU, {"a": {}}, "first") as engines:
         (engine,) = engines.running
         engine.running = lambda: False

@@ -96,7 +96,7 @@ def test_a_running_engine_answers_and_is_gone_afterwards(fake, profile, tmp_path
         assert probe.connect_ex(("127.0.0.1", int(engine.base_url.rpartition(":")[2]))) != 0
 
 
-def test_it_stops_on_an_exception_and_on_ctrl_c(fake, profile):
+def test_engine_stops_on_exception_and_ctrl_c(fake, profile):
     for kind in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(kind), launch("fake", profile, quiet=True) as engine:
             raise kind

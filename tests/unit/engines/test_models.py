@@ -43,7 +43,7 @@ def test_a_sharded_model_of_somebody_elses_is_sound(folder):
         ("model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors: missing"),
     ],
 )
-def test_what_is_missing_is_named(folder, name, message):
+def test_missing_model_file_is_named(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(ModelMissing, match=message):
         find_model(str(folder))

@@ -9,7 +9,7 @@ from utils.engines import EngineStartError, UnsupportedOption, router
 from utils.engines.runtime import free_port
 
 
-def test_it_listens_here_only_and_knows_its_workers():
+def test_router_listens_on_loopback_and_knows_workers():
     command = router.arguments(["http://a:1", "http://b:2"], "cache_aware", 5, 6)
     assert command[-3:] == ["--worker-urls", "http://a:1", "http://b:2"]
     pairs = dict(zip(command[:-3:2], command[1:-3:2], strict=True))

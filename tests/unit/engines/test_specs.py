@@ -130,7 +130,7 @@ def test_sglang_on_a_cpu_asks_no_hub_for_a_model_that_is_here():
     assert environment(OPTIONS)["SGLANG_USE_CPU_ENGINE"] == "1"
 
 
-def test_llama_cpp_tells_a_file_from_a_hub_model_and_shares_its_context_over_slots():
+def test_llama_cpp_knows_hub_models_and_splits_context():
     arguments = get_spec("llama_cpp").arguments
     assert pair(arguments(OPTIONS), "-hf") == "owner/model"
     local = arguments(dataclasses.replace(OPTIONS, model="/x/tiny-BF16.gguf", max_sequences=4))

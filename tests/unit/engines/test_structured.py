@@ -26,7 +26,7 @@ def test_each_engine_is_asked_in_its_own_words():
 
 
 @pytest.mark.parametrize("constraint", [{"regex": "a"}, {"choice": ["a"]}, {"poem": "ode"}])
-def test_what_an_engine_does_not_have_is_said(constraint):
+def test_unsupported_constraint_is_reported(constraint):
     with pytest.raises(UnsupportedOption, match=r"llama\.cpp has no .* constraint. It has: json"):
         request_fields(get_spec("llama_cpp"), constraint)
 

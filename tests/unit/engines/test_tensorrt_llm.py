@@ -216,7 +216,7 @@ def test_text_that_calls_engine_builds_removed_names_the_version(page):
     assert all("1.3.0rc22" in paragraph for paragraph in paragraphs)
 
 
-def test_what_a_device_cannot_do_is_named_with_what_to_change():
+def test_impossible_setting_is_reported_with_change():
     assert checks.device_faults(FP8_CACHE, GB10) == []
     (fault,) = checks.device_faults(FP8_CACHE, A100)
     assert "8.9" in fault
@@ -228,7 +228,7 @@ def test_what_a_device_cannot_do_is_named_with_what_to_change():
     assert "no NVIDIA GPU" in fault
 
 
-def test_a_checkpoint_is_asked_for_its_quantisation_and_its_prediction_layers(tmp_path):
+def test_checkpoint_tells_quantisation_and_prediction_layers(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     quantised = {"quantization": {"quant_algo": "NVFP4"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantised))

@@ -40,7 +40,7 @@ def test_promtool_agrees(command):
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
+def test_each_alert_has_a_firing_and_a_quiet_case():
     expected = {"Watchdog": {False}}  # it always fires
     for path in (SHORT, LONG):
         for group in yaml.safe_load(path.read_text())["tests"]:

@@ -193,7 +193,7 @@ def test_a_wrong_method_is_the_clients_error():
     run(work())
 
 
-def test_who_waits_for_one_engine_does_not_hold_up_the_others():
+def test_wait_for_one_engine_does_not_hold_up_others():
     async def work():
         both = {"max_outstanding": 1}
         async with case(FakeServer(), FakeServer(), backend=both) as c:
@@ -243,7 +243,7 @@ def test_places_are_given_in_the_order_of_arrival():
     run(work())
 
 
-def test_a_request_that_the_server_ends_by_force_is_not_counted_as_answered():
+def test_request_ended_by_force_is_not_counted_as_answered():
     async def work():
         fake = FakeServer(tokens=1000, gap_s=0.02)
         async with case(fake) as c:

@@ -118,7 +118,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event(mode, code):
     run(work())
 
 
-def test_an_engine_that_lies_about_its_health_is_left_alone_and_comes_back():
+def test_engine_with_lying_health_is_avoided_and_comes_back():
     async def work():
         patient = {**QUICK, "circuit_open_s": 60}
         async with case(FakeServer("http_500"), FakeServer(), health=patient) as c:
@@ -236,7 +236,7 @@ def test_the_queue_has_an_end():
     run(work())
 
 
-def test_who_waits_too_long_is_told():
+def test_long_wait_is_answered_with_error():
     async def work():
         limits = {"size": 8, "wait_s": 0.1}
         fake = FakeServer()

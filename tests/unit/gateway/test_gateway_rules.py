@@ -118,7 +118,7 @@ def test_equals_take_turns():
     assert {balance.least_outstanding(idle, turn) for turn in range(3)} == set(idle)
 
 
-def test_of_two_the_fuller_is_never_chosen():
+def test_fuller_of_two_backends_is_never_chosen():
     rng = random.Random(1)
     assert all(balance.power_of_two({"a": 3, "b": 1}, rng) == "b" for _ in range(50))
 

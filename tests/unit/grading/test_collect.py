@@ -58,7 +58,7 @@ def test_names_that_would_break_a_gradebook_are_complained_about(tmp_path, name)
     assert len(found.complaints) == 1
 
 
-def test_of_several_files_of_one_lab_its_own_name_counts_or_else_the_newest(tmp_path):
+def test_own_name_or_newest_file_counts_for_lab(tmp_path):
     own, copied, again = (f"{LABS[0]}{end}.ipynb" for end in ("", "-Copy1", " (2)"))
     put(tmp_path, "anna", own, copied)
     put(tmp_path, "bob", copied, again)

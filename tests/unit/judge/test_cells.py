@@ -52,7 +52,7 @@ def test_a_whole_notebook_needs_no_notes():
     assert "times[-1] - sent" in found.texts["exercise-stream_metrics"]
 
 
-def test_what_was_changed_elsewhere_does_not_count():
+def test_changes_in_other_cells_do_not_count():
     changed = json.loads(json.dumps(SOLVED))
     changed["metadata"] = {"kernelspec": {"name": "evil"}}
     for cell in changed["cells"]:
@@ -122,7 +122,7 @@ def test_cells_that_are_not_graded_are_kept_apart():
     assert found.shown["mine"] == [shown]
 
 
-def test_cells_without_marks_are_found_by_what_they_define_or_follow_but_never_a_check():
+def test_unmarked_cells_are_found_by_definition_or_place():
     notebook = json.loads(json.dumps(SOLVED))
     for cell in notebook["cells"]:
         cell["metadata"] = {}

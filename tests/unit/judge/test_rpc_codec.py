@@ -104,7 +104,7 @@ def test_a_message_is_utf_8_whatever_json_would_take(text):
         from_bytes(deep)
 
 
-def test_lists_that_share_their_items_are_counted_as_they_would_be_written_out():
+def test_lists_with_shared_items_count_as_written_out():
     nest = [0]
     for _ in range(10):
         nest = [nest, nest]
@@ -133,7 +133,7 @@ def call(function, *args):
     return ours.decode(across(expected.encode([result, arguments])))[0]
 
 
-def test_what_a_function_changes_in_place_is_changed_here():
+def test_change_in_place_crosses_to_grader():
     queue, running, counts, seen, array = deque([3, 4]), [1], {"a": 1}, {1}, np.zeros(3)
 
     def function(queue, running, counts, seen, array):
@@ -165,7 +165,7 @@ def test_objects_of_the_course_keep_their_identity_and_work_there():
     assert list(pool.free) == [2, 3] and pool.references == [1, 1, 0, 0]
 
 
-def test_what_cannot_change_is_not_changed_from_afar():
+def test_immutable_value_is_not_changed_from_afar():
     limits, job = SchedulerLimits(8), Job(1, 0.0, 3, 5)
 
     def tamper(limits, job):

@@ -81,7 +81,7 @@ def test_misuse_is_refused():
 JOBS = [Job(i, 0.0, 10 + i % 7, 1 + (i * i) % 50) for i in range(60)]
 
 
-def test_paged_memory_wastes_less_than_the_oracle_and_less_than_reserving_the_maximum():
+def test_paging_wastes_less_than_oracle_and_reservation():
     most = run_contiguous(JOBS, 1024, 128, "max")
     oracle = run_contiguous(JOBS, 1024, 128, "oracle")
     paged = run_paged(JOBS, 1024, 8)

@@ -62,7 +62,7 @@ def test_a_lock_keeps_the_whole_path_and_an_unlock_frees_it():
     assert list(walk(root)) == [root]
 
 
-def test_the_least_recently_used_leaf_goes_first_and_its_parent_may_follow():
+def test_least_recently_used_leaf_goes_first_then_its_parent():
     root = Node([])
     radix.insert(root, [1, 2], now=1)
     radix.insert(root, [1, 3], now=2)

@@ -67,7 +67,7 @@ def test_a_lab_without_its_engine_is_done_where_that_cannot_run(monkeypatch, pro
     assert evidence([run("tensorrt_llm"), run("vllm")]) == "1 run"
 
 
-def test_at_the_start_nothing_is_done(course, capsys):
+def test_new_learner_has_no_milestone(course, capsys):
     next((course / "labs").glob("lab-3.3.7-*.ipynb")).unlink()  # as if it was not released yet
     found = by_lab(course)
     assert (found["3.3.1"].state, found["3.3.1"].exercises) == ("open", "0 of 7 exercises")
@@ -128,7 +128,7 @@ def test_a_written_answer_that_is_missing_is_told(course):
     assert by_lab(course)["3.3.1"].to_do == ("recommendation: nothing is written yet",)
 
 
-def test_what_grading_would_note_is_told(course):
+def test_progress_reports_notes_of_grading(course):
     hand_in(course, "helper-in-own-cell")
     found = by_lab(course)["3.3.1"]
     assert found.exercises == "6 of 7 exercises"

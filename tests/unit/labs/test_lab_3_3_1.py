@@ -176,7 +176,7 @@ class Fleet:
                 work(name, engine(), turn)
 
 
-def test_engine_that_fails_is_left_out_and_the_others_are_measured_in_turn(monkeypatch) -> None:
+def test_failed_engine_is_left_out_of_measured_rounds(monkeypatch) -> None:
     calls: list[tuple[str, int]] = []
 
     def sweep(

@@ -79,7 +79,7 @@ def test_guarantee_never_pauses_and_full_use_does():
     assert tokens["MAX_UTILIZATION"] > tokens["GUARANTEED_NO_EVICT"]
 
 
-def test_policies_agree_when_every_answer_reaches_its_limit_one_after_the_other():
+def test_policies_agree_if_answers_reach_their_limits_in_turn():
     jobs = [Job(i, 1000.0 * i, 64, capacity_policies.LONGEST) for i in range(3)]
     runs = capacity_policies.run_policies(COST, jobs)
     assert len({len(run.steps) for run in runs.values()}) == 1

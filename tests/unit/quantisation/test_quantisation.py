@@ -82,7 +82,7 @@ def test_variants_differ_in_one_type_each_and_the_missing_file_is_written(tmp_pa
     assert "Q4_0 weights, f16 KV" not in quantisation.variants(PROFILES["cuda"], tmp_path)
 
 
-def test_what_cannot_run_is_told_with_its_reason():
+def test_variant_that_cannot_run_has_reason():
     assert "192, 448" in quantisation.why_no_k_quants([192, 256, 448, 192])
     assert quantisation.why_no_k_quants([256, 1024]) == ""
     assert quantisation.why_no_fp8_cache("flags : fpu avx2 avx512f") == ""

@@ -525,7 +525,7 @@ def test_silent_command_moves_progress_line(tmp_path, monkeypatch):
     assert shown == sorted(shown)
 
 
-def test_what_llama_cpps_build_is_given_leaves_what_computes_as_it_is():
+def test_llama_cpp_build_keeps_compute_settings():
     lines = setup_steps.LLAMA_CPP_CMAKE.read_text().splitlines()
     given = "\n".join(line for line in lines if not line.strip().startswith("#"))
     assert "llama-common" in given and "-O1" in given

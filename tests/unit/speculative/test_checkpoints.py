@@ -43,7 +43,7 @@ def target():
 
 
 @pytest.mark.parametrize("name", ["medusa", "eagle3", "eagle1"])
-def test_what_is_written_is_read_again(target, tmp_path, name):
+def test_saved_heads_are_read_again(target, tmp_path, name):
     heads = make_heads(target)[name]
     save_heads(heads, target, tmp_path, torch.float32)
     again = load_heads(tmp_path, target)

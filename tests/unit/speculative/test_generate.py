@@ -103,7 +103,7 @@ def test_a_good_guess_is_accepted_whole(target, prompts, plain):
     assert all(len(answer.accepted) <= 1 for answer in run.generations)
 
 
-def test_what_is_recorded_is_what_the_target_computed(target, prompts, plain):
+def test_recorded_features_are_those_of_target(target, prompts, plain):
     subset = prompts[:3]
     rows = record(
         target,

@@ -42,7 +42,7 @@ def language():
     return lossless.SmallLanguage([4, 5, 6, 7], torch.randn(4), torch.randn(4, 4))
 
 
-def test_pairs_over_a_tree_keep_the_distribution_only_if_the_rule_is_exact():
+def test_tree_pairs_keep_distribution_only_with_exact_rule():
     small = language()
     assert small.pairs.sum() == pytest.approx(1) and len(small.pairs) == 16
     exact = lossless.count_pairs(SpeculativeSampling(), small, 2000)

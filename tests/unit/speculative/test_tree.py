@@ -55,7 +55,7 @@ def test_choices_name_head_and_rank():
 
 
 @pytest.mark.parametrize("parents", [[], [0], [-1, 1], [-1, 2, 0], [-1, -1]])
-def test_what_is_no_tree_is_refused(parents):
+def test_invalid_tree_is_refused(parents):
     with pytest.raises(SpeculationError, match="parent comes before its child"):
         DraftTree(parents)
 

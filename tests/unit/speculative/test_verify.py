@@ -108,7 +108,7 @@ def test_typical_acceptance_takes_what_is_likely_enough():
     assert Typical()(chain(3), [0, 5, 5, 5], flat).path == [0, 1, 2, 3], "unsure: all 1/8 will do"
 
 
-def test_of_equally_long_paths_typical_acceptance_keeps_the_likeliest():
+def test_typical_acceptance_keeps_likeliest_of_equal_paths():
     logits = torch.zeros(3, 8)
     logits[0, 4], logits[0, 5] = 1.0, 2.0
     tree = DraftTree([-1, 0, 0])

@@ -27,7 +27,7 @@ def test_steps_become_readings_end_to_end_before_the_moment_of_reading():
     assert series.increase("accepted_tokens") == 15
 
 
-def test_what_the_engine_leaves_out_is_none_and_an_empty_list_is_no_error():
+def test_missing_statistics_are_none_and_empty_list_is_accepted():
     (only,) = series_of([{"iterLatencyMS": 1.0, "kvCacheStats": None}], 1.0)
     assert only.running is None
     assert only.kv_usage is None

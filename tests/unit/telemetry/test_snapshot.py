@@ -192,7 +192,7 @@ def test_nothing_is_none_and_never_zero():
 
 
 @pytest.mark.parametrize("bad", ["<html></html>", '[{"iter": 1}]', '{"detail": "Not found"}'])
-def test_what_is_no_prometheus_text_is_refused(bad):
+def test_foreign_metrics_text_is_refused(bad):
     with pytest.raises(ScrapeError, match="no Prometheus text"):
         parse(bad, VLLM)
 
