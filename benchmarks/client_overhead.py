@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paced_server import MODEL
-from benchmarks.peers import GUIDELLM
+from benchmarks.peers import EVALUATORS
 from utils import loopback
 from utils.benchmark import Client, ClosedLoop, fixed, records_dir, run
 from utils.benchmark.host import describe_host
@@ -145,7 +145,7 @@ def _clients() -> dict[str, ClientRunner]:
         clients["vllm bench serve"] = _vllm
     else:
         print(f"vllm bench serve is not run: needs {VLLM} (make setup) and {TOKENIZER}")
-    if GUIDELLM.done() and TOKENIZER.exists():
+    if EVALUATORS.done() and TOKENIZER.exists():
         clients["guidellm"] = _guidellm
     else:
         print("guidellm is not run, because it isn't installed: make peers")
@@ -262,7 +262,7 @@ def _guidellm(url: str, load: Load) -> dict[str, Any]:
     """Run guidellm. It reports no single gaps, only their mean in each request."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            str(GUIDELLM.target / "bin" / "guidellm"), "run", "--disable-console",
+            str(EVALUATORS.target / "bin" / "guidellm"), "run", "--disable-console",
             "--backend", f"kind=openai_http,target={url},model={load.model},request_format=/v1/completions",
             "--profile", f"kind=concurrent,streams={load.concurrency}",
             "--constraint", f"kind=max_requests,count={load.requests + load.concurrency}",

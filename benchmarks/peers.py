@@ -118,7 +118,9 @@ CLIENTS = environment(
 )
 OPENAI_JS = npm_package("openai-js", "OpenAI's package for JavaScript in .peers/openai-js", 0.05)
 LITELLM = environment("litellm", "LiteLLM's proxy in .peers/litellm", 0.7)
-GUIDELLM = environment("guidellm", "guidellm in .peers/guidellm", 1.4, torch=True)
+EVALUATORS = environment(
+    "evaluators", "guidellm and lm-evaluation-harness in .peers/evaluators", 1.5, torch=True
+)
 
 
 def free_environment(**more: str) -> dict[str, str]:
@@ -229,7 +231,7 @@ PEERS: dict[str, Peer] = {
 
 
 def main() -> int:
-    steps = {step.name: step for step in (CLIENTS, OPENAI_JS, LITELLM, GUIDELLM)}
+    steps = {step.name: step for step in (CLIENTS, OPENAI_JS, LITELLM, EVALUATORS)}
     names = sys.argv[1:] or list(steps)
     if wrong := [name for name in names if name not in steps]:
         print(f"There is no {wrong[0]!r}; there are: {', '.join(steps)}.", file=sys.stderr)

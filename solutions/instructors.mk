@@ -9,7 +9,7 @@ IN_PARALLEL := tests/unit tests/gpu_paths tests/integration --ignore=tests/unit/
 REHEARSAL := tests/rehearsal -n 2 --dist worksteal
 
 test: setup site-env check  ## run all that is checked: style, types, units, grading, engines, learners' notebooks (COURSE_LOAD=full: solved ones too)
-	@$(RUN) -m benchmarks.peers clients $(if $(shell command -v npm),openai-js)
+	@$(RUN) -m benchmarks.peers clients evaluators $(if $(shell command -v npm),openai-js)
 	@trap "exit 130" INT; failed=0; \
 	$(RUN) -m pytest $(IN_PARALLEL) --durations=25 || failed=1; \
 	$(RUN) -m pytest $(addprefix tests/,unit/benchmark oracles browser grading docker engines notebooks) --durations=25 || failed=1; \
@@ -92,13 +92,13 @@ screenshots: setup  ## make the documents' pictures of JupyterLab anew, docs/ima
 	@COURSE_BROWSER=all COURSE_SCREENSHOTS=docs/images $(RUN) -m pytest tests/browser/test_jupyterlab.py -k "interrupted or 3.3.7"
 
 bench-client: setup  ## the benchmark client's own overhead, compared with vllm bench serve and guidellm
-	@$(RUN) -m benchmarks.peers guidellm
+	@$(RUN) -m benchmarks.peers evaluators
 	@$(RUN) -m benchmarks.client_overhead
 
 bench-llama-cpp: setup  ## llama.cpp's wheel compared with the compiled build (make setup STEP=llama_cpp NATIVE=1; ROUNDS=6)
 	@$(RUN) -m benchmarks.llama_cpp_builds --rounds $(or $(ROUNDS),6)
 
-peers: course-env  ## install the software that ours is compared with: LiteLLM's proxy, guidellm, clients for tests
+peers: course-env  ## install the software that ours is compared with: LiteLLM's proxy, guidellm, lm-evaluation-harness, clients for tests
 	@$(RUN) -m benchmarks.peers
 
 bench-gateway: setup  ## what the gateway costs, beside going direct, LiteLLM, nginx and a router (ENGINE=vllm, paced)
