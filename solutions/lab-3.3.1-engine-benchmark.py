@@ -82,7 +82,7 @@ with skip_on_failure("its events"):
 # |---|---|---|
 # | **TTFT**, time to first token | from sending to the first chunk *with text* | to the first chunk, even if it holds only the role |
 # | **E2EL**, end-to-end latency | to the last chunk with text or a finish reason | to the last chunk with `choices` |
-# | **TPOT**, time per output token | (E2EL − TTFT) ÷ (output tokens − 1) | the same |
+# | **TPOT**, time per output token | (E2EL − TTFT) ÷ (output tokens − 1) | the same formula, with its TTFT and E2EL |
 # | **ITL**, inter-token latency | the gap between one chunk with text and the next | the gap between two chunks |
 # | start, in an open loop | when the request was *due* | when it was sent; the wait is a number of its own |
 #
@@ -95,6 +95,9 @@ with skip_on_failure("its events"):
 # Write `stream_metrics`. `events` are pairs of arrival time (seconds) and text; some texts are
 # empty, and any other counts as text, a lone newline too. Return a dictionary with `ttft`, `tpot`
 # and `e2el` (from sending to the last text) in seconds. A one-token answer has a TPOT of 0.
+#
+# Your `e2el` ends with the last text, because `events` doesn't tell you the finish reasons. The course's client counts a
+# last chunk that has only a finish reason too, so its E2EL can be a little longer.
 #
 # <details><summary>Hint 1</summary>
 #

@@ -132,7 +132,7 @@ for users, tokens in ((1, 8192), (32, 8192), (32, 32768)):
     rows.append((users, tokens, *(round(part / 1e9, 1) for part in parts)))
 pd.DataFrame(
     rows,
-    columns=["users", "tokens each", "weights (GB, derived)", "KV cache (GB, derived)", "activations (GB, derived)", "total (GB, derived)"],
+    columns=["users", "tokens each", "weights (GB, derived)", "KV cache (GB, derived)", "activations (GB, derived, worst case)", "total (GB, derived)"],
 )
 
 # %% [markdown]
@@ -142,6 +142,10 @@ pd.DataFrame(
 #
 # The first two fit and the third doesn't. The weights are the same in every row, and the activations stay small. The
 # KV cache grows with the users and with the tokens of each user, so it decides.
+#
+# The activations are a worst case, because nine tenths of them are logits for *every* token of a step of 2,048 tokens.
+# vLLM normally computes logits only at the positions where it samples a token, so it needs much less. On the other
+# hand, the sum leaves out the memory pools of CUDA graphs and the buffers for communication between GPUs.
 # </details>
 #
 # vLLM cuts the cache into **blocks** of a few tokens and hands them out one by one. A block belongs to
@@ -226,9 +230,16 @@ if report:
 # one the block is free again. Sharing or releasing a block that is free is a `ValueError`, allocating
 # where none is free is `OutOfBlocks`: silent mistakes here would mix up two users' conversations.
 #
+# This pool is simpler than vLLM's. It forgets the content of a free block, so there is nothing left to share. In vLLM a
+# full block that is free keeps its content and its hash. If a new request begins with the same tokens, sharing that
+# block isn't an error but a **cache hit**: `BlockPool.touch` takes it out of the free queue, and it is in use again.
+# Section 6 has a pool that does this.
+#
 # <details><summary>Hint 1</summary>
 #
-# `self.free.pop(0)` or `self.free.popleft()`? Look at what `__init__` makes; both ends are fine.
+# `self.free` is a list, so `self.free.pop(0)` takes its first block. Here you may take any free block, because a free
+# block has no content that could be lost. In vLLM the order matters, because the first block of its free queue is the
+# next one to be forgotten (section 6).
 # </details>
 # <details><summary>Hint 2</summary>
 #
@@ -350,8 +361,10 @@ plots.plot_blocks(pool, samples)
 # 1 hold the prompt's full blocks and carry three colours, one per sample (× 3). After them each sample
 # has blocks of its own, in one colour; the last ones are free and white. Below, the three block tables.*
 #
-# Copy-on-write is the paper's mechanism. vLLM 0.32 doesn't need it, because its **prefix cache** shares only full
-# blocks, which nobody writes to any more. Section 6 shows how it finds them again, and which it forgets first.
+# Copy-on-write is the paper's mechanism. For an ordinary decoder such as this one, vLLM 0.32 never copies a block,
+# because its **prefix cache** shares only full blocks, which nobody writes to any more. (It does copy for some hybrid
+# models with Mamba layers, where a hit may end inside a block.) Section 6 shows how it finds full blocks again, and
+# which it forgets first.
 #
 # ### Attention over pages
 #
@@ -835,6 +848,11 @@ if own_tight in squeezed:
 # the machine busy during one of the runs, so don't compare their speeds. The preemptions are counts, and they remain
 # valid.
 #
+# These engines had their prefix cache off, so a preempted request computes everything again. With vLLM's default, which
+# is on, it finds those of its own full blocks that nobody took in the meantime. For example, 16 requests of 64 + 64
+# tokens in 20 blocks compute 2,896 tokens without a prefix cache and 2,272 with it (measured with vLLM 0.32's own
+# scheduler, without a model). Remember this when you size a cache by these counts.
+#
 # Twice the blocks needn't mean half the preemptions. Twice as many requests run at once, and if they reach the end of
 # a block at the same step, they all want the next one. Four times the blocks hold this whole burst.
 #
@@ -864,14 +882,16 @@ if own_tight in squeezed:
 # %% [markdown]
 # ### What a full cache forgets
 #
-# Those two engines had their prefix cache off. With it on, a block that nobody holds isn't wiped. It joins the end of
-# the **free queue** with its content, and a request that begins with the same tokens takes it out again. The pool forgets
-# a block only when it is the first of the queue and somebody needs room. Two rules decide which block that is:
+# Those two engines had their prefix cache off. With it on, a full block that nobody holds isn't wiped. It joins the end
+# of the **free queue** with its content, and a request that begins with the same tokens takes it out again. The pool
+# forgets a block only when it is the first of the queue and somebody needs room. Three rules decide which block that is:
 #
 # * Each full block has a **chained hash**, of its own tokens and of the hash before it. So a block is found only if the
 #   whole text before it is the same too.
 # * A request gives its blocks back from the last to the first. The end of a text is forgotten before its beginning,
 #   because a beginning without its end is useful, but not the other way round.
+# * A block that isn't full has no hash, so nobody can find its content. It goes to the front of the queue, and it is
+#   given out first.
 #
 # `PrefixBlockPool` in `utils/kvcache/prefix_blocks.py` has these rules (vLLM: `BlockPool` in `v1/core/block_pool.py`).
 # Here are three assistants, each with a system prompt of four blocks, and seven visitors who come one after the other.
@@ -908,9 +928,10 @@ with skip_on_failure("the full cache"), launch("vllm", profile, **full_cache) as
 #
 # <details><summary>Our reading</summary>
 #
-# C needs five blocks, and the queue begins with those that were given back longest ago. They belong to the assistant
-# that was visited longest ago, and its end goes first. The next visitor of that assistant finds only the first block,
-# and takes the blocks of another assistant. If users come in turn and the cache is just too small for all, *least
+# C needs five blocks. Two of them cost nothing, because nobody can find their content: one was never full, and one was
+# never used. The other three were given back longest ago. They belong to the assistant that was visited longest ago,
+# and its end goes first. The next visitor of that assistant finds only the first block, and takes the blocks of another
+# assistant. If users come in turn and the cache is just too small for all, *least
 # recently used* is the worst order, because it always forgets the assistant that is asked for next. A router that sends
 # each assistant's visitors to one replica avoids this (lab 3.3.2).
 # </details>
@@ -980,7 +1001,9 @@ with skip_on_failure("compiled against eager"):
 #
 # <details><summary>Our reading</summary>
 #
-# If the two intervals of a column overlap, these runs don't show which mode is faster. Otherwise divide the means.
+# If the two intervals of a column don't overlap, the modes differ, so divide the means. If they overlap, that isn't a
+# tie yet, because a difference can be clear although the intervals overlap. Then the interval of the *difference*
+# decides (lab 3.3.1, section 3).
 #
 # Compiling fuses kernels and removes work that is the same at every step, such as launching the kernels one by one from
 # Python. If the gain is smaller at the higher level, arithmetic takes most of a full step and launching matters less. If

@@ -780,7 +780,8 @@ print(experiments.try_sglang(profile))
 #
 # Four questions sort the drafters that engines offer today. Does it need training? Does it read the target's hidden
 # states? Does it draft one token after the other, or all at once? Which engine offers it? The names in the table are those
-# of the engines' own options (read in the sources of vLLM 0.32, SGLang 0.5.23, TensorRT-LLM 1.3.0rc13 and llama.cpp).
+# of the engines' own options (read in the sources of vLLM 0.32, SGLang 0.5.23 and llama.cpp). TensorRT-LLM's are from
+# NVIDIA's schema of 1.4.0rc0, because NVIDIA publishes none for 1.3.0rc28, which this course starts.
 #
 # | drafter | training? | hidden states? | one by one? | offered by |
 # |---|---|---|---|---|
@@ -808,8 +809,12 @@ print(experiments.try_sglang(profile))
 # An engine's cost can also be measured without any draft's quality. vLLM accepts guesses at a rate that you choose
 # (`"rejection_sample_method": "synthetic", "synthetic_acceptance_length": 2.5` in the speculative config). The text is
 # worthless then, but the clock tells you from which acceptance length on speculation pays at each load. That is the
-# crossover of section 7, free of this draft's quality. Not run here, because it starts one more engine for each
-# acceptance length.
+# crossover of section 7, free of this draft's quality.
+#
+# We don't run it here, because vLLM 0.32.0 can't do it on a CPU. There, C++ functions replace the Triton kernels of the
+# rejection sampler, and they don't implement synthetic acceptance. So the engine stops with "Synthetic acceptance not
+# supported with CPU sampling" (`_rejection_greedy_sample_kernel_impl` in `vllm/utils/cpu_triton_utils.py`). If you try it
+# on a GPU, start the engine once for each acceptance length.
 #
 # ## 9. An 8B model
 #

@@ -3,7 +3,8 @@
 The rehearsal's containers have no engine, so they check their arguments with this record. It is made of the
 parsers of the engines that are set up here, and tests/engines/test_engine_flags.py compares the two.
 TensorRT-LLM has no parser on a machine without a GPU. Its flags are those of `trtllm-serve` that its
-documentation of 1.3.0rc13 lists and the course could use.
+documentation of 1.3.0rc13 lists and the course could use. They haven't been compared with 1.3.0rc28,
+which the course starts.
 """
 
 import dataclasses
