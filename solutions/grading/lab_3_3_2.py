@@ -844,7 +844,7 @@ order_schema = Grading(
             _with_property("drink", {"pattern": "^(espresso|latte|tea)$"}), says="a text"
         ),
         "to_go as text": Wrong(_with_property("to_go", {"type": "string"}), says="refuses"),
-        "no schema": Wrong({"type": "nonsense"}, says="no JSON schema"),
+        "no schema": Wrong({"type": "nonsense"}, says="a JSON schema"),
         "a list of fields": Wrong(["drink", "count", "to_go"], says="dictionary"),
     },
 )

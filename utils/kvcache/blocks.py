@@ -5,9 +5,9 @@ tokens. A sequence's *block table* maps its logical blocks to physical ones, whi
 neighbours; two sequences with a common prefix point at the same physical blocks, and a reference
 count per block tells how many tables do. A sequence that writes to a shared block copies it first.
 
-In vLLM 0.32 (``v1/core/block_pool.py``) ``get_new_blocks`` takes from the free queue, ``touch``
-adds a reference and ``free_blocks`` drops one. There prefixes are shared in full blocks only,
-which nobody writes to; a partly filled block is copied before its writer goes on.
+In vLLM 0.32 (`v1/core/block_pool.py`) `get_new_blocks` takes from the free queue, `touch` adds a reference,
+also to a free block that still has its content, and `free_blocks` drops one. Prefixes are shared in full
+blocks only, to which nobody writes, so nothing is copied. `prefix_blocks.py` has such a pool.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class BlockPool:
         return block
 
     def share(self, block: int) -> None:
-        """Add a reference to a block in use (vLLM: ``touch``).
+        """Add a reference to a block in use. vLLM's `touch` also revives a free one.
 
         Raises:
             ValueError: The block is free.
