@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from utils.files import encodable
 from utils.http.answers import error_text, part_has_text
 from utils.http.sse import DONE, Event
@@ -183,9 +185,14 @@ def read_timings(values: object) -> dict[str, float] | None:
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many digits; nested too deeply
-        raise ResponseError(f"not JSON: {text[:80]!r} ({error})") from error
+        data = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            data = json.loads(
+                text
+            )  # slower, but it reads half a surrogate pair, as engines send it
+        except (ValueError, RecursionError) as error:  # too many digits; nested too deeply
+            raise ResponseError(f"not JSON: {text[:80]!r} ({error})") from error
     if not isinstance(data, dict):
         raise ResponseError(f"not a JSON object: {text[:80]!r}")
     return data
