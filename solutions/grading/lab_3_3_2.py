@@ -295,6 +295,24 @@ def _uses_up_the_tokens(root: Node, tokens: Tokens, page_size: int, now: int) ->
     return end
 
 
+def _with_the_rest(root: Node, tokens: Tokens, page_size: int, now: int) -> Node:
+    rest, node = list(tokens[: len(tokens) // page_size * page_size]), root
+    while rest:
+        page = tuple(rest[:page_size])
+        if page not in node.children:
+            node.children[page] = Node(rest, node, {}, 0, now)
+            return node.children[page]
+        child = node.children[page]
+        common = radix.shared_length(child.key, rest, 0, page_size)
+        head, tail = child.key[:common], child.key[common:]
+        if tail:
+            upper = Node(head, node, {tuple(tail[:page_size]): child}, child.lock_ref, child.last_used)
+            child.key, child.parent, node.children[page] = tail, upper, upper
+            child = upper
+        child.last_used, node, rest = now, child, rest[common:]
+    return node
+
+
 def _by_recursion_from(root: Node, tokens: Tokens, page_size: int, now: int, done: int = 0) -> Node:
     end = len(tokens) - len(tokens) % page_size
     if done >= end:
@@ -313,7 +331,7 @@ def _by_recursion_from(root: Node, tokens: Tokens, page_size: int, now: int, don
 
 insert = Grading(
     lab.insert,
-    right={"by recursion": _by_recursion_from, "the course's own": radix.insert},
+    right={"by recursion": _by_recursion_from, "with the rest of the tokens": _with_the_rest},
     wrong={
         "uses up the tokens": Wrong(_uses_up_the_tokens, says="handed in"),
         "never cuts a node": Wrong(_never_cuts, says="Cut"),
